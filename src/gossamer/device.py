@@ -1,0 +1,150 @@
+"""Which accelerator is here and what it can do: the only file that names one.
+
+Everything else asks this module for a device, a data type or a piece of random state, through PyTorch's
+device-independent interface (`torch.accelerator`), so that a chip whose plug-in registers itself with PyTorch
+(`npu`, `mlu`, `musa`, …) needs no line elsewhere.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+from typing import Any
+
+import torch
+
+from gossamer.errors import UserError, nearest
+
+# Collective-communication library of each device type; gloo serves every other one through host memory.
+COLLECTIVE_BACKENDS = {"cuda": "nccl", "xpu": "xccl", "npu": "hccl", "mlu": "cncl", "musa": "mccl"}
+
+
+def default_device() -> torch.device:
+    """The accelerator PyTorch sees, or the CPU. `GOSSAMER_DEVICE` overrides it."""
+    if wanted := os.environ.get("GOSSAMER_DEVICE"):
+        return resolve(wanted)
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return accelerator or torch.device("cpu")
+
+
+def resolve(name: str = "auto") -> torch.device:
+    """Turn a user's word (`auto`, `cpu`, `cuda`, `cuda:1`, `npu` …) into a device that is present.
+
+    Raises:
+        UserError: the word names no device type, or one that is not on this machine.
+    """
+    if name == "auto":
+        return default_device()
+    present = available_devices()
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"unknown device {name!r}{nearest(name, present)}; here: {', '.join(present)}") from None
+    if device.type not in present:
+        raise UserError(f"device {name!r} is not on this machine; here: {', '.join(present)}")
+    if device.index is not None and device.index >= device_count(device):
+        raise UserError(f"device {name!r}: only {device_count(device)} of type {device.type!r} on this machine")
+    return device
+
+
+def available_devices() -> list[str]:
+    """Device types a user can name here, best first."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return ([accelerator.type] if accelerator else []) + ["cpu"]
+
+
+def device_count(device: torch.device) -> int:
+    """How many devices of this one's type are here."""
+    return 1 if device.type == "cpu" else torch.accelerator.device_count()
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what was asked of it (nothing to wait for on a CPU)."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep the host memory that tensors free, instead of handing each page back to the system.
+
+    A training step frees and takes the same megabytes over and over; with glibc's defaults every round costs a page
+    fault for each 4 KiB, which was measured to be most of the time of a small model's backward pass. Does nothing
+    where the C library is another one.
+    """
+    trim_threshold, mmap_threshold, arena_max = -1, -3, -8  # parameter numbers of glibc's malloc.h
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return
+    mallopt(arena_max, 1)
+    mallopt(trim_threshold, 2**31 - 1)
+    mallopt(mmap_threshold, 32 << 20)  # the largest value that glibc takes
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the random generators of the CPU and of every device."""
+    torch.manual_seed(seed)
+
+
+def random_state(device: torch.device) -> dict[str, torch.Tensor]:
+    """The state of the generators a training step may draw from, as CPU tensors of bytes."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type != "cpu":
+        state[device.type] = torch.get_device_module(device).get_rng_state(device)
+    return state
+
+
+def set_random_state(state: dict[str, torch.Tensor], device: torch.device) -> None:
+    """Put back what `random_state` returned; a state of another device type is passed over."""
+    torch.set_rng_state(state["cpu"])
+    if device.type != "cpu" and device.type in state:
+        torch.get_device_module(device).set_rng_state(state[device.type], device)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Peak memory in bytes: of the process on a CPU, of the allocator on an accelerator."""
+    if device.type != "cpu":
+        return torch.accelerator.max_memory_allocated(device)
+    import resource
+
+    unit = 1 if platform.system() == "Darwin" else 1024  # ru_maxrss: bytes on macOS, KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def cpu_name() -> str:
+    """The processor's name as its maker gives it."""
+    try:
+        with open("/proc/cpuinfo") as lines:
+            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def device_name(device: torch.device) -> str:
+    """A device's name for people, such as `cpu (AMD EPYC, 2 threads)`."""
+    if device.type == "cpu":
+        return f"cpu ({cpu_name()}, {torch.get_num_threads()} threads)"
+    properties = torch.get_device_module(device).get_device_properties(device)
+    return f"{device.type} ({getattr(properties, 'name', 'unnamed')})"
+
+
+def memory_bytes(device: torch.device) -> int:
+    """Memory in bytes that the device has in all."""
+    if device.type != "cpu":
+        return torch.accelerator.get_memory_info(device)[1]
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def describe(device: torch.device | None = None) -> dict[str, Any]:
+    """What `gossamer doctor` prints of the machine."""
+    device = device or default_device()
+    return {
+        "device": device_name(device),
+        "device_type": device.type,
+        "memory_gib": round(memory_bytes(device) / 2**30, 1),
+        "collective_backend": COLLECTIVE_BACKENDS.get(device.type, "gloo"),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+    }

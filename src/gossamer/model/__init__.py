@@ -1,0 +1,1 @@
+"""What the network is: one file a part, named as in the checkpoint."""

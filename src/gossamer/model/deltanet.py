@@ -1,0 +1,66 @@
+"""Gated DeltaNet: linear attention by the gated delta rule, behind a short convolution, with a gated norm."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gossamer import ops
+from gossamer.model.config import ModelConfig
+from gossamer.model.norm import GatedRMSNorm, working_dtype
+from gossamer.model.state import LinearState
+
+
+class GatedDeltaNet(nn.Module):
+    """A layer's `linear_attn`. Shapes: Hk key heads of dk, Hv = r · Hk value heads of dv.
+
+    `A_log`, `dt_bias` and the gates stay in float32 whatever the model's dtype: in a narrower type A_log becomes −inf.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.key_heads, self.value_heads = config.linear_num_key_heads, config.linear_num_value_heads
+        self.key_dim, self.value_dim = config.linear_key_head_dim, config.linear_value_head_dim
+        hidden, key_width, value_width = config.hidden_size, config.linear_key_dim, config.linear_value_dim
+        self.in_proj_qkvz = nn.Linear(hidden, 2 * key_width + 2 * value_width, bias=False)
+        self.in_proj_ba = nn.Linear(hidden, 2 * self.value_heads, bias=False)
+        # A convolution's parameter in the checkpoint's shape, [channels, 1, K]; ops.short_conv computes it.
+        channels, taps = config.linear_conv_dim, config.linear_conv_kernel_dim
+        self.conv1d = nn.Conv1d(channels, channels, taps, groups=channels, padding=taps - 1, bias=False)
+        self.dt_bias = nn.Parameter(torch.ones(self.value_heads))
+        self.A_log = nn.Parameter(torch.zeros(self.value_heads))
+        self.norm = GatedRMSNorm(self.value_dim, config.rms_norm_eps)
+        self.out_proj = nn.Linear(value_width, hidden, bias=False)
+
+    def forward(self, x: Tensor, cu_seqlens: Tensor | None = None, state: LinearState | None = None) -> Tensor:
+        """[B, T, hidden] → [B, T, hidden]; `state` is read and replaced in place."""
+        batch, length, _ = x.shape
+        repeats = self.value_heads // self.key_heads
+        # Both projections are interleaved: for each key head [q | k | r·v | r·z] and [r·b | r·a].
+        grouped = self.in_proj_qkvz(x).view(batch, length, self.key_heads, -1)
+        widths = [self.key_dim, self.key_dim, repeats * self.value_dim, repeats * self.value_dim]
+        q, k, v, z = (part.flatten(2) for part in grouped.split(widths, dim=-1))
+        b, a = self.in_proj_ba(x).view(batch, length, self.key_heads, -1).chunk(2, dim=-1)
+
+        mixed, conv_state = ops.short_conv(
+            torch.cat([q, k, v], dim=-1), self.conv1d.weight.squeeze(1), state and state.conv, cu_seqlens
+        )
+        q, k, v = mixed.split([q.shape[-1], k.shape[-1], v.shape[-1]], dim=-1)
+
+        dtype = working_dtype(x)
+        beta = b.flatten(2).to(dtype).sigmoid()
+        g = -self.A_log.to(dtype).exp() * F.softplus(a.flatten(2).to(dtype) + self.dt_bias.to(dtype))
+        o, recurrent = ops.delta_rule(
+            q.unflatten(-1, (self.key_heads, self.key_dim)),
+            k.unflatten(-1, (self.key_heads, self.key_dim)),
+            v.unflatten(-1, (self.value_heads, self.value_dim)),
+            g,
+            beta,
+            state and state.recurrent,
+            cu_seqlens,
+        )
+        if state is not None:
+            state.conv, state.recurrent = conv_state, recurrent
+        out: Tensor = self.out_proj(self.norm(o, z.unflatten(-1, o.shape[-2:])).flatten(2))
+        return out

@@ -1,0 +1,41 @@
+"""Root-mean-square norms: the trunk's (1 + w) and the gated one of linear attention."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def working_dtype(x: Tensor) -> torch.dtype:
+    """float32, or float64 for inputs of that type: what norms, gates and states are computed in."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+class RMSNorm(nn.Module):
+    """x · rsqrt(mean x² + ε) · (1 + w), computed in float32 and cast last. w starts at zero."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[…, width] → […, width]."""
+        dtype = working_dtype(x)
+        return F.rms_norm(x.to(dtype), x.shape[-1:], 1.0 + self.weight.to(dtype), self.eps).to(x.dtype)
+
+
+class GatedRMSNorm(nn.Module):
+    """RMS(x) · w ⊙ SiLU(gate), norm before gate. Here the weight is plain, and starts at one."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor, gate: Tensor) -> Tensor:
+        """Both […, width] → […, width]."""
+        dtype = working_dtype(x)
+        y = F.rms_norm(x.to(dtype), x.shape[-1:], self.weight.to(dtype), self.eps)
+        return (y * F.silu(gate.to(dtype))).to(gate.dtype)

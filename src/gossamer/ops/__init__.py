@@ -1,0 +1,25 @@
+"""The few heavy operations, each with a reference that says what it computes and implementations that compute it fast."""
+
+from __future__ import annotations
+
+import torch
+
+from gossamer.ops.attention import attention
+from gossamer.ops.delta_rule import delta_rule
+from gossamer.ops.grouped_mlp import grouped_mlp
+from gossamer.ops.linear_cross_entropy import linear_cross_entropy
+from gossamer.ops.registry import OPERATIONS, forced
+from gossamer.ops.short_conv import short_conv
+
+__all__ = ["attention", "delta_rule", "describe", "forced", "grouped_mlp", "linear_cross_entropy", "short_conv"]
+
+
+def describe(device: torch.device) -> dict[str, dict[str, object]]:
+    """For each operation: the implementation that runs on `device`, and the others with what keeps them from it."""
+    return {
+        name: {
+            "runs": operation.choose(device).name,
+            "implementations": {other.name: other.obstacle(device) or "able" for other in operation.implementations},
+        }
+        for name, operation in OPERATIONS.items()
+    }

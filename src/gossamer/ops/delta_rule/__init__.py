@@ -1,0 +1,65 @@
+"""The gated delta rule (arXiv 2412.06464): linear attention whose state forgets by a gate and corrects itself.
+
+Per value head a state S of shape [dk, dv] is kept; for each token, with q and k normalised and α = e^g:
+
+    S ← α S;   δ = β (v − Sᵀ k);   S ← S + k δᵀ;   o = Sᵀ q
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from gossamer.errors import UserError
+from gossamer.ops.delta_rule.chunked import CHUNK, chunked
+from gossamer.ops.delta_rule.reference import reference
+from gossamer.ops.packing import document_lengths
+from gossamer.ops.registry import Operation
+
+__all__ = ["CHUNK", "delta_rule"]
+
+DELTA_RULE = Operation("delta_rule")
+DELTA_RULE.register("chunked")(chunked)
+DELTA_RULE.register("reference")(reference)
+
+
+def delta_rule(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor,
+    beta: Tensor,
+    initial_state: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Run the gated delta rule over every document of a batch.
+
+    q and k are normalised here, x · rsqrt(Σ x² + 1e-6), and q is scaled by dk^-1/2. Value head h reads key head
+    ⌊h · Hk / Hv⌋. Everything is computed in float32, or in float64 if q is.
+
+    Args:
+        q: [B, T, Hk, dk], as it leaves the convolution
+        k: [B, T, Hk, dk]
+        v: [B, T, Hv, dv], Hv a multiple of Hk
+        g: [B, T, Hv] logarithm of the decay, ≤ 0, float32 or float64
+        beta: [B, T, Hv] strength of the update, 0 to 1
+        initial_state: [N, Hv, dk, dv] for each of the N documents, zero if None
+        cu_seqlens: [N + 1] where documents begin in the flattened batch; None: each row is a document, N = B
+
+    Returns:
+        o [B, T, Hv, dv] in v's dtype and the final states [N, Hv, dk, dv] in the computing dtype.
+
+    Raises:
+        UserError: shapes that do not fit.
+    """
+    batch, length, key_heads, key_dim = q.shape
+    value_heads, value_dim = v.shape[2:]
+    if k.shape != q.shape or v.shape[:2] != q.shape[:2] or value_heads % key_heads:
+        raise UserError(f"delta_rule: q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)} do not fit")
+    if g.shape != v.shape[:3] or beta.shape != v.shape[:3]:
+        raise UserError(f"delta_rule: g {tuple(g.shape)} and beta {tuple(beta.shape)} must be {tuple(v.shape[:3])}")
+    lengths = document_lengths(batch, length, cu_seqlens)
+    state_shape = (len(lengths), value_heads, key_dim, value_dim)
+    if initial_state is not None and initial_state.shape != state_shape:
+        raise UserError(f"delta_rule: initial_state {tuple(initial_state.shape)} must be {state_shape}")
+    o, state = DELTA_RULE(q.device, q, k, v, g, beta, initial_state, lengths)
+    return o, state

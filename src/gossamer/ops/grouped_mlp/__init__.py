@@ -1,0 +1,42 @@
+"""The routed experts: each token passes the SwiGLU networks it was sent to, and their outputs are summed by weight."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from gossamer.errors import UserError
+from gossamer.ops.grouped_mlp.reference import reference
+from gossamer.ops.grouped_mlp.sorted import by_expert
+from gossamer.ops.registry import Operation
+
+GROUPED_MLP = Operation("grouped_mlp")
+GROUPED_MLP.register("sorted")(by_expert)
+GROUPED_MLP.register("reference")(reference)
+
+
+def grouped_mlp(x: Tensor, expert_ids: Tensor, weights: Tensor, gate_up_proj: Tensor, down_proj: Tensor) -> Tensor:
+    """y_n = Σ_j weights_nj · D_e (SiLU(G_e x_n) ⊙ U_e x_n), e = expert_ids_nj.
+
+    Tokens are independent of each other, so packed documents need no boundary here.
+
+    Args:
+        x: [N, hidden]
+        expert_ids: [N, k] int64, each in 0 … E − 1
+        weights: [N, k]
+        gate_up_proj: [E, 2·I, hidden], the rows of G before those of U
+        down_proj: [E, hidden, I]
+
+    Returns:
+        y [N, hidden] in x's dtype.
+
+    Raises:
+        UserError: shapes that do not fit.
+    """
+    experts, twice, hidden = gate_up_proj.shape
+    if x.ndim != 2 or x.shape[1] != hidden or expert_ids.shape != weights.shape or len(expert_ids) != len(x):
+        raise UserError(f"grouped_mlp: x {tuple(x.shape)}, expert_ids {tuple(expert_ids.shape)}, weights "
+                        f"{tuple(weights.shape)} do not fit experts of width {hidden}")
+    if down_proj.shape != (experts, hidden, twice // 2):
+        raise UserError(f"grouped_mlp: down_proj {tuple(down_proj.shape)} must be {(experts, hidden, twice // 2)}")
+    y: Tensor = GROUPED_MLP(x.device, x, expert_ids, weights, gate_up_proj, down_proj)
+    return y

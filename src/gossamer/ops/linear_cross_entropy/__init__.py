@@ -1,0 +1,39 @@
+"""The output head and its loss in one: cross-entropy of hidden · weightᵀ without holding all the logits."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from gossamer.errors import UserError
+from gossamer.ops.linear_cross_entropy.chunked import chunked
+from gossamer.ops.linear_cross_entropy.reference import reference
+from gossamer.ops.registry import Operation
+
+__all__ = ["IGNORED", "linear_cross_entropy"]
+
+IGNORED = -100  # the label of a token that is not predicted, as in Hugging Face's and PyTorch's losses
+
+LINEAR_CROSS_ENTROPY = Operation("linear_cross_entropy")
+LINEAR_CROSS_ENTROPY.register("chunked")(chunked)
+LINEAR_CROSS_ENTROPY.register("reference")(reference)
+
+
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+    """The sum over tokens of −log softmax(hidden · weightᵀ)[label], in nats.
+
+    Args:
+        hidden: [N, hidden]
+        weight: [V, hidden]
+        labels: [N] int64, each in 0 … V − 1 or −100 where nothing is predicted (already shifted)
+
+    Returns:
+        The sum, a scalar in float32, or in float64 if hidden is.
+
+    Raises:
+        UserError: shapes that do not fit.
+    """
+    if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1] or labels.shape != hidden.shape[:1]:
+        raise UserError(f"linear_cross_entropy: hidden {tuple(hidden.shape)}, weight {tuple(weight.shape)}, labels "
+                        f"{tuple(labels.shape)} do not fit")
+    loss: Tensor = LINEAR_CROSS_ENTROPY(hidden.device, hidden, weight, labels)
+    return loss

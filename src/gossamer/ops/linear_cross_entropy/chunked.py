@@ -1,0 +1,66 @@
+"""The loss a few tokens at a time, the gradient computed while the logits are at hand.
+
+The loss is a sum, so its gradient with respect to the logits, softmax − one-hot, is known as soon as they are: each
+chunk's logits are turned into it in place and spent at once on the gradients of hidden and weight. What is kept for
+the backward pass are those two, no larger than the inputs (as in Liger Kernel, arXiv 2410.10989).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CHUNK_BYTES = 8 << 20  # of logits held at once
+
+
+def chunked(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+    """See `linear_cross_entropy`."""
+    loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, labels)
+    return loss
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+        dtype = torch.promote_types(hidden.dtype, torch.float32)
+        total = hidden.new_zeros((), dtype=dtype)
+        needs_hidden, needs_weight, _ = ctx.needs_input_grad
+        dhidden = torch.empty_like(hidden) if needs_hidden else None
+        dweight = torch.zeros_like(weight, dtype=dtype) if needs_weight else None
+        w = weight.to(hidden.dtype)
+        rows = max(1, CHUNK_BYTES // (len(weight) * dtype.itemsize))
+        for start in range(0, len(hidden), rows):
+            part = slice(start, start + rows)
+            h, label = hidden[part], labels[part]
+            valid = (label >= 0).to(dtype).unsqueeze(1)
+            index = label.clamp(min=0).unsqueeze(1)
+            logits = (h @ w.mT).to(dtype)
+            normaliser = logits.logsumexp(1, keepdim=True)
+            total += ((normaliser - logits.gather(1, index)) * valid).sum()
+            if dhidden is None and dweight is None:
+                continue
+            dlogits = logits.sub_(normaliser).exp_().mul_(valid)
+            dlogits.scatter_add_(1, index, -valid)
+            dlogits = dlogits.to(hidden.dtype)
+            if dhidden is not None:
+                torch.mm(dlogits, w, out=dhidden[part])
+            if dweight is not None:
+                if dweight.dtype == dlogits.dtype:
+                    dweight.addmm_(dlogits.mT, h)
+                else:
+                    dweight += dlogits.mT @ h
+        ctx.save_for_backward(dhidden, dweight)
+        ctx.weight_dtype = weight.dtype
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        dhidden, dweight = ctx.saved_tensors
+        scale = grads[0]
+        return (
+            None if dhidden is None else (dhidden * scale.to(dhidden.dtype)),
+            None if dweight is None else (dweight * scale).to(ctx.weight_dtype),
+            None,
+        )

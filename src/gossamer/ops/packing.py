@@ -1,0 +1,93 @@
+"""Where each document of a packed batch begins and ends, as the operations need it.
+
+`cu_seqlens` are the cumulative lengths of the documents over the flattened tokens of a batch, [0, …, B·T], an integer
+tensor on the CPU: it decides shapes, so it is read on the host. Without it every row of the batch is one document.
+The layouts derived from it are cached, so that the layers of a network share one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from gossamer.errors import UserError
+
+
+def document_lengths(batch: int, length: int, cu_seqlens: Tensor | None) -> tuple[int, ...]:
+    """Lengths of the documents in a batch of `batch` rows of `length` tokens.
+
+    Raises:
+        UserError: `cu_seqlens` does not run from 0 to batch · length without falling.
+    """
+    if cu_seqlens is None:
+        return (length,) * batch
+    return _lengths_of(tuple(cu_seqlens.tolist()), batch * length)
+
+
+@lru_cache(maxsize=64)
+def _lengths_of(cumulative: tuple[int, ...], total: int) -> tuple[int, ...]:
+    if len(cumulative) < 2 or cumulative[0] != 0 or cumulative[-1] != total:
+        raise UserError(f"cu_seqlens must run from 0 to {total} (the tokens of the batch), not {cumulative[:1]} to "
+                        f"{cumulative[-1:]}")
+    lengths = tuple(end - start for start, end in pairwise(cumulative))
+    if min(lengths) < 0:
+        raise UserError("cu_seqlens must not fall")
+    return lengths
+
+
+@lru_cache(maxsize=64)
+def positions(lengths: tuple[int, ...], device: torch.device) -> Tensor:
+    """Each token's place in its document, [sum(lengths)] int64."""
+    return torch.cat([torch.arange(length) for length in lengths]).to(device) if lengths else torch.empty(0)
+
+
+@dataclass(frozen=True)
+class ChunkLayout:
+    """Documents cut into chunks of C tokens, for a scan that walks all documents in step.
+
+    Documents are ordered longest first, and chunks are ordered by step: the chunks of step n belong to the first
+    `active[n]` documents of that order. Tokens that fill up a document's last chunk are empty slots.
+
+    Attributes:
+        chunk: C, in tokens
+        order: document indices, longest first
+        active: for each step, how many documents still have a chunk
+        slots: for each token of the flattened batch its slot (chunk · C + place), [tokens] int64; None if slot = token
+    """
+
+    chunk: int
+    order: tuple[int, ...]
+    active: tuple[int, ...]
+    slots: Tensor | None
+
+    @property
+    def num_chunks(self) -> int:
+        return sum(self.active)
+
+
+@lru_cache(maxsize=64)
+def chunk_layout(lengths: tuple[int, ...], chunk: int, device: torch.device) -> ChunkLayout:
+    """Lay documents of these lengths out in chunks of `chunk` tokens."""
+    order = tuple(sorted(range(len(lengths)), key=lambda d: -lengths[d]))
+    chunks_of = [-(-lengths[d] // chunk) for d in order]
+    steps = chunks_of[0] if chunks_of else 0
+    active = tuple(sum(count > step for count in chunks_of) for step in range(steps))
+    first_chunk = [0]
+    for count in active:
+        first_chunk.append(first_chunk[-1] + count)
+
+    starts = [0]
+    for length in lengths:
+        starts.append(starts[-1] + length)
+    slots = torch.empty(starts[-1], dtype=torch.int64)
+    first = torch.tensor(first_chunk, dtype=torch.int64)
+    for rank, document in enumerate(order):
+        place = torch.arange(lengths[document])
+        step = place // chunk
+        slots[starts[document] : starts[document + 1]] = (first[step] + rank) * chunk + place % chunk
+    identity = len(slots) == sum(active) * chunk and bool((slots == torch.arange(len(slots))).all())
+    return ChunkLayout(chunk, order, active, None if identity else slots.to(device))

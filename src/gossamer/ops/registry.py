@@ -1,0 +1,102 @@
+"""One operation, several implementations: which one runs, and how to force another.
+
+The choice is made by the device that the tensors are on, the first registered implementation that can run there
+winning. `GOSSAMER_OPS="delta_rule=reference,short_conv=reference"` or `forced(delta_rule="reference")` overrides it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from gossamer.errors import UserError, nearest
+
+OPERATIONS: dict[str, Operation] = {}
+_FORCED: dict[str, str] = {}
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """A way to compute an operation; `obstacle(device)` says why it cannot run there, or "" if it can."""
+
+    name: str
+    function: Callable[..., Any]
+    obstacle: Callable[[torch.device], str]
+
+
+class Operation:
+    """A named operation with its implementations, best first."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.implementations: list[Implementation] = []
+        OPERATIONS[name] = self
+
+    def register(
+        self, name: str, obstacle: Callable[[torch.device], str] = lambda device: ""
+    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        """Add an implementation behind those already registered."""
+
+        def add(function: Callable[..., Any]) -> Callable[..., Any]:
+            self.implementations.append(Implementation(name, function, obstacle))
+            return function
+
+        return add
+
+    def choose(self, device: torch.device) -> Implementation:
+        """The implementation that runs on `device`.
+
+        Raises:
+            UserError: the forced one is unknown or cannot run there.
+        """
+        able = [candidate for candidate in self.implementations if not candidate.obstacle(device)]
+        wanted = _FORCED.get(self.name) or _from_environment().get(self.name)
+        if wanted is None:
+            return able[0]
+        names = ", ".join(candidate.name for candidate in able)
+        for candidate in self.implementations:
+            if candidate.name == wanted:
+                if reason := candidate.obstacle(device):
+                    raise UserError(f"{self.name} cannot run as {wanted!r} on {device}: {reason}; able here: {names}")
+                return candidate
+        raise UserError(f"{self.name} has no implementation {wanted!r}; able here: {names}")
+
+    def __call__(self, device: torch.device, *args: Any, **kwargs: Any) -> Any:
+        return self.choose(device).function(*args, **kwargs)
+
+
+@contextmanager
+def forced(**choice: str) -> Iterator[None]:
+    """Inside this context the named operations run as told: `forced(delta_rule="reference")`."""
+    _check_names(choice)
+    before = dict(_FORCED)
+    _FORCED.update(choice)
+    try:
+        yield
+    finally:
+        _FORCED.clear()
+        _FORCED.update(before)
+
+
+def _from_environment() -> dict[str, str]:
+    text = os.environ.get("GOSSAMER_OPS", "")
+    if not text:
+        return {}
+    pairs = [pair.partition("=") for pair in text.split(",")]
+    for name, equals, value in pairs:
+        if not equals or not value:
+            raise UserError(f"GOSSAMER_OPS: {name!r} is not of the form operation=implementation")
+    choice = {name.strip(): value.strip() for name, _, value in pairs}
+    _check_names(choice)
+    return choice
+
+
+def _check_names(choice: dict[str, str]) -> None:
+    for name in choice:
+        if name not in OPERATIONS:
+            raise UserError(f"unknown operation {name!r}{nearest(name, OPERATIONS)}; known: {', '.join(OPERATIONS)}")
