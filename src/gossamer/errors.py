@@ -23,14 +23,16 @@ class UserError(ValueError):
 def nearest(name: str, candidates: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the candidate that resembles ``name`` most, or ``""`` when none is close.
 
-    Dotted names also match by their last part, so that ``num_expert`` finds ``model.num_experts``.
+    Dotted names are compared by their last part, within their own section first: ``num_expert`` finds
+    ``model.num_experts``, and ``training.zzz`` finds nothing although all of ``training`` begins alike.
     """
     known = list(candidates)
-    found = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    if not found:
+    section, _, leaf = name.rpartition(".")
+    siblings = [candidate for candidate in known if candidate.rpartition(".")[0] == section]
+    for pool in (siblings, known):
         by_leaf: dict[str, str] = {}
-        for candidate in known:
-            by_leaf.setdefault(candidate.rsplit(".", 1)[-1], candidate)
-        leaves = difflib.get_close_matches(name.rsplit(".", 1)[-1], by_leaf, n=1, cutoff=0.7)
-        found = [by_leaf[leaf] for leaf in leaves]
-    return f"; did you mean {found[0]!r}?" if found else ""
+        for candidate in pool:
+            by_leaf.setdefault(candidate.rpartition(".")[2], candidate)
+        if found := difflib.get_close_matches(leaf, by_leaf, n=1, cutoff=0.6):
+            return f"; did you mean {by_leaf[found[0]]!r}?"
+    return ""

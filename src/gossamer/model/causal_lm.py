@@ -145,9 +145,7 @@ class CausalLM(nn.Module):
             balance += [] if mtp_balance is None else [mtp_balance]
         return Output(loss=loss, mtp_loss=mtp_loss, aux_loss=_total(balance), predicted=predicted)
 
-    def _loss(
-        self, hidden: Tensor, labels: Tensor, lengths: tuple[int, ...], ahead: int
-    ) -> tuple[Tensor, Tensor]:
+    def _loss(self, hidden: Tensor, labels: Tensor, lengths: tuple[int, ...], ahead: int) -> tuple[Tensor, Tensor]:
         targets = _ahead(labels, lengths, ahead, fill=IGNORED).flatten()
         predicted = (targets != IGNORED).sum()
         total = ops.linear_cross_entropy(hidden.flatten(0, 1), self.lm_head.weight, targets)

@@ -41,7 +41,7 @@ class ModelConfig:
     Attributes:
         vocab_size: number of token ids
         hidden_size: width of the residual stream
-        intermediate_size: width of a dense feed-forward layer, where `mlp_only_layers` or `decoder_sparse_step` asks for one
+        intermediate_size: width of a dense feed-forward layer (see mlp_only_layers and decoder_sparse_step)
         num_hidden_layers: number of blocks
         num_attention_heads: query heads of a full-attention layer
         num_key_value_heads: key and value heads of a full-attention layer

@@ -43,8 +43,9 @@ class GatedDeltaNet(nn.Module):
         q, k, v, z = (part.flatten(2) for part in grouped.split(widths, dim=-1))
         b, a = self.in_proj_ba(x).view(batch, length, self.key_heads, -1).chunk(2, dim=-1)
 
+        before = state or LinearState()
         mixed, conv_state = ops.short_conv(
-            torch.cat([q, k, v], dim=-1), self.conv1d.weight.squeeze(1), state and state.conv, cu_seqlens
+            torch.cat([q, k, v], dim=-1), self.conv1d.weight.squeeze(1), before.conv, cu_seqlens
         )
         q, k, v = mixed.split([q.shape[-1], k.shape[-1], v.shape[-1]], dim=-1)
 
@@ -57,7 +58,7 @@ class GatedDeltaNet(nn.Module):
             v.unflatten(-1, (self.value_heads, self.value_dim)),
             g,
             beta,
-            state and state.recurrent,
+            before.recurrent,
             cu_seqlens,
         )
         if state is not None:

@@ -1,4 +1,4 @@
-"""The few heavy operations, each with a reference that says what it computes and implementations that compute it fast."""
+"""The few heavy operations, each with a reference that says what it computes and others that compute it fast."""
 
 from __future__ import annotations
 

@@ -31,8 +31,10 @@ def document_lengths(batch: int, length: int, cu_seqlens: Tensor | None) -> tupl
 @lru_cache(maxsize=64)
 def _lengths_of(cumulative: tuple[int, ...], total: int) -> tuple[int, ...]:
     if len(cumulative) < 2 or cumulative[0] != 0 or cumulative[-1] != total:
-        raise UserError(f"cu_seqlens must run from 0 to {total} (the tokens of the batch), not {cumulative[:1]} to "
-                        f"{cumulative[-1:]}")
+        raise UserError(
+            f"cu_seqlens must run from 0 to {total} (the tokens of the batch), not {cumulative[:1]} to "
+            f"{cumulative[-1:]}"
+        )
     lengths = tuple(end - start for start, end in pairwise(cumulative))
     if min(lengths) < 0:
         raise UserError("cu_seqlens must not fall")

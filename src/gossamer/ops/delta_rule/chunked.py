@@ -34,9 +34,8 @@ def chunked(
         initial_state = v.new_zeros(len(lengths), v.shape[2], q.shape[3], v.shape[3], dtype=dtype)
     if max(lengths) == 0:
         return torch.zeros_like(v), initial_state.to(dtype)
-    if max(lengths) == 1 and not torch.is_grad_enabled():
-        if min(lengths) == 1:
-            return _one_token(q, k, v, g, beta, initial_state.to(dtype))
+    if max(lengths) == min(lengths) == 1 and not torch.is_grad_enabled():
+        return _one_token(q, k, v, g, beta, initial_state.to(dtype))
     chunk = min(CHUNK, 1 << (max(lengths) - 1).bit_length())  # short documents: no larger than they need
     layout = chunk_layout(lengths, chunk, q.device)
     o, state = _Chunked.apply(q, k, v, g, beta, initial_state, layout)
@@ -156,9 +155,7 @@ class _Chunked(torch.autograd.Function):
         state = initial.to(dtype)[list(layout.order)].view(-1, *many, *initial.shape[2:])
         states, V_new, final = _scan(U, W, K * decay.after, decay.whole, state, layout)
         P = _bmm(Q, K.mT) * decay.matrix
-        O = torch.baddbmm(
-            _bmm(P, V_new).flatten(0, 2), (Q * decay.before).flatten(0, 2), states.flatten(0, 2)
-        ).view(V.shape)
+        O = _bmm(P, V_new) + _bmm(Q * decay.before, states)
 
         ctx.save_for_backward(Q, K, V, b, c, A, V_new, states, q_inverse, k_inverse)
         ctx.layout, ctx.templates = layout, (q, k, v, g, beta, initial)
@@ -184,7 +181,9 @@ class _Chunked(torch.autograd.Function):
 
         # The reverse scan: gradients of Ṽ and of the state after each chunk.
         dstate = grad_final.to(V.dtype)[list(layout.order)].view(-1, *many, *initial.shape[2:])
-        dV_new, dstates, dinitial = _scan_backward(_bmm(P.mT, dO), _bmm(Q_in.mT, dO), W, K_out, decay.whole, dstate, layout)
+        dV_new, dstates, dinitial = _scan_backward(
+            _bmm(P.mT, dO), _bmm(Q_in.mT, dO), W, K_out, decay.whole, dstate, layout
+        )
 
         # Everything else for all chunks at once.
         dP = _bmm(dO, V_new.mT).tril_()

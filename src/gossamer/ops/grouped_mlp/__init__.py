@@ -34,8 +34,10 @@ def grouped_mlp(x: Tensor, expert_ids: Tensor, weights: Tensor, gate_up_proj: Te
     """
     experts, twice, hidden = gate_up_proj.shape
     if x.ndim != 2 or x.shape[1] != hidden or expert_ids.shape != weights.shape or len(expert_ids) != len(x):
-        raise UserError(f"grouped_mlp: x {tuple(x.shape)}, expert_ids {tuple(expert_ids.shape)}, weights "
-                        f"{tuple(weights.shape)} do not fit experts of width {hidden}")
+        raise UserError(
+            f"grouped_mlp: x {tuple(x.shape)}, expert_ids {tuple(expert_ids.shape)}, weights "
+            f"{tuple(weights.shape)} do not fit experts of width {hidden}"
+        )
     if down_proj.shape != (experts, hidden, twice // 2):
         raise UserError(f"grouped_mlp: down_proj {tuple(down_proj.shape)} must be {(experts, hidden, twice // 2)}")
     y: Tensor = GROUPED_MLP(x.device, x, expert_ids, weights, gate_up_proj, down_proj)

@@ -33,7 +33,9 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tens
         UserError: shapes that do not fit.
     """
     if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1] or labels.shape != hidden.shape[:1]:
-        raise UserError(f"linear_cross_entropy: hidden {tuple(hidden.shape)}, weight {tuple(weight.shape)}, labels "
-                        f"{tuple(labels.shape)} do not fit")
+        raise UserError(
+            f"linear_cross_entropy: hidden {tuple(hidden.shape)}, weight {tuple(weight.shape)}, labels "
+            f"{tuple(labels.shape)} do not fit"
+        )
     loss: Tensor = LINEAR_CROSS_ENTROPY(hidden.device, hidden, weight, labels)
     return loss

@@ -14,9 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def shifted(
-    x: Tensor, weight: Tensor, initial_state: Tensor | None, lengths: tuple[int, ...]
-) -> tuple[Tensor, Tensor]:
+def shifted(x: Tensor, weight: Tensor, initial_state: Tensor | None, lengths: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """See `short_conv`; `lengths` are the documents' lengths in tokens."""
     if initial_state is None:
         initial_state = x.new_zeros(len(lengths), weight.shape[1] - 1, x.shape[-1])

@@ -1,0 +1,59 @@
+# gossamer: `make` lists what there is to make. Needs Python 3.11 or newer with pip.
+
+PYTHON ?= python3
+# The version the figures in this repository were measured with; TORCH_INDEX picks another build of it, such as
+# https://download.pytorch.org/whl/cpu
+TORCH ?= torch==2.13.0
+TORCH_INDEX ?=
+DEMO_OUT ?= runs/demo
+VENV := .venv
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow lint parity clean
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.installed ## train the default recipe on this machine and print samples (DEMO_OUT=DIR to choose the folder)
+	@if [ -e "$(DEMO_OUT)" ]; then \
+	  echo "make demo: $(DEMO_OUT) exists already; choose one of:"; \
+	  echo "  $(BIN)/gossamer sample $(DEMO_OUT)             (its text)"; \
+	  echo "  $(BIN)/gossamer train --out $(DEMO_OUT) --resume  (go on where it stopped)"; \
+	  echo "  make demo DEMO_OUT=$(DEMO_OUT)-2               (another run beside it)"; \
+	  exit 2; \
+	fi >&2
+	$(BIN)/gossamer train --out "$(DEMO_OUT)"
+	$(BIN)/gossamer sample "$(DEMO_OUT)" --seed 1
+	$(BIN)/gossamer sample "$(DEMO_OUT)" --seed 2
+
+test: $(VENV)/.installed-dev ## run the tests, without the slow ones
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
+
+test-slow: $(VENV)/.installed-dev ## run the slow tests
+	$(BIN)/python -m pytest -q -m slow
+
+lint: $(VENV)/.installed-dev ## check style, format and types
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
+
+parity: $(VENV)/.installed-dev ## compare this model with the one in transformers, number by number
+	$(BIN)/python benchmarks/parity.py
+
+clean: ## remove the virtual environment, caches and builds; runs stay
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find src tests benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+
+# A stamp for users and one for developers: installed once, and again when pyproject.toml changes.
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "gossamer needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; name another with: make PYTHON=python3.12")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"
+	$(BIN)/python -m pip install --editable .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/python -m pip install --editable ".[dev]"
+	touch $@

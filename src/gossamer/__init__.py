@@ -1,0 +1,38 @@
+"""Train and serve Qwen3-Next-class language models at the lowest cost, on the chips you have.
+
+What is exported here is imported when it is first used: ``import gossamer`` and ``gossamer --help`` stay instant.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gossamer.errors import UserError
+    from gossamer.hub import load, save
+    from gossamer.model.causal_lm import CausalLM
+    from gossamer.model.config import ModelConfig
+
+__version__ = "0.1.0"
+__all__ = ["CausalLM", "ModelConfig", "UserError", "__version__", "load", "save"]
+
+_HOMES = {
+    "CausalLM": "gossamer.model.causal_lm",
+    "ModelConfig": "gossamer.model.config",
+    "UserError": "gossamer.errors",
+    "load": "gossamer.hub",
+    "save": "gossamer.hub",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'gossamer' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

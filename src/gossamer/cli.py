@@ -1,0 +1,283 @@
+"""The command line: one verb a function; its signature and docstring are the command's options and help.
+
+A user's mistake, however it is noticed, becomes one line on standard error and exit status 2. Nothing heavy is imported
+before it is known which verb runs, so that `gossamer --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json as jsonlib
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from gossamer import __version__
+from gossamer.errors import UserError, nearest
+
+
+def train(
+    recipe: str | None = None,
+    data: tuple[str, ...] | None = None,
+    tokenizer: str | None = None,
+    errors: Literal["strict", "replace"] | None = None,
+    out: str | None = None,
+    resume: bool = False,
+    device: str | None = None,
+    overrides: dict[str, Any] | None = None,
+) -> None:
+    """Train a model by a recipe; any value of the recipe can be overridden by its dotted name.
+
+    Args:
+        recipe: name of a recipe that comes with gossamer, or path of a YAML file (default: demo)
+        data: text to train on, files and folders; short for --corpus.paths
+        tokenizer: bpe, char, or a folder with a tokenizer.json; short for --corpus.tokenizer
+        errors: what to do about bytes that are not UTF-8; short for --corpus.errors
+        out: folder of the run (default: runs/<recipe>)
+        resume: go on with the run in that folder from its newest checkpoint, by its own config.yaml
+        device: auto, cpu, cuda, cuda:1, npu …; short for --training.device
+        overrides: values of the recipe by dotted name
+    """
+    from gossamer.train.recipe import DEFAULT_RECIPE
+    from gossamer.train.start import fresh_recipe, resumed_recipe
+
+    chosen = DEFAULT_RECIPE if recipe is None else recipe
+    folder = Path(out).expanduser() if out is not None else Path("runs") / Path(chosen).stem
+    wanted = dict(overrides or {})
+    for short, key, value in (
+        ("data", "corpus.paths", data),
+        ("tokenizer", "corpus.tokenizer", tokenizer),
+        ("errors", "corpus.errors", errors),
+        ("device", "training.device", device),
+    ):
+        if value is not None:
+            if key in wanted:
+                raise UserError(f"--{short} and --{key} set the same value; give one of them")
+            wanted[key] = value
+    merged = resumed_recipe(folder, recipe, wanted) if resume else fresh_recipe(folder, chosen, wanted)
+    from gossamer.train.loop import train as run_training
+
+    run_training(merged, folder, resume)
+
+
+def sample(
+    run: str,
+    prompt: str = "",
+    tokens: int = 200,
+    temperature: float = 0.8,
+    top_p: float = 0.95,
+    seed: int = 0,
+    device: str = "auto",
+) -> None:
+    """Continue a prompt with a trained model; the text appears as it is made.
+
+    Args:
+        run: folder of a run, or a Hugging Face directory
+        prompt: text to continue; empty begins a document
+        tokens: length of the continuation at most (tokens)
+        temperature: 0 takes the likeliest token always, 1 follows the model's probabilities
+        top_p: smallest set of likeliest tokens to choose from, by their summed probability (above 0, at most 1)
+        seed: same seed, same text
+        device: auto, cpu, cuda, cuda:1, npu …
+    """
+    if tokens < 1:
+        raise UserError(f"--tokens {tokens}: must be >= 1")
+    if temperature < 0:
+        raise UserError(f"--temperature {temperature}: must be >= 0")
+    if not 0 < top_p <= 1:
+        raise UserError(f"--top_p {top_p}: must be above 0 and at most 1")
+    folder = _existing(run)
+    from gossamer.infer.sample import sample_run
+
+    pieces = sample_run(
+        folder, prompt=prompt, tokens=tokens, temperature=temperature, top_p=top_p, seed=seed, device=device
+    )
+    for piece in pieces:
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    sys.stdout.write("\n")
+
+
+def eval(
+    run: str,
+    data: tuple[str, ...] = (),
+    errors: Literal["strict", "replace"] = "strict",
+    device: str = "auto",
+    json: bool = False,
+) -> None:
+    """Measure a trained model's loss, perplexity and bits per byte on text.
+
+    Args:
+        run: folder of a run, or a Hugging Face directory
+        data: text to measure on, files and folders; none: the run's own validation split
+        errors: what to do about bytes that are not UTF-8
+        device: auto, cpu, cuda, cuda:1, npu …
+        json: answer with one JSON object
+    """
+    folder = _existing(run)
+    from gossamer.train.evaluate import evaluate_run
+
+    _answer(evaluate_run(folder, paths=data, errors=errors, device=device), json)
+
+
+def report(run: str) -> None:
+    """Write the run's report.html: its recipe, curves and samples, in one file.
+
+    Args:
+        run: folder of a run
+    """
+    folder = _existing(run)
+    from gossamer.train.report import write_report
+
+    print(write_report(folder))
+
+
+def export(run: str, dir: str, to: Literal["hf"] = "hf") -> None:
+    """Write a run's model for other programs.
+
+    Args:
+        run: folder of a run
+        dir: folder to write
+        to: hf, the Hugging Face directory that transformers, vLLM and SGLang read
+    """
+    folder = _existing(run)
+    from gossamer import hub
+
+    hub.export(folder, Path(dir))
+    print(dir)
+
+
+def doctor(device: str = "auto", json: bool = False) -> None:
+    """Show what gossamer finds here: the device, what it can do, and which implementation every operation uses.
+
+    Args:
+        device: auto, cpu, cuda, cuda:1, npu …
+        json: answer with one JSON object
+    """
+    from gossamer import device as devices
+    from gossamer import ops
+
+    chosen = devices.resolve(device)
+    machine, operations = devices.describe(chosen), ops.describe(chosen)
+    if json:
+        _answer({"gossamer": __version__, "device": machine, "ops": operations}, json)
+    else:
+        _answer({"gossamer": __version__} | machine | {name: _choice(op) for name, op in operations.items()}, json)
+
+
+def _choice(operation: dict[str, Any]) -> str:
+    """The implementation of an operation that runs, then the others, each with what keeps it from running."""
+    runs, states = operation["runs"], operation["implementations"]
+    others = ", ".join(f"{name}: {state}" for name, state in states.items() if name != runs)
+    return f"{runs} ({others})" if others else runs
+
+
+VERBS: dict[str, Callable[..., None]] = {verb.__name__: verb for verb in (train, sample, eval, report, export, doctor)}
+
+
+def _existing(run: str) -> Path:
+    folder = Path(run).expanduser()
+    if not folder.is_dir():
+        siblings = [str(path) for path in folder.parent.iterdir() if path.is_dir()] if folder.parent.is_dir() else []
+        hint = nearest(run, siblings) or " (a folder that `gossamer train` wrote, or a Hugging Face directory)"
+        raise UserError(f"no run {run!r}{hint}")
+    return folder
+
+
+def _answer(values: dict[str, Any], json: bool) -> None:
+    """Print a verb's answer: one JSON object, or a line a value."""
+    if json:
+        print(jsonlib.dumps(values, ensure_ascii=False, default=str))
+        return
+    width = max(len(name) for name in values)
+    for name, value in values.items():
+        print(f"{name:<{width}}  {f'{value:.6g}' if isinstance(value, float) else value}")
+
+
+# From the words of the command line to a call.
+
+
+def _help() -> str:
+    lines = [f"  {name:<8} {(verb.__doc__ or '').splitlines()[0]}" for name, verb in VERBS.items()]
+    return "\n".join(
+        [
+            "usage: gossamer VERB [options]",
+            "",
+            "Train and serve Qwen3-Next-class language models at the lowest cost, on the chips you have.",
+            "",
+            *lines,
+            "",
+            "  gossamer VERB --help  options of a verb, with types, units and defaults",
+            "  --version             print the version",
+            "  --debug               show the traceback of an error, after any verb",
+        ]
+    )
+
+
+def _run(arguments: Sequence[str]) -> None:
+    if not arguments:
+        raise UserError(f"which verb? one of {', '.join(VERBS)} (gossamer --help)")
+    verb, *rest = arguments
+    if verb in ("--help", "-h"):
+        print(_help())
+    elif verb == "--version":
+        print(f"gossamer {__version__}")
+    elif verb in VERBS:
+        from gossamer.options import parse
+
+        VERBS[verb](**parse(verb, VERBS[verb], rest))
+    else:
+        what = "option" if verb.startswith("-") else "verb"
+        raise UserError(f"unknown {what} {verb!r}{nearest(verb, [*VERBS, '--help', '--version', '--debug'])}")
+
+
+def _fail(status: int, message: str, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    print("gossamer:", " ".join(message.split()), file=sys.stderr)
+    return status
+
+
+def _reason(error: BaseException) -> str | None:
+    """One line for an error that is no programmer's mistake; None for one that is."""
+    if isinstance(error, UserError):
+        return str(error)
+    if "No space left on device" in str(error):  # OSError from Python, other types from libraries that write weights
+        return "no space left on the disk"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    starved = isinstance(error, RuntimeError) and re.search("out of memory|can't allocate memory", str(error), re.I)
+    if isinstance(error, MemoryError) or starved:
+        return "out of memory; training needs less with a smaller --training.batch_size or --training.sequence_length"
+    return None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line and return its exit status: 0, 2 for a mistake, 130 interrupted, 141 for a closed pipe."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    try:
+        _run(arguments)
+        sys.stdout.flush()
+        return 0
+    except SystemExit as stop:  # --help of a verb
+        return int(stop.code or 0)
+    except KeyboardInterrupt:
+        return _fail(130, "interrupted", debug)
+    except BrokenPipeError:
+        # The reader has gone; without this the interpreter would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception as error:
+        reason = _reason(error)
+        if reason is None:
+            raise
+        return _fail(2, reason, debug)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,256 @@
+"""Many files and folders as one corpus: which files, what is in them, which part of it is held out.
+
+A corpus is known by its content: every file is read once and summed up in a ``FileScan``, which is kept by path, size
+and modification time, so a later start reads no file again. Moving or copying a corpus does not change its
+fingerprint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sysconfig
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from gossamer.data.cache import key_of, write_text
+from gossamer.data.config import CorpusConfig
+from gossamer.data.files import find_files, standard_library
+from gossamer.data.progress import Progress
+from gossamer.data.sources import is_binary, read_documents
+from gossamer.errors import UserError
+
+__all__ = ["HELD_OUT", "Corpus", "FileScan", "Piece", "Rule", "megabytes", "open_corpus", "split_rule"]
+
+HELD_OUT = 10
+"""One document in so many, or the last one of so many equal parts of every document, is held out."""
+
+_FEW = 20  # documents below which single ones are too coarse a part to hold out
+_LARGEST_SHARE = 1 / 3  # of the text; whole documents are not held out when that would take more
+_SCAN_FORMAT = 1
+_RACY = 2.0  # seconds: a file modified so shortly before its scan could change again under the same time stamp
+
+Part = Literal["train", "validation"]
+Rule = Literal["documents", "tails", "all"]
+
+
+@dataclass(frozen=True)
+class FileScan:
+    """What one reading of a file found.
+
+    Args:
+        digest: of its documents (hex); files with equal documents have equal digests, whatever their format.
+        documents: documents with at least one character.
+        num_bytes: UTF-8 bytes of their text.
+        characters: characters of their text.
+        held_documents: documents that the hash would hold out.
+        held_bytes: UTF-8 bytes of the text of those.
+    """
+
+    digest: str
+    documents: int
+    num_bytes: int
+    characters: int
+    held_documents: int
+    held_bytes: int
+
+
+class Piece(NamedTuple):
+    """A stretch of text of one part of the corpus; ``first`` begins a document."""
+
+    part: Part
+    first: bool
+    text: str
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Files with their scans, in reading order.
+
+    Args:
+        name: what people call it.
+        files: each file and what it holds; files without a document are left out.
+        text_field: of JSONL and Parquet.
+        errors: "strict" or "replace".
+    """
+
+    name: str
+    files: tuple[tuple[Path, FileScan], ...]
+    text_field: str
+    errors: str
+
+    @property
+    def num_documents(self) -> int:
+        """Documents in all files."""
+        return sum(scan.documents for _, scan in self.files)
+
+    @property
+    def num_bytes(self) -> int:
+        """UTF-8 bytes of all documents' text."""
+        return sum(scan.num_bytes for _, scan in self.files)
+
+    @property
+    def digest(self) -> str:
+        """Fingerprint of the documents in their order."""
+        return key_of([scan.digest for _, scan in self.files])
+
+    def pieces(self, rule: Rule, part: Part = "train") -> Iterator[Piece]:
+        """Read the corpus, telling for every piece of text to which part it belongs.
+
+        Args:
+            rule: "documents" holds out about every tenth document, "tails" the last tenth of every document's
+                characters (the training text of a document comes first), "all" gives everything to ``part``.
+            part: where "all" puts the text.
+        """
+        for path, scan in self.files:
+            for document in read_documents(path, self.text_field, self.errors):
+                if rule == "tails":
+                    # a text file's only document is a stream whose length the scan knows; records are in memory
+                    length = scan.characters if scan.documents == 1 else sum(map(len, document))
+                    yield from _tailed(document, length * (HELD_OUT - 1) // HELD_OUT)
+                    continue
+                chosen = part
+                for number, text in enumerate(document):
+                    if number == 0 and rule == "documents":
+                        chosen = "validation" if _held_out(text) else "train"
+                    yield Piece(chosen, number == 0, text)
+
+
+def open_corpus(
+    paths: Iterable[str], config: CorpusConfig, progress: Progress, without: Corpus | None = None
+) -> Corpus:
+    """Find the files of ``paths`` (none: the standard library's source) and scan those that are new or changed.
+
+    Args:
+        paths: files, folders and Hub datasets; a file that is reached twice counts once.
+        config: for ``text_field``, ``errors`` and the cache folder.
+        progress: told about the scan.
+        without: a corpus whose files are left out of this one.
+
+    Raises:
+        UserError: a path is missing, unreadable, binary or holds no text, or a document is malformed.
+    """
+    given = tuple(paths)
+    errors = config.errors
+    if given:
+        found = [file for path in given for file in find_files(path, config, progress)]
+        name = ", ".join(given) if len(given) <= 3 else f"{given[0]}, {given[1]} and {len(given) - 2} more"
+    else:
+        found = list(standard_library())
+        name = f"source code of Python {sysconfig.get_python_version()}'s standard library"
+        errors = "replace"  # nobody who gave no text should have to mend it
+    excluded = {path for path, _ in without.files} if without else set()
+    named = {file for file, is_named in found if is_named}
+    unique = [file for file in dict.fromkeys(file for file, _ in found) if file not in excluded]
+    scans = _scan_all(unique, named, config, errors, progress)
+    files = tuple((file, scan) for file, scan in zip(unique, scans, strict=True) if scan is not None and scan.documents)
+    if not files:
+        left = " that is not held out" if excluded else ""
+        raise UserError(f"{name}: holds no text{left}; name files or folders with text, code, JSONL or Parquet")
+    return Corpus(name, files, config.text_field, errors)
+
+
+def split_rule(corpus: Corpus) -> Rule:
+    """How to hold out a tenth: whole documents, chosen by a hash, so that adding files moves no document to the other
+    side.
+
+    The end of every document instead when there are fewer than 20 documents, or when the hash takes none of them or
+    more than a third of the text (a few large documents among small ones, many copies of one).
+    """
+    held = sum(scan.held_bytes for _, scan in corpus.files)
+    return "documents" if corpus.num_documents >= _FEW and 0 < held <= _LARGEST_SHARE * corpus.num_bytes else "tails"
+
+
+def _held_out(first_piece: str) -> bool:
+    """A tenth of all documents, chosen by their beginning alone."""
+    return int.from_bytes(hashlib.blake2b(first_piece.encode(), digest_size=8).digest(), "big") % HELD_OUT == 0
+
+
+def _tailed(document: Iterable[str], cut: int) -> Iterator[Piece]:
+    """A document whose characters up to ``cut`` are training text and from there on validation text."""
+    position, begun = 0, {"train": False, "validation": False}
+    parts: tuple[Part, Part] = ("train", "validation")
+    for text in document:
+        inside = min(max(cut - position, 0), len(text))
+        for part, share in zip(parts, (text[:inside], text[inside:]), strict=True):
+            if share:
+                yield Piece(part, not begun[part], share)
+                begun[part] = True
+        position += len(text)
+
+
+def _scan_all(
+    files: list[Path], named: set[Path], config: CorpusConfig, errors: str, progress: Progress
+) -> list[FileScan | None]:
+    """Each file's scan, or None for a binary file met in a folder; from the scan cache where nothing changed."""
+    key = key_of(_SCAN_FORMAT, sorted(map(str, files)), config.text_field, errors)
+    store = config.cache_folder() / "scans" / f"{key}.json"
+    try:
+        known = json.loads(store.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        known = {}
+    stats = [_stat(file) for file in files]
+    stamps = [[stat.st_size, stat.st_mtime_ns] for stat in stats]
+    fresh = [known.get(str(file), {}).get("stamp") == stamp for file, stamp in zip(files, stamps, strict=True)]
+    todo = sum(stat.st_size for stat, is_fresh in zip(stats, fresh, strict=True) if not is_fresh)
+    scans: list[FileScan | None] = []
+    if all(fresh):
+        kept = (known[str(file)]["scan"] for file in files)
+        return [None if scan is None else FileScan(**scan) for scan in kept]
+    entries = {}
+    with progress.stage(f"reading {megabytes(todo)} of text", todo) as advance:
+        for file, stat, stamp, is_fresh in zip(files, stats, stamps, fresh, strict=True):
+            if is_fresh:
+                kept = known[str(file)]["scan"]
+                scan = None if kept is None else FileScan(**kept)
+            else:
+                settled = time.time() - stat.st_mtime > _RACY
+                scan = _scan(file, file in named, config.text_field, errors)
+                advance(stat.st_size)
+            scans.append(scan)
+            if is_fresh or settled:
+                entries[str(file)] = {"stamp": stamp, "scan": scan and asdict(scan)}
+    write_text(store, json.dumps(entries))
+    return scans
+
+
+def _stat(file: Path) -> os.stat_result:
+    try:
+        return file.stat()
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror}); check its permissions") from error
+
+
+def _scan(file: Path, is_named: bool, text_field: str, errors: str) -> FileScan | None:
+    if is_binary(file):
+        if is_named:
+            raise UserError(f"{file}: binary, not text (it holds NUL bytes); give UTF-8 text, JSONL or Parquet")
+        return None
+    digest = hashlib.blake2b(digest_size=16)
+    documents = num_bytes = characters = held_documents = held_bytes = 0
+    for document in read_documents(file, text_field, errors):
+        size, is_held = 0, False
+        for number, text in enumerate(document):
+            if number == 0:
+                is_held = _held_out(text)
+            raw = text.encode()
+            digest.update(raw)
+            size += len(raw)
+            characters += len(text)
+        digest.update(size.to_bytes(8, "big"))  # where a document ends is content, too
+        documents += 1
+        num_bytes += size
+        held_documents += is_held
+        held_bytes += size if is_held else 0
+    return FileScan(digest.hexdigest(), documents, num_bytes, characters, held_documents, held_bytes)
+
+
+def megabytes(num_bytes: int) -> str:
+    """A size for people: ``0.4 MB``, ``12 MB``, ``3.1 GB``."""
+    if num_bytes >= 10**9:
+        return f"{num_bytes / 1e9:.1f} GB"
+    return f"{num_bytes / 1e6:.0f} MB" if num_bytes >= 10**7 else f"{num_bytes / 1e6:.1f} MB"

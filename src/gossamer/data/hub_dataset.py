@@ -1,0 +1,81 @@
+"""A Hugging Face Hub dataset as a local JSONL file.
+
+The dataset is streamed once, a record at a time, into the cache; from then on it is a file like any other, so the
+passes that fingerprint, train a tokenizer and tokenise read the disk and a later start needs no network. Delete the
+file to fetch anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import os
+import re
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from gossamer.data.cache import disk_errors
+from gossamer.data.progress import Progress
+from gossamer.errors import UserError, nearest
+
+__all__ = ["PREFIX", "fetch"]
+
+PREFIX = "hf:"
+
+
+def fetch(spec: str, text_field: str, cache: Path, progress: Progress) -> Path:
+    """Return the JSONL file of ``hf:NAME[[:CONFIG]:SPLIT]`` (split "train" by default), fetching it on the first call.
+
+    Raises:
+        UserError: ``datasets`` is not installed, the dataset cannot be loaded, or it has no text in ``text_field``.
+    """
+    name, *rest = spec.removeprefix(PREFIX).split(":")
+    if not name or len(rest) > 2:
+        raise UserError(f"{spec}: not a Hub dataset; write hf:NAME, hf:NAME:SPLIT or hf:NAME:CONFIG:SPLIT")
+    split = rest[-1] if rest else "train"
+    config = rest[0] if len(rest) == 2 else None
+    key = hashlib.blake2b(json.dumps([name, config, split, text_field]).encode(), digest_size=8).hexdigest()
+    target = cache / "hub" / f"{re.sub('[^A-Za-z0-9]+', '-', name).strip('-')}-{key}.jsonl"
+    if target.is_file():
+        return target
+    try:
+        datasets = importlib.import_module("datasets")
+    except ImportError as error:
+        raise UserError(
+            f"{spec}: Hub datasets need the datasets library; install it with: pip install 'gossamer[hub]'"
+        ) from error
+    temporary = target.with_name(f"tmp-{os.getpid()}-{uuid.uuid4().hex}")
+    with disk_errors(target.parent), progress.stage(f"fetching {spec}", None) as advance:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "w", encoding="utf-8") as file:
+                for text in _texts(datasets, spec, name, config, split, text_field):
+                    file.write(json.dumps({text_field: text}) + "\n")
+                    advance(len(text))
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+    return target
+
+
+def _texts(datasets: Any, spec: str, name: str, config: str | None, split: str, field: str) -> Iterator[str]:
+    number = 0
+    try:
+        for record in datasets.load_dataset(name, config, split=split, streaming=True):
+            number += 1
+            if field not in record:
+                hint = nearest(field, record) or "; name the right one with --text_field"
+                raise UserError(f"{spec}: no field {field!r} in this dataset ({', '.join(map(repr, record))}){hint}")
+            if not isinstance(record[field], str):
+                raise UserError(f"{spec}, record {number}: field {field!r} is not a string; name another --text_field")
+            yield record[field]
+    except UserError:
+        raise
+    except Exception as error:  # the library, its servers and its file formats raise some thirty unrelated classes
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"{spec}: cannot be loaded ({reason}); check its name, its split and the network") from error
+    if number == 0:
+        raise UserError(f"{spec}: holds no records; name another split")

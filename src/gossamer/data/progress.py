@@ -1,0 +1,38 @@
+"""Progress of the slow stages: a bar where somebody watches, one line a stage where a log file does."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+__all__ = ["Progress"]
+
+
+class Progress:
+    """Tells on standard error how far a stage has come.
+
+    Args:
+        enabled: say anything at all.
+    """
+
+    def __init__(self, enabled: bool) -> None:
+        self.enabled = enabled
+
+    @contextmanager
+    def stage(self, title: str, total: int | None) -> Iterator[Callable[[int], None]]:
+        """Announce a stage of ``total`` bytes (None: unknown); yields a function that is told of bytes newly done."""
+        if not (self.enabled and sys.stderr.isatty()):
+            if self.enabled:
+                print(title, file=sys.stderr, flush=True)
+            yield lambda done: None
+            return
+        # rich takes a tenth of a second to import: only where a bar is drawn
+        from rich.console import Console
+        from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+        with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task(title, total=total)
+            yield lambda done: bar.advance(task, done)

@@ -1,0 +1,302 @@
+"""Text to token ids and back: byte-level BPE, single characters, or anybody's ``tokenizer.json``.
+
+All three are ``tokenizers`` models, so what is saved beside the weights loads in transformers, vLLM and SGLang. Text
+is never taken for a special token: a document that holds the literal ``<|endoftext|>`` is encoded as those thirteen
+characters, unless the caller asks for special tokens, as a chat template must.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tokenizers
+from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+
+from gossamer.data.config import MIN_BPE_VOCAB
+from gossamer.errors import UserError, nearest
+
+__all__ = ["EOT", "TextStream", "Tokenizer", "char_tokenizer", "train_bpe"]
+
+EOT = "<|endoftext|>"
+"""Begins and ends every document of the tokenizers trained here; their id 0."""
+
+# Qwen's split (contractions; a word with the sign or space before it; single digits; runs of signs; line ends;
+# spaces), with combining marks counted to the word they stand on, as most of the world's scripts need. Every character
+# is in some match or between two, and both are kept: nothing is lost.
+_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_ANY_CHARACTER = r"[\s\S]"
+_BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+
+
+class Tokenizer:
+    """Token ids of text and text of token ids.
+
+    Args:
+        core: the tokenizer proper.
+        eot: its token that delimits documents.
+        config: what ``tokenizer_config.json`` holds; default: that of a tokenizer trained here.
+        chat_template: of ``chat_template.jinja``, where the folder has that file.
+    """
+
+    def __init__(
+        self,
+        core: tokenizers.Tokenizer,
+        eot: str,
+        config: dict[str, Any] | None = None,
+        chat_template: str | None = None,
+    ) -> None:
+        delimiter = core.token_to_id(eot)
+        if delimiter is None:
+            raise UserError(
+                f"tokenizer: its end-of-text token {eot!r} is not in its vocabulary; mend tokenizer_config.json"
+            )
+        self.eot_id: int = delimiter
+        self._core = core
+        self._core.encode_special_tokens = True
+        self._eot = eot
+        self._template_file = chat_template
+        self._config = config or {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": EOT,
+            "eos_token": EOT,
+            "clean_up_tokenization_spaces": False,
+        }
+        vocab = core.get_vocab(with_added_tokens=True)
+        self.vocab_size: int = max(vocab.values()) + 1
+        model = core.model
+        is_char = isinstance(model, models.WordLevel) and all(len(token) == 1 for token in vocab if token != eot)
+        # a dictionary does for characters what the library does, eighty times faster
+        self._characters = {token: index for token, index in vocab.items() if token != eot} if is_char else None
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Tokenizer:
+        """Load from a Hugging Face directory, a run folder (its ``model/``), or a ``tokenizer.json`` file itself.
+
+        Raises:
+            UserError: nothing is there, it cannot be read, or it names no end-of-text token.
+        """
+        place = Path(folder).expanduser()
+        candidates = [place / "tokenizer.json", place / "model" / "tokenizer.json"] if place.is_dir() else [place]
+        file = next((path for path in candidates if path.is_file()), None)
+        if file is None and place.exists():
+            raise UserError(
+                f"{folder}: holds no tokenizer.json; name a run folder or a Hugging Face directory that does"
+            )
+        if file is None:
+            hint = (
+                nearest(str(folder), ["bpe", "char"])
+                or "; give 'bpe', 'char', a run folder or a Hugging Face directory"
+            )
+            raise UserError(f"{folder}: no such tokenizer{hint}")
+        try:
+            core = tokenizers.Tokenizer.from_str(file.read_text(encoding="utf-8"))
+        except Exception as error:  # the library raises bare Exception
+            raise UserError(f"{file}: not a tokenizer that can be read ({error}); save it anew") from error
+        template = file.with_name("chat_template.jinja")
+        config = _read_json(file.with_name("tokenizer_config.json"))
+        eot = _end_of_text(file.parent, config, core)
+        return cls(core, eot, config, template.read_text(encoding="utf-8") if template.is_file() else None)
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``tokenizer.json`` and ``tokenizer_config.json`` (and a chat template file, where there was one)."""
+        place = Path(folder)
+        place.mkdir(parents=True, exist_ok=True)
+        (place / "tokenizer.json").write_text(self._core.to_str(pretty=True), encoding="utf-8")
+        config = json.dumps(self._config, indent=2, ensure_ascii=False)
+        (place / "tokenizer_config.json").write_text(config + "\n", encoding="utf-8")
+        if self._template_file is not None:
+            (place / "chat_template.jinja").write_text(self._template_file, encoding="utf-8")
+
+    @property
+    def kind(self) -> str:
+        """``char`` or the library's name of the model: ``BPE``, ``Unigram``, ``WordPiece``, ``WordLevel``."""
+        return "char" if self._characters is not None else type(self._core.model).__name__
+
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja template that turns messages into text, if the tokenizer came with one."""
+        template = self._template_file if self._template_file is not None else self._config.get("chat_template")
+        return template if isinstance(template, str) else None
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Equal for tokenizers that give equal ids (32 hex digits)."""
+        return hashlib.blake2b((self._core.to_str() + self._eot).encode(), digest_size=16).hexdigest()
+
+    def encode(self, text: str, special: bool = False) -> list[int]:
+        """Ids of ``text``; with ``special``, special tokens spelt out in it become their ids.
+
+        Raises:
+            UserError: a character that a ``char`` tokenizer does not know, or half of a surrogate pair.
+        """
+        return self.encode_batch([text], special)[0]
+
+    def encode_batch(self, texts: list[str], special: bool = False) -> list[list[int]]:
+        """Ids of each text, on all cores."""
+        try:
+            if self._characters is not None and not special:
+                return [[self._characters[character] for character in text] for text in texts]
+            core = self._special_core if special else self._core
+            return [encoding.ids for encoding in core.encode_batch_fast(texts, add_special_tokens=False)]
+        except Exception as error:  # the library raises bare Exception for an unknown character
+            raise self._unencodable(texts, error) from error
+
+    def decode(self, ids: Iterable[int], special: bool = False) -> str:
+        """Text of ``ids``; special tokens are left out unless ``special``. Bytes that are not UTF-8 become U+FFFD."""
+        return self._core.decode(list(ids), skip_special_tokens=not special)
+
+    def stream(self, special: bool = False) -> TextStream:
+        """Decode id by id; see ``TextStream``."""
+        return TextStream(self, special)
+
+    def token_bytes(self) -> npt.NDArray[np.int32]:
+        """UTF-8 bytes that each token stands for, int32 [vocab_size]; 0 for special tokens and unused ids.
+
+        The sum over the ids of a text is the number of its bytes, if the tokenizer does not normalise it. That turns a
+        loss in nats a token into bits a byte, which compares models with different tokenizers.
+        """
+        sizes = np.zeros(self.vocab_size, np.int32)
+        decoder = json.loads(self._core.to_str()).get("decoder")
+        is_byte_level = '"ByteLevel"' in json.dumps(decoder)
+        alphabet = set(pre_tokenizers.ByteLevel.alphabet())
+        for token, index in self._core.get_vocab(with_added_tokens=True).items():
+            if is_byte_level and alphabet.issuperset(token):
+                sizes[index] = len(token)  # each character of the alphabet stands for one byte
+            elif _BYTE_TOKEN.fullmatch(token) and not self._characters:
+                sizes[index] = 1
+            else:
+                # SentencePiece spells a space as U+2581
+                sizes[index] = len((token if self._characters else token.replace("\u2581", " ")).encode())
+        for index, added in self._core.get_added_tokens_decoder().items():
+            sizes[index] = 0 if added.special else len(added.content.encode())  # spelt plainly, whatever the model
+        return sizes
+
+    @functools.cached_property
+    def _special_core(self) -> tokenizers.Tokenizer:
+        """A copy that recognises special tokens: the setting is the object's, and threads share it."""
+        return tokenizers.Tokenizer.from_str(self._core.to_str())
+
+    def _unencodable(self, texts: list[str], error: Exception) -> UserError:
+        for text in texts:
+            for character in text:
+                if "\ud800" <= character <= "\udfff":
+                    return UserError(
+                        f"the text holds {character!r}, half of a surrogate pair, which is no character; leave it out"
+                    )
+                if self._characters is not None and character not in self._characters:
+                    return UserError(
+                        f"character {character!r} (U+{ord(character):04X}) is none of the {len(self._characters)} that "
+                        "this char tokenizer knows; train on text that has it, or with --tokenizer bpe"
+                    )
+        return UserError(f"the text cannot be encoded ({error}); use another tokenizer")
+
+
+class TextStream:
+    """Decodes token by token, so that text can be shown as it is made.
+
+    What ``push`` returned so far, and then ``finish``, is together what ``decode`` makes of all the ids.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, special: bool) -> None:
+        self._tokenizer = tokenizer
+        self._special = special
+        self._stream = decoders.DecodeStream(skip_special_tokens=not special)
+        self._ids: list[int] = []
+        self._shown = 0
+
+    def push(self, token: int) -> str:
+        """Text that ``token`` completes: whole characters only, "" while one is still in pieces."""
+        self._ids.append(token)
+        text = self._stream.step(self._tokenizer._core, token) or ""
+        self._shown += len(text)
+        return text
+
+    def finish(self) -> str:
+        """What is still held back at the end: the beginning of a character that never came, as U+FFFD."""
+        rest = self._tokenizer.decode(self._ids, self._special)[self._shown :]
+        self._shown += len(rest)
+        return rest
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Train a byte-level BPE on ``texts``.
+
+    Any text can be encoded and comes back unchanged: all 256 bytes are tokens. The vocabulary is smaller than
+    ``vocab_size`` (special token included) when no pair of tokens is left that occurs twice; ``Tokenizer.vocab_size``
+    tells.
+    """
+    if vocab_size < MIN_BPE_VOCAB:
+        raise UserError(f"vocab_size: {vocab_size} is too small for byte-level BPE; give at least {MIN_BPE_VOCAB}")
+    core = tokenizers.Tokenizer(models.BPE())
+    words = pre_tokenizers.Split(Regex(_WORDS), "isolated")
+    core.pre_tokenizer = pre_tokenizers.Sequence(
+        [words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    core.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        special_tokens=[EOT],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    core.train_from_iterator(iter(texts), trainer)
+    return Tokenizer(core, EOT)
+
+
+def char_tokenizer(texts: Iterable[str]) -> Tokenizer:
+    """A token for each character of ``texts``, in the order of their code points, after the delimiter (id 0)."""
+    characters = sorted(set().union(*map(set, texts)))
+    vocab = {EOT: 0} | {character: index for index, character in enumerate(characters, 1)}
+    core = tokenizers.Tokenizer(
+        models.WordLevel(vocab, unk_token="<unk>")
+    )  # not in the vocabulary: unknown is an error
+    core.pre_tokenizer = pre_tokenizers.Split(Regex(_ANY_CHARACTER), "isolated")
+    core.decoder = decoders.Fuse()
+    core.add_special_tokens([EOT])
+    return Tokenizer(core, EOT)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}); mend the file") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: not a JSON object; mend the file")
+    return value
+
+
+def _end_of_text(folder: Path, config: dict[str, Any], core: tokenizers.Tokenizer) -> str:
+    """The end-of-sequence token that the folder's files name; ``EOT`` when they name none and the vocabulary has it."""
+    for names in (config, _read_json(folder / "special_tokens_map.json")):
+        token = names.get("eos_token")
+        token = token.get("content") if isinstance(token, dict) else token
+        if isinstance(token, str):
+            return token
+    for name in _ids_of(_read_json(folder / "generation_config.json")), _ids_of(_read_json(folder / "config.json")):
+        for index in name:
+            token = core.id_to_token(index)
+            if token is not None:
+                return token
+    if core.token_to_id(EOT) is not None:
+        return EOT
+    raise UserError(f"{folder}: its tokenizer names no eos_token; add one to tokenizer_config.json")
+
+
+def _ids_of(config: dict[str, Any]) -> Iterator[int]:
+    ids = config.get("eos_token_id")
+    yield from (index for index in (ids if isinstance(ids, list) else [ids]) if isinstance(index, int))

@@ -1,0 +1,166 @@
+"""Options of a verb: from its signature, its docstring and the recipe's fields to a jsonargparse parser, and its words
+for a mistake to one line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import itertools
+import re
+from collections.abc import Callable, Sequence
+from types import NoneType
+from typing import Any, get_args, get_origin, get_type_hints
+
+from docstring_parser import parse as parse_docstring
+from jsonargparse import ArgumentError, ArgumentParser
+
+from gossamer.errors import UserError, nearest
+from gossamer.train.typed import convert, expected
+
+# What `--help` cannot tell from the type alone.
+_METAVARS = {"data": "PATH", "out": "DIR", "run": "RUN", "dir": "DIR"}
+
+
+def parse(verb: str, function: Callable[..., None], arguments: Sequence[str]) -> dict[str, Any]:
+    """Read the words after a verb into the keyword arguments that were given.
+
+    A function with a parameter `overrides` takes every value of a recipe as an option too, and gets those that were
+    given there, by dotted name.
+
+    Raises:
+        UserError: an unknown option, a value of another type, too many words or too few.
+        SystemExit: after `--help`.
+    """
+    # An abbreviated option would change its meaning when another option is added.
+    parser = ArgumentParser(
+        prog=f"gossamer {verb}", description=_summary(function), exit_on_error=False, allow_abbrev=False
+    )
+    types = _add_parameters(parser, function)
+    positional = [_METAVARS[name] for name in types if f"--{name}" not in parser._option_string_actions]
+    parser.usage = " ".join([parser.prog, *positional, "[options]"])  # argparse would list a hundred options
+    overridable = "overrides" in inspect.signature(function).parameters
+    if overridable:
+        types |= _add_recipe(parser, arguments)
+    try:
+        given = parser.parse_args(list(arguments), defaults=False)
+    except ArgumentError as error:
+        raise UserError(_one_line(error.message, parser, types, arguments)) from error
+    values = {key: _plain(value, types[key], f"--{key}") for key, value in given.items()}
+    dotted = {key: values.pop(key) for key in list(values) if "." in key}
+    return values | ({"overrides": dotted} if overridable else {})
+
+
+def _summary(function: Callable[..., None]) -> str:
+    return parse_docstring(inspect.getdoc(function) or "").short_description or ""
+
+
+def _helps(documented: Any) -> dict[str, str]:
+    """What a docstring's Args or Attributes say about each name."""
+    found = parse_docstring(inspect.getdoc(documented) or "").params
+    return {item.arg_name: " ".join((item.description or "").replace("`", "").split()) for item in found}
+
+
+def _add_parameters(parser: ArgumentParser, function: Callable[..., None]) -> dict[str, Any]:
+    """Add the function's parameters: required ones by position, the others by name. Returns their types."""
+    hints, helps = get_type_hints(function), _helps(function)
+    types: dict[str, Any] = {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        if name == "overrides":
+            continue
+        # None stands for an option that was not given, it cannot be typed.
+        types[name] = annotation = _without_none(hints[name])
+        if parameter.default is parameter.empty:
+            parser.add_argument(name, type=annotation, help=helps[name], metavar=_METAVARS[name])
+        elif annotation is bool:
+            parser.add_argument(f"--{name}", action="store_true", help=helps[name])
+        else:
+            shape: dict[str, Any] = {"type": annotation}
+            if get_origin(annotation) is tuple:
+                shape = {"type": get_args(annotation)[0], "nargs": "+", "action": "extend"}
+            shown = argparse.SUPPRESS if parameter.default in (None, (), "") else parameter.default
+            if name in _METAVARS:
+                shape["metavar"] = _METAVARS[name]
+            parser.add_argument(f"--{name}", help=helps[name], default=shown, **shape)
+    return types
+
+
+def _add_recipe(parser: ArgumentParser, arguments: Sequence[str]) -> dict[str, Any]:
+    """Add every value of a recipe by its dotted name, with the chosen recipe's as defaults. Returns their types."""
+    from gossamer.train.recipe import Recipe, field_types, flatten, recipe_from
+
+    defaults = flatten(recipe_from(_chosen_recipe(arguments)))
+    sections, types = get_type_hints(Recipe), field_types()
+    groups: dict[str, Any] = {}
+    helps: dict[str, dict[str, str]] = {}
+    for key in [key for key in types if "." in key]:
+        section, _, name = key.partition(".")
+        if section not in groups:
+            groups[section] = parser.add_argument_group(section, _helps(Recipe)[section])
+            helps[section] = _helps(sections[section])
+        annotation = types[key]
+        shape: dict[str, Any] = {"type": annotation}
+        if get_origin(whole := _without_none(annotation)) is tuple:
+            kinds = get_args(whole)
+            shape = {"type": kinds[0], "nargs": "*" if kinds[-1] is Ellipsis else len(kinds)}
+        groups[section].add_argument(f"--{key}", help=helps[section][name], default=defaults[key], **shape)
+    return {key: hint for key, hint in types.items() if "." in key}
+
+
+def _chosen_recipe(arguments: Sequence[str]) -> dict[str, Any]:
+    """The recipe that the command line names, for the defaults in `--help`; nothing where it names none."""
+    from gossamer.train.recipe import DEFAULT_RECIPE, load_recipe
+
+    if not {"--help", "-h"} & set(arguments):
+        return {}
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--recipe", nargs="?")
+    return load_recipe(finder.parse_known_args(arguments)[0].recipe or DEFAULT_RECIPE)
+
+
+def _without_none(annotation: Any) -> Any:
+    options = [option for option in get_args(annotation) if option is not NoneType]
+    return options[0] if NoneType in get_args(annotation) and len(options) == 1 else annotation
+
+
+def _plain(value: Any, annotation: Any, key: str) -> Any:
+    """`null` typed for an optional list arrives as a list of one word."""
+    if value == ["null"] and NoneType in get_args(annotation):
+        return None
+    return convert(value, annotation, key)
+
+
+def _one_line(message: str, parser: ArgumentParser, types: dict[str, Any], arguments: Sequence[str]) -> str:
+    """Say jsonargparse's and argparse's complaint in one line that names the option and the remedy."""
+    if found := re.match(r'Parser key "([\w.]+)"', message):
+        key = found.group(1)
+        return f"{_as_typed(f'--{key}', arguments, types[key])}: expected {expected(types[key])}"
+    if found := re.match(r"unrecognized arguments: (.*)", message, re.DOTALL):
+        words = found.group(1).split()
+        option = next((word.split("=")[0] for word in words if word.startswith("-")), None)
+        if option is None:
+            return f"unexpected argument {words[0]!r}{_see(parser)}"
+        return f"unknown option {option!r}{nearest(option, parser._option_string_actions) or _see(parser)}"
+    if found := re.match(r"the following arguments are required: (.*)", message):
+        return f"missing {found.group(1).upper()}{_see(parser)}"
+    if found := re.match(r"argument ([^:]*): ignored explicit argument (.*)", message):
+        return f"{found.group(1)} takes no value, got {found.group(2)}"
+    if found := re.match(r"argument ([^:]*): expected (.*)", message):
+        option, wanted = found.group(1), found.group(2).replace("argument", "value")
+        dash = f" (write {option}=-1 for one that begins with a dash)" if wanted == "one value" else ""
+        return f"{option} needs {wanted}{dash}"
+    return message
+
+
+def _as_typed(option: str, arguments: Sequence[str], annotation: Any) -> str:
+    """The option with its values, in the words of the command line."""
+    most = None if get_origin(_without_none(annotation)) is tuple else 1
+    for index, word in enumerate(arguments):
+        if word.split("=")[0] == option:
+            values = itertools.takewhile(lambda value: not value.startswith("--"), arguments[index + 1 :][:most])
+            return word if "=" in word else " ".join([word, *values])
+    return option
+
+
+def _see(parser: ArgumentParser) -> str:
+    return f" ({parser.prog} --help)"

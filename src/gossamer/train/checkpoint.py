@@ -1,0 +1,159 @@
+"""Training state on disk: everything that a run needs to go on as if it had never stopped.
+
+A checkpoint is a folder, `checkpoints/step-00000500/`: tensors (weights, optimizer state, random state) in PyTorch's
+distributed format, which other numbers of processes can read, `progress.json` (counters and the data loader's place)
+and `manifest.json` (size and SHA-256 of each file). It is written under another name, synced and renamed: a crash leaves
+either the whole of it or nothing that is taken for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch.distributed.checkpoint as dcp
+from torch import nn
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.optim import Optimizer
+
+from gossamer import device as devices
+from gossamer.errors import UserError
+
+log = logging.getLogger("gossamer")
+
+_PREFIX = "step-"
+_PROGRESS, _MANIFEST = "progress.json", "manifest.json"
+
+
+def save_checkpoint(run: Path, step: int, model: nn.Module, optimizer: Optimizer, progress: dict[str, Any]) -> Path:
+    """Write the state after `step`; `progress` is what JSON can hold of it. Returns the folder.
+
+    Raises:
+        UserError: the disk is full; what was there before is untouched.
+    """
+    folder = run / "checkpoints" / f"{_PREFIX}{step:08d}"
+    partial = folder.with_name(f".partial-{folder.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    with _disk_errors(partial), _quiet():
+        partial.mkdir(parents=True)
+        dcp.save(_state(model, optimizer), checkpoint_id=partial, no_dist=True)
+        (partial / _PROGRESS).write_text(json.dumps({"step": step, **progress}))
+        files = {path.name: _digest(path) for path in sorted(partial.iterdir())}
+        (partial / _MANIFEST).write_text(json.dumps({"files": files}, indent=1))
+        _sync(partial)
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+        _sync_folder(folder.parent)
+    return folder
+
+
+def newest_checkpoint(run: Path) -> Path | None:
+    """The newest checkpoint of a run that is whole; a damaged one is passed over with a warning."""
+    for folder in reversed(_checkpoints(run)):
+        if problem := _damage(folder):
+            log.warning("checkpoint %s is damaged (%s); using the one before it", folder, problem)
+        else:
+            return folder
+    return None
+
+
+def load_checkpoint(folder: Path, model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
+    """Put a checkpoint's weights, optimizer state and random state in place; returns its `progress`.
+
+    Raises:
+        UserError: the checkpoint is of another model.
+    """
+    state = _state(model, optimizer)
+    try:
+        with _quiet():
+            dcp.load(state, checkpoint_id=folder, no_dist=True)
+    except dcp.api.CheckpointException as error:
+        reason = next(iter(error.failures.values()))[0]
+        raise UserError(f"checkpoint {folder} is of another model: {reason}") from error
+    with _quiet():
+        set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+    devices.set_random_state(state["random"], _device(model))
+    progress: dict[str, Any] = json.loads((folder / _PROGRESS).read_text())
+    return progress
+
+
+def prune_checkpoints(run: Path, keep: int) -> None:
+    """Remove all but the newest `keep` checkpoints, and what a crash left unfinished."""
+    for folder in _checkpoints(run)[:-keep]:
+        shutil.rmtree(folder, ignore_errors=True)
+    for partial in (run / "checkpoints").glob(f".partial-{_PREFIX}*"):
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _checkpoints(run: Path) -> list[Path]:
+    return sorted((run / "checkpoints").glob(f"{_PREFIX}*"))
+
+
+def _state(model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
+    weights, moments = get_state_dict(model, optimizer)
+    return {"model": weights, "optimizer": moments, "random": devices.random_state(_device(model))}
+
+
+def _device(model: nn.Module) -> Any:
+    return next(model.parameters()).device
+
+
+def _damage(folder: Path) -> str:
+    """Why a checkpoint cannot be trusted, or ""."""
+    try:
+        files = json.loads((folder / _MANIFEST).read_text())["files"]
+        for name, expected in files.items():
+            if _digest(folder / name) != expected:
+                return f"{name} has changed"
+    except (OSError, ValueError, KeyError) as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return f"{path.stat().st_size}:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+
+
+def _sync(folder: Path) -> None:
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    _sync_folder(folder)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
+
+
+@contextmanager
+def _disk_errors(partial: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError, dcp.api.CheckpointException) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if "No space left on device" in str(error):
+            raise UserError(
+                f"no space left on the disk for a checkpoint in {partial.parent}; earlier checkpoints are untouched: "
+                "make room and go on with --resume"
+            ) from error
+        raise
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """PyTorch warns on every save and load of a single process that no process group exists."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        warnings.simplefilter("ignore", FutureWarning)
+        yield

@@ -1,0 +1,66 @@
+"""What a person sees while a run trains: a progress bar in a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class Display:
+    """Shows steps, losses and speed on standard error.
+
+    Args:
+        steps: length of the run, in optimizer steps
+        done: steps taken before this start
+    """
+
+    def __init__(self, steps: int, done: int = 0) -> None:
+        self.console = Console(stderr=True, highlight=False)
+        self._steps, self._values = steps, dict[str, Any](loss=None, validation=None, speed=None)
+        self._bar = Progress(
+            TextColumn("step {task.completed}/{task.total}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[numbers]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self._task = self._bar.add_task("train", total=steps, completed=done, numbers="")
+
+    def say(self, line: str) -> None:
+        """Print a line above the bar."""
+        self._bar.console.print(line, markup=False, soft_wrap=True)
+
+    def step(self, step: int, **values: float) -> None:
+        """Move the bar to `step`; `values` may be loss, validation (both nats) and speed (tokens/s)."""
+        self._values |= values
+        self._bar.update(self._task, completed=step, numbers=self._numbers())
+
+    def line(self, step: int) -> None:
+        """Where there is no terminal, print what the bar would show."""
+        if not self.console.is_terminal:
+            print(f"step {step}/{self._steps}  {self._numbers()}", file=sys.stderr, flush=True)
+
+    def _numbers(self) -> str:
+        loss, validation, speed = (self._values[name] for name in ("loss", "validation", "speed"))
+        parts = [
+            "" if loss is None else f"loss {loss:.3f}",
+            "" if validation is None else f"validation {validation:.3f}",
+            "" if speed is None else f"{speed:,.0f} tokens/s",
+        ]
+        return "  ".join(part for part in parts if part)
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()

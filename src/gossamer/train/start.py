@@ -1,0 +1,94 @@
+"""The recipe that a run begins or goes on with, settled before anything is written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from gossamer.errors import UserError
+from gossamer.train.recipe import Recipe, flatten, load_recipe, recipe_from
+
+# What a resumed run may change: how long it goes on, what it tells on the way, and where it runs.
+RESUMABLE = frozenset(
+    {
+        "training.steps",
+        "training.log_every",
+        "training.eval_every",
+        "training.eval_tokens",
+        "training.final_eval_tokens",
+        "training.sample_every",
+        "training.sample_prompt",
+        "training.sample_tokens",
+        "training.checkpoint_every",
+        "training.keep_checkpoints",
+        "training.device",
+        "corpus.cache_dir",
+    }
+)
+
+
+def fresh_recipe(folder: Path, name: str, overrides: Mapping[str, Any]) -> Recipe:
+    """The recipe of a run that begins in `folder`, overrides by dotted name.
+
+    Raises:
+        UserError: a bad recipe or override, or a folder that is in use.
+    """
+    recipe = _with_absolute_paths(recipe_from(load_recipe(name), overrides))
+    if (folder / "config.yaml").exists():
+        raise UserError(f"{folder} already holds a run; --resume goes on with it, --out DIR begins another")
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; choose a folder with --out DIR")
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty and holds no run; choose another folder with --out DIR")
+    return recipe
+
+
+def resumed_recipe(folder: Path, name: str | None, overrides: Mapping[str, Any]) -> Recipe:
+    """The recipe of the run in `folder`, with overrides of what may still change.
+
+    Overrides that repeat the run's own values pass, so that a command can be repeated with --resume at its end.
+
+    Raises:
+        UserError: no run there, a run of another recipe than `name`, or an override of what is fixed.
+    """
+    saved = folder / "config.yaml"
+    if not saved.is_file():
+        raise UserError(f"--resume: no run in {folder} (it has no config.yaml); leave --resume out to begin one")
+    values = load_recipe(saved)
+    before = _with_absolute_paths(recipe_from(values))
+    # The overrides of its first command are part of a run's recipe; the description tells which file they were put on.
+    if name is not None and recipe_from(load_recipe(name)).description != before.description:
+        raise UserError(f"--recipe {name}: the run in {folder} was begun by another recipe; leave --recipe out")
+    after = _with_absolute_paths(recipe_from(values, overrides))
+    for key in _changed_keys(before, after):
+        if key not in RESUMABLE:
+            raise UserError(
+                f"--{key} is fixed for the run in {folder}; leave it out, or begin another run with --out DIR"
+            )
+    return after
+
+
+def _changed_keys(recipe: Recipe, other: Recipe) -> list[str]:
+    before, after = flatten(recipe), flatten(other)
+    return [key for key in before if before[key] != after[key]]
+
+
+def _with_absolute_paths(recipe: Recipe) -> Recipe:
+    """A run may be resumed and evaluated from another working directory."""
+
+    def absolute(path: str) -> str:
+        found = Path(path).expanduser().absolute()
+        return str(found) if path and found.exists() else path  # whoever opens it complains in the user's own words
+
+    corpus = recipe.corpus
+    return replace(
+        recipe,
+        corpus=replace(
+            corpus,
+            paths=tuple(absolute(path) for path in corpus.paths),
+            validation_paths=tuple(absolute(path) for path in corpus.validation_paths),
+            tokenizer=corpus.tokenizer if corpus.tokenizer in ("bpe", "char") else absolute(corpus.tokenizer),
+        ),
+    )

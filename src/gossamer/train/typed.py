@@ -1,0 +1,66 @@
+"""Values of YAML and of the command line against the types that a configuration's fields are annotated with."""
+
+from __future__ import annotations
+
+from math import isfinite
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+from gossamer.errors import UserError
+
+
+class _Mismatch(Exception):
+    pass
+
+
+def convert(value: Any, annotation: Any, key: str) -> Any:
+    """Return `value` as the annotated type: whole numbers become floats, lists become tuples, nothing else is bent.
+
+    Raises:
+        UserError: it is of another type; the line names the key, the value and what was expected.
+    """
+    try:
+        return _convert(value, annotation)
+    except _Mismatch:
+        raise UserError(f"{key} = {value!r}: expected {expected(annotation)}") from None
+
+
+def _convert(value: Any, annotation: Any) -> Any:
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin in (Union, UnionType):
+        for option in arguments:
+            try:
+                return _convert(value, option)
+            except _Mismatch:
+                continue
+        raise _Mismatch
+    if origin is Literal:
+        if value in arguments:
+            return value
+        raise _Mismatch
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise _Mismatch
+        kinds = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
+        if len(kinds) != len(value):
+            raise _Mismatch
+        return tuple(_convert(item, kind) for item, kind in zip(value, kinds, strict=True))
+    if annotation is float and type(value) in (int, float) and isfinite(value):
+        return float(value)
+    if annotation in (int, bool, str, NoneType) and type(value) is annotation:  # True is an int to isinstance
+        return value
+    raise _Mismatch
+
+
+def expected(annotation: Any) -> str:
+    """Say in words what values a type has: `a whole number`, `a list of numbers, or null` …"""
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "null"}
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin in (Union, UnionType):
+        return " or ".join(expected(option) for option in arguments)
+    if origin is Literal:
+        return "one of " + ", ".join(str(option) for option in arguments)
+    if origin is tuple:
+        count = "a list, each" if arguments[-1] is Ellipsis else f"a list of {len(arguments)}, each"
+        return f"{count} {expected(arguments[0])}"
+    return names[annotation]

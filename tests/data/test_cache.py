@@ -1,0 +1,124 @@
+"""Cache entries are whole or not there."""
+
+import errno
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from gossamer.data import cache
+from gossamer.data.cache import cached_folder, key_of, write_text
+from gossamer.errors import UserError
+
+
+def valid(folder: Path) -> bool:
+    return (folder / "a").is_file() and (folder / "a").read_text() == "whole"
+
+
+def build(folder: Path) -> None:
+    (folder / "a").write_text("whole")
+
+
+def refuse(folder: Path) -> None:
+    raise AssertionError("built although it was there")
+
+
+def test_built_once(tmp_path: Path) -> None:
+    folder = cached_folder(tmp_path / "x" / "entry", valid, build)
+    assert valid(folder) and cached_folder(folder, valid, refuse) == folder
+    assert os.listdir(folder.parent) == ["entry"]
+
+
+@pytest.mark.parametrize("damage", ["half", "empty", "file"])
+def test_damaged_entries_are_replaced(tmp_path: Path, damage: str) -> None:
+    entry = tmp_path / "entry"
+    if damage == "file":
+        entry.write_text("in the way")
+    else:
+        entry.mkdir()
+        if damage == "half":
+            (entry / "a").write_text("ha")
+    cached_folder(entry, valid, build)
+    assert valid(entry) and os.listdir(tmp_path) == ["entry"]
+
+
+def test_a_failing_build_leaves_nothing(tmp_path: Path) -> None:
+    def fail(folder: Path) -> None:
+        build(folder)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cached_folder(tmp_path / "entry", valid, fail)
+    assert os.listdir(tmp_path) == []
+
+
+def test_several_builders_at_once(tmp_path: Path) -> None:
+    together = threading.Barrier(4)
+    failures: list[BaseException] = []
+
+    def build_together(folder: Path) -> None:
+        build(folder)
+        together.wait(timeout=10)
+
+    def work() -> None:
+        try:
+            assert valid(cached_folder(tmp_path / "entry", valid, build_together))
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures and os.listdir(tmp_path) == ["entry"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk(tmp_path: Path, number: int) -> None:
+    def fill(folder: Path) -> None:
+        build(folder)
+        raise OSError(number, os.strerror(number))
+
+    with pytest.raises(UserError, match=f"^{tmp_path}: the disk is full; free some space, or set GOSSAMER_CACHE"):
+        cached_folder(tmp_path / "entry", valid, fill)
+    assert os.listdir(tmp_path) == []
+
+
+def test_no_place_for_a_cache(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        cached_folder(tmp_path / "file" / "entry", valid, build)
+    with pytest.raises(UserError, match="cannot be written"):
+        write_text(tmp_path / "file" / "a.json", "")
+
+
+def test_leftovers_of_killed_processes_go(tmp_path: Path) -> None:
+    for name, age in (("tmp-1-old", 2), ("tmp-2-new", 0)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a").write_text("half")
+        for path in (tmp_path / name / "a", tmp_path / name):
+            os.utime(path, (time.time() - age * cache._ABANDONED,) * 2)
+    cached_folder(tmp_path / "entry", valid, build)
+    assert sorted(os.listdir(tmp_path)) == ["entry", "tmp-2-new"]
+
+
+def test_write_text_replaces(tmp_path: Path) -> None:
+    write_text(tmp_path / "a" / "b.json", "1")
+    write_text(tmp_path / "a" / "b.json", "2")
+    assert (tmp_path / "a" / "b.json").read_text() == "2" and os.listdir(tmp_path / "a") == ["b.json"]
+
+
+def test_keys_tell_values_apart() -> None:
+    keys = [
+        key_of(),
+        key_of("a", "b"),
+        key_of("ab"),
+        key_of(["a", "b"]),
+        key_of("a", "b", None),
+        key_of("1"),
+        key_of(1),
+    ]
+    assert len(set(keys)) == len(keys) and key_of("a", [1]) == key_of("a", [1])

@@ -1,0 +1,38 @@
+"""Progress: silent, one line a stage, or a bar where somebody watches."""
+
+import io
+import sys
+
+import pytest
+
+from gossamer.data.progress import Progress
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def run(enabled: bool) -> None:
+    with Progress(enabled).stage("reading", 10) as advance:
+        advance(4)
+        advance(6)
+
+
+def test_one_line_a_stage_off_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    run(True)
+    assert capsys.readouterr() == ("", "reading\n")
+
+
+def test_silent(capsys: pytest.CaptureFixture[str]) -> None:
+    run(False)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    run(True)
+    assert "reading" in terminal.getvalue() and "10/10 bytes" in terminal.getvalue()
+    assert capsys.readouterr().out == ""

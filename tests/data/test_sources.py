@@ -1,0 +1,158 @@
+"""One file as documents: pieces, encodings, JSONL and Parquet, and what people get wrong about them."""
+
+import json
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gossamer.data import sources
+from gossamer.data.sources import is_binary, pieces, read_documents
+from gossamer.errors import UserError
+
+
+def documents(path: Path, field: str = "text", errors: str = "strict") -> list[str]:
+    return ["".join(document) for document in read_documents(path, field, errors)]
+
+
+def write(path: Path, content: bytes | str) -> Path:
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def refusal(path: Path, **options: str) -> str:
+    with pytest.raises(UserError) as caught:
+        documents(path, **options)
+    assert "\n" not in str(caught.value) and str(path) in str(caught.value)
+    return str(caught.value)
+
+
+@given(st.text(st.sampled_from("ab\n"), max_size=60), st.lists(st.integers(0, 60), max_size=5), st.integers(1, 9))
+def test_pieces_depend_on_the_text_alone(text: str, cuts: list[int], limit: int) -> None:
+    bounds = [0, *sorted(cuts), len(text)]
+    chunks = [text[begin:end] for begin, end in zip(bounds, bounds[1:], strict=False)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sources, "PIECE", limit)
+        found = list(pieces(chunks))
+        assert found == list(pieces([text]))
+    assert "".join(found) == text
+    assert all(0 < len(piece) <= limit for piece in found)
+    for piece in found[:-1]:  # a piece without a line end has no line end to end at
+        assert piece.endswith("\n") or ("\n" not in piece and len(piece) == limit)
+
+
+@pytest.mark.parametrize("block", [1, 2, 3, 1 << 20])
+def test_a_text_file_is_one_document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    monkeypatch.setattr(sources, "_BLOCK", block)  # characters of several bytes fall on the border of two blocks
+    path = write(tmp_path / "a.txt", "\ufeffnaïve 日本 😀\r\nend\n")
+    assert documents(path) == ["naïve 日本 😀\r\nend\n"]
+
+
+def test_a_large_text_file_comes_in_pieces(tmp_path: Path) -> None:
+    text = "some words\n" * 100_000
+    (document,) = (list(document) for document in read_documents(write(tmp_path / "a.txt", text), "text", "strict"))
+    assert len(document) == 5 and "".join(document) == text
+
+
+@pytest.mark.parametrize("content", ["", "\ufeff"])
+def test_no_text_no_document(tmp_path: Path, content: str) -> None:
+    assert documents(write(tmp_path / "a.txt", content)) == []
+
+
+@pytest.mark.parametrize("block", [1, 4, 1 << 20])
+def test_not_utf8_names_the_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    monkeypatch.setattr(sources, "_BLOCK", block)
+    path = write(tmp_path / "a.txt", "aé".encode() + b"\xe9\n")
+    assert "not UTF-8 at byte 3" in refusal(path) and "--errors replace" in refusal(path)
+    assert documents(path, errors="replace") == ["aé\ufffd\n"]
+
+
+def test_a_character_cut_off_at_the_end_of_a_file(tmp_path: Path) -> None:
+    assert "not UTF-8 at byte 2" in refusal(write(tmp_path / "a.txt", "ab€".encode()[:-1]))
+
+
+def test_jsonl(tmp_path: Path) -> None:
+    lines = ['\ufeff{"text": "one", "id": 1}', "", '{"text": ""}', '{"text": "tw\\u00f6 \\ud83d\\ude00"}\r']
+    for name in ("a.jsonl", "a.NDJSON"):
+        assert documents(write(tmp_path / name, "\n".join(lines))) == ["one", "twö 😀"]
+
+
+def test_a_large_record_comes_in_pieces(tmp_path: Path) -> None:
+    text = "word " * 100_000
+    path = write(tmp_path / "a.jsonl", json.dumps({"body": text}))
+    (document,) = read_documents(path, "body", "strict")
+    assert [len(piece) for piece in document] == [sources.PIECE, len(text) - sources.PIECE]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"text": "a"', "line 2: not JSON (Expecting ',' delimiter at column"),
+        ("[" * 100_000, "line 2: not JSON"),
+        ('["text"]', 'line 2: the record is not an object; write it as {"text": ...}'),
+        ('{"txet": "a"}', "line 2: no field 'text' in this record ('txet'); did you mean 'txet'?"),
+        ("{}", "line 2: no field 'text' in this record (it is empty); name the right one with --text_field"),
+        ('{"text": 3}', "line 2: field 'text' is a int, not a string"),
+        ('{"text": null}', "line 2: field 'text' is a NoneType, not a string"),
+        ('{"text": "\\ud800"}', "line 2: field 'text' holds half of a surrogate pair"),
+    ],
+)
+def test_bad_records_name_file_and_line(tmp_path: Path, line: str, message: str) -> None:
+    assert message in refusal(write(tmp_path / "a.jsonl", '{"text": "fine"}\n' + line + "\n"))
+
+
+def test_jsonl_not_utf8(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", b'{"text": "a"}\n{"text": "\xff"}\n')
+    assert "line 2: not UTF-8 at byte 24" in refusal(path)
+    assert documents(path, errors="replace") == ["a", "\ufffd"]
+
+
+def test_half_a_surrogate_is_replaced(tmp_path: Path) -> None:
+    assert documents(write(tmp_path / "a.jsonl", '{"text": "a\\udc00b"}'), errors="replace") == ["a\ufffdb"]
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.binary(), pa.dictionary(pa.int32(), pa.string())])
+def test_parquet(tmp_path: Path, kind: pa.DataType) -> None:
+    texts = [f"document {index} é" for index in range(150)] + [""]
+    column = pa.array([text.encode() for text in texts] if pa.types.is_binary(kind) else texts).cast(kind)
+    pq.write_table(pa.table({"id": pa.array(range(151)), "body": column}), tmp_path / "a.parquet")
+    assert documents(tmp_path / "a.parquet", field="body") == texts[:-1]
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"texts": ["a"]}, "no field 'text' in this file ('texts'); did you mean 'texts'?"),
+        ({"text": [1, 2]}, "column 'text' holds int64, not text"),
+        ({"text": ["a", None]}, "row 2: column 'text' is null"),
+        ({"text": [b"a", b"\xff"]}, "row 2: not UTF-8"),
+    ],
+)
+def test_bad_parquet(tmp_path: Path, columns: dict[str, list[object]], message: str) -> None:
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    assert message in refusal(tmp_path / "a.parquet")
+
+
+def test_damaged_parquet(tmp_path: Path) -> None:
+    assert "not a Parquet file" in refusal(write(tmp_path / "a.parquet", "PAR1 and nothing else"))
+
+
+def test_parquet_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    assert "pip install 'gossamer[parquet]'" in refusal(write(tmp_path / "a.parquet", "PAR1"))
+
+
+def test_unreadable(tmp_path: Path) -> None:
+    assert "cannot be read (No such file or directory)" in refusal(tmp_path / "gone.txt")
+    with pytest.raises(UserError, match="cannot be read"):
+        is_binary(tmp_path / "gone.txt")
+
+
+def test_binary_is_told_by_a_nul_byte(tmp_path: Path) -> None:
+    assert is_binary(write(tmp_path / "a", b"abc\0"))
+    assert not is_binary(write(tmp_path / "a", "é\n"))
+    assert not is_binary(write(tmp_path / "a.parquet", b"PAR1\0"))  # a format that is read, not text

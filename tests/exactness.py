@@ -1,0 +1,125 @@
+"""How the tests of an operation compare one of its implementations with the float64 reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import accumulate, pairwise
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+from gossamer import ops
+from gossamer.device import default_device
+
+DEVICE = default_device()
+# Largest difference over largest magnitude. float32: some hundred roundings of 6e-8 add up; bfloat16: a few of 4e-3.
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5, torch.bfloat16: 3e-2}
+Inputs = dict[str, Tensor | None]
+
+
+def implementations(operation: str) -> list[Any]:
+    """Every registered implementation's name, as a parameter; skipped is only what cannot run on this device."""
+    return [
+        pytest.param(one.name, marks=pytest.mark.skipif(bool(reason := one.obstacle(DEVICE)), reason=reason))
+        for one in ops.OPERATIONS[operation].implementations
+    ]
+
+
+def normal(seed: int) -> Callable[..., Tensor]:
+    """A source of normally distributed float64 tensors: `normal(3)(2, 5)`."""
+    generator = torch.Generator().manual_seed(seed)
+    return lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+def cast(inputs: Inputs, dtype: torch.dtype, wide: str = "") -> Inputs:
+    """Floating-point inputs in `dtype`, those named in `wide` no narrower than float32, on the device under test."""
+    result: Inputs = {}
+    for name, value in inputs.items():
+        if value is not None and value.is_floating_point():
+            value = value.to(torch.promote_types(dtype, torch.float32) if name in wide.split() else dtype)
+        # Where documents begin is read on the host.
+        result[name] = value if value is None or name == "cu_seqlens" else value.to(DEVICE)
+    return result
+
+
+def double(inputs: Inputs) -> Inputs:
+    """The same numbers in float64."""
+    return {k: v.double() if v is not None and v.is_floating_point() else v for k, v in inputs.items()}
+
+
+def cotangents(outputs: tuple[Tensor, ...]) -> list[Tensor]:
+    """A gradient for each output, from the shape alone and exact in every dtype."""
+    source = normal(1)
+    return [source(*out.shape).bfloat16().to(out) for out in outputs]
+
+
+def evaluate(function: Callable[..., Any], inputs: Inputs) -> dict[str, Tensor]:
+    """Outputs by number and the gradient of every floating-point input by name, for fixed output gradients."""
+    leaves = {
+        name: value.detach().clone().requires_grad_() if value is not None and value.is_floating_point() else value
+        for name, value in inputs.items()
+    }
+    outputs = function(**leaves)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    result = {f"output {index}": out.detach() for index, out in enumerate(outputs)}
+    wanted = {name: leaf for name, leaf in leaves.items() if leaf is not None and leaf.requires_grad}
+    gradients = torch.autograd.grad(outputs, list(wanted.values()), cotangents(outputs), materialize_grads=True)
+    for (name, leaf), gradient in zip(wanted.items(), gradients, strict=True):
+        assert gradient.dtype == leaf.dtype, name
+        result[f"gradient of {name}"] = gradient
+    return result
+
+
+def assert_same(actual: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float, floor: float = 0.1) -> None:
+    """Differences below `tolerance` times the largest magnitude, which counts as `floor` at least."""
+    assert actual.keys() == expected.keys()
+    for name, want in expected.items():
+        got = actual[name]
+        assert got.shape == want.shape, f"{name}: {tuple(got.shape)} instead of {tuple(want.shape)}"
+        assert got.isfinite().all(), f"{name} is not finite"
+        if want.numel():
+            scale = max(float(want.abs().max()), floor)
+            error = float((got.double() - want.double()).abs().max()) / scale
+            assert error <= tolerance, f"{name}: off by {error:.2e} of its scale {scale:.2e}, allowed {tolerance:.0e}"
+
+
+def check(operation: str, implementation: str, inputs: Inputs, dtype: torch.dtype, tolerance: float = 0.0) -> None:
+    """The implementation on these inputs against the float64 reference on the same numbers, gradients included."""
+    function = getattr(ops, operation)
+    with ops.forced(**{operation: "reference"}):
+        expected = evaluate(function, double(inputs))
+    with ops.forced(**{operation: implementation}):
+        actual = evaluate(function, inputs)
+    assert_same(actual, expected, tolerance or TOLERANCE[dtype])
+
+
+def cumulative(lengths: list[int]) -> Tensor:
+    """cu_seqlens of documents of these lengths."""
+    return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
+
+
+def spans(cu_seqlens: Tensor) -> Iterator[slice]:
+    """Each document's tokens in the flattened batch."""
+    for start, end in pairwise(cu_seqlens.tolist()):
+        yield slice(start, end)
+
+
+# Lengths around which a chunked implementation can go wrong, for chunks of 64 tokens.
+lengths = st.one_of(st.integers(0, 5), st.sampled_from([31, 32, 33, 63, 64, 65, 127, 129]))
+
+
+@st.composite
+def batches(draw: st.DrawFn, most: int = 200) -> tuple[int, int, list[int], Tensor | None]:
+    """(rows, tokens a row, documents' lengths, cu_seqlens or None where each row is a document)."""
+    if draw(st.booleans(), "packed"):
+        documents = draw(st.lists(lengths, min_size=1, max_size=6).filter(lambda x: sum(x) <= most))
+        rows = draw(st.sampled_from([rows for rows in (1, 2, 3) if sum(documents) % rows == 0]))
+        return rows, sum(documents) // rows, documents, cumulative(documents)
+    rows, length = draw(st.integers(1, 3)), draw(lengths)
+    return rows, length, [length] * rows, None
+
+
+seeds = st.integers(0, 2**20)

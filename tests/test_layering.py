@@ -1,0 +1,90 @@
+"""The rooms of the house: imports go down only, and one file alone names an accelerator."""
+
+import ast
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import gossamer
+
+PACKAGE = Path(gossamer.__file__).parent
+# From the bottom up; rooms of one storey may use one another as long as no circle arises.
+STOREYS = [
+    {"errors", "device"},
+    {"ops"},
+    {"model"},
+    {"data", "hub", "cost"},
+    {"train", "infer"},
+    {"serve"},
+    {"cli", "options"},
+]
+HEIGHT = {room: height for height, rooms in enumerate(STOREYS) for room in rooms}
+
+
+def modules() -> Iterator[tuple[Path, ast.Module]]:
+    for path in sorted(PACKAGE.rglob("*.py")):
+        yield path.relative_to(PACKAGE), ast.parse(path.read_text(encoding="utf-8"))
+
+
+def room(path: Path) -> str:
+    return path.parts[0].removesuffix(".py")
+
+
+def imported_rooms(tree: ast.Module, path: Path) -> Iterator[str]:
+    """Rooms that a file imports, wherever the statement stands; the package's own name and version are no room."""
+    for node in ast.walk(tree):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: relative import"
+            if node.module == "gossamer":
+                names = [f"gossamer.{alias.name}" for alias in node.names if alias.name != "__version__"]
+            else:
+                names = [node.module or ""]
+        yield from (name.split(".")[1] for name in names if name.startswith("gossamer."))
+
+
+def test_every_room_has_its_storey() -> None:
+    assert {room(path) for path, _ in modules()} - {"__init__"} <= set(HEIGHT)
+
+
+def test_imports_go_down_only() -> None:
+    upward = [
+        f"{path} imports gossamer.{target}"
+        for path, tree in modules()
+        if room(path) != "__init__"
+        for target in imported_rooms(tree, path)
+        if HEIGHT[target] > HEIGHT[room(path)]
+    ]
+    assert not upward
+
+
+def test_rooms_of_a_storey_import_one_another_in_no_circle() -> None:
+    graph: dict[str, set[str]] = {}
+    for path, tree in modules():
+        if room(path) != "__init__":
+            graph.setdefault(room(path), set()).update(set(imported_rooms(tree, path)) - {room(path)})
+    assert list(TopologicalSorter(graph).static_order())  # raises CycleError with the circle
+
+
+def test_one_file_names_an_accelerator() -> None:
+    def accelerators(tree: ast.Module) -> Iterator[int]:
+        for node in ast.walk(tree):
+            match node:
+                case (
+                    ast.Attribute(value=ast.Name(id="torch"), attr="cuda")
+                    | ast.Attribute(attr="cuda", value=ast.expr(), ctx=ast.Load())
+                ):
+                    yield node.lineno
+                case ast.Import(names=names) if any(alias.name.startswith("torch.cuda") for alias in names):
+                    yield node.lineno
+                case ast.ImportFrom(module=str(module), names=names):
+                    if module.startswith("torch.cuda") or (
+                        module == "torch" and any(alias.name == "cuda" for alias in names)
+                    ):
+                        yield node.lineno
+
+    assert list(accelerators(ast.parse("import torch.cuda\nfrom torch import cuda\ntorch.cuda.sync()\nx.cuda()")))
+    found = [f"{path}:{line}" for path, tree in modules() if path.name != "device.py" for line in accelerators(tree)]
+    assert not found

@@ -1,0 +1,236 @@
+"""Recipes: merging, refusing, and the way to YAML and back."""
+
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+import pytest
+import yaml
+from docstring_parser import parse as parse_docstring
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from gossamer.data.config import CorpusConfig
+from gossamer.errors import UserError
+from gossamer.model.config import ModelConfig
+from gossamer.train.config import OptimizerConfig, ScheduleConfig, TrainingConfig
+from gossamer.train.recipe import (
+    DEFAULT_RECIPE,
+    Recipe,
+    field_types,
+    flatten,
+    load_recipe,
+    recipe_from,
+    recipe_names,
+    to_yaml,
+)
+
+SECTIONS = (ModelConfig, CorpusConfig, OptimizerConfig, ScheduleConfig, TrainingConfig)
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+positive = st.floats(0, exclude_min=True, allow_infinity=False)
+fractions = st.floats(0, 1)
+
+
+def reload(recipe: Recipe, folder: Path) -> Recipe:
+    path = folder / "config.yaml"
+    path.write_text(to_yaml(recipe), encoding="utf-8")
+    return recipe_from(load_recipe(path))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("recipe")
+
+
+recipes = st.builds(
+    Recipe,
+    model=st.builds(
+        ModelConfig,
+        num_hidden_layers=st.just(2),
+        rms_norm_eps=positive,
+        rope_theta=positive,
+        norm_topk_prob=st.booleans(),
+        mlp_only_layers=st.sampled_from([(), (0,), (0, 1)]),
+        layer_types=st.sampled_from([None, ("full_attention", "linear_attention")]),
+        max_position_embeddings=st.just(10**6),
+    ),
+    corpus=st.builds(
+        CorpusConfig,
+        paths=st.lists(texts, max_size=3).map(tuple),
+        text_field=texts,
+        errors=st.sampled_from(["strict", "replace"]),
+        cache_dir=st.none() | texts,
+    ),
+    optimizer=st.builds(
+        OptimizerConfig, learning_rate=positive, betas=st.tuples(*[st.floats(0, 1, exclude_max=True)] * 2), eps=positive
+    ),
+    schedule=st.builds(ScheduleConfig, warmup_steps=st.integers(0), decay_fraction=fractions, final_fraction=fractions),
+    training=st.builds(
+        TrainingConfig,
+        sequence_length=st.integers(2, 10**6),
+        steps=st.integers(1),
+        seed=st.integers(0),
+        sample_prompt=texts | st.from_regex(r"[-+]?\d+(\.\d*)?([eE][-+]?\d+)?", fullmatch=True),
+    ),
+    description=texts,
+)
+
+
+@given(recipe=recipes)
+@example(recipe=Recipe(training=TrainingConfig(sample_prompt="1e-3"), description="null"))
+@example(recipe=Recipe(training=TrainingConfig(sample_prompt="def f(x):\n\treturn '\x85\ufeff' # no\n")))
+def test_a_saved_recipe_loads_back_equal(folder: Path, recipe: Recipe) -> None:
+    assert reload(recipe, folder) == recipe
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_of_the_package_is_valid_and_describes_itself(name: str) -> None:
+    recipe = recipe_from(load_recipe(name))
+    assert recipe.description.startswith(f"{name}: ")
+    if recipe.corpus.tokenizer == "bpe":
+        assert recipe.model.vocab_size == recipe.corpus.vocab_size
+
+
+def test_the_default_recipe_exists() -> None:
+    assert DEFAULT_RECIPE in recipe_names()
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "active"),
+    [
+        ("nano", 2.5e6, 1.27e6),
+        ("micro", 64e6, 9.7e6),
+        ("mini", 0.29e9, 45e6),
+        ("small", 2.35e9, 0.30e9),
+        ("80b-a3b", 81.3e9, 3.63e9),
+    ],
+)
+def test_presets_have_their_size(name: str, parameters: float, active: float) -> None:
+    counts = recipe_from(load_recipe(name)).model.counts()
+    assert counts.parameters == pytest.approx(parameters, rel=0.02)
+    assert counts.active_parameters == pytest.approx(active, rel=0.02)
+
+
+@pytest.mark.parametrize("section", [*SECTIONS, Recipe])
+def test_every_field_is_documented(section: type) -> None:
+    documented = {item.arg_name for item in parse_docstring(section.__doc__ or "").params if item.description}
+    assert documented == {item.name for item in fields(section)}
+
+
+@pytest.mark.parametrize("key", [key for key in field_types() if "." in key])
+def test_a_value_of_another_type_is_refused_by_its_name(key: str) -> None:
+    annotation = field_types()[key]
+    wrong: Any = {"no": "mapping fits"}
+    with pytest.raises(UserError, match=rf"^{key} = .*: expected "):
+        recipe_from({}, {key: wrong})
+    if annotation is int:
+        for wrong in (True, 1.5, "1", None):
+            with pytest.raises(UserError, match=rf"^{key} = .*: expected a whole number$"):
+                recipe_from({}, {key: wrong})
+    if annotation is float:
+        for wrong in (True, "1", float("nan"), float("inf")):
+            with pytest.raises(UserError, match=rf"^{key} = .*: expected a number$"):
+                recipe_from({}, {key: wrong})
+    if get_origin(annotation) is tuple:
+        with pytest.raises(UserError, match=rf"^{key} = 'x': expected a list"):
+            recipe_from({}, {key: "x"})
+
+
+def test_overrides_win_over_the_file_and_the_file_over_defaults() -> None:
+    values = {"training": {"steps": 5, "seed": 7}, "optimizer": {"learning_rate": 1}}
+    recipe = recipe_from(values, {"training.steps": 9})
+    default = Recipe()
+    assert recipe == replace(
+        default,
+        training=replace(default.training, steps=9, seed=7),
+        optimizer=replace(default.optimizer, learning_rate=1.0),
+    )
+    assert isinstance(recipe.optimizer.learning_rate, float)
+
+
+def test_an_empty_section_is_the_default() -> None:
+    assert recipe_from({"model": None, "training": {}}) == Recipe()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"training": {"step": 1}}, "unknown key 'training.step'; did you mean 'training.steps'?"),
+        ({"trainig": {"steps": 1}}, "unknown key 'trainig'; did you mean 'training'?"),
+        ({"steps": 1}, "unknown key 'steps'; did you mean 'training.steps'?"),
+        ({"model": {"steps.x": 1}}, "unknown key 'model.steps.x'"),
+        ({"model": {3: 1}}, "unknown key 'model.3'"),
+        ({"model": 3}, "model = 3: expected a section of keys"),
+        ({"optimizer": {"betas": [0.9]}}, "optimizer.betas = [0.9]: expected a list of 2, each a number"),
+        ({"optimizer": {"betas": [0.9, 1]}}, "optimizer.betas = [0.9, 1.0]: must be two numbers in [0, 1)"),
+        ({"optimizer": {"learning_rate": 0}}, "optimizer.learning_rate = 0.0: must be > 0"),
+        ({"schedule": {"decay_fraction": 1.5}}, "schedule.decay_fraction = 1.5: must be in [0, 1]"),
+        ({"training": {"steps": 0}}, "training.steps = 0: must be >= 1"),
+        ({"training": {"eval_every": -1}}, "training.eval_every = -1: must be >= 0"),
+        ({"model": {"hidden_size": 0}}, "model.hidden_size = 0: must be > 0"),
+        (
+            {"model": {"max_position_embeddings": 64}, "training": {"sequence_length": 65}},
+            "training.sequence_length = 65: must be <= model.max_position_embeddings = 64",
+        ),
+        ({"description": 3}, "description = 3: expected text"),
+    ],
+)
+def test_mistakes_are_named(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        recipe_from(values)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("training:\n  steps: 1\n  steps: 2\n", ":3: key 'steps' stands twice"),
+        ("training: [\n", ":2: "),
+        ("- training\n", ": expected sections of keys, got list"),
+        ("training:\n  step: 1\n", ": unknown key 'training.step'; did you mean 'training.steps'?"),
+        ("training: !!python/object:os.system {}\n", ":1: could not determine a constructor"),
+        ("description: 2020-13-45\n", ": month must be in 1..12"),
+    ],
+)
+def test_a_bad_file_is_named_with_its_line(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError) as caught:
+        load_recipe(path)
+    assert str(caught.value).startswith(f"{path}{message}")
+
+
+def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match=r"bad\.yaml: "):
+        load_recipe(path)
+
+
+def test_an_unknown_recipe_names_the_nearest_and_the_others() -> None:
+    with pytest.raises(UserError, match=r"no recipe 'micr'; did you mean 'micro'\? .*80b-a3b, demo"):
+        load_recipe("micr")
+
+
+@pytest.mark.parametrize("written", ["1e-3", "1E-3", "1.0e-3", "0.001", ".1e-2"])
+def test_a_learning_rate_is_a_number_however_it_is_written(tmp_path: Path, written: str) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(f"optimizer:\n  learning_rate: {written}\n")
+    assert recipe_from(load_recipe(path)).optimizer.learning_rate == 1e-3
+
+
+def test_the_saved_recipe_is_plain_yaml_that_names_every_field() -> None:
+    values = yaml.safe_load(to_yaml(Recipe()))
+    named = {f"{section}.{key}" for section, part in values.items() if isinstance(part, dict) for key in part}
+    assert named | {"description"} == set(flatten(Recipe())) == set(field_types())
+
+
+def test_annotations_are_ones_that_values_can_be_checked_against() -> None:
+    """A new field of a type that `typed` does not know must fail here, not in a user's hands."""
+
+    def leaves(annotation: Any) -> set[Any]:
+        arguments = get_args(annotation)
+        return set().union(*map(leaves, arguments)) if arguments else {annotation}
+
+    hints = [hint for section in SECTIONS for hint in get_type_hints(section).values()]
+    assert set().union(*map(leaves, hints)) <= {int, float, bool, str, type(None), Ellipsis}

@@ -1,0 +1,328 @@
+"""The report of a run: one file that stands alone, at any moment of the run's life, whatever the model has written."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gossamer.errors import UserError
+from gossamer.train.report import count, duration, loss_curve_png, number, write_report
+
+START = {
+    "event": "start", "time": 1_795_458_000.0, "step": 0, "gossamer": "0.1.0", "torch": "2.13.0",
+    "device": "cpu (a chip)", "parameters": 57_012_736, "active_parameters": 9_134_080, "flops_per_token": 6e7,
+    "tokens_per_step": 4096, "steps": 40, "corpus": "tales & fables",
+}  # fmt: skip
+
+
+def train(step: int, **values: Any) -> dict[str, Any]:
+    place = {"event": "train", "step": step, "tokens": 4096 * step, "elapsed": 2.5 * step}
+    return (
+        place | {"loss": 8 - step / 10, "grad_norm": 1.5, "learning_rate": 1e-3, "tokens_per_second": 1600.0} | values
+    )
+
+
+def evaluation(step: int, loss: float | None) -> dict[str, Any]:
+    place = {"event": "eval", "step": step, "tokens": 4096 * step, "elapsed": 2.5 * step}
+    return place | {
+        "loss": loss,
+        "perplexity": None if loss is None else 2.718281828**loss,
+        "bits_per_byte": loss and loss / 2,
+    }
+
+
+def whole_run() -> list[dict[str, Any]]:
+    events = [START, *(train(step, mtp_loss=9.0, aux_loss=1.0) for step in range(1, 41))]
+    events[21:21] = [evaluation(20, 5.0), {"event": "sample", "step": 20, "text": "once upon"}]
+    events += [evaluation(40, 4.5), {"event": "sample", "step": 40, "text": "a time"}]
+    return [
+        *events,
+        {"event": "end", "step": 40, "tokens": 163_840, "elapsed": 100.0, "loss": 4.5, "bits_per_byte": 2.25},
+    ]
+
+
+class Page(HTMLParser):
+    """Read a page back: its tags and attributes, the text of its elements, and that every element is closed in turn."""
+
+    VOID = frozenset({"meta", "link", "input"})
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.html = html
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self._open: list[str] = []
+        self._texts: list[list[str]] = []  # tag and text of each element, without its children's
+        self._within: list[int] = []
+        self._flow: list[str] = []
+        self.feed(html)
+        self.close()
+        assert not self._open, f"not closed: {self._open}"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_startendtag(tag, attrs)
+        if tag not in self.VOID:
+            self._open.append(tag)
+            self._within.append(len(self._texts))
+            self._texts.append([tag, ""])
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+        self._within.pop()
+
+    def handle_data(self, data: str) -> None:
+        if self._open:
+            self._texts[self._within[-1]][1] += data
+        if self._open and self._open[-1] not in ("style", "script"):
+            self._flow.append(data)
+
+    def text(self, tag: str) -> list[str]:
+        return [text for name, text in self._texts if name == tag]
+
+    def __contains__(self, words: str) -> bool:
+        return words in re.sub(r"\s+", " ", " ".join(self._flow))
+
+
+def record(folder: Path, events: list[dict[str, Any]]) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+
+
+def report(folder: Path, events: list[dict[str, Any]], config: str | None = None) -> Page:
+    record(folder, events)
+    if config is not None:
+        (folder / "config.yaml").write_text(config)
+    path = write_report(folder)
+    assert path == folder / "report.html"
+    return Page(path.read_text(encoding="utf-8"))
+
+
+def test_a_whole_run(tmp_path: Path) -> None:
+    page = report(tmp_path / "demo", whole_run())
+    assert page.text("h1") == ["demo"]
+    for words in (
+        "finished · 40 steps", "tales & fables", "cpu (a chip)", "2026-11-23", "validation loss 4.500",
+        "bits per byte 2.250", "perplexity 90.02", "tokens 164K", "training time 1 min 40 s", "1,638 tokens/s",
+        "parameters 57.0M", "9.13M active a token", "compute 9.83 TFLOP", "gossamer 0.1.0", "PyTorch 2.13.0",
+    ):  # fmt: skip
+        assert words in page, words
+    titles = [
+        "Loss",
+        "Bits per byte",
+        "Learning rate",
+        "Gradient norm",
+        "Throughput",
+        "Multi-token prediction",
+        "Load balance",
+    ]
+    assert page.text("h3") == titles
+    assert page.tags.count("svg") == 2 * 7 + 2, "each over tokens and over time; the first also for narrow screens"
+    assert [text.strip() for text in page.text("pre")] == ["a time", "once upon"], "newest first"
+
+
+def test_the_page_stands_alone(tmp_path: Path) -> None:
+    page = report(tmp_path, whole_run(), "model: {hidden_size: 256}\n")
+    references = [value for name, value in page.attributes if name in ("src", "href", "xlink:href", "action", "srcset")]
+    assert all(value == "data:," or (value or "").startswith("#") for value in references)
+    assert "://" not in page.html
+    assert "@import" not in page.html
+    policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
+    assert ("content", policy) in page.attributes
+    assert set(re.findall(r"url\((.)", page.html)) <= {"#"}
+    identifiers = [value for name, value in page.attributes if name == "id"]
+    assert len(identifiers) == len(set(identifiers))
+
+
+HOSTILE = "</pre><script>alert(1)</script><img src=x onerror=alert(2)> & &amp; \"'`${1} {{ 7*7 }} {% raw %}"
+
+
+def test_what_comes_from_outside_is_shown_and_never_run(tmp_path: Path) -> None:
+    events = [
+        START | {"corpus": HOSTILE, "device": HOSTILE, "gossamer": HOSTILE},
+        train(1),
+        {"event": "sample", "step": 1, "text": HOSTILE},
+    ]
+    config = json.dumps({"description": HOSTILE, "model": {HOSTILE: HOSTILE}})
+    page = report(tmp_path / "<b>run", events, config)
+    plain = report(tmp_path / "plain", [START, train(1), {"event": "sample", "step": 1, "text": "x"}], "model: {a: 1}")
+    assert page.tags.count("script") == plain.tags.count("script")
+    assert "img" not in page.tags
+    assert page.text("h1") == ["<b>run"]
+    assert page.text("pre")[0].strip() == HOSTILE
+    assert HOSTILE in page.text("dd")
+    assert HOSTILE in page.text("dt")
+
+
+def test_control_characters_and_broken_unicode_become_visible(tmp_path: Path) -> None:
+    page = report(tmp_path, [{"event": "sample", "step": 1, "text": "  a\x00\x1b[31m\x7f\ud83d\tb\n\n"}])
+    assert page.text("pre")[0].strip("\n") == "  a\u2400\u241b[31m\u2421?\tb"
+
+
+def test_samples_are_limited_in_number_and_length(tmp_path: Path) -> None:
+    samples = [{"event": "sample", "step": step, "text": f"[{step}]" + "x" * 9000} for step in range(100)]
+    page = report(tmp_path, samples)
+    shown = [int(text.strip()[1:].split("]")[0]) for text in page.text("pre")]
+    assert len(shown) == 24
+    assert shown == sorted(shown, reverse=True)
+    assert (shown[0], shown[-1]) == (99, 0)
+    assert "24 of 100" in page
+    assert "more characters" in page
+    assert len(page.html) < 200_000
+
+
+def test_in_mid_flight(tmp_path: Path) -> None:
+    page = report(tmp_path, [START, *(train(step) for step in range(1, 11))])
+    assert "step 10 of 40" in page
+    assert "width: 25.0%" in page.html
+    assert "training loss 7.000" in page, "no evaluation yet: the newest step of ten stands for the loss"
+    assert "validation loss" not in page
+    assert "Bits per byte" not in page.text("h3")
+    assert "Configuration" not in page.text("h2")
+
+
+def test_the_measurement_at_the_end_counts_as_an_evaluation(tmp_path: Path) -> None:
+    end = {**evaluation(40, 4.0), "event": "end"}
+    page = report(tmp_path, [START, train(40), evaluation(20, 5.0), evaluation(40, 4.5), end])
+    assert "validation loss 4.000" in page
+    rows = [text for text in page.text("td") if "." in text]
+    assert rows[-3:] == ["4.000", "54.60", "2.000"]
+    assert page.tags.count("td") == 2 * 6
+    tables = [json.loads(text) for text in page.text("script") if text.startswith("[")]
+    assert tables[0][1]["values"] == [5.0, 4.0]
+
+
+def test_a_prolonged_run_is_measured_by_its_configuration(tmp_path: Path) -> None:
+    events = [START, train(40), {"event": "resume", "time": 1.0, "step": 40}, train(60)]
+    assert "step 60 of 80" in report(tmp_path, events, "training: {steps: 80}")
+
+
+def test_a_run_that_goes_on_after_its_end_is_not_finished(tmp_path: Path) -> None:
+    end = whole_run()[-1]
+    events = [START, evaluation(40, 4.5), end, {"event": "resume", "time": 1.0, "step": 40}]
+    page = report(tmp_path, events)
+    assert "finished" not in page
+    assert "resumed 1×" in page
+    page = report(tmp_path, [*events, train(41), {**end, "step": 41, "loss": 4.6}])
+    assert "finished · 41 steps" in page
+    assert "best 4.500 at step 40" in page
+
+
+@pytest.mark.parametrize(
+    "event",
+    [START, {"event": "start", "step": 0}, train(1), evaluation(0, 8.3), {"event": "sample", "step": 0, "text": ""},
+     {"event": "resume", "step": 3, "time": 5.0}, {"event": "end", "step": 4}, {"event": "train", "step": 5}],
+    ids=lambda event: event["event"],
+)  # fmt: skip
+def test_a_single_event(tmp_path: Path, event: dict[str, Any]) -> None:
+    page = report(tmp_path, [event])
+    assert ("svg" in page.tags) == ("tokens" in event)
+    assert ("No step has been measured yet." in page) == ("tokens" not in event)
+
+
+def test_no_event_at_all(tmp_path: Path) -> None:
+    assert "No step has been measured yet." in report(tmp_path, [])
+
+
+def test_numbers_that_are_not_finite(tmp_path: Path) -> None:
+    events = [
+        START,
+        *(train(step, loss=None if step > 30 else 3.0, grad_norm=None) for step in range(1, 41)),
+        evaluation(40, None),
+    ]
+    page = report(tmp_path, events)
+    assert "11 measured losses are not finite, the first at step 31." in page
+    assert "training loss 3.000" in page
+    assert "Gradient norm" not in page.text("h3")
+    lost = report(tmp_path, [START, train(1, loss=None)])
+    assert "1 measured loss is not finite, the first at step 1." in lost
+    assert "Loss" not in lost.text("h3")
+    assert "Throughput" in lost.text("h3")
+
+
+def test_the_configuration_is_shown_by_section_and_as_text(tmp_path: Path) -> None:
+    config = "description: a try\nseed: 3\nmodel:\n  sizes: {inner: 2}\n  tied: false\n  list: [1, null]\nempty: {}\n"
+    page = report(tmp_path, [START], config)
+    assert "a try" in page.text("p")
+    assert [text.strip() for text in page.text("summary")] == ["general", "model", "config.yaml"]
+    shown = list(zip(page.text("dt")[-4:], page.text("dd")[-4:], strict=True))
+    assert shown == [("seed", "3"), ("sizes.inner", "2"), ("tied", "false"), ("list", "[1, null]")]
+    assert page.text("pre")[-1].strip() == config.strip()
+
+
+@pytest.mark.parametrize("config", ["a: [", "- 1\n- 2\n", "", "just words", "a: \x00", "!!python/object:os.system {}"])
+def test_a_strange_configuration_does_no_harm(tmp_path: Path, config: str) -> None:
+    page = report(tmp_path, [START], config)
+    assert [text.strip() for text in page.text("pre")] == ([config.strip().replace("\x00", "\u2400")] if config else [])
+
+
+def test_a_long_run_makes_a_small_page(tmp_path: Path) -> None:
+    events = [
+        train(step, loss=3 + (step * 7919 % 1000) / 1e3, grad_norm=1 + (step * 31 % 97) / 50)
+        for step in range(1, 10_001)
+    ]
+    assert len(report(tmp_path, [START, *events]).html) < 500_000
+
+
+def test_a_folder_without_a_run(tmp_path: Path) -> None:
+    for make in (write_report, lambda run: loss_curve_png(run, tmp_path / "loss.png")):
+        with pytest.raises(UserError, match=r"has no metrics\.jsonl") as caught:
+            make(tmp_path / "nowhere")
+        assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_report_that_fails_leaves_the_old_one(tmp_path: Path) -> None:
+    report(tmp_path, [START])
+    before = (tmp_path / "report.html").read_bytes()
+    (tmp_path / "metrics.jsonl").write_text("damage\n{}\n")
+    with pytest.raises(UserError, match="line 1"):
+        write_report(tmp_path)
+    assert (tmp_path / "report.html").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "report.html"]
+
+
+def test_a_picture_of_the_loss(tmp_path: Path) -> None:
+    for name, events in (("whole", whole_run()), ("single", [train(1)]), ("none", [START])):
+        record(tmp_path / name, events)
+        loss_curve_png(tmp_path / name, tmp_path / f"{name}.png")
+        assert (tmp_path / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_figures_are_written_for_people() -> None:
+    assert [count(value) for value in (None, 0, 9999, 12_345, 57_012_736)] == ["–", "0", "9,999", "12.3K", "57.0M"]
+    assert [number(value) for value in (None, float("nan"), 2.24, 0.97, 4105.2, 0.0)] == [
+        "–",
+        "–",
+        "2.240",
+        "0.9700",
+        "4105",
+        "0.000",
+    ]
+    times = {
+        0.0: "0 s",
+        12.34: "12.3 s",
+        59.99: "1 min",
+        61: "1 min 1 s",
+        3725: "1 h 2 min",
+        7200: "2 h",
+        90_061: "1 d 1 h",
+    }
+    assert {seconds: duration(seconds) for seconds in times} == times
+
+
+def test_importing_it_is_cheap() -> None:
+    heavy = "{'torch', 'numpy', 'matplotlib', 'jinja2', 'yaml'}"
+    code = f"import sys, gossamer.train.report; print(sorted({heavy} & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
