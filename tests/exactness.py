@@ -15,23 +15,39 @@ from gossamer import ops
 from gossamer.device import default_device
 
 DEVICE = default_device()
-# Largest difference over largest magnitude. float32: some hundred roundings of 6e-8 add up; bfloat16: a few of 4e-3.
-TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5, torch.bfloat16: 3e-2}
+# Largest difference over largest magnitude. Seen in thousands of examples: 1e-13, 3e-5 (gradients through the norm of
+# a vector that happens to be short; all else 1e-5) and 4e-3 (one rounding to bfloat16, at the end).
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 1e-2}
+INNER_ROUNDING = 5e-2  # for operations that round to bfloat16 in between, too; 2e-2 seen
 Inputs = dict[str, Tensor | None]
 
 
-def implementations(operation: str) -> list[Any]:
+def _dtypes(*dtypes: torch.dtype) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("dtype", dtypes, ids=lambda dtype: str(dtype).removeprefix("torch."))
+
+
+every_dtype = _dtypes(*TOLERANCE)
+exact_dtypes = _dtypes(torch.float64, torch.float32)
+
+
+def inner_tolerance(dtype: torch.dtype) -> float:
+    """Of an operation whose intermediate results are rounded to `dtype`."""
+    return INNER_ROUNDING if dtype == torch.bfloat16 else TOLERANCE[dtype]
+
+
+def implementations(operation: str, but: str = "") -> list[Any]:
     """Every registered implementation's name, as a parameter; skipped is only what cannot run on this device."""
     return [
         pytest.param(one.name, marks=pytest.mark.skipif(bool(reason := one.obstacle(DEVICE)), reason=reason))
         for one in ops.OPERATIONS[operation].implementations
+        if one.name != but
     ]
 
 
 def normal(seed: int) -> Callable[..., Tensor]:
     """A source of normally distributed float64 tensors: `normal(3)(2, 5)`."""
     generator = torch.Generator().manual_seed(seed)
-    return lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)
+    return lambda *shape: torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
 def cast(inputs: Inputs, dtype: torch.dtype, wide: str = "") -> Inputs:
@@ -66,34 +82,37 @@ def evaluate(function: Callable[..., Any], inputs: Inputs) -> dict[str, Tensor]:
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     result = {f"output {index}": out.detach() for index, out in enumerate(outputs)}
     wanted = {name: leaf for name, leaf in leaves.items() if leaf is not None and leaf.requires_grad}
-    gradients = torch.autograd.grad(outputs, list(wanted.values()), cotangents(outputs), materialize_grads=True)
+    # An output may be a constant (nothing comes of no tokens); then the gradients are zero, and compared as such.
+    pairs = [(out, grad) for out, grad in zip(outputs, cotangents(outputs), strict=True) if out.requires_grad]
+    total = sum(((out * grad).sum() for out, grad in pairs), start=torch.zeros((), requires_grad=True))
+    gradients = torch.autograd.grad(total, list(wanted.values()), materialize_grads=True)
     for (name, leaf), gradient in zip(wanted.items(), gradients, strict=True):
         assert gradient.dtype == leaf.dtype, name
         result[f"gradient of {name}"] = gradient
     return result
 
 
-def assert_same(actual: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float, floor: float = 0.1) -> None:
-    """Differences below `tolerance` times the largest magnitude, which counts as `floor` at least."""
+def assert_same(actual: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
+    """Differences below `tolerance` times the largest magnitude, or below `tolerance` where all is smaller than one."""
     assert actual.keys() == expected.keys()
     for name, want in expected.items():
         got = actual[name]
         assert got.shape == want.shape, f"{name}: {tuple(got.shape)} instead of {tuple(want.shape)}"
         assert got.isfinite().all(), f"{name} is not finite"
         if want.numel():
-            scale = max(float(want.abs().max()), floor)
+            scale = max(float(want.abs().max()), 1.0)
             error = float((got.double() - want.double()).abs().max()) / scale
             assert error <= tolerance, f"{name}: off by {error:.2e} of its scale {scale:.2e}, allowed {tolerance:.0e}"
 
 
-def check(operation: str, implementation: str, inputs: Inputs, dtype: torch.dtype, tolerance: float = 0.0) -> None:
+def check(operation: str, implementation: str, inputs: Inputs, tolerance: float) -> None:
     """The implementation on these inputs against the float64 reference on the same numbers, gradients included."""
     function = getattr(ops, operation)
     with ops.forced(**{operation: "reference"}):
         expected = evaluate(function, double(inputs))
     with ops.forced(**{operation: implementation}):
         actual = evaluate(function, inputs)
-    assert_same(actual, expected, tolerance or TOLERANCE[dtype])
+    assert_same(actual, expected, tolerance)
 
 
 def cumulative(lengths: list[int]) -> Tensor:

@@ -62,7 +62,7 @@ def test_neither_file_nor_folder(tmp_path: Path) -> None:
 
 
 def test_text_given_for_a_path() -> None:
-    with pytest.raises(UserError, match="cannot be read .File name too long."):
+    with pytest.raises(UserError, match=r"cannot be read .File name too long."):
         find("once upon a time " * 100)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pyarrow as pa
@@ -34,7 +35,7 @@ def refusal(path: Path, **options: str) -> str:
 @given(st.text(st.sampled_from("ab\n"), max_size=60), st.lists(st.integers(0, 60), max_size=5), st.integers(1, 9))
 def test_pieces_depend_on_the_text_alone(text: str, cuts: list[int], limit: int) -> None:
     bounds = [0, *sorted(cuts), len(text)]
-    chunks = [text[begin:end] for begin, end in zip(bounds, bounds[1:], strict=False)]
+    chunks = [text[begin:end] for begin, end in pairwise(bounds)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sources, "PIECE", limit)
         found = list(pieces(chunks))

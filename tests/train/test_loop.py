@@ -60,7 +60,7 @@ def test_a_resumed_run_ends_bit_identical(tiny_recipe, tmp_path):
 
 
 def test_gradient_accumulation_sums_the_micro_batches(tiny_recipe, tmp_path):
-    """Two micro-batches of one row take the same step as one of two rows: the rows' losses have equal weight here."""
+    """Two micro-batches of one row take the same step as one of two rows, however many targets each row holds."""
     accumulated = replace(
         tiny_recipe, training=replace(tiny_recipe.training, batch_size=1, gradient_accumulation=2, steps=1)
     )
@@ -75,7 +75,7 @@ def test_gradient_accumulation_sums_the_micro_batches(tiny_recipe, tmp_path):
 def test_resume_with_another_corpus_is_refused(tiny_recipe, tmp_path, corpus_file):
     run = tmp_path / "run"
     loop.train(replace(tiny_recipe, training=replace(tiny_recipe.training, steps=2)), run)
-    corpus_file.write_text(corpus_file.read_text() + "one more line\n")
+    corpus_file.write_text(corpus_file.read_text() + "line 400: the square of 400 is 160000.\n")
     longer = replace(tiny_recipe, training=replace(tiny_recipe.training, steps=4))
     with pytest.raises(UserError, match="changed"):
         loop.train(longer, run, resume=True)

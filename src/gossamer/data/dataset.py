@@ -152,12 +152,12 @@ def _shards(
     opened: dict[str, Shard] = {}
 
     def valid(folder: Path) -> bool:
-        opened.clear()
         try:
             meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-            opened.update((part, open_shard(folder, part, meta[part], fingerprint)) for part in parts)
+            found = {part: open_shard(folder, part, meta[part], fingerprint) for part in parts}
         except (OSError, ValueError, KeyError, TypeError):  # absent, or not as this module writes it
             return False
+        opened.update(found)
         return True
 
     def build(folder: Path) -> None:

@@ -32,7 +32,7 @@ __all__ = ["IGNORE", "Batch", "TrainBatches", "validation_batches"]
 IGNORE = -100
 """The label of padding: Hugging Face's and PyTorch's mark of what has no loss."""
 
-_VALIDATION_SEED = 0  # any will do, so long as it never changes
+_GOLDEN = (math.sqrt(5) - 1) / 2
 
 Stretch = tuple[int, int]
 """(first token, number of tokens) in a shard; all of one document."""
@@ -64,12 +64,13 @@ class _Rows:
     Args:
         shard: the documents.
         length: T, tokens of a row.
-        seed: of the order.
-        once: stop after one epoch, the last row possibly not full, and cut documents from their beginning on.
+        seed: of the order of each epoch. None: a single epoch, whose last row may not be full; its order is fixed, and
+            any beginning of it is spread evenly over the shard.
     """
 
-    def __init__(self, shard: Shard, length: int, seed: int, once: bool) -> None:
-        self.length, self.span, self.seed, self.once = length, length - 1, seed % (1 << 63), once
+    def __init__(self, shard: Shard, length: int, seed: int | None) -> None:
+        self.length, self.span, self.once = length, length - 1, seed is None
+        self.seed = 0 if seed is None else seed % (1 << 63)
         self.begins = np.asarray(shard.offsets[:-1])
         targets = np.diff(shard.offsets) - 1
         self.full = targets // self.span  # [D] full rows of each document
@@ -136,15 +137,22 @@ class _Rows:
     def _order_full(self) -> None:
         epoch = self.full_done // self.num_full if self.num_full else 0
         self.full_heads = self._heads(epoch)
-        self.full_order = np.random.default_rng([self.seed, epoch, 1]).permutation(self.num_full)
+        self.full_order = self._permutation(self.num_full, epoch, 1)
 
     def _order_rest(self) -> None:
         heads = self._heads(self.rest_epoch)
         tails = self.rest - heads
         begins = np.concatenate([self.begins, self.begins + heads + self.full * self.span])
         sizes = np.concatenate([heads, tails])
-        order = np.random.default_rng([self.seed, self.rest_epoch, 2]).permutation(np.flatnonzero(sizes))
+        kept = np.flatnonzero(sizes)
+        order = kept[self._permutation(len(kept), self.rest_epoch, 2)]
         self.rest_begins, self.rest_sizes = begins[order], sizes[order]
+
+    def _permutation(self, count: int, epoch: int, stream: int) -> npt.NDArray[np.int64]:
+        """[count] the order in which an epoch takes full rows (stream 1) or the rest (stream 2)."""
+        if self.once:  # multiples of the golden ratio, modulo 1, lie evenly from the first few on: visit by their ranks
+            return np.argsort(np.argsort(np.arange(count) * _GOLDEN % 1.0))
+        return np.random.default_rng([self.seed, epoch, stream]).permutation(count)
 
     def _heads(self, epoch: int) -> npt.NDArray[np.int64]:
         """[D] targets of each document before its first full row in this epoch."""
@@ -176,7 +184,7 @@ class TrainBatches:
             )
         self.batch_size, self.sequence_length, self.seed = batch_size, sequence_length, seed
         self._shard = shard
-        self._rows = _Rows(shard, sequence_length, seed, once=False)
+        self._rows = _Rows(shard, sequence_length, seed)
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -234,7 +242,7 @@ def validation_batches(
         raise UserError(
             f"the validation text holds {shard.num_tokens} tokens, and nothing to predict; give more text with --data"
         )
-    rows = _Rows(shard, sequence_length, _VALIDATION_SEED, once=True)
+    rows = _Rows(shard, sequence_length, None)
     left = math.inf if max_tokens is None else max(1, math.ceil(max_tokens / sequence_length))
     return _finite_batches(shard, rows, batch_size, sequence_length, left)
 

@@ -39,6 +39,9 @@ _ANY_CHARACTER = r"[\s\S]"
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
 
+_CONFIG = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+
+
 class Tokenizer:
     """Token ids of text and text of token ids.
 
@@ -66,12 +69,9 @@ class Tokenizer:
         self._core.encode_special_tokens = True
         self._eot = eot
         self._template_file = chat_template
-        self._config = config or {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "bos_token": EOT,
-            "eos_token": EOT,
-            "clean_up_tokenization_spaces": False,
-        }
+        self._config = dict(config or _CONFIG | {"bos_token": eot})
+        if not self._config.get("eos_token"):  # known from elsewhere; what is saved must name it
+            self._config["eos_token"] = eot
         vocab = core.get_vocab(with_added_tokens=True)
         self.vocab_size: int = max(vocab.values()) + 1
         model = core.model

@@ -58,6 +58,8 @@ def sample_text(
         for token in generate(model, ids, tokens, sampling, seed, stop=tokenizer.eot_id):
             if piece := stream.push(token):
                 yield piece
+        if rest := stream.finish():
+            yield rest
     finally:
         model.train(training)
 

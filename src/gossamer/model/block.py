@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from gossamer.model.attention import GatedAttention
 from gossamer.model.config import LINEAR, ModelConfig
 from gossamer.model.deltanet import GatedDeltaNet
-from gossamer.model.experts import SparseMLP, SwiGLU
+from gossamer.model.experts import Routing, SparseMLP, SwiGLU
 from gossamer.model.norm import RMSNorm
 from gossamer.model.state import KeyValueState, LinearState
 
@@ -32,13 +32,13 @@ class Block(nn.Module):
         rotary: tuple[Tensor, Tensor],
         cu_seqlens: Tensor | None = None,
         state: LinearState | KeyValueState | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """[B, T, hidden] → [B, T, hidden] and the load-balancing loss, None in a dense block."""
+    ) -> tuple[Tensor, Routing | None]:
+        """[B, T, hidden] → [B, T, hidden] and how the router spread the tokens, None in a dense block."""
         normed = self.input_layernorm(x)
         if self.is_linear:
             x = x + self.linear_attn(normed, cu_seqlens, state)
         else:
             x = x + self.self_attn(normed, rotary, cu_seqlens, state)
         out = self.mlp(self.post_attention_layernorm(x))
-        y, balance = out if isinstance(out, tuple) else (out, None)
-        return x + y, balance
+        y, routing = out if isinstance(out, tuple) else (out, None)
+        return x + y, routing

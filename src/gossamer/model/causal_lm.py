@@ -6,23 +6,28 @@ What departs from the usual:
   convolution, state and labels.
 - With labels the logits are never held: the output head and its loss are one operation.
 - The multi-token-prediction head is part of the model, in training and in the checkpoint.
-- The load-balancing loss is a sum over layers, each layer balanced for itself.
+- The load-balancing loss is a sum over layers, each layer balanced for itself; what the routers did is returned too,
+  so that a trainer can balance over more than one batch.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from gossamer import ops
 from gossamer.errors import UserError
 from gossamer.model.block import Block
 from gossamer.model.config import ModelConfig
+from gossamer.model.experts import Routing, load_balancing_loss, stack_routing
 from gossamer.model.initialize import initialize
-from gossamer.model.mtp import MultiTokenPrediction
+from gossamer.model.mtp import ONE_STEP, MTPTraining, MultiTokenPrediction
 from gossamer.model.norm import RMSNorm
 from gossamer.model.rotary import rotary_tables
 from gossamer.model.state import State
@@ -37,23 +42,33 @@ class Output:
     Attributes:
         logits: [B, T, V], or None when labels were given
         loss: mean over the predicted tokens of their negative log-likelihood, in nats
-        mtp_loss: the same for the multi-token-prediction head, None without one
-        aux_loss: sum over layers of the load-balancing losses, None in a dense network
+        mtp_loss: the multi-token-prediction head's, the weighted mean of its steps; None without one
+        aux_loss: the load-balancing loss of this batch, summed over layers; None in a dense network
+        routing: how the routers of the L layers with experts (the head's last) spread the tokens; None likewise
         predicted: how many tokens `loss` is the mean of, a scalar
+        hidden: [B, T, hidden] after the final norm
+        drafts: with labels, [B, T, hidden] for each step of the head, after its norm
     """
 
     logits: Tensor | None = None
     loss: Tensor | None = None
     mtp_loss: Tensor | None = None
     aux_loss: Tensor | None = None
+    routing: Routing | None = None
     predicted: Tensor | None = None
+    hidden: Tensor | None = None
+    drafts: tuple[Tensor, ...] = ()
 
 
 class Trunk(nn.Module):
-    """`model.*`: from token ids to the hidden states after the final norm."""
+    """`model.*`: from token ids to the hidden states after the final norm.
+
+    With `recompute` set, each block keeps only its input for the backward pass and is computed again there.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        self.recompute = False
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(
             [Block(config, mixer, config.is_sparse(index)) for index, mixer in enumerate(config.mixers)]
@@ -62,14 +77,17 @@ class Trunk(nn.Module):
 
     def forward(
         self, input_ids: Tensor, rotary: tuple[Tensor, Tensor], cu_seqlens: Tensor | None, state: State | None
-    ) -> tuple[Tensor, list[Tensor]]:
-        """[B, T] → hidden states [B, T, hidden] and the balancing loss of each layer with experts."""
-        x, losses = self.embed_tokens(input_ids), []
+    ) -> tuple[Tensor, list[Routing]]:
+        """[B, T] → hidden states [B, T, hidden] and the routing of each layer with experts."""
+        x, layers = self.embed_tokens(input_ids), []
         for index, block in enumerate(self.layers):
-            x, balance = block(x, rotary, cu_seqlens, state.layers[index] if state else None)
-            if balance is not None:
-                losses.append(balance)
-        return self.norm(x), losses
+            if self.recompute and torch.is_grad_enabled() and state is None:
+                x, routing = checkpoint(block, x, rotary, cu_seqlens, use_reentrant=False)
+            else:
+                x, routing = block(x, rotary, cu_seqlens, state.layers[index] if state else None)
+            if routing is not None:
+                layers.append(routing)
+        return self.norm(x), layers
 
 
 class CausalLM(nn.Module):
@@ -101,7 +119,8 @@ class CausalLM(nn.Module):
         labels: Tensor | None = None,
         cu_seqlens: Tensor | None = None,
         state: State | None = None,
-        mtp: bool = True,
+        mtp: MTPTraining | None = ONE_STEP,
+        divisors: Sequence[float] | None = None,
         last_only: bool = False,
     ) -> Output:
         """Compute logits, or with labels the losses.
@@ -112,7 +131,9 @@ class CausalLM(nn.Module):
                 token is not to be predicted
             cu_seqlens: [N + 1] integers on the CPU, where documents begin in the flattened batch; None: each row is one
             state: of the tokens before these, extended in place; not together with cu_seqlens or labels
-            mtp: with labels, compute the multi-token-prediction loss too
+            mtp: with labels, how the multi-token-prediction head is taught; None leaves it out
+            divisors: what the sums of the losses are divided by, for the next token and then for each step of the
+                head; None: the tokens that each predicts here. A trainer gives the counts of all batches of a step.
             last_only: logits of the last token alone, [B, 1, V]
 
         Raises:
@@ -128,28 +149,52 @@ class CausalLM(nn.Module):
         else:
             places = positions(lengths, input_ids.device).view(batch, length)
         rotary = rotary_tables(places, self.config.rotary_dim, self.config.rope_theta)
-        hidden, balance = self.model(input_ids, rotary, cu_seqlens, state)
+        hidden, layers = self.model(input_ids, rotary, cu_seqlens, state)
         if state is not None:
             state.length += length
+        out = Output(hidden=hidden)
         if labels is None:
-            logits = self.lm_head(hidden[:, -1:] if last_only else hidden)
-            return Output(logits=logits, aux_loss=_total(balance))
+            out.logits = self.lm_head(hidden[:, -1:] if last_only else hidden)
+        else:
+            targets = targets_ahead(labels, lengths, 1)
+            out.predicted = (targets != IGNORED).sum()
+            out.loss = _loss(hidden, self.lm_head.weight, targets, divisors[0] if divisors else None)
+            if self.mtp is not None and mtp is not None:
+                documents = _Documents(lengths, rotary, cu_seqlens)
+                layers += self._teach_mtp(out, mtp, input_ids, labels, documents, divisors)
+        out.routing = stack_routing(layers)
+        if out.routing is not None:
+            out.aux_loss = load_balancing_loss(out.routing.load, out.routing.probability)
+        return out
 
-        loss, predicted = self._loss(hidden, labels, lengths, ahead=1)
-        mtp_loss = None
-        if self.mtp is not None and mtp:
-            # The last token of a document stands in for the next one, which does not exist; nothing is predicted there.
-            embedding = self.model.embed_tokens(_ahead(input_ids, lengths, 1, fill=None))
-            draft, mtp_balance = self.mtp(embedding, hidden, rotary, cu_seqlens)
-            mtp_loss, _ = self._loss(draft, labels, lengths, ahead=2)
-            balance += [] if mtp_balance is None else [mtp_balance]
-        return Output(loss=loss, mtp_loss=mtp_loss, aux_loss=_total(balance), predicted=predicted)
-
-    def _loss(self, hidden: Tensor, labels: Tensor, lengths: tuple[int, ...], ahead: int) -> tuple[Tensor, Tensor]:
-        targets = _ahead(labels, lengths, ahead, fill=IGNORED).flatten()
-        predicted = (targets != IGNORED).sum()
-        total = ops.linear_cross_entropy(hidden.flatten(0, 1), self.lm_head.weight, targets)
-        return total / predicted.clamp(min=1), predicted
+    def _teach_mtp(
+        self,
+        out: Output,
+        mtp: MTPTraining,
+        input_ids: Tensor,
+        labels: Tensor,
+        documents: _Documents,
+        divisors: Sequence[float] | None,
+    ) -> list[Routing]:
+        """Apply the head step after step; sets the drafts and the loss in `out`, returns the steps' mean routing."""
+        assert self.mtp is not None and out.hidden is not None
+        hidden, head = out.hidden, self.lm_head.weight
+        if not mtp.trunk_gradient:
+            hidden, head = hidden.detach(), head.detach()
+        losses, steps = [], []
+        for step, weight in enumerate(mtp.weights(), start=1):
+            # A document's last tokens stand in for the ones after its end, where nothing is predicted.
+            embedding = self.model.embed_tokens(_ahead(input_ids, documents.lengths, step, fill=None))
+            if not mtp.trunk_gradient:
+                embedding = embedding.detach()
+            hidden, routing = self.mtp(embedding, hidden, documents.rotary, documents.cu_seqlens)
+            targets = targets_ahead(labels, documents.lengths, step + 1)
+            losses.append(weight * _loss(hidden, head, targets, divisors[step] if divisors else None))
+            out.drafts += (hidden,)
+            steps.append(routing)
+        out.mtp_loss = torch.stack(losses).sum()
+        stacked = stack_routing([routing for routing in steps if routing is not None])
+        return [] if stacked is None else [Routing(*(field.mean(0) for field in stacked))]
 
     def _check_ids(self, input_ids: Tensor) -> None:
         if input_ids.device.type != "cpu" or not input_ids.numel():
@@ -158,6 +203,25 @@ class CausalLM(nn.Module):
         if low < 0 or high >= self.config.vocab_size:
             wrong = int(low) if low < 0 else int(high)
             raise UserError(f"token id {wrong} is outside the vocabulary of {self.config.vocab_size}")
+
+
+class _Documents(NamedTuple):
+    """Where the documents of a batch lie, as the trunk has used it and the head needs it again."""
+
+    lengths: tuple[int, ...]
+    rotary: tuple[Tensor, Tensor]
+    cu_seqlens: Tensor | None
+
+
+def _loss(hidden: Tensor, head: Tensor, targets: Tensor, divisor: float | None) -> Tensor:
+    """The sum of the targets' losses over `divisor`, or their mean."""
+    total = ops.linear_cross_entropy(hidden.flatten(0, 1), head, targets.flatten())
+    return total / ((targets != IGNORED).sum().clamp(min=1) if divisor is None else divisor)
+
+
+def targets_ahead(labels: Tensor, lengths: tuple[int, ...], ahead: int) -> Tensor:
+    """What is to be predicted `ahead` places before: [B, T] labels shifted inside documents, −100 past their ends."""
+    return _ahead(labels, lengths, ahead, fill=IGNORED)
 
 
 def _ahead(tokens: Tensor, lengths: tuple[int, ...], ahead: int, fill: int | None) -> Tensor:
@@ -173,7 +237,3 @@ def _remaining(lengths: tuple[int, ...], device: torch.device) -> Tensor:
     """For each token how many follow it in its document, [tokens] int64."""
     last = torch.tensor(lengths, dtype=torch.int64).repeat_interleave(torch.tensor(lengths)) - 1
     return last.to(device) - positions(lengths, device)
-
-
-def _total(losses: list[Tensor]) -> Tensor | None:
-    return torch.stack(losses).sum() if losses else None

@@ -109,6 +109,8 @@ class ModelConfig:
             object.__setattr__(self, "layer_types", tuple(self.layer_types))
         self._check_ranges()
         self._check_dimensions()
+        if self.layer_types == self._mixers_by_interval():  # a config.json spells them out; equal networks are equal
+            object.__setattr__(self, "layer_types", None)
 
     def _check_ranges(self) -> None:
         zero_allowed = {"num_experts", "num_nextn_predict_layers", "initializer_range", "router_aux_loss_coef"}
@@ -166,8 +168,9 @@ class ModelConfig:
     @cached_property
     def mixers(self) -> tuple[str, ...]:
         """`linear_attention` or `full_attention` for each layer."""
-        if self.layer_types is not None:
-            return self.layer_types
+        return self._mixers_by_interval() if self.layer_types is None else self.layer_types
+
+    def _mixers_by_interval(self) -> tuple[str, ...]:
         every = self.full_attention_interval
         return tuple(FULL if (i + 1) % every == 0 else LINEAR for i in range(self.num_hidden_layers))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -39,33 +41,63 @@ class Experts(nn.Module):
         return ops.grouped_mlp(x, expert_ids, weights, self.gate_up_proj, self.down_proj)
 
 
+class Routing(NamedTuple):
+    """How a layer's router spread the tokens of a batch; of several layers, stacked along a first dimension.
+
+    load: [E] assignments to each expert per token, summing to k; without a gradient
+    probability: [E] mean probability of each expert
+    z: mean square of the logits' log-sum-exp, a scalar (router z-loss, arXiv 2202.08906, eq. 5)
+    """
+
+    load: Tensor
+    probability: Tensor
+    z: Tensor
+
+
+def stack_routing(layers: list[Routing]) -> Routing | None:
+    """Several layers' routing in one, [L, E], [L, E] and [L]; None for a dense network."""
+    return Routing(*(torch.stack(field) for field in zip(*layers, strict=True))) if layers else None
+
+
+def load_balancing_loss(load: Tensor, probability: Tensor) -> Tensor:
+    """E · Σ_e f_e p_e (arXiv 2101.03961, eq. 4), summed over layers: each is balanced for itself. Both [L, E].
+
+    Scaled as transformers does: a layer's term is k when it is balanced.
+    """
+    return load.shape[-1] * (load * probability).sum()
+
+
 class Router(nn.Module):
-    """Sends each token to its k most probable experts. Logits and softmax are in float32 at least."""
+    """Sends each token to its k most probable experts. Logits and softmax are in float32 at least.
+
+    `e_score_correction_bias`, if there is one, is added to the probabilities for the choice alone, not for the weights
+    (balancing without a loss, arXiv 2408.15664). Qwen3-Next itself has none.
+    """
+
+    e_score_correction_bias: Tensor | None
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(config.num_experts, config.hidden_size))
+        self.register_buffer("e_score_correction_bias", None)
         self.chosen, self.renormalise = config.num_experts_per_tok, config.norm_topk_prob
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[N, hidden] → expert_ids [N, k], weights [N, k], probabilities [N, E]."""
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Routing]:
+        """[N, hidden] → expert_ids [N, k], weights [N, k], and what became of the batch."""
         dtype = torch.promote_types(x.dtype, torch.float32)
         with torch.autocast(x.device.type, enabled=False):
-            probabilities = F.linear(x.to(dtype), self.weight.to(dtype)).softmax(-1)
-        weights, expert_ids = probabilities.topk(self.chosen, dim=-1)
+            logits = F.linear(x.to(dtype), self.weight.to(dtype))
+            normaliser = logits.logsumexp(-1)
+            probabilities = (logits - normaliser.unsqueeze(-1)).exp()
+        if self.e_score_correction_bias is None:
+            weights, expert_ids = probabilities.topk(self.chosen, dim=-1)
+        else:
+            expert_ids = (probabilities.detach() + self.e_score_correction_bias).topk(self.chosen, dim=-1).indices
+            weights = probabilities.gather(-1, expert_ids)
         if self.renormalise:
             weights = weights / weights.sum(-1, keepdim=True)
-        return expert_ids, weights, probabilities
-
-
-def load_balancing_loss(probabilities: Tensor, expert_ids: Tensor) -> Tensor:
-    """E · Σ_e f_e p_e of one layer (arXiv 2101.03961, eq. 4), scaled as transformers does: k when balanced.
-
-    f_e is the number of assignments to expert e per token, p_e its mean probability; only p carries a gradient.
-    """
-    tokens, experts = probabilities.shape
-    load = torch.bincount(expert_ids.flatten(), minlength=experts).to(probabilities.dtype) / tokens
-    return experts * torch.dot(load, probabilities.mean(0))
+        load = torch.bincount(expert_ids.flatten(), minlength=len(self.weight)).to(dtype) / len(x)
+        return expert_ids, weights, Routing(load, probabilities.mean(0), normaliser.square().mean())
 
 
 class SparseMLP(nn.Module):
@@ -78,10 +110,10 @@ class SparseMLP(nn.Module):
         self.shared_expert = SwiGLU(config.hidden_size, config.shared_expert_intermediate_size)
         self.shared_expert_gate = nn.Linear(config.hidden_size, 1, bias=False)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, T, hidden] → [B, T, hidden] and this layer's load-balancing loss, a scalar."""
+    def forward(self, x: Tensor) -> tuple[Tensor, Routing]:
+        """[B, T, hidden] → [B, T, hidden] and how the router spread the tokens."""
         rows = x.flatten(0, 1)
-        expert_ids, weights, probabilities = self.gate(rows)
+        expert_ids, weights, routing = self.gate(rows)
         y = self.experts(rows, expert_ids, weights.to(rows.dtype))
         y = y + torch.sigmoid(self.shared_expert_gate(rows)) * self.shared_expert(rows)
-        return y.view_as(x), load_balancing_loss(probabilities, expert_ids)
+        return y.view_as(x), routing

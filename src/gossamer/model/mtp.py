@@ -2,12 +2,38 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
 from gossamer.model.block import Block
 from gossamer.model.config import FULL, ModelConfig
+from gossamer.model.experts import Routing
 from gossamer.model.norm import RMSNorm
+
+
+@dataclass(frozen=True)
+class MTPTraining:
+    """How the head is taught.
+
+    Attributes:
+        steps: tokens beyond the next one that are predicted, the one head applied to its own output each time
+        decay: each further step weighs this much of the one before it (FastMTP, arXiv 2509.18362: 0.6)
+        trunk_gradient: the head's loss teaches the trunk, too
+    """
+
+    steps: int = 1
+    decay: float = 0.6
+    trunk_gradient: bool = True
+
+    def weights(self) -> list[float]:
+        """Of the steps' losses; they sum to 1."""
+        powers = [self.decay**step for step in range(self.steps)]
+        return [power / sum(powers) for power in powers]
+
+
+ONE_STEP = MTPTraining()
 
 
 class MultiTokenPrediction(nn.Module):
@@ -27,8 +53,8 @@ class MultiTokenPrediction(nn.Module):
 
     def forward(
         self, embedding: Tensor, hidden: Tensor, rotary: tuple[Tensor, Tensor], cu_seqlens: Tensor | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Embedding of t_{i+1} and h_i, both [B, T, hidden] → hidden states for t_{i+2}, and a balancing loss."""
+    ) -> tuple[Tensor, Routing | None]:
+        """Embedding of t_{i+1} and h_i, both [B, T, hidden] → hidden states for t_{i+2}, and the block's routing."""
         joined = torch.cat([self.pre_fc_norm_embedding(embedding), self.pre_fc_norm_hidden(hidden)], dim=-1)
-        x, balance = self.layers[0](self.fc(joined), rotary, cu_seqlens)
-        return self.norm(x), balance
+        x, routing = self.layers[0](self.fc(joined), rotary, cu_seqlens)
+        return self.norm(x), routing

@@ -1,8 +1,8 @@
 """Training state on disk: everything that a run needs to go on as if it had never stopped.
 
 A checkpoint is a folder, `checkpoints/step-00000500/`: tensors (weights, optimizer state, random state) in PyTorch's
-distributed format, which other numbers of processes can read, `progress.json` (counters and the data loader's place)
-and `manifest.json` (size and SHA-256 of each file). It is written under another name, synced and renamed: a crash leaves
+distributed format, which other numbers of processes can read, `progress.json` (counters, the loader's place)
+distributed format, which other numbers of processes can read, `progress.json` (counters, the place in the data)
 either the whole of it or nothing that is taken for it.
 """
 

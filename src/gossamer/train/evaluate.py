@@ -50,7 +50,7 @@ def evaluate(model: CausalLM, batches: Iterable[Batch], token_bytes: np.ndarray)
     model.eval()
     for batch in batches:
         labels = batch.labels.to(device)
-        out = model(batch.input_ids.to(device), labels=labels, cu_seqlens=batch.cu_seqlens, mtp=False)
+        out = model(batch.input_ids.to(device), labels=labels, cu_seqlens=batch.cu_seqlens, mtp=None)
         assert out.loss is not None and out.predicted is not None
         predicted = int(out.predicted)
         total, tokens = total + float(out.loss) * predicted, tokens + predicted

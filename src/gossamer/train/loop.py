@@ -22,12 +22,15 @@ from torch import Tensor, nn
 from gossamer import __version__, hub, ops
 from gossamer import device as devices
 from gossamer.data.dataset import Dataset, prepare
-from gossamer.data.packing import TrainBatches, validation_batches
+from gossamer.data.packing import Batch, TrainBatches, validation_batches
 from gossamer.data.tokenizer import Tokenizer
 from gossamer.errors import UserError
 from gossamer.infer.sample import sample_text
 from gossamer.infer.sampler import Sampling
-from gossamer.model.causal_lm import CausalLM
+from gossamer.model.causal_lm import CausalLM, targets_ahead
+from gossamer.model.mtp import MTPTraining
+from gossamer.ops.linear_cross_entropy import IGNORED
+from gossamer.ops.packing import document_lengths
 from gossamer.train.checkpoint import load_checkpoint, newest_checkpoint, prune_checkpoints, save_checkpoint
 from gossamer.train.display import Display
 from gossamer.train.evaluate import Evaluation, evaluate
@@ -163,21 +166,27 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         measured: dict[str, Tensor] = {}
-        for _ in range(training.gradient_accumulation):
-            batch = next(self.batches)
+        micro_batches = [next(self.batches) for _ in range(training.gradient_accumulation)]
+        divisors = [sum(_num_targets(batch, ahead) for batch in micro_batches) for ahead in (1, 2)]
+        for batch in micro_batches:
             out = self.model(
                 batch.input_ids.to(self.device),
                 labels=batch.labels.to(self.device),
                 cu_seqlens=batch.cu_seqlens,
-                mtp=training.mtp_loss_weight > 0,
+                mtp=MTPTraining() if training.mtp_loss_weight > 0 else None,
+                divisors=divisors,
             )
-            losses = {"loss": out.loss, "mtp_loss": out.mtp_loss, "aux_loss": out.aux_loss}
-            weights = {"loss": 1.0, "mtp_loss": training.mtp_loss_weight}
-            weights["aux_loss"] = self.recipe.model.router_aux_loss_coef
-            present = {name: loss / training.gradient_accumulation for name, loss in losses.items() if loss is not None}
-            sum(weights[name] * loss for name, loss in present.items()).backward()
-            for name, loss in present.items():
-                measured[name] = measured.get(name, 0) + loss.detach()
+            assert out.loss is not None
+            losses, objective = {"loss": out.loss}, out.loss
+            if out.mtp_loss is not None:
+                losses["mtp_loss"] = out.mtp_loss
+                objective = objective + training.mtp_loss_weight * out.mtp_loss
+            if out.aux_loss is not None:
+                losses["aux_loss"] = out.aux_loss / training.gradient_accumulation
+                objective = objective + self.recipe.model.router_aux_loss_coef * losses["aux_loss"]
+            objective.backward()
+            for name, loss in losses.items():
+                measured[name] = loss.detach() + measured.get(name, 0)
         limit = optimizer.grad_clip or math.inf
         measured["grad_norm"] = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
         self.optimizer.step()
@@ -249,6 +258,13 @@ class _Averages:
 
     def means(self) -> dict[str, float]:
         return {name: float(total) / self.count for name, total in self._sums.items()}
+
+
+def _num_targets(batch: Batch, ahead: int) -> int:
+    """How many tokens of a batch are predicted `ahead` places before."""
+    rows, length = batch.labels.shape
+    lengths = document_lengths(rows, length, batch.cu_seqlens)
+    return max(1, int((targets_ahead(batch.labels, lengths, ahead) != IGNORED).sum()))
 
 
 def _due(step: int, every: int) -> bool:

@@ -30,7 +30,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor | None = None)
     Raises:
         UserError: shapes that do not fit.
     """
-    if k.shape != v.shape or q.shape[2] % k.shape[2] or q.shape[1] > k.shape[1]:
+    fit = q.ndim == k.ndim == 4 and k.shape == v.shape and q.shape[::3] == k.shape[::3]  # the same B and D
+    if not fit or q.shape[2] % k.shape[2] or q.shape[1] > k.shape[1]:
         raise UserError(f"attention: q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)} do not fit")
     if cu_seqlens is not None and q.shape[1] != k.shape[1]:
         raise UserError("attention: packed documents need as many keys as queries")

@@ -51,10 +51,11 @@ def delta_rule(
     Raises:
         UserError: shapes that do not fit.
     """
-    batch, length, key_heads, key_dim = q.shape
-    value_heads, value_dim = v.shape[2:]
-    if k.shape != q.shape or v.shape[:2] != q.shape[:2] or value_heads % key_heads:
+    fit = q.ndim == v.ndim == 4 and k.shape == q.shape and v.shape[:2] == q.shape[:2]
+    if not fit or v.shape[2] % q.shape[2]:
         raise UserError(f"delta_rule: q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)} do not fit")
+    batch, length, _, key_dim = q.shape
+    value_heads, value_dim = v.shape[2:]
     if g.shape != v.shape[:3] or beta.shape != v.shape[:3]:
         raise UserError(f"delta_rule: g {tuple(g.shape)} and beta {tuple(beta.shape)} must be {tuple(v.shape[:3])}")
     lengths = document_lengths(batch, length, cu_seqlens)

@@ -93,12 +93,19 @@ def _to_chunks(x: Tensor, layout: ChunkLayout, heads: tuple[int, int], dtype: to
     return split.movedim(1, 3).to(dtype=dtype, memory_format=torch.contiguous_format, copy=False).contiguous()
 
 
-def _from_chunks(x: Tensor, layout: ChunkLayout, like: Tensor) -> Tensor:
+class _Form(NamedTuple):
+    """Shape and dtype of an input: all that the backward pass needs of it."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+
+
+def _from_chunks(x: Tensor, layout: ChunkLayout, form: _Form) -> Tensor:
     """[n, h, r, C, …] → [B, T, h·r, …]: the inverse of `_to_chunks`."""
-    flat = x.movedim(3, 1).reshape(layout.num_chunks * layout.chunk, *like.shape[2:])
+    flat = x.movedim(3, 1).reshape(layout.num_chunks * layout.chunk, *form.shape[2:])
     if layout.slots is not None:
         flat = flat.index_select(0, layout.slots)
-    return flat.view(like.shape).to(like.dtype)
+    return flat.view(form.shape).to(form.dtype)
 
 
 def _bmm(a: Tensor, b: Tensor) -> Tensor:
@@ -158,17 +165,17 @@ class _Chunked(torch.autograd.Function):
         O = _bmm(P, V_new) + _bmm(Q * decay.before, states)
 
         ctx.save_for_backward(Q, K, V, b, c, A, V_new, states, q_inverse, k_inverse)
-        ctx.layout, ctx.templates = layout, (q, k, v, g, beta, initial)
+        ctx.layout, ctx.forms = layout, [_Form(x.shape, x.dtype) for x in (q, k, v, g, beta, initial)]
         back = torch.empty_like(final)
         back[list(layout.order)] = final
-        return _from_chunks(O, layout, v), back.view(initial.shape)
+        return _from_chunks(O, layout, _Form(v.shape, v.dtype)), back.view(initial.shape)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad_o, grad_final = grads
         Q, K, V, b, c, A, V_new, states, q_inverse, k_inverse = ctx.saved_tensors
         layout: ChunkLayout = ctx.layout
-        q, k, v, g, beta, initial = ctx.templates
+        q, k, v, g, beta, initial = ctx.forms
         key_heads, repeats = Q.shape[1], V.shape[2]
         many = (key_heads, repeats)
         decay = _decay(c)

@@ -32,8 +32,11 @@ def grouped_mlp(x: Tensor, expert_ids: Tensor, weights: Tensor, gate_up_proj: Te
     Raises:
         UserError: shapes that do not fit.
     """
+    if gate_up_proj.ndim != 3 or gate_up_proj.shape[1] % 2:
+        raise UserError(f"grouped_mlp: gate_up_proj {tuple(gate_up_proj.shape)} must be [experts, 2 * width, hidden]")
     experts, twice, hidden = gate_up_proj.shape
-    if x.ndim != 2 or x.shape[1] != hidden or expert_ids.shape != weights.shape or len(expert_ids) != len(x):
+    fit = x.ndim == expert_ids.ndim == 2 and x.shape[1] == hidden and len(expert_ids) == len(x)
+    if not fit or expert_ids.shape != weights.shape:
         raise UserError(
             f"grouped_mlp: x {tuple(x.shape)}, expert_ids {tuple(expert_ids.shape)}, weights "
             f"{tuple(weights.shape)} do not fit experts of width {hidden}"

@@ -32,8 +32,8 @@ def short_conv(
     Raises:
         UserError: shapes that do not fit.
     """
-    if weight.ndim != 2 or weight.shape[0] != x.shape[-1]:
-        raise UserError(f"short_conv: weight {tuple(weight.shape)} must be [{x.shape[-1]}, taps]")
+    if x.ndim != 3 or weight.ndim != 2 or weight.shape[0] != x.shape[-1]:
+        raise UserError(f"short_conv: x {tuple(x.shape)} and weight {tuple(weight.shape)} do not fit")
     lengths = document_lengths(x.shape[0], x.shape[1], cu_seqlens)
     state_shape = (len(lengths), weight.shape[1] - 1, x.shape[-1])
     if initial_state is not None and initial_state.shape != state_shape:

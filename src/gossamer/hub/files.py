@@ -1,0 +1,118 @@
+"""The safetensors files of a Hugging Face directory: what their headers say, and their tensors piece by piece."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from gossamer.errors import UserError
+from gossamer.hub.find import read_json
+from gossamer.hub.names import INDEX, WEIGHTS, some
+
+REMEDY = "download or save it again"
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor of the checkpoint, as its file's header describes it."""
+
+    file: Path
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+def read_headers(folder: Path) -> dict[str, Stored]:
+    """Every tensor of the checkpoint by its name; no weights are read."""
+    if (folder / WEIGHTS).is_file():
+        return read_header(folder / WEIGHTS)
+    if not (folder / INDEX).is_file():
+        pickles = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth"))
+        if pickles:
+            raise UserError(
+                f"{folder / pickles[0]}: pickled weights can run any code and are never loaded; "
+                "convert them to safetensors with transformers' save_pretrained"
+            )
+        raise UserError(f"{folder}: holds neither {WEIGHTS} nor {INDEX}; {REMEDY}")
+
+    weight_map = read_json(folder / INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+        raise UserError(f"{folder / INDEX}: holds no weight_map from tensors to files; {REMEDY}")
+    stored: dict[str, Stored] = {}
+    for shard in sorted(set(weight_map.values())):
+        if Path(shard).name != shard:
+            raise UserError(f"{folder / INDEX}: names {shard!r}, which is no file of this folder; {REMEDY}")
+        if not (folder / shard).is_file():
+            raise UserError(f"{folder / shard}: this shard is missing, {INDEX} names it; {REMEDY}")
+        header = read_header(folder / shard)
+        if twice := sorted(header.keys() & stored.keys()):
+            raise UserError(f"{folder}: {twice[0]} is in {stored[twice[0]].file.name} and in {shard}; {REMEDY}")
+        if lacking := [name for name, file in weight_map.items() if file == shard and name not in header]:
+            raise UserError(
+                f"{folder / shard}: lacks {len(lacking)} tensors that {INDEX} places there: {some(lacking)}; {REMEDY}"
+            )
+        stored |= header
+    return stored
+
+
+def read_header(file: Path) -> dict[str, Stored]:
+    header = {}
+    with _opened(file) as handle:
+        for name in handle.keys():  # noqa: SIM118 (the handle is no dictionary)
+            part = handle.get_slice(name)
+            if part.get_dtype() not in DTYPES:
+                raise UserError(f"{file}: {name} is stored as {part.get_dtype()}; gossamer reads {', '.join(DTYPES)}")
+            header[name] = Stored(file, tuple(part.get_shape()), DTYPES[part.get_dtype()])
+    return header
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    try:
+        with safe_open(file, framework="pt") as handle:
+            yield handle
+    except SafetensorError as error:
+        raise UserError(f"{file}: not a whole safetensors file ({error}); {REMEDY}") from error
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror or error})") from error
+
+
+def _window(size: int) -> int:
+    """Bytes of a file that are mapped at a time: few against the file, many against the cost of opening it again."""
+    return max(32 << 20, size // 32)
+
+
+def read_rows(file: Path, tensors: dict[str, Stored]) -> Iterator[tuple[str, int, Tensor]]:
+    """These tensors of a file, in pieces: name, first row, rows.
+
+    A tensor is a view of the memory-mapped file; what has been read of it counts as this process' memory until the
+    map is closed. Hence a new map after every window, and the pieces must not be kept.
+    """
+    status = file.stat()
+    window, used = _window(status.st_size), 0
+    batches: list[list[tuple[str, int, int]]] = [[]]
+    for name, tensor in tensors.items():
+        row = max(1, torch.Size(tensor.shape[1:]).numel() * tensor.dtype.itemsize)
+        start = 0
+        while start < tensor.shape[0]:
+            if used >= window:
+                batches.append([])
+                used = 0
+            stop = min(tensor.shape[0], start + max(1, (window - used) // row))
+            batches[-1].append((name, start, stop))
+            used += (stop - start) * row
+            start = stop
+    for batch in batches:
+        with _opened(file) as handle:
+            now = file.stat()
+            if (now.st_ino, now.st_size, now.st_mtime_ns) != (status.st_ino, status.st_size, status.st_mtime_ns):
+                raise UserError(f"{file}: was replaced while it was being read; load it again")
+            for name, start, stop in batch:
+                yield name, start, handle.get_tensor(name)[start:stop]

@@ -1,0 +1,74 @@
+"""How the network's parameters are named and cut in a checkpoint; this file alone knows both layouts of the experts.
+
+- released, one tensor an expert: `mlp.experts.{e}.gate_proj.weight`, `up_proj`, `down_proj`. Written by Qwen, by
+  transformers and by `gossamer.save`; read by vLLM and SGLang.
+- stacked, the network's own: `mlp.experts.gate_up_proj` [E, 2I, hidden], `mlp.experts.down_proj` [E, hidden, I].
+  Written by transformers with `save_original_format=False`.
+
+Everything else has one name and one shape everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+SHARD_PATTERN = "model{suffix}.safetensors"
+HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+MTP_PREFIX = "mtp."
+
+# Where one expert's matrix lies in the stacked parameter, or () for the whole of a parameter.
+Index = tuple[int | slice, ...]
+
+_GATE_UP, _DOWN = ".mlp.experts.gate_up_proj", ".mlp.experts.down_proj"
+# A_log becomes −inf in a narrower type and these are a few hundred numbers: float32 whatever the model is loaded in.
+_WIDE = (".linear_attn.A_log", ".linear_attn.dt_bias", ".linear_attn.norm.weight")
+
+
+def released(parameter: str, shape: torch.Size) -> Iterator[tuple[str, Index]]:
+    """The released layout's tensors of a parameter: each one's name, and its place in the parameter.
+
+    Every place is contiguous in memory, so that it is read and written without a copy.
+    """
+    if parameter.endswith(_GATE_UP):
+        prefix, width = parameter.removesuffix("gate_up_proj"), shape[1] // 2
+        for expert in range(shape[0]):
+            yield f"{prefix}{expert}.gate_proj.weight", (expert, slice(0, width))
+            yield f"{prefix}{expert}.up_proj.weight", (expert, slice(width, None))
+    elif parameter.endswith(_DOWN):
+        prefix = parameter.removesuffix("down_proj")
+        for expert in range(shape[0]):
+            yield f"{prefix}{expert}.down_proj.weight", (expert,)
+    else:
+        yield parameter, ()
+
+
+def released_tensors(parameters: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    """The released layout of these parameters, as views of them."""
+    return {
+        name: parameter.detach()[index]
+        for parent, parameter in parameters
+        for name, index in released(parent, parameter.shape)
+    }
+
+
+def held_dtype(parameter: str, dtype: torch.dtype) -> torch.dtype:
+    """The type a parameter is held in when the model is loaded in `dtype`: that one, or float32 at least."""
+    return torch.promote_types(dtype, torch.float32) if parameter.endswith(_WIDE) else dtype
+
+
+def is_weight_file(path: Path) -> bool:
+    """Whether a file of a model directory is one of those that together hold its weights."""
+    return path.name in (WEIGHTS, INDEX) or path.match("model-*-of-*.safetensors")
+
+
+def some(names: Iterable[str], limit: int = 3) -> str:
+    """The first few names, for a message of one line."""
+    names = list(names)
+    return ", ".join(names[:limit]) + (", …" if len(names) > limit else "")

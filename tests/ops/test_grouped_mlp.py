@@ -1,0 +1,129 @@
+"""The routed experts: every implementation against the float64 reference, whatever the routing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from exactness import Inputs, cast, check, every_dtype, implementations, inner_tolerance, normal, seeds
+from gossamer import ops
+from gossamer.errors import UserError
+
+every_implementation = pytest.mark.parametrize("implementation", implementations("grouped_mlp"))
+
+
+def routing(how: str, tokens: int, chosen: int, experts: int, seed: int) -> Tensor:
+    """Expert ids [tokens, chosen]: `apart` distinct in a row, `one` for all, `skip` leaves the first expert idle."""
+    scores = torch.rand(tokens, experts, generator=torch.Generator().manual_seed(seed))
+    if how == "one":
+        return torch.full((tokens, chosen), seed % experts)
+    if how == "skip" and experts > 1:
+        scores[:, 0] = -1
+        return scores.topk(min(chosen, experts - 1)).indices
+    return scores.topk(chosen).indices
+
+
+def inputs_of(
+    tokens: int = 6,
+    chosen: int = 2,
+    experts: int = 4,
+    hidden: int = 5,
+    width: int = 3,
+    how: str = "apart",
+    seed: int = 0,
+) -> Inputs:
+    random = normal(seed)
+    expert_ids = routing(how, tokens, chosen, experts, seed)
+    return {
+        "x": random(tokens, hidden),
+        "expert_ids": expert_ids,
+        "weights": random(*expert_ids.shape).sigmoid(),
+        "gate_up_proj": random(experts, 2 * width, hidden),
+        "down_proj": random(experts, hidden, width),
+    }
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> Inputs:
+    experts = draw(st.integers(1, 6))
+    return inputs_of(
+        tokens=draw(st.one_of(st.integers(0, 5), st.sampled_from([17, 64, 65]))),
+        chosen=draw(st.integers(1, experts)),
+        experts=experts,
+        hidden=draw(st.integers(1, 9)),
+        width=draw(st.integers(1, 9)),
+        how=draw(st.sampled_from(["apart", "one", "skip"])),
+        seed=draw(seeds),
+    )
+
+
+@every_implementation
+@every_dtype
+@settings(max_examples=20)
+@given(problem=problems())
+@example(problem=inputs_of(tokens=0))
+@example(problem=inputs_of(chosen=1, experts=1))
+@example(problem=inputs_of(chosen=4, experts=4))
+@example(problem=inputs_of(chosen=3, how="one"))
+@example(problem=inputs_of(how="skip"))
+def test_float64_reference(implementation: str, dtype: torch.dtype, problem: Inputs) -> None:
+    check("grouped_mlp", implementation, cast(problem, dtype), inner_tolerance(dtype))
+
+
+@every_implementation
+def test_the_sum_written_out(implementation: str) -> None:
+    inputs = cast(inputs_of(tokens=5, chosen=3), torch.float64)
+    x, ids, weights, gate_up, down = inputs.values()
+    with ops.forced(grouped_mlp=implementation):
+        y = ops.grouped_mlp(**inputs)
+    for n in range(len(x)):
+        want = torch.zeros_like(x[n])
+        for j, e in enumerate(ids[n].tolist()):
+            gate, up = gate_up[e, :3] @ x[n], gate_up[e, 3:] @ x[n]
+            want += weights[n, j] * (down[e] @ (F.silu(gate) * up))
+        torch.testing.assert_close(y[n], want)
+
+
+@every_implementation
+def test_gradcheck(implementation: str) -> None:
+    inputs = cast(inputs_of(tokens=3, hidden=2, width=2), torch.float64)
+    ids = inputs.pop("expert_ids")
+    leaves = [value.requires_grad_() for value in inputs.values()]
+    with ops.forced(grouped_mlp=implementation):
+        assert torch.autograd.gradcheck(lambda x, *rest: ops.grouped_mlp(x, ids, *rest), leaves)
+
+
+@every_implementation
+def test_an_idle_expert_has_a_gradient_of_zero(implementation: str) -> None:
+    inputs = cast(inputs_of(how="skip"), torch.float32)
+    stacks = [inputs[name].requires_grad_() for name in ("gate_up_proj", "down_proj")]
+    with ops.forced(grouped_mlp=implementation):
+        ops.grouped_mlp(**inputs).sum().backward()
+    for stack in stacks:
+        assert not stack.grad[0].any()
+        assert stack.grad[1:].abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"x": torch.zeros(6, 4)},
+        {"x": torch.zeros(2, 3, 5)},
+        {"x": torch.zeros(5, 5)},
+        {"weights": torch.zeros(6, 3)},
+        {"expert_ids": torch.zeros(6, dtype=torch.int64), "weights": torch.zeros(6)},
+        {"gate_up_proj": torch.zeros(4, 6, 4)},
+        {"gate_up_proj": torch.zeros(4, 7, 5)},
+        {"gate_up_proj": torch.zeros(6, 5)},
+        {"down_proj": torch.zeros(4, 5, 4)},
+        {"down_proj": torch.zeros(3, 5, 3)},
+    ],
+    ids=lambda wrong: " ".join(f"{name} {list(value.shape)}" for name, value in wrong.items()),
+)
+def test_wrong_shapes_are_refused_by_name(wrong: Inputs) -> None:
+    with pytest.raises(UserError, match="grouped_mlp"):
+        ops.grouped_mlp(**inputs_of() | wrong)

@@ -1,0 +1,152 @@
+"""Output head and loss in one: every implementation against the float64 reference, and what it holds at once."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from exactness import (
+    INNER_ROUNDING,
+    TOLERANCE,
+    Inputs,
+    cast,
+    check,
+    every_dtype,
+    implementations,
+    inner_tolerance,
+    normal,
+    seeds,
+)
+from gossamer import ops
+from gossamer.errors import UserError
+from gossamer.ops.linear_cross_entropy import IGNORED
+
+every_implementation = pytest.mark.parametrize("implementation", implementations("linear_cross_entropy"))
+CHUNKED = import_module("gossamer.ops.linear_cross_entropy.chunked")  # the module; the package's name is the function
+
+
+def inputs_of(tokens: int = 7, vocab: int = 11, hidden: int = 5, ignored: float = 0.3, seed: int = 0) -> Inputs:
+    """Random inputs with a share of labels that are not predicted."""
+    random, generator = normal(seed), torch.Generator().manual_seed(seed)
+    labels = torch.randint(vocab, (tokens,), generator=generator)
+    labels[torch.rand(tokens, generator=generator) < ignored] = IGNORED
+    return {"hidden": random(tokens, hidden), "weight": random(vocab, hidden), "labels": labels}
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> Inputs:
+    return inputs_of(
+        tokens=draw(st.integers(0, 20)),
+        vocab=draw(st.integers(1, 40)),
+        hidden=draw(st.integers(1, 9)),
+        ignored=draw(st.sampled_from([0.0, 0.3, 1.0])),
+        seed=draw(seeds),
+    )
+
+
+@every_implementation
+@every_dtype
+@pytest.mark.parametrize("chunk_bytes", [8 << 20, 600, 1])
+@settings(max_examples=12)
+@given(problem=problems())
+@example(problem=inputs_of(tokens=0))
+@example(problem=inputs_of(ignored=1.0))
+@example(problem=inputs_of(vocab=1))
+def test_float64_reference(implementation: str, dtype: torch.dtype, chunk_bytes: int, problem: Inputs) -> None:
+    """With the usual chunk, with one of a few tokens, and with one smaller than a single token's logits."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CHUNKED, "CHUNK_BYTES", chunk_bytes)
+        check("linear_cross_entropy", implementation, cast(problem, dtype), inner_tolerance(dtype))
+
+
+@every_implementation
+def test_weights_wider_than_the_tokens(implementation: str) -> None:
+    """Under autocast the master weights stay in float32, and so must their gradient."""
+    inputs = cast(inputs_of(), torch.bfloat16, "weight")
+    check("linear_cross_entropy", implementation, inputs, INNER_ROUNDING)
+
+
+@every_implementation
+def test_logits_far_beyond_the_range_of_exp(implementation: str) -> None:
+    inputs = inputs_of(tokens=5)
+    inputs["hidden"] *= 1e3
+    check("linear_cross_entropy", implementation, cast(inputs, torch.float32), TOLERANCE[torch.float32])
+
+
+@every_implementation
+def test_gradcheck(implementation: str) -> None:
+    inputs = cast(inputs_of(tokens=4, vocab=5, hidden=3), torch.float64)
+    labels = inputs.pop("labels")
+    leaves = [value.requires_grad_() for value in inputs.values()]
+    with ops.forced(linear_cross_entropy=implementation):
+        assert torch.autograd.gradcheck(lambda hidden, weight: ops.linear_cross_entropy(hidden, weight, labels), leaves)
+
+
+@every_implementation
+@pytest.mark.parametrize("frozen", ["hidden", "weight"])
+def test_one_input_may_be_frozen(implementation: str, frozen: str) -> None:
+    inputs = cast(inputs_of(), torch.float64)
+    learnt = inputs["weight" if frozen == "hidden" else "hidden"].requires_grad_()
+    gradients = []
+    for name in (implementation, "reference"):
+        with ops.forced(linear_cross_entropy=name):
+            gradients += torch.autograd.grad(ops.linear_cross_entropy(**inputs), learnt)
+    torch.testing.assert_close(*gradients)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Records the size in bytes of the largest storage that any operation gave."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        sizes = [leaf.untyped_storage().nbytes() for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        self.bytes = max([self.bytes, *sizes])
+        return result
+
+
+def largest_tensor(implementation: str, tokens: int, vocab: int, dtype: torch.dtype) -> int:
+    inputs = cast(inputs_of(tokens=tokens, vocab=vocab, hidden=4), dtype)
+    inputs["hidden"].requires_grad_()
+    inputs["weight"].requires_grad_()
+    with ops.forced(linear_cross_entropy=implementation), LargestTensor() as largest:
+        ops.linear_cross_entropy(**inputs).backward()
+    return largest.bytes
+
+
+@pytest.mark.parametrize("implementation", implementations("linear_cross_entropy", but="reference"))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_the_full_logits_are_never_held(implementation: str, dtype: torch.dtype) -> None:
+    tokens, vocab = 2048, 4096
+    logits = tokens * vocab * 4
+    assert logits >= 4 * CHUNKED.CHUNK_BYTES
+    assert largest_tensor("reference", tokens, vocab, dtype) >= logits  # or the measurement is blind
+    assert largest_tensor(implementation, tokens, vocab, dtype) <= CHUNKED.CHUNK_BYTES
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"hidden": torch.zeros(7, 4)},
+        {"hidden": torch.zeros(1, 7, 5)},
+        {"weight": torch.zeros(11, 4)},
+        {"weight": torch.zeros(11)},
+        {"labels": torch.zeros(6, dtype=torch.int64)},
+        {"labels": torch.zeros(7, 1, dtype=torch.int64)},
+    ],
+    ids=lambda wrong: " ".join(f"{name} {list(value.shape)}" for name, value in wrong.items()),
+)
+def test_wrong_shapes_are_refused_by_name(wrong: Inputs) -> None:
+    with pytest.raises(UserError, match="linear_cross_entropy"):
+        ops.linear_cross_entropy(**inputs_of() | wrong)

@@ -1,0 +1,74 @@
+"""Which implementation runs is a choice that can be seen and forced."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from gossamer import ops
+from gossamer.errors import UserError
+from gossamer.ops.registry import OPERATIONS, Operation
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def operation() -> Iterator[Operation]:
+    """An operation with one implementation that only another device could run."""
+    operation = Operation("for_this_test")
+    operation.register("elsewhere", lambda device: "needs a chip" if device.type == "cpu" else "")(lambda: "elsewhere")
+    operation.register("fast")(lambda: "fast")
+    operation.register("plain")(lambda: "plain")
+    yield operation
+    del OPERATIONS["for_this_test"]
+
+
+def test_the_first_that_can_run_is_chosen(operation: Operation) -> None:
+    assert operation(CPU) == "fast"
+    assert operation.choose(torch.device("meta")).name == "elsewhere"
+
+
+def test_forced_by_context_and_restored_after_it(operation: Operation) -> None:
+    with pytest.raises(ZeroDivisionError), ops.forced(for_this_test="plain"):
+        assert operation(CPU) == "plain"
+        with ops.forced(for_this_test="fast"):
+            assert operation(CPU) == "fast"
+        assert operation(CPU) == "plain"
+        _ = 1 / 0
+    assert operation(CPU) == "fast"
+
+
+def test_forced_by_environment(operation: Operation, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GOSSAMER_OPS", "delta_rule=reference, for_this_test=plain")
+    assert operation(CPU) == "plain"
+    with ops.forced(for_this_test="fast"):  # the nearer wish wins
+        assert operation(CPU) == "fast"
+
+
+def test_what_cannot_run_is_refused_with_the_reason(operation: Operation) -> None:
+    with ops.forced(for_this_test="elsewhere"), pytest.raises(UserError, match=r"needs a chip.*fast, plain"):
+        operation(CPU)
+
+
+def test_an_unknown_implementation_is_refused_with_those_there_are(operation: Operation) -> None:
+    with ops.forced(for_this_test="fasst"), pytest.raises(UserError, match=r"for_this_test.*'fasst'.*fast, plain"):
+        operation(CPU)
+
+
+def test_an_unknown_operation_is_refused_with_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="did you mean 'delta_rule'"), ops.forced(delta_rul="reference"):
+        pass
+    monkeypatch.setenv("GOSSAMER_OPS", "short_conf=reference")
+    with pytest.raises(UserError, match="did you mean 'short_conv'"):
+        OPERATIONS["attention"].choose(CPU)
+    monkeypatch.setenv("GOSSAMER_OPS", "attention")
+    with pytest.raises(UserError, match="operation=implementation"):
+        OPERATIONS["attention"].choose(CPU)
+
+
+def test_every_operation_has_a_reference_that_runs_anywhere() -> None:
+    for name, operation in OPERATIONS.items():
+        [reference] = [one for one in operation.implementations if one.name == "reference"]
+        assert not reference.obstacle(torch.device("meta")), name
