@@ -68,14 +68,11 @@ def forward_and_backward(case: Case) -> dict[str, float]:
 
 
 def to_bfloat16(network: CausalLM) -> CausalLM:
-    """Weights in bfloat16, but A_log and the gated norm as the checkpoints of the family keep them, in float32."""
-    kept = {
-        n: p.detach().clone() for n, p in network.named_parameters() if n.endswith(("A_log", "linear_attn.norm.weight"))
-    }
-    network.to(torch.bfloat16)
-    for name, value in kept.items():
-        module, _, leaf = name.rpartition(".")
-        setattr(network.get_submodule(module), leaf, nn.Parameter(value))
+    """Weights in bfloat16, but in linear attention A_log, dt_bias and the norm, which loading keeps in float32, too."""
+    wide = ("linear_attn.A_log", "linear_attn.dt_bias", "linear_attn.norm.weight")
+    for name, parameter in network.named_parameters():
+        if not name.endswith(wide):
+            parameter.data = parameter.data.to(torch.bfloat16)
     return network
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -63,6 +64,16 @@ def synchronize(device: torch.device) -> None:
     """Wait until the device has done what was asked of it (nothing to wait for on a CPU)."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
+
+
+@lru_cache
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether products in bfloat16 run in hardware; where they are emulated they can be a hundred times slower."""
+    if device.type == "cpu":
+        checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        return any(getattr(torch.cpu, check)() for check in checks if hasattr(torch.cpu, check))
+    supported = getattr(torch.get_device_module(device), "is_bf16_supported", None)
+    return True if supported is None else bool(supported())
 
 
 def keep_freed_memory() -> None:

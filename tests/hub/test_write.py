@@ -121,6 +121,21 @@ def test_parameters_that_are_views_are_written_as_they_are(build, tmp_path, same
     assert same_weights(gossamer.load(tmp_path), model)
 
 
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_a_routers_bias_is_kept_in_float32(build, tmp_path, tokens, dtype) -> None:
+    model = build()
+    bias = torch.tensor([0.0, 9.0, 0.1, 9.0])  # decides which experts are chosen
+    without = model(tokens).logits
+    model.model.layers[2].mlp.gate.e_score_correction_bias = bias
+    gossamer.save(model, tmp_path)
+    loaded = gossamer.load(tmp_path, dtype)
+    assert torch.equal(loaded.model.layers[2].mlp.gate.e_score_correction_bias, bias)
+    assert loaded.model.layers[0].mlp.gate.e_score_correction_bias is None
+    if dtype is None:
+        assert torch.equal(loaded(tokens).logits, model(tokens).logits)
+        assert not torch.equal(loaded(tokens).logits, without)
+
+
 # In the place of an older model.
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
 from exactness import (
     INNER_ROUNDING,
@@ -100,6 +101,21 @@ def test_one_input_may_be_frozen(implementation: str, frozen: str) -> None:
         with ops.forced(linear_cross_entropy=name):
             gradients += torch.autograd.grad(ops.linear_cross_entropy(**inputs), learnt)
     torch.testing.assert_close(*gradients)
+
+
+@every_implementation
+def test_without_gradients_only_the_logits_are_computed(implementation: str) -> None:
+    """An evaluation's weights require gradients that nobody will ask for."""
+    inputs = cast(inputs_of(tokens=7, vocab=11, hidden=5), torch.float32)
+    inputs["weight"].requires_grad_()
+    in_place = {torch.ops.aten.addmm_: lambda total, a, b, **_: 2 * a[0] * a[1] * b[1]}  # PyTorch's counter omits it
+    counter = FlopCounterMode(display=False, custom_mapping=in_place)
+    with ops.forced(linear_cross_entropy=implementation), counter as found:
+        ops.linear_cross_entropy(**inputs)
+        with_gradient = found.get_total_flops()
+        with torch.no_grad():
+            ops.linear_cross_entropy(**inputs)
+    assert found.get_total_flops() - with_gradient == 2 * 7 * 11 * 5
 
 
 class LargestTensor(TorchDispatchMode):

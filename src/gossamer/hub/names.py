@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -22,13 +22,15 @@ INDEX = "model.safetensors.index.json"
 SHARD_PATTERN = "model{suffix}.safetensors"
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 MTP_PREFIX = "mtp."
+# Only where a router was balanced with one: Qwen3-Next's own checkpoints hold none. The name is DeepSeek-V3's.
+ROUTER_BIAS = ".mlp.gate.e_score_correction_bias"
 
 # Where one expert's matrix lies in the stacked parameter, or () for the whole of a parameter.
 Index = tuple[int | slice, ...]
 
 _GATE_UP, _DOWN = ".mlp.experts.gate_up_proj", ".mlp.experts.down_proj"
 # A_log becomes −inf in a narrower type and these are a few hundred numbers: float32 whatever the model is loaded in.
-_WIDE = (".linear_attn.A_log", ".linear_attn.dt_bias", ".linear_attn.norm.weight")
+_WIDE = (".linear_attn.A_log", ".linear_attn.dt_bias", ".linear_attn.norm.weight", ROUTER_BIAS)
 
 
 def released(parameter: str, shape: torch.Size) -> Iterator[tuple[str, Index]]:
@@ -49,12 +51,17 @@ def released(parameter: str, shape: torch.Size) -> Iterator[tuple[str, Index]]:
         yield parameter, ()
 
 
-def released_tensors(parameters: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
-    """The released layout of these parameters, as views of them."""
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """All that the network holds, by its own names: parameters, a tied one once, and the routers' biases if any."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def released_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The released layout of all that the network holds, as views of it."""
     return {
-        name: parameter.detach()[index]
-        for parent, parameter in parameters
-        for name, index in released(parent, parameter.shape)
+        name: tensor.detach()[index]
+        for own, tensor in tensors_of(model).items()
+        for name, index in released(own, tensor.shape)
     }
 
 

@@ -31,9 +31,11 @@ from gossamer.hub.names import (
     held_dtype,
     released,
     some,
+    tensors_of,
 )
 from gossamer.model.causal_lm import CausalLM
 from gossamer.model.config import ModelConfig
+from gossamer.model.experts import Router
 
 log = logging.getLogger("gossamer")
 
@@ -50,8 +52,8 @@ def load(path: str | Path, dtype: torch.dtype | None = None, device: str | torch
 
     Args:
         path: a run's folder or a Hugging Face directory
-        dtype: type to hold the weights in; None: each in the type it is stored in. `A_log`, `dt_bias` and
-            `linear_attn.norm.weight` are held in float32 at least, whatever the others are in.
+        dtype: type to hold the weights in; None: each in the type it is stored in. `A_log`, `dt_bias`,
+            `linear_attn.norm.weight` and a router's bias are held in float32 at least, whatever the others are in.
         device: auto, cpu, cuda, cuda:1 … or a torch.device
 
     Raises:
@@ -67,6 +69,7 @@ def load(path: str | Path, dtype: torch.dtype | None = None, device: str | torch
     mtp = any(name.startswith(MTP_PREFIX) for name in stored)
     with torch.device("meta"), _Uninitialised():
         model = CausalLM(replace(config, num_nextn_predict_layers=int(mtp)), random_weights=False)
+        _add_router_biases(model, stored)
     places = _match(model, stored, folder)
     _allocate(model, _held_dtypes(stored, places, dtype), where)
     with _one_thread():
@@ -110,11 +113,17 @@ def _read_config(folder: Path) -> tuple[dict[str, Any], ModelConfig]:
 # Which tensor goes where.
 
 
+def _add_router_biases(model: CausalLM, stored: dict[str, Stored]) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, Router) and f"{name}.e_score_correction_bias" in stored:
+            module.e_score_correction_bias = torch.empty(len(module.weight))
+
+
 def _match(model: CausalLM, stored: dict[str, Stored], folder: Path) -> dict[str, tuple[str, Index]]:
     """For each stored tensor the parameter it belongs to and its place there; exactly those the network has."""
     places: dict[str, tuple[str, Index]] = {}
     missing: list[str] = []
-    for parameter, tensor in model.named_parameters():
+    for parameter, tensor in tensors_of(model).items():
         pieces = dict(released(parameter, tensor.shape))
         present = [name for name in pieces if name in stored]
         if parameter in stored and pieces.keys() != {parameter}:
@@ -184,17 +193,18 @@ def _one_thread() -> Iterator[None]:
 
 
 def _allocate(model: CausalLM, held: dict[str, torch.dtype], device: torch.device) -> None:
-    for name, parameter in list(model.named_parameters()):
+    for name, tensor in tensors_of(model).items():
         owner, _, leaf = name.rpartition(".")
-        memory = torch.empty(parameter.shape, dtype=held[name], device=device)
-        setattr(model.get_submodule(owner), leaf, nn.Parameter(memory))
+        memory = torch.empty(tensor.shape, dtype=held[name], device=device)
+        is_parameter = isinstance(tensor, nn.Parameter)
+        setattr(model.get_submodule(owner), leaf, nn.Parameter(memory) if is_parameter else memory)
     if model.config.tie_word_embeddings:
         model.lm_head.weight = model.model.embed_tokens.weight
 
 
 @torch.no_grad()
 def _fill(model: CausalLM, stored: dict[str, Stored], places: dict[str, tuple[str, Index]]) -> None:
-    parameters = dict(model.named_parameters())
+    parameters = tensors_of(model)
     by_file: dict[Path, list[str]] = {}
     for name in places:
         by_file.setdefault(stored[name].file, []).append(name)

@@ -137,7 +137,7 @@ def _disk_errors(directory: Path) -> Iterator[None]:
 
 
 def _write_weights(model: CausalLM, folder: Path) -> None:
-    tensors = released_tensors(model.named_parameters())  # a tied head is the embedding again, and is not named twice
+    tensors = released_tensors(model)
     split = split_state_dict_into_shards_factory(
         tensors, get_storage_size=_bytes, filename_pattern=SHARD_PATTERN, max_shard_size=_SHARD_BYTES
     )

@@ -35,11 +35,11 @@ class GatedAttention(nn.Module):
         state: KeyValueState | None = None,
     ) -> Tensor:
         """[B, T, hidden] → [B, T, hidden]; `state` is read and extended in place."""
-        heads = (*x.shape[:2], -1, self.head_dim)
-        q, gate = self.q_proj(x).view(*x.shape[:2], -1, 2 * self.head_dim).chunk(2, dim=-1)
+        heads = (-1, self.head_dim)
+        q, gate = self.q_proj(x).unflatten(-1, (-1, 2 * self.head_dim)).chunk(2, dim=-1)
         q = rotate(self.q_norm(q), rotary)
-        k = rotate(self.k_norm(self.k_proj(x).view(heads)), rotary)
-        v = self.v_proj(x).view(heads)
+        k = rotate(self.k_norm(self.k_proj(x).unflatten(-1, heads)), rotary)
+        v = self.v_proj(x).unflatten(-1, heads)
         if state is not None:
             k, v = state.append(k, v)
         y = ops.attention(q, k, v, cu_seqlens) * torch.sigmoid(gate)

@@ -35,13 +35,12 @@ class GatedDeltaNet(nn.Module):
 
     def forward(self, x: Tensor, cu_seqlens: Tensor | None = None, state: LinearState | None = None) -> Tensor:
         """[B, T, hidden] → [B, T, hidden]; `state` is read and replaced in place."""
-        batch, length, _ = x.shape
         repeats = self.value_heads // self.key_heads
         # Both projections are interleaved: for each key head [q | k | r·v | r·z] and [r·b | r·a].
-        grouped = self.in_proj_qkvz(x).view(batch, length, self.key_heads, -1)
+        grouped = self.in_proj_qkvz(x).unflatten(-1, (self.key_heads, -1))
         widths = [self.key_dim, self.key_dim, repeats * self.value_dim, repeats * self.value_dim]
         q, k, v, z = (part.flatten(2) for part in grouped.split(widths, dim=-1))
-        b, a = self.in_proj_ba(x).view(batch, length, self.key_heads, -1).chunk(2, dim=-1)
+        b, a = self.in_proj_ba(x).unflatten(-1, (self.key_heads, -1)).chunk(2, dim=-1)
 
         before = state or LinearState()
         mixed, conv_state = ops.short_conv(

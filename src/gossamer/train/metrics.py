@@ -1,9 +1,25 @@
-"""What a run measures, written down while it trains: ``metrics.jsonl`` for programs, ``tensorboard/`` for the eyes.
+"""What a run measures, written down while it trains: ``metrics.jsonl`` for programs, boards for the eyes.
 
-``metrics.jsonl`` holds one JSON object a line. Every one has ``event`` (start, train, eval, sample, resume, end) and
-``step``; the other keys are flat: numbers, strings, booleans. Two kinds of nothing are told apart: a value that was not
-measured (``None``) has no key, a number that is not finite has the key with ``null``, since JSON knows neither NaN nor
-infinity and ``null`` is what pandas, jq and polars already read as a missing number.
+``metrics.jsonl`` holds one JSON object a line. Every one has ``event`` and ``step``; the other keys hold numbers,
+strings, booleans, or lists of numbers. Two kinds of nothing are told apart: a value that was not measured (``None``) has
+no key, a number that is not finite is ``null``, since JSON knows neither NaN nor infinity and ``null`` is what pandas,
+jq and polars already read as a missing number.
+
+The events, all but ``step`` optional for a reader; ``tokens`` and ``elapsed`` (seconds of training) say where it was:
+
+    start       time, gossamer, torch, device, parameters, active_parameters, flops_per_token, tokens_per_step, steps,
+                corpus
+    train       tokens, elapsed, loss, mtp_loss, aux_loss, z_loss, grad_norm, learning_rate, tokens_per_second,
+                memory (peak bytes)
+    eval, end   tokens, elapsed, set (name of the held-out text; one event for each), loss (nats a token), perplexity,
+                bits_per_byte, mtp_acceptance (share of accepted drafts for each step of the head)
+    experts     tokens; for each layer with experts, the head's last: max_over_mean, dead (count), entropy (0 to 1), load
+                (of each expert, mean 1)
+    sample      text
+    checkpoint  seconds (that training stood still), best
+    skip        reason (a step whose update was not taken)
+    rollback    to (the step that training went back to; what was measured after it is undone)
+    resume      time
 
 A line reaches the operating system whole or, when the process is killed, torn at the end of the file: readers forget
 such a last line. Damage anywhere else is reported with its line number, never skipped.
@@ -17,59 +33,53 @@ import os
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from gossamer.errors import UserError
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
+from gossamer.train.boards import Board, TensorBoard, WeightsAndBiases
 
 __all__ = ["METRICS_FILE", "MetricsWriter", "read_metrics", "write_atomically"]
 
 METRICS_FILE = "metrics.jsonl"
-TENSORBOARD_FOLDER = "tensorboard"
-
-# The axes of the curves, not curves: over the step they are straight lines.
-_AXES = frozenset({"tokens", "elapsed", "time"})
 
 
 class MetricsWriter:
-    """Append a run's events to ``metrics.jsonl`` and mirror the numbers to TensorBoard.
+    """Append a run's events to ``metrics.jsonl`` and show the numbers in TensorBoard and, if wanted, Weights & Biases.
 
     Args:
         run_dir: the run's folder; made if it is not there.
         resume_step: None for a new run. For a continued one, the step of the checkpoint it continues from: events after
-            that step are dropped from both records, so that no curve has double points.
+            that step are dropped from the records, so that no curve has double points (Weights & Biases keeps them).
+        wandb_project: name of a Weights & Biases project to send the numbers to; None for none.
 
     Raises:
-        UserError: a new run in a folder that already holds measurements, or a damaged ``metrics.jsonl`` on resume.
+        UserError: a new run in a folder that already holds measurements, or a damaged ``metrics.jsonl`` on resume;
+            Weights & Biases is wanted and not installed, or does not let the run begin.
     """
 
-    def __init__(self, run_dir: Path, resume_step: int | None = None) -> None:
-        # Imported here: it costs a second, and reading metrics needs none of it.
-        from torch.utils.tensorboard import SummaryWriter
-
+    def __init__(self, run_dir: Path, resume_step: int | None = None, wandb_project: str | None = None) -> None:
         run_dir.mkdir(parents=True, exist_ok=True)
         path = run_dir / METRICS_FILE
-        if path.exists() and path.stat().st_size > 0:
-            if resume_step is None:
-                raise UserError(
-                    f"{path} already holds measurements; continue the run with --resume or give another --out"
-                )
-            kept = [line for line, event in _parse(path) if event["step"] <= resume_step]
-            write_atomically(path, b"".join(line + b"\n" for line in kept))
+        begun = path.exists() and path.stat().st_size > 0
+        if begun and resume_step is None:
+            raise UserError(f"{path} already holds measurements; continue the run with --resume or give another --out")
+        kept = _until(_parse(path), resume_step) if begun and resume_step is not None else []
+        # Before the file is touched: this one may refuse.
+        others: list[Board] = [] if wandb_project is None else [WeightsAndBiases(run_dir, wandb_project)]
+        if begun:
+            write_atomically(path, b"".join(line + b"\n" for line, _ in kept))
         self._file = path.open("ab")
-        purge_step = None if resume_step is None else resume_step + 1
-        self._board: SummaryWriter = SummaryWriter(str(run_dir / TENSORBOARD_FOLDER), purge_step=purge_step)
+        self._boards: list[Board] = [TensorBoard(run_dir, resume_step), *others]
 
     def write(self, event: str, step: int, **values: Any) -> None:
         """Append one event and hand the line to the operating system before returning.
 
         Args:
-            event: its kind; numbers appear in TensorBoard as ``event/name``.
+            event: its kind; numbers appear in the boards as ``event/name``, or ``event/set/name`` with a ``set``.
             step: the optimizer step it belongs to, the first being 1; 0 is before training.
-            values: numbers (Python's, NumPy's or one-element tensors), strings, booleans. None leaves the key out.
-                ``start`` and ``resume`` get the ``time`` (Unix seconds) unless it is given.
+            values: numbers, strings, booleans, lists of numbers (Python's, NumPy's or tensors; one element is a
+                number). None leaves the key out. ``start`` and ``resume`` get the ``time`` (Unix seconds) unless it is
+                given.
         """
         record: dict[str, Any] = {"event": event}
         if event in ("start", "resume"):
@@ -80,24 +90,16 @@ class MetricsWriter:
         line = json.dumps({name: _finite(value) for name, value in record.items()}, allow_nan=False)
         self._file.write(line.encode("ascii") + b"\n")
         self._file.flush()
-        self._mirror(event, int(step), record)
+        for board in self._boards:
+            board.show(event, record["step"], record)
+            if event == "rollback":
+                board.rewind(record["to"])
 
-    def _mirror(self, event: str, step: int, record: dict[str, Any]) -> None:
-        for name, value in record.items():
-            if name in ("event", "step") or name in _AXES or isinstance(value, bool):
-                continue
-            if isinstance(value, int | float):
-                self._board.add_scalar(f"{event}/{name}", value, step)
-            elif name == "text":
-                # TensorBoard renders Markdown: four spaces make it a code block, shown as it is.
-                self._board.add_text(event, "\n".join("    " + line for line in _encodable(value).splitlines()), step)
-        if event in ("eval", "end"):
-            self._board.flush()
-
-    def close(self) -> None:
-        """Close both records. A second call does nothing."""
+    def close(self, failed: bool = False) -> None:
+        """Close all records; ``failed``: the run did not end well. A second call does nothing."""
         self._file.close()
-        self._board.close()
+        for board in self._boards:
+            board.close(failed)
 
     def __enter__(self) -> Self:
         return self
@@ -105,7 +107,7 @@ class MetricsWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        self.close(failed=kind is not None)
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
@@ -159,14 +161,24 @@ def _event(line: bytes) -> dict[str, Any] | None:
     return None
 
 
+def _until(lines: list[tuple[bytes, dict[str, Any]]], step: int) -> list[tuple[bytes, dict[str, Any]]]:
+    """Leave out what came after ``step``: of the newest course of the run that passed it, and all that followed."""
+    begun = 0
+    for index, (_, event) in enumerate(lines):
+        back_to = event.get("to") if event["event"] == "rollback" else None
+        if isinstance(back_to, int) and back_to <= step:
+            begun = index + 1  # what came before is history, whatever its steps: readers know that it was undone
+    return lines[:begun] + [(line, event) for line, event in lines[begun:] if event["step"] <= step]
+
+
 def _plain(value: Any) -> Any:
-    """Turn a NumPy scalar or a tensor of one element into Python's number."""
-    return value.item() if hasattr(value, "item") else value
+    """Turn NumPy's values and tensors into Python's: one element into a number, more into lists."""
+    if hasattr(value, "tolist"):
+        return value.item() if math.prod(value.shape) == 1 else value.tolist()
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _finite(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _encodable(text: str) -> str:
-    return text.encode("utf-8", "replace").decode()

@@ -17,6 +17,8 @@ CHUNK_BYTES = 8 << 20  # of logits held at once
 
 def chunked(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
     """See `linear_cross_entropy`."""
+    if not torch.is_grad_enabled():  # `needs_input_grad` below would still speak of the weight's gradient
+        hidden, weight = hidden.detach(), weight.detach()
     loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, labels)
     return loss
 

@@ -1,0 +1,123 @@
+"""Muon: momentum whose direction is orthogonalised, for the matrices inside the network.
+
+Keller Jordan's Muon (kellerjordan.github.io/posts/muon) with the update scale and weight decay of Moonlight
+(arXiv 2502.16982): an orthogonal matrix of m × n has entries of root mean square 1/√max(m, n), so multiplying by
+0.2 √max(m, n) gives every matrix the step size that AdamW's updates have, and both share one learning rate.
+
+What departs from the usual:
+
+- A fused projection is not one matrix. Its parts are orthogonalised apart: q, k, v, z and gate for each head, gate and
+  up of an expert, the two halves of the multi-token-prediction head's input.
+- All experts of a layer are one batched product.
+- float32 where the device has no fast bfloat16: `torch.optim.Muon` takes bfloat16 everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gossamer import device as devices
+from gossamer.model.attention import GatedAttention
+from gossamer.model.deltanet import GatedDeltaNet
+from gossamer.model.experts import Experts, SwiGLU
+from gossamer.model.mtp import MultiTokenPrediction
+
+# Of the odd polynomial a x + b x³ + c x⁵ that drives singular values towards 1 in five rounds (Jordan's post).
+_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+_ROUNDS = 5
+_SCALE = 0.2  # root mean square of an AdamW update (arXiv 2502.16982, section 2.2)
+
+Split = Callable[[Tensor], list[Tensor]]
+
+
+def orthogonalize(matrices: Tensor) -> Tensor:
+    """The nearest (semi-)orthogonal matrices, roughly: […, m, n] → […, m, n] with singular values of 0.7 to 1.2."""
+    dtype = torch.bfloat16 if devices.has_fast_bfloat16(matrices.device) else torch.float32
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x = (matrices.mT if tall else matrices).to(dtype)
+    x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)
+    a, b, c = _COEFFICIENTS
+    for _ in range(_ROUNDS):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * (gram @ gram)) @ x
+    return (x.mT if tall else x).to(matrices.dtype)
+
+
+def matrix_splits(model: nn.Module) -> dict[Tensor, Split]:
+    """The parameters that Muon takes, each with the function that cuts it into views of its matrices.
+
+    Left out, for AdamW: embeddings, head, router, convolution, norms, biases, and the small projections to gates.
+    """
+    splits: dict[Tensor, Split] = {}
+    for module in model.modules():
+        match module:
+            case GatedDeltaNet():
+                repeats, key, value = module.value_heads // module.key_heads, module.key_dim, module.value_dim
+                rows = [key, key, *[value] * (2 * repeats)]
+                splits[module.in_proj_qkvz.weight] = _heads(module.key_heads, rows)
+                splits[module.out_proj.weight] = _whole
+            case GatedAttention():
+                width = module.head_dim
+                splits[module.q_proj.weight] = _heads(module.q_proj.out_features // (2 * width), [width, width])
+                for projection in (module.k_proj, module.v_proj):
+                    splits[projection.weight] = _heads(projection.out_features // width, [width])
+                splits[module.o_proj.weight] = _whole
+            case Experts():
+                splits[module.gate_up_proj] = lambda weight: list(weight.chunk(2, dim=1))
+                splits[module.down_proj] = _whole
+            case SwiGLU():
+                for linear in (module.gate_proj, module.up_proj, module.down_proj):
+                    splits[linear.weight] = _whole
+            case MultiTokenPrediction():
+                splits[module.fc.weight] = lambda weight: list(weight.chunk(2, dim=1))
+    return splits
+
+
+def _whole(weight: Tensor) -> list[Tensor]:
+    return [weight]
+
+
+def _heads(heads: int, rows: list[int]) -> Split:
+    """Cut [heads · Σ rows, n] into parts of [heads, rows_i, n]."""
+    return lambda weight: list(weight.unflatten(0, (heads, sum(rows))).split(rows, dim=1))
+
+
+class Muon(torch.optim.Optimizer):
+    """See the module's docstring.
+
+    Args:
+        splits: parameters with the functions that cut them into matrices, from `matrix_splits`
+        lr: learning rate, of the same meaning as AdamW's
+        momentum: decay of the running mean of gradients (Nesterov's look-ahead is used)
+        weight_decay: decoupled, a multiple of the learning rate
+    """
+
+    def __init__(self, splits: dict[Tensor, Split], lr: float, momentum: float, weight_decay: float) -> None:
+        self.splits = splits
+        super().__init__(list(splits), {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Take one step with the gradients at hand; parameters without one are left alone."""
+        assert closure is None
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    numbers = {name: group[name] for name in ("lr", "momentum", "weight_decay")}
+                    self._update(parameter, parameter.grad, **numbers)
+
+    def _update(self, parameter: Tensor, gradient: Tensor, lr: float, momentum: float, weight_decay: float) -> None:
+        state = self.state[parameter]
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+        average = state["momentum_buffer"].lerp_(gradient, 1 - momentum)
+        ahead = gradient.lerp(average, momentum)
+        parameter.mul_(1 - lr * weight_decay)
+        split = self.splits[parameter]
+        for weight, direction in zip(split(parameter), split(ahead), strict=True):
+            scale = _SCALE * max(weight.shape[-2:]) ** 0.5
+            weight.sub_(orthogonalize(direction), alpha=lr * scale)
