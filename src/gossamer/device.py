@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import Any
 
@@ -74,6 +75,27 @@ def has_fast_bfloat16(device: torch.device) -> bool:
         return any(getattr(torch.cpu, check)() for check in checks if hasattr(torch.cpu, check))
     supported = getattr(torch.get_device_module(device), "is_bf16_supported", None)
     return True if supported is None else bool(supported())
+
+
+def compute_dtype(device: torch.device, precision: str) -> torch.dtype:
+    """What products are computed in, for a recipe's word: bf16, fp32, or auto.
+
+    auto is bfloat16 on an accelerator that has it and float32 on a CPU: even with bfloat16 units, a CPU gains nothing
+    on small matrices.
+
+    Raises:
+        UserError: bf16 was asked for where it would be emulated.
+    """
+    if precision == "bf16" and not has_fast_bfloat16(device):
+        raise UserError(f"precision bf16: {device} has no bfloat16 units and would be slower by far; use fp32 or auto")
+    if precision == "bf16" or (precision == "auto" and device.type != "cpu" and has_fast_bfloat16(device)):
+        return torch.bfloat16
+    return torch.float32
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[Any]:
+    """Compute products in `dtype` inside this context; float32 computes everything as it is."""
+    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
 
 
 def keep_freed_memory() -> None:

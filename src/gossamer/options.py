@@ -9,9 +9,11 @@ import inspect
 import itertools
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import is_dataclass
 from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
+import yaml
 from docstring_parser import parse as parse_docstring
 from jsonargparse import ArgumentError, ArgumentParser
 
@@ -40,14 +42,17 @@ def parse(verb: str, function: Callable[..., None], arguments: Sequence[str]) ->
     positional = [_METAVARS[name] for name in types if f"--{name}" not in parser._option_string_actions]
     parser.usage = " ".join([parser.prog, *positional, "[options]"])  # argparse would list a hundred options
     overridable = "overrides" in inspect.signature(function).parameters
+    dotted: dict[str, Any] = {}
+    rest = list(arguments)
     if overridable:
         types |= _add_recipe(parser, arguments)
+        dotted, rest = _take_mappings(parser, types, rest)
     try:
-        given = parser.parse_args(list(arguments), defaults=False)
+        given = parser.parse_args(rest, defaults=False)
     except ArgumentError as error:
         raise UserError(_one_line(error.message, parser, types, arguments)) from error
     values = {key: _plain(value, types[key], f"--{key}") for key, value in given.items()}
-    dotted = {key: values.pop(key) for key in list(values) if "." in key}
+    dotted |= {key: values.pop(key) for key in list(values) if "." in key}
     return values | ({"overrides": dotted} if overridable else {})
 
 
@@ -103,8 +108,56 @@ def _add_recipe(parser: ArgumentParser, arguments: Sequence[str]) -> dict[str, A
         if get_origin(whole := _without_none(annotation)) is tuple:
             kinds = get_args(whole)
             shape = {"type": kinds[0], "nargs": "*" if kinds[-1] is Ellipsis else len(kinds)}
-        groups[section].add_argument(f"--{key}", help=helps[section][name], default=defaults[key], **shape)
+        elif get_origin(annotation) is dict:
+            shape = {"type": str, "metavar": "YAML"}
+        default = defaults[key] if defaults[key] != {} else None
+        groups[section].add_argument(f"--{key}", help=helps[section][name], default=default, **shape)
     return {key: hint for key, hint in types.items() if "." in key}
+
+
+def _take_mappings(
+    parser: ArgumentParser, types: dict[str, Any], arguments: list[str]
+) -> tuple[dict[str, Any], list[str]]:
+    """Read the options that set a mapping from names, or a part of one, which jsonargparse takes for nested keys.
+
+    `--corpus.sets.novels.weight` makes options of all fields of a set `novels`, so that a mistyped one has a nearest.
+
+    Returns:
+        The values by dotted name, and the words that are left.
+    """
+    from gossamer.train.recipe import parse_yaml
+
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    known: dict[str, Any] = {}
+    for key, annotation in types.items():
+        if get_origin(annotation) is dict:
+            known[key] = annotation
+            item = get_args(annotation)[1]
+            for word in arguments:
+                name, *part = word.split("=")[0].removeprefix(f"--{key}.").split(".")
+                if word.startswith(f"--{key}.") and is_dataclass(item) and len(part) == 1:
+                    known |= {f"{key}.{name}.{field}": hint for field, hint in get_type_hints(item).items()}
+                elif word.startswith(f"--{key}.") and not part:
+                    known[f"{key}.{name}"] = item
+    for key, annotation in known.items():
+        many = get_origin(annotation) is tuple
+        finder.add_argument(f"--{key}", dest=key, nargs="*" if many else None, default=argparse.SUPPRESS)
+    try:
+        given, rest = finder.parse_known_args(arguments)
+    except argparse.ArgumentError as error:
+        raise UserError(_one_line(str(error), parser, types, arguments)) from error
+    values: dict[str, Any] = {}
+    for key, value in vars(given).items():
+        try:
+            plain = parse_yaml(value) if isinstance(value, str) else value
+        except yaml.YAMLError as error:
+            raise UserError(f"--{key} {value}: not YAML; write {{name: ...}}") from error
+        values[key] = convert(plain, known[key], f"--{key}")
+    for option in rest:
+        begins = next((key for key in known if option.startswith(f"--{key}.")), None)
+        if begins is not None:
+            raise UserError(f"unknown option {option.split('=')[0]!r}{nearest(option, [f'--{key}' for key in known])}")
+    return values, rest
 
 
 def _chosen_recipe(arguments: Sequence[str]) -> dict[str, Any]:

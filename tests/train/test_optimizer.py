@@ -1,8 +1,10 @@
 """Which parameters weight decay pulls on."""
 
+import pytest
+
 from gossamer.model.causal_lm import CausalLM
 from gossamer.train.config import OptimizerConfig
-from gossamer.train.optimizer import build_optimizer, is_decayed
+from gossamer.train.optimizer import build_optimizers, is_decayed
 
 
 def test_decay_reaches_matrices_and_the_query_and_key_norms(tiny_config):
@@ -17,9 +19,38 @@ def test_decay_reaches_matrices_and_the_query_and_key_norms(tiny_config):
     assert "model.norm.weight" not in decayed
 
 
-def test_every_parameter_is_in_exactly_one_group(tiny_config):
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_every_parameter_is_in_exactly_one_group(tiny_config, kind):
     model = CausalLM(tiny_config)
-    optimizer = build_optimizer(model, OptimizerConfig(weight_decay=0.25))
-    grouped = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
+    optimizers = build_optimizers(model, OptimizerConfig(kind, weight_decay=0.25))
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    grouped = [id(parameter) for group in groups for parameter in group["params"]]
     assert sorted(grouped) == sorted(id(parameter) for parameter in model.parameters())
-    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.25, 0.0]
+    assert {group["weight_decay"] for group in groups} == {0.25, 0.0}
+
+
+def test_muon_leaves_embeddings_head_router_convolution_and_vectors_to_adamw(tiny_config):
+    model = CausalLM(tiny_config)
+    muon, adamw = build_optimizers(model, OptimizerConfig("muon"))
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    stepped = {names[id(parameter)] for group in adamw.param_groups for parameter in group["params"]}
+    kinds = (
+        "norm",
+        "embed_tokens",
+        "lm_head",
+        "gate.weight",
+        "conv1d",
+        "in_proj_ba",
+        "A_log",
+        "dt_bias",
+        "expert_gate",
+    )
+    assert all(any(kind in name for kind in kinds) for name in stepped)
+    assert all(
+        model.get_parameter(name).ndim == 2
+        for name in stepped
+        if "weight" in name and "norm" not in name and "conv1d" not in name
+    )
+    taken = {names[id(parameter)] for group in muon.param_groups for parameter in group["params"]}
+    assert "model.layers.0.linear_attn.in_proj_qkvz.weight" in taken
+    assert "mtp.fc.weight" in taken

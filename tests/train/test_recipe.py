@@ -1,8 +1,8 @@
 """Recipes: merging, refusing, and the way to YAML and back."""
 
-from dataclasses import fields, replace
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 import yaml
@@ -10,7 +10,7 @@ from docstring_parser import parse as parse_docstring
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gossamer.data.config import CorpusConfig
+from gossamer.data.config import CorpusConfig, SetConfig
 from gossamer.errors import UserError
 from gossamer.model.config import ModelConfig
 from gossamer.train.config import OptimizerConfig, ScheduleConfig, TrainingConfig
@@ -56,7 +56,14 @@ recipes = st.builds(
     ),
     corpus=st.builds(
         CorpusConfig,
-        paths=st.lists(texts, max_size=3).map(tuple),
+        sets=st.dictionaries(
+            st.from_regex(r"[a-z0-9_-]+", fullmatch=True),
+            st.builds(
+                SetConfig, paths=st.tuples(texts), weight=positive, validation_paths=st.tuples() | st.tuples(texts)
+            ),
+            max_size=2,
+        ),
+        validation_sets=st.dictionaries(st.sampled_from(["A", "B"]), st.tuples(texts), max_size=2),
         text_field=texts,
         errors=st.sampled_from(["strict", "replace"]),
         cache_dir=st.none() | texts,
@@ -121,8 +128,12 @@ def test_every_field_is_documented(section: type) -> None:
 def test_a_value_of_another_type_is_refused_by_its_name(key: str) -> None:
     annotation = field_types()[key]
     wrong: Any = {"no": "mapping fits"}
-    with pytest.raises(UserError, match=rf"^{key} = .*: expected "):
+    with pytest.raises(UserError, match=rf"^{key}(\.no)? = .*: expected "):
         recipe_from({}, {key: wrong})
+    if get_origin(annotation) is dict:
+        for wrong in (3, ["x"], {1: {}}):
+            with pytest.raises(UserError, match=rf"^{key} = .*: expected names, each with a"):
+                recipe_from({}, {key: wrong})
     if annotation is int:
         for wrong in (True, 1.5, "1", None):
             with pytest.raises(UserError, match=rf"^{key} = .*: expected a whole number$"):
@@ -146,6 +157,21 @@ def test_overrides_win_over_the_file_and_the_file_over_defaults() -> None:
         optimizer=replace(default.optimizer, learning_rate=1.0),
     )
     assert isinstance(recipe.optimizer.learning_rate, float)
+
+
+def test_parts_of_a_mapping_are_overridden_by_dotted_names() -> None:
+    novels, code = {"paths": ["n"], "weight": 2}, {"paths": ["c"], "validation_paths": ["v"]}
+    values = {"corpus": {"sets": {"novels": novels, "code": code}}}
+    overrides = {"corpus.sets.novels.weight": 3, "corpus.sets.poems.paths": ["p"], "corpus.validation_sets.w": ["w"]}
+    corpus = recipe_from(values, overrides).corpus
+    assert corpus.sets == {
+        "novels": SetConfig(("n",), 3.0),
+        "code": SetConfig(("c",), 1.0, ("v",)),
+        "poems": SetConfig(("p",)),
+    }
+    assert corpus.validation_sets == {"w": ("w",)} and values["corpus"]["sets"]["novels"]["weight"] == 2
+    whole = {"corpus.sets.novels.weight": 5, "corpus.sets": {"novels": SetConfig(("m",), 1.0)}}
+    assert recipe_from(values, whole).corpus.sets == {"novels": SetConfig(("m",), 5.0)}
 
 
 def test_an_empty_section_is_the_default() -> None:
@@ -173,6 +199,15 @@ def test_an_empty_section_is_the_default() -> None:
             "training.sequence_length = 65: must be <= model.max_position_embeddings = 64",
         ),
         ({"description": 3}, "description = 3: expected text"),
+        (
+            {"corpus": {"sets": {"novels": {"paths": ["n"]}, "novel": {"weight": 2}}}},
+            "corpus.sets.novel: names no paths; did you mean 'novels'?",
+        ),
+        (
+            {"corpus": {"sets": {"a": {"paths": ["n"], "weigth": 2}}}},
+            "unknown key 'corpus.sets.a.weigth'; did you mean 'weight'?",
+        ),
+        ({"corpus": {"sets": {"a": {"paths": ["n"], "weight": "2"}}}}, "corpus.sets.a.weight = '2': expected a number"),
     ],
 )
 def test_mistakes_are_named(values: dict[str, Any], message: str) -> None:
@@ -230,6 +265,10 @@ def test_annotations_are_ones_that_values_can_be_checked_against() -> None:
 
     def leaves(annotation: Any) -> set[Any]:
         arguments = get_args(annotation)
+        if get_origin(annotation) is Literal:
+            return {type(argument) for argument in arguments}
+        if is_dataclass(annotation):
+            return set().union(*map(leaves, get_type_hints(annotation).values()))
         return set().union(*map(leaves, arguments)) if arguments else {annotation}
 
     hints = [hint for section in SECTIONS for hint in get_type_hints(section).values()]

@@ -6,23 +6,38 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gossamer.train.config import ScheduleConfig
-from gossamer.train.schedule import learning_rate_factor
+from gossamer.train.config import ScheduleConfig, TrainingConfig
+from gossamer.train.schedule import learning_rate_factor, progress
+
+
+def factors(config, steps):
+    return [learning_rate_factor(step, (step - 1) / steps, config) for step in range(1, steps + 1)]
 
 
 def test_warm_up_plateau_decay():
-    config = ScheduleConfig(warmup_steps=10, decay_fraction=0.5, final_fraction=0.1)
-    factors = [learning_rate_factor(step, 100, config) for step in range(1, 101)]
-    assert factors[0] == pytest.approx(0.1)
-    assert factors[9:50] == pytest.approx([1.0] * 41)
-    assert factors[75] == pytest.approx(0.1 + 0.9 * 25 / 51)
-    assert 0.1 < factors[99] < 0.12
+    found = factors(ScheduleConfig(warmup_steps=10, decay_fraction=0.5, final_fraction=0.1), 100)
+    assert found[0] == pytest.approx(0.1)
+    assert found[9:51] == pytest.approx([1.0] * 42)
+    assert found[75] == pytest.approx(0.1 + 0.9 * 0.5)
+    assert found[99] == pytest.approx(0.1 + 0.9 * 0.02)
 
 
-@given(st.integers(1, 300), st.integers(0, 50), st.floats(0, 1), st.floats(0, 1))
-def test_the_factor_never_leaves_its_range_and_falls_after_the_warm_up(steps, warmup, decay, final):
-    config = ScheduleConfig(warmup, decay, final)
-    factors = [learning_rate_factor(step, steps, config) for step in range(1, steps + 1)]
-    assert all(0 < factor <= 1 for factor in factors)
-    after = factors[warmup:]
-    assert all(later <= earlier + 1e-12 for earlier, later in pairwise(after))
+def test_cosine_is_half_a_wave():
+    found = factors(ScheduleConfig("cosine", final_fraction=0.2), 100)
+    assert found[0] == 1.0
+    assert found[50] == pytest.approx(0.6)
+    assert found[99] == pytest.approx(0.2, abs=1e-3)
+
+
+@given(st.sampled_from(["wsd", "cosine"]), st.integers(1, 300), st.integers(0, 50), st.floats(0, 1), st.floats(0, 1))
+def test_the_factor_stays_in_its_range_and_falls_after_the_warm_up(kind, steps, warmup, decay, final):
+    found = factors(ScheduleConfig(kind, warmup, decay, final), steps)
+    assert all(0 < factor <= 1 for factor in found)
+    assert all(later <= earlier + 1e-12 for earlier, later in pairwise(found[warmup:]))
+
+
+def test_the_length_is_in_seconds_before_tokens_before_steps():
+    assert progress(TrainingConfig(steps=10), 4, 999, 999.0) == 0.4
+    assert progress(TrainingConfig(steps=10, tokens=1000), 9, 250, 999.0) == 0.25
+    assert progress(TrainingConfig(steps=10, tokens=1000, seconds=60), 9, 999, 30.0) == 0.5
+    assert progress(TrainingConfig(seconds=60), 9, 999, 61.0) == 1.0

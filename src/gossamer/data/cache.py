@@ -1,8 +1,8 @@
 """Folders on disk that are either whole or not there, whoever else is writing them at the same time.
 
 An entry is built under a temporary name beside its place and renamed when complete. Two processes that build the same
-entry both build it; the first to rename wins and the other throws its copy away. Nothing waits on a lock that a crash
-could leave.
+entry both build it; the first to rename wins and the other throws its copy away. Whoever would rather wait for the
+other's work than do it again takes a lock, which the operating system releases when its holder ends in whatever way.
 """
 
 from __future__ import annotations
@@ -20,7 +20,12 @@ from pathlib import Path
 
 from gossamer.errors import UserError
 
-__all__ = ["cached_folder", "disk_errors", "key_of", "write_text"]
+try:
+    import fcntl
+except ImportError:  # a system without it, where several processes do the same work
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["alone", "cached_folder", "disk_errors", "key_of", "write_text"]
 
 _ABANDONED = 24 * 3600  # seconds after which a temporary entry is taken for a crashed process' one
 
@@ -40,6 +45,28 @@ def disk_errors(folder: Path) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(f"{folder}: the disk is full; free some space, or {remedy}") from error
         raise UserError(f"{folder}: cannot be written ({error.strerror or error}); {remedy}") from error
+
+
+@contextmanager
+def alone(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
+    """Hold the lock file ``path``, of which one process at a time is the holder.
+
+    Args:
+        path: made if need be, and left behind empty.
+        waiting: called once if somebody else holds it.
+    """
+    with disk_errors(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "ab")  # noqa: SIM115 (closed below; the caller's own errors are not the disk's)
+    with file:
+        if fcntl is not None:
+            with suppress(OSError):  # a file system without locks: as without fcntl
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    waiting()
+                    fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def cached_folder(folder: Path, valid: Callable[[Path], bool], build: Callable[[Path], None]) -> Path:

@@ -24,7 +24,7 @@ from gossamer.data.progress import Progress
 from gossamer.data.sources import is_binary, read_documents
 from gossamer.errors import UserError
 
-__all__ = ["HELD_OUT", "Corpus", "FileScan", "Piece", "Rule", "megabytes", "open_corpus", "split_rule"]
+__all__ = ["HELD_OUT", "Corpus", "FileScan", "Part", "Piece", "Rule", "megabytes", "open_corpus", "split_rule"]
 
 HELD_OUT = 10
 """One document in so many, or the last one of so many equal parts of every document, is held out."""
@@ -60,11 +60,12 @@ class FileScan:
 
 
 class Piece(NamedTuple):
-    """A stretch of text of one part of the corpus; ``first`` begins a document."""
+    """A stretch of text of one part of the corpus; ``first`` begins a document, ``file`` is where it stands."""
 
     part: Part
     first: bool
     text: str
+    file: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -111,17 +112,18 @@ class Corpus:
                 if rule == "tails":
                     # a text file's only document is a stream whose length the scan knows; records are in memory
                     length = scan.characters if scan.documents == 1 else sum(map(len, document))
-                    yield from _tailed(document, length * (HELD_OUT - 1) // HELD_OUT)
+                    for piece in _tailed(document, length * (HELD_OUT - 1) // HELD_OUT):
+                        yield piece._replace(file=path)
                     continue
                 chosen = part
                 for number, text in enumerate(document):
                     if number == 0 and rule == "documents":
                         chosen = "validation" if _held_out(text) else "train"
-                    yield Piece(chosen, number == 0, text)
+                    yield Piece(chosen, number == 0, text, path)
 
 
 def open_corpus(
-    paths: Iterable[str], config: CorpusConfig, progress: Progress, without: Corpus | None = None
+    paths: Iterable[str], config: CorpusConfig, progress: Progress, without: Iterable[Corpus] = ()
 ) -> Corpus:
     """Find the files of ``paths`` (none: the standard library's source) and scan those that are new or changed.
 
@@ -129,7 +131,7 @@ def open_corpus(
         paths: files, folders and Hub datasets; a file that is reached twice counts once.
         config: for ``text_field``, ``errors`` and the cache folder.
         progress: told about the scan.
-        without: a corpus whose files are left out of this one.
+        without: corpora whose files are left out of this one.
 
     Raises:
         UserError: a path is missing, unreadable, binary or holds no text, or a document is malformed.
@@ -143,7 +145,7 @@ def open_corpus(
         found = list(standard_library())
         name = f"source code of Python {sysconfig.get_python_version()}'s standard library"
         errors = "replace"  # nobody who gave no text should have to mend it
-    excluded = {path for path, _ in without.files} if without else set()
+    excluded = {path for corpus in without for path, _ in corpus.files}
     named = {file for file, is_named in found if is_named}
     unique = [file for file in dict.fromkeys(file for file, _ in found) if file not in excluded]
     scans = _scan_all(unique, named, config, errors, progress)

@@ -1,34 +1,26 @@
-"""A corpus as token shards on disk, made once and memory-mapped from then on.
-
-An entry of the cache holds, for each part, ``PART.bin`` (token ids), ``PART.offsets.bin`` (where documents begin) and,
-for all, ``meta.json``. Its name is a fingerprint of everything it depends on: the documents, the split, the tokenizer
-and this format's version. So it never needs invalidating, and is rebuilt only when it is not whole.
-
-Documents are tokenised piece by piece (``sources.PIECE``): a word that straddles two pieces of a large document may
-become other tokens than in one go, but the text is the same to the byte, and so is every later run's result.
-"""
+"""From a configuration to data that is ready to train on: sets of text, one tokenizer for all, tokens in the cache."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
-from gossamer.data.cache import cached_folder, key_of
+from gossamer.data.cache import alone, cached_folder, key_of
 from gossamer.data.config import CorpusConfig
-from gossamer.data.corpus import Piece, megabytes, open_corpus, split_rule
+from gossamer.data.corpus import megabytes, open_corpus
+from gossamer.data.mixture import Mixture
 from gossamer.data.progress import Progress
-from gossamer.data.shards import Shard, ShardWriter, open_shard
+from gossamer.data.sets import TextSet, open_sets
+from gossamer.data.shards import Shard
+from gossamer.data.tokenise import shards_of
 from gossamer.data.tokenizer import Tokenizer, char_tokenizer, train_bpe
 from gossamer.errors import UserError
 
-__all__ = ["Dataset", "Shard", "prepare", "prepare_one"]
+__all__ = ["Dataset", "Mixture", "Shard", "prepare", "prepare_one"]
 
 _FORMAT = 1
-_BATCH = 1 << 22  # characters tokenised at once; the library's working memory is some 30 times that
 _SAMPLE = 64 << 20  # bytes of text that are plenty to train a BPE on
 
 
@@ -37,15 +29,15 @@ class Dataset:
     """A corpus ready to train on.
 
     Args:
-        train: what to learn from.
-        validation: what to measure on; no text of it trained the tokenizer.
-        tokenizer: of both.
-        fingerprint: of documents, split and tokenizer (hex).
+        train: what to learn from, set by set.
+        validation: what to measure on, by name, the most important first; no text of it trained the tokenizer.
+        tokenizer: of all.
+        fingerprint: of documents, splits, weights and tokenizer (hex).
         description: one line for people.
     """
 
-    train: Shard
-    validation: Shard
+    train: Mixture
+    validation: dict[str, Shard]
     tokenizer: Tokenizer
     fingerprint: str
     description: str
@@ -53,6 +45,8 @@ class Dataset:
 
 def prepare(config: CorpusConfig, tokenizer: Tokenizer | None = None, progress: bool = True) -> Dataset:
     """Read, split and tokenise the corpus, or open what an earlier call has left in the cache.
+
+    Of several processes on one machine that prepare the same corpus, one does the work and the others wait for it.
 
     Args:
         config: which text, and how.
@@ -63,46 +57,50 @@ def prepare(config: CorpusConfig, tokenizer: Tokenizer | None = None, progress: 
         UserError: anything wrong with the text, the tokenizer or the cache folder, in one line.
     """
     report = Progress(progress)
-    validation = open_corpus(config.validation_paths, config, report) if config.validation_paths else None
-    corpus = open_corpus(config.paths, config, report, without=validation)
-    rule = "all" if validation else split_rule(corpus)
-    digest = key_of(corpus.digest, rule, validation.digest if validation else None)
-    total = corpus.num_bytes + (validation.num_bytes if validation else 0)
-
-    def read() -> Iterator[Piece]:
-        return chain(corpus.pieces(rule), validation.pieces("all", "validation") if validation else ())
-
-    if tokenizer is None:
-        tokenizer = _tokenizer(config, digest, read, total, report)
-    fingerprint = key_of(_FORMAT, digest, tokenizer.fingerprint)
-    shards = _shards(config, fingerprint, ("train", "validation"), read, total, tokenizer, report)
-    train, held_out = shards["train"], shards["validation"]
-    parts = "no --data given: " if not config.paths else ""
-    how = {"documents": "about a tenth of the documents", "tails": "the last tenth of every document"}
-    held = how.get(rule, ", ".join(config.validation_paths))
-    description = (
-        f"{parts}{corpus.name}, {_count(corpus.num_documents)}, {megabytes(corpus.num_bytes)}; "
-        f"{train.num_tokens:,} tokens to train on, {held_out.num_tokens:,} held out ({held}); "
-        f"{tokenizer.kind} tokenizer of {tokenizer.vocab_size:,}"
-    )
-    return Dataset(train, held_out, tokenizer, fingerprint, description)
+    with alone(_lock(config), report.waiting):
+        sets = open_sets(config, report)
+        if tokenizer is None:
+            tokenizer = _tokenizer(config, sets, report)
+        shards: dict[str, dict[str, Shard]] = {}
+        for one in sets:
+            try:
+                shards[one.name] = shards_of(
+                    config, one.digest, one.parts, one.pieces, one.num_bytes, tokenizer, report
+                )
+            except UserError as error:
+                raise UserError(f"corpus.sets.{one.name}: {error}" if config.sets else str(error)) from error
+    weights = {one.name: one.weight for one in sets if one.corpus}
+    train = Mixture({name: shards[name]["train"] for name in weights}, weights)
+    validation = {name: found["validation"] for name, found in shards.items()}
+    fingerprint = key_of(_FORMAT, [(one.name, one.digest, one.weight) for one in sets], tokenizer.fingerprint)
+    return Dataset(train, validation, tokenizer, fingerprint, _description(config, sets, train, validation, tokenizer))
 
 
 def prepare_one(paths: Iterable[str], config: CorpusConfig, tokenizer: Tokenizer, progress: bool = True) -> Shard:
     """Tokenise all text of ``paths`` as one shard, nothing held out, as for measuring a finished model on it."""
     report = Progress(progress)
-    corpus = open_corpus(paths, config, report)
-    fingerprint = key_of(_FORMAT, corpus.digest, tokenizer.fingerprint)
-    shards = _shards(config, fingerprint, ("train",), lambda: corpus.pieces("all"), corpus.num_bytes, tokenizer, report)
+    given = tuple(paths)
+    with alone(_lock(config, given), report.waiting):
+        corpus = open_corpus(given, config, report)
+        shards = shards_of(
+            config, corpus.digest, ("train",), lambda: corpus.pieces("all"), corpus.num_bytes, tokenizer, report
+        )
     return shards["train"]
 
 
-def _tokenizer(
-    config: CorpusConfig, digest: str, read: Callable[[], Iterator[Piece]], total: int, progress: Progress
-) -> Tokenizer:
+def _lock(config: CorpusConfig, paths: tuple[str, ...] = ()) -> Path:
+    """The lock of those who prepare the same text."""
+    values = {key: value for key, value in asdict(config).items() if key not in ("cache_dir", "workers")}
+    return config.cache_folder() / "locks" / key_of(values, paths)
+
+
+def _tokenizer(config: CorpusConfig, sets: list[TextSet], progress: Progress) -> Tokenizer:
     """The configured tokenizer: loaded, or trained on the training text once for each corpus."""
     if config.tokenizer not in ("bpe", "char"):
         return Tokenizer.load(config.tokenizer)
+    trained_on = [one for one in sets if one.corpus]
+    is_bpe = config.tokenizer == "bpe"
+    budgets = _budgets(trained_on) if is_bpe else [one.num_bytes for one in trained_on]
     loaded: list[Tokenizer] = []
 
     def valid(folder: Path) -> bool:
@@ -113,112 +111,70 @@ def _tokenizer(
         return True
 
     def build(folder: Path) -> None:
+        total = sum(one.num_bytes for one in trained_on)
         with progress.stage(f"training a {config.tokenizer} tokenizer", total) as advance:
-            texts = (piece.text for piece in _advancing(read(), advance) if piece.part == "train")
-            made = (
-                char_tokenizer(texts)
-                if config.tokenizer == "char"
-                else train_bpe(_spread(texts, total), config.vocab_size)
+
+            def train_texts(one: TextSet) -> Iterator[str]:
+                for piece in one.pieces():
+                    if piece.part == "train":
+                        yield piece.text
+                    advance(len(piece.text.encode()))
+
+            texts = chain.from_iterable(
+                _spread(train_texts(one), one.num_bytes, budget)
+                for one, budget in zip(trained_on, budgets, strict=True)
+                if budget
             )
+            made = train_bpe(texts, config.vocab_size) if is_bpe else char_tokenizer(texts)
         made.save(folder)
 
-    size = config.vocab_size if config.tokenizer == "bpe" else None
-    folder = config.cache_folder() / "tokenizers" / key_of(_FORMAT, digest, config.tokenizer, size)
+    parts = [(one.digest, budget) for one, budget in zip(trained_on, budgets, strict=True)]
+    key = key_of(_FORMAT, parts, config.tokenizer, config.vocab_size if is_bpe else None)
+    folder = config.cache_folder() / "tokenizers" / key
     cached_folder(folder, valid, build)
     return loaded[-1] if loaded else Tokenizer.load(folder)
 
 
-def _spread(texts: Iterable[str], total: int) -> Iterator[str]:
-    """About ``_SAMPLE`` bytes of ``texts``, evenly spread over all ``total`` bytes; everything if it is not more."""
+def _budgets(sets: list[TextSet]) -> list[int]:
+    """Bytes of each set that a BPE learns from: everything where that is not too much, else as much as it weighs."""
+    total, weights = sum(one.num_bytes for one in sets), sum(one.weight for one in sets)
+    if total <= _SAMPLE:
+        return [one.num_bytes if one.weight else 0 for one in sets]
+    return [min(one.num_bytes, round(_SAMPLE * one.weight / weights)) for one in sets]
+
+
+def _spread(texts: Iterable[str], total: int, budget: int) -> Iterator[str]:
+    """About ``budget`` bytes of ``texts``, evenly spread over all ``total`` bytes; everything if it is not more."""
     seen = taken = 0
     for text in texts:
         size = len(text.encode())
-        if taken * total <= seen * _SAMPLE or total <= _SAMPLE:
+        if taken * total <= seen * budget or total <= budget:
             taken += size
             yield text
         seen += size
 
 
-def _shards(
-    config: CorpusConfig,
-    fingerprint: str,
-    parts: tuple[str, ...],
-    read: Callable[[], Iterator[Piece]],
-    total: int,
-    tokenizer: Tokenizer,
-    progress: Progress,
-) -> dict[str, Shard]:
-    """Open the entry ``fingerprint`` of the cache, tokenising what ``read`` gives first if it is not there."""
-    opened: dict[str, Shard] = {}
-
-    def valid(folder: Path) -> bool:
-        try:
-            meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-            found = {part: open_shard(folder, part, meta[part], fingerprint) for part in parts}
-        except (OSError, ValueError, KeyError, TypeError):  # absent, or not as this module writes it
-            return False
-        opened.update(found)
-        return True
-
-    def build(folder: Path) -> None:
-        with progress.stage(f"tokenising {megabytes(total)}", total) as advance:
-            meta = _tokenise(folder, parts, read(), total, tokenizer, advance)
-        (folder / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
-
-    folder = config.cache_folder() / "shards" / fingerprint
-    cached_folder(folder, valid, build)
-    if not opened and not valid(folder):
-        raise UserError(f"{folder}: vanished while it was being opened; start again")
-    return opened
+def _description(
+    config: CorpusConfig, sets: list[TextSet], train: Mixture, validation: dict[str, Shard], tokenizer: Tokenizer
+) -> str:
+    """What the data is, in one line."""
+    held_out = sum(shard.num_tokens for shard in validation.values())
+    if config.sets or config.validation_sets:
+        named = "; ".join(f"{one.name}: {_text(one)}" for one in sets)
+        held = ", ".join(f"{name}: {shard.num_tokens:,}" for name, shard in validation.items())
+    else:
+        (one,) = sets
+        named = ("" if config.paths else "no --data given: ") + _text(one)
+        held = one.held
+    return (
+        f"{named}; {train.num_tokens:,} tokens to train on, {held_out:,} held out ({held}); "
+        f"{tokenizer.kind} tokenizer of {tokenizer.vocab_size:,}"
+    )
 
 
-def _tokenise(
-    folder: Path,
-    parts: tuple[str, ...],
-    pieces: Iterator[Piece],
-    total: int,
-    tokenizer: Tokenizer,
-    advance: Callable[[int], None],
-) -> dict[str, dict[str, Any]]:
-    """Write each part's tokens and offsets into ``folder``; returns what ``meta.json`` tells of them."""
-    writers = {part: ShardWriter(folder, part, tokenizer) for part in parts}
-    try:
-        for batch in _batches(pieces):
-            for piece, ids in zip(batch, tokenizer.encode_batch([piece.text for piece in batch]), strict=True):
-                writers[piece.part].add(piece, ids)
-            advance(sum(len(piece.text.encode()) for piece in batch))
-        meta = {part: writer.finish() for part, writer in writers.items()}
-    finally:
-        for writer in writers.values():
-            writer.file.close()
-    if sum(writer.num_bytes for writer in writers.values()) != total:
-        raise UserError("the corpus changed while it was being read; start again when its files are at rest")
-    for part, writer in writers.items():
-        if len(writer.starts) == 1:
-            raise UserError(
-                f"the corpus is too small: its {total} bytes leave no text for {part}; give more with --data"
-            )
-    return meta
-
-
-def _batches(pieces: Iterator[Piece]) -> Iterator[list[Piece]]:
-    batch: list[Piece] = []
-    size = 0
-    for piece in pieces:
-        batch.append(piece)
-        size += len(piece.text)
-        if size >= _BATCH:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
-
-
-def _advancing(pieces: Iterator[Piece], advance: Callable[[int], None]) -> Iterator[Piece]:
-    for piece in pieces:
-        yield piece
-        advance(len(piece.text.encode()))
-
-
-def _count(documents: int) -> str:
-    return "1 document" if documents == 1 else f"{documents:,} documents"
+def _text(one: TextSet) -> str:
+    corpus = one.corpus or one.held_out
+    assert corpus is not None
+    documents = "1 document" if corpus.num_documents == 1 else f"{corpus.num_documents:,} documents"
+    weight = f", weight {one.weight:g}" if one.weight != 1 and one.corpus else ""
+    return f"{corpus.name}, {documents}, {megabytes(corpus.num_bytes)}{weight}"

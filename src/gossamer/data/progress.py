@@ -19,6 +19,11 @@ class Progress:
     def __init__(self, enabled: bool) -> None:
         self.enabled = enabled
 
+    def waiting(self) -> None:
+        """Tell that another process is at it."""
+        if self.enabled:
+            print("waiting for another process, which prepares the same text", file=sys.stderr, flush=True)
+
     @contextmanager
     def stage(self, title: str, total: int | None) -> Iterator[Callable[[int], None]]:
         """Announce a stage of ``total`` bytes (None: unknown); yields a function that is told of bytes newly done."""

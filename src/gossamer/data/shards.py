@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -13,8 +15,9 @@ import numpy.typing as npt
 from gossamer.data.cache import key_of
 from gossamer.data.corpus import Piece
 from gossamer.data.tokenizer import Tokenizer
+from gossamer.errors import UserError
 
-__all__ = ["Shard", "ShardWriter", "open_shard"]
+__all__ = ["Shard", "ShardWriter", "open_shard", "token_dtype"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,12 +29,36 @@ class Shard:
         offsets: int64 [num_documents + 1]; document d is ``tokens[offsets[d]:offsets[d + 1]]``.
         num_bytes: UTF-8 bytes of the documents' text.
         fingerprint: of content and tokenizer; a changed one means other data.
+        file: where ``tokens`` are mapped from; None for an array that lies in memory.
     """
 
     tokens: npt.NDArray[Any]
     offsets: npt.NDArray[np.int64]
     num_bytes: int
     fingerprint: str
+    file: BinaryIO | None = None
+
+    def read(self, begin: int, count: int) -> npt.NDArray[Any]:
+        """Tokens ``[begin, begin + count)``, read from the file and not through its memory map.
+
+        A map answers a file that was cut short, or a disk that is gone, by killing the process (SIGBUS). A file that
+        was removed or replaced stays readable for as long as it is open. What is not noticed is a file that somebody
+        writes over in place.
+
+        Raises:
+            UserError: the file is shorter than it was, or cannot be read any more.
+        """
+        if self.file is None:
+            return self.tokens[begin : begin + count]
+        size = count * self.tokens.itemsize
+        remedy = "put its disk right and go on with --resume: a damaged cache is made anew"
+        try:
+            raw = os.pread(self.file.fileno(), size, begin * self.tokens.itemsize)
+        except OSError as error:
+            raise UserError(f"{self.file.name}: can no longer be read ({error.strerror}); {remedy}") from error
+        if len(raw) < size:
+            raise UserError(f"{self.file.name}: was cut short while it was in use; {remedy}")
+        return np.frombuffer(raw, self.tokens.dtype)
 
     @property
     def num_tokens(self) -> int:
@@ -44,18 +71,23 @@ class Shard:
         return len(self.offsets) - 1
 
 
+def token_dtype(tokenizer: Tokenizer) -> np.dtype[Any]:
+    """The smallest type that holds every id."""
+    return np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
+
+
 class ShardWriter:
     """Appends documents to a shard's files."""
 
     def __init__(self, folder: Path, part: str, tokenizer: Tokenizer) -> None:
         self.folder, self.part = folder, part
-        self.dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
+        self.dtype = token_dtype(tokenizer)
         self.delimiter = tokenizer.eot_id
         self.file: BinaryIO = open(folder / f"{part}.bin", "wb")  # noqa: SIM115 (closed by the caller)
         self.starts = array("q")
         self.num_tokens = self.num_bytes = 0
 
-    def add(self, piece: Piece, ids: list[int]) -> None:
+    def add(self, piece: Piece, ids: Sequence[int] | npt.NDArray[Any]) -> None:
         """Continue the document, or end it and begin the next one."""
         if piece.first:
             self._write([self.delimiter] * (2 if self.starts else 1))
@@ -78,18 +110,19 @@ class ShardWriter:
             "bytes": self.num_bytes,
         }
 
-    def _write(self, ids: list[int]) -> None:
+    def _write(self, ids: Sequence[int] | npt.NDArray[Any]) -> None:
         self.file.write(np.asarray(ids, self.dtype).data)
         self.num_tokens += len(ids)
 
 
 def open_shard(folder: Path, part: str, meta: dict[str, Any], fingerprint: str) -> Shard:
-    """Memory-map one part; ValueError if a file has not the size that was written."""
+    """Memory-map one part's tokens; ValueError if a file has not the size that was written."""
     tokens_file, offsets_file = folder / f"{part}.bin", folder / f"{part}.offsets.bin"
     dtype, num_tokens, num_documents = np.dtype(meta["dtype"]), meta["tokens"], meta["documents"]
     sizes = (tokens_file.stat().st_size, offsets_file.stat().st_size)
     if sizes != (num_tokens * dtype.itemsize, (num_documents + 1) * 8):
         raise ValueError("damaged shard")
-    tokens = np.memmap(tokens_file, dtype, mode="r", shape=(num_tokens,))
-    offsets = np.memmap(offsets_file, np.int64, mode="r", shape=(num_documents + 1,))
-    return Shard(tokens, offsets, meta["bytes"], key_of(fingerprint, part))
+    file: BinaryIO = open(tokens_file, "rb")  # noqa: SIM115 (open for as long as the shard is)
+    tokens = np.memmap(file, dtype, mode="r", shape=(num_tokens,))
+    offsets = np.fromfile(offsets_file, np.int64)
+    return Shard(tokens, offsets, meta["bytes"], key_of(fingerprint, part), file)

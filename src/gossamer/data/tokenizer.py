@@ -79,6 +79,10 @@ class Tokenizer:
         # a dictionary does for characters what the library does, eighty times faster
         self._characters = {token: index for token, index in vocab.items() if token != eot} if is_char else None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Made anew in another process: the library forgets there that special tokens are text."""
+        return type(self), (self._core, self._eot, self._config, self._template_file)
+
     @classmethod
     def load(cls, folder: str | Path) -> Tokenizer:
         """Load from a Hugging Face directory, a run folder (its ``model/``), or a ``tokenizer.json`` file itself.

@@ -66,8 +66,19 @@ class Operation:
                 return candidate
         raise UserError(f"{self.name} has no implementation {wanted!r}; able here: {names}")
 
-    def __call__(self, device: torch.device, *args: Any, **kwargs: Any) -> Any:
-        return self.choose(device).function(*args, **kwargs)
+    def __call__(self, device: torch.device, *args: Any) -> Any:
+        """Run it. Autocast ends here: an implementation decides itself what it computes in."""
+        function = self.choose(device).function
+        if not torch.is_autocast_enabled(device.type):
+            return function(*args)
+        with torch.autocast(device.type, enabled=False):
+            return function(*args)
+
+
+def autocast_input(x: torch.Tensor) -> torch.Tensor:
+    """What autocast would make of the left operand of a product."""
+    kind = x.device.type
+    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
 
 
 @contextmanager

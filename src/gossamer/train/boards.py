@@ -116,14 +116,14 @@ class WeightsAndBiases:
             raise UserError(
                 f"Weights & Biases (project {project!r}) needs a package that is not installed: pip install wandb"
             ) from error
+        name, identity = run_dir.resolve().name, _identity(run_dir)
         try:
-            self._run = wandb.init(
-                project=project, name=run_dir.resolve().name, id=_identity(run_dir), resume="allow", dir=str(run_dir)
-            )
+            self._run = wandb.init(project=project, name=name, id=identity, resume="allow", dir=str(run_dir))
         except wandb.errors.Error as error:
             raise UserError(
-                f"Weights & Biases: {error}; log in with 'wandb login', or set WANDB_MODE=offline"
+                f"Weights & Biases: {str(error).rstrip('.')}; WANDB_MODE=offline keeps the numbers here"
             ) from error
+        _keep_identity(run_dir, identity)
         # Its own counter refuses to go back, as it must when a run resumes from a checkpoint: steps are a value.
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
@@ -147,12 +147,13 @@ class WeightsAndBiases:
 def _identity(run_dir: Path) -> str:
     """The run's name among all of a project, drawn once and kept: a resumed run is the same run."""
     path = run_dir / WANDB_FOLDER / "id"
-    if path.is_file():
-        return path.read_text(encoding="ascii").strip()
-    identity = secrets.token_hex(8)
+    return path.read_text(encoding="ascii").strip() if path.is_file() else secrets.token_hex(8)
+
+
+def _keep_identity(run_dir: Path, identity: str) -> None:
+    path = run_dir / WANDB_FOLDER / "id"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(identity + "\n", encoding="ascii")
-    return identity
 
 
 def _is_number(value: Any) -> bool:

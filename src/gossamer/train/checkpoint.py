@@ -29,11 +29,13 @@ from gossamer.errors import UserError
 
 log = logging.getLogger("gossamer")
 
+Optimizers = Optimizer | list[Optimizer]
+
 _PREFIX = "step-"
 _PROGRESS, _MANIFEST = "progress.json", "manifest.json"
 
 
-def save_checkpoint(run: Path, step: int, model: nn.Module, optimizer: Optimizer, progress: dict[str, Any]) -> Path:
+def save_checkpoint(run: Path, step: int, model: nn.Module, optimizer: Optimizers, progress: dict[str, Any]) -> Path:
     """Write the state after `step`; `progress` is what JSON can hold of it. Returns the folder.
 
     Raises:
@@ -65,7 +67,7 @@ def newest_checkpoint(run: Path) -> Path | None:
     return None
 
 
-def load_checkpoint(folder: Path, model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
+def load_checkpoint(folder: Path, model: nn.Module, optimizer: Optimizers) -> dict[str, Any]:
     """Put a checkpoint's weights, optimizer state and random state in place; returns its `progress`.
 
     Raises:
@@ -97,7 +99,7 @@ def _checkpoints(run: Path) -> list[Path]:
     return sorted((run / "checkpoints").glob(f"{_PREFIX}*"))
 
 
-def _state(model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
+def _state(model: nn.Module, optimizer: Optimizers) -> dict[str, Any]:
     weights, moments = get_state_dict(model, optimizer)
     return {"model": weights, "optimizer": moments, "random": devices.random_state(_device(model))}
 

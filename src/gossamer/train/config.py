@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from gossamer.errors import UserError
 
@@ -18,14 +18,18 @@ class OptimizerConfig:
     """How a gradient becomes a step.
 
     Attributes:
-        learning_rate: peak step size, reached after the warm-up (per optimizer step)
+        kind: muon (matrices by Muon, the rest by AdamW) or adamw (all)
+        learning_rate: peak step size, of the same meaning for both kinds, reached after the warm-up (per optimizer step)
+        momentum: decay of Muon's running mean (per optimizer step)
         betas: decay of AdamW's running mean and of its running square (per optimizer step)
         eps: added to the root of the running square (same unit as a gradient)
         weight_decay: decoupled decay, a multiple of the learning rate (per optimizer step)
         grad_clip: longest gradient, as the norm over all parameters; 0 never clips
     """
 
+    kind: Literal["muon", "adamw"] = "muon"
     learning_rate: float = 3e-3
+    momentum: float = 0.95
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     weight_decay: float = 0.1
@@ -33,6 +37,7 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         require("optimizer.learning_rate", self.learning_rate, self.learning_rate > 0, "> 0")
+        require("optimizer.momentum", self.momentum, 0 <= self.momentum < 1, "in [0, 1)")
         require("optimizer.betas", list(self.betas), all(0 <= beta < 1 for beta in self.betas), "two numbers in [0, 1)")
         for name in ("eps", "weight_decay", "grad_clip"):
             require(f"optimizer.{name}", getattr(self, name), getattr(self, name) >= 0, ">= 0")
@@ -40,14 +45,16 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """The learning rate over a run: it climbs in a straight line, stays, and falls to a fraction of its peak.
+    """The learning rate over a run: it climbs in a straight line, may stay, and falls to a fraction of its peak.
 
     Attributes:
+        kind: wsd (stays, then falls in a straight line) or cosine (falls all the way, along half a wave)
         warmup_steps: length of the climb from 0 (optimizer steps)
-        decay_fraction: length of the fall, at the end of the run (fraction of all steps, 0 to 1)
-        final_fraction: learning rate of the last step (fraction of the peak, 0 to 1)
+        decay_fraction: length of wsd's fall, at the end of the run (fraction of the run, 0 to 1)
+        final_fraction: learning rate at the end (fraction of the peak, 0 to 1)
     """
 
+    kind: Literal["wsd", "cosine"] = "wsd"
     warmup_steps: int = 0
     decay_fraction: float = 0.3
     final_fraction: float = 0.0
@@ -64,29 +71,57 @@ class TrainingConfig:
 
     Attributes:
         sequence_length: length of a row, documents packed into it (tokens)
-        batch_size: rows that pass the network together, a micro-batch (rows)
+        batch_size: rows that pass the network together, over all processes: a micro-batch (rows)
         gradient_accumulation: micro-batches that one optimizer step sums over
-        steps: length of the run (optimizer steps)
+        packing: split (rows of long documents first, the rest cut where a row ends) or best_fit (documents whole)
+        steps: length of the run (optimizer steps), unless tokens or seconds is set
+        tokens: length of the run (tokens); 0: by steps
+        seconds: length of the run (seconds of training), whatever the machine's speed; 0: by tokens or steps
         seed: of the initial weights and of the documents' order
+        precision: auto (bf16 where an accelerator has it), bf16 (fp32 weights, products in bfloat16) or fp32
+        recompute: keep each block's input alone and compute it again in the backward pass: less memory, more time
+        expert_parallel: processes that a layer's experts are spread over, of all processes
+        mtp_steps: tokens beyond the next that the multi-token-prediction head learns; 0 leaves it out
+        mtp_decay: weight of each further step, as a multiple of the one before it
+        mtp_trunk_gradient: the multi-token-prediction loss teaches the trunk, too
         mtp_loss_weight: weight of the multi-token-prediction loss beside the next-token loss
+        balance: loss (model.router_aux_loss_coef), bias (a bias on the choice of experts, no loss) or none
+        balance_rate: how far a bias moves (probability, per optimizer step)
+        router_z_loss_weight: weight of the mean squared log-sum-exp of the routers' logits
+        max_skips: steps in a row whose loss or gradient is not finite before the run goes back to a checkpoint
         eval_every: distance of evaluations (optimizer steps); 0 evaluates at the end alone
-        eval_tokens: validation text that an evaluation during the run reads at most (tokens)
-        final_eval_tokens: validation text that the last evaluation reads at most (tokens)
+        eval_tokens: text that an evaluation during the run reads at most of each held-out set (tokens)
+        final_eval_tokens: the same for the last evaluation (tokens)
         sample_every: distance of written samples (optimizer steps); 0 writes one at the end alone
         sample_prompt: text that a sample continues
         sample_tokens: length of a sample (tokens)
         checkpoint_every: distance of checkpoints (optimizer steps); 0 writes one at the end alone
-        keep_checkpoints: newest checkpoints that stay on disk
+        keep_checkpoints: newest checkpoints that stay on disk, beside the best
+        best_by: held-out set whose loss decides which checkpoint is the best; empty: the first
         log_every: distance of the lines in metrics.jsonl (optimizer steps)
+        wandb_project: project of Weights & Biases that the numbers also go to; empty: none
         device: auto, cpu, or a device type that PyTorch sees here, with an index if wanted (cuda:1)
     """
 
     sequence_length: int = 512
     batch_size: int = 8
     gradient_accumulation: int = 1
+    packing: Literal["split", "best_fit"] = "split"
     steps: int = 1000
+    tokens: int = 0
+    seconds: float = 0.0
     seed: int = 0
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    recompute: bool = False
+    expert_parallel: int = 1
+    mtp_steps: int = 1
+    mtp_decay: float = 0.6
+    mtp_trunk_gradient: bool = True
     mtp_loss_weight: float = 0.1
+    balance: Literal["loss", "bias", "none"] = "loss"
+    balance_rate: float = 1e-3
+    router_z_loss_weight: float = 0.0
+    max_skips: int = 3
     eval_every: int = 100
     eval_tokens: int = 65_536
     final_eval_tokens: int = 4_194_304
@@ -95,20 +130,19 @@ class TrainingConfig:
     sample_tokens: int = 128
     checkpoint_every: int = 500
     keep_checkpoints: int = 2
+    best_by: str = ""
     log_every: int = 10
+    wandb_project: str = ""
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        least = {
-            "sequence_length": 2,
-            "seed": 0,
-            "mtp_loss_weight": 0,
-            "eval_every": 0,
-            "eval_tokens": 2,
-            "final_eval_tokens": 2,
-            "sample_every": 0,
-            "checkpoint_every": 0,
-        }
+        least = {"sequence_length": 2, "mtp_decay": 1e-6, "eval_tokens": 2, "final_eval_tokens": 2}
+        least |= dict.fromkeys(
+            "seed tokens seconds mtp_steps mtp_loss_weight balance_rate router_z_loss_weight eval_every sample_every "
+            "checkpoint_every".split(),
+            0,
+        )
         for name, value in asdict(self).items():
-            if not isinstance(value, str):
+            if not isinstance(value, str | bool):
                 require(f"training.{name}", value, value >= least.get(name, 1), f">= {least.get(name, 1)}")
+        require("training.mtp_decay", self.mtp_decay, self.mtp_decay <= 1, "<= 1")

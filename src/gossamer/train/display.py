@@ -3,49 +3,54 @@
 from __future__ import annotations
 
 import sys
+from datetime import timedelta
 from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from gossamer.train.config import TrainingConfig
 
 
 class Display:
     """Shows steps, losses and speed on standard error.
 
     Args:
-        steps: length of the run, in optimizer steps
+        training: tells how long the run is
         done: steps taken before this start
     """
 
-    def __init__(self, steps: int, done: int = 0) -> None:
+    def __init__(self, training: TrainingConfig, done: int = 0) -> None:
         self.console = Console(stderr=True, highlight=False)
-        self._steps, self._values = steps, dict[str, Any](loss=None, validation=None, speed=None)
+        self._steps = "" if training.tokens or training.seconds else f"/{training.steps}"
+        self._values = dict[str, Any](loss=None, validation=None, speed=None)
         self._bar = Progress(
-            TextColumn("step {task.completed}/{task.total}"),
+            TextColumn("{task.fields[step]}"),
             BarColumn(bar_width=None),
             TextColumn("{task.fields[numbers]}"),
             TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
+            TextColumn("left {task.fields[left]}"),
             console=self.console,
             disable=not self.console.is_terminal,
         )
-        self._task = self._bar.add_task("train", total=steps, completed=done, numbers="")
+        self._task = self._bar.add_task("train", total=1.0, step=f"step {done}{self._steps}", numbers="", left="-")
 
     def say(self, line: str) -> None:
         """Print a line above the bar."""
         self._bar.console.print(line, markup=False, soft_wrap=True)
 
-    def step(self, step: int, **values: float) -> None:
-        """Move the bar to `step`; `values` may be loss, validation (both nats) and speed (tokens/s)."""
+    def step(self, step: int, done: float, elapsed: float, **values: float) -> None:
+        """Move the bar to `done` (0 to 1); `values` may be loss, validation (both nats) and speed (tokens/s)."""
         self._values |= values
-        self._bar.update(self._task, completed=step, numbers=self._numbers())
+        left = timedelta(seconds=round(elapsed / done * (1 - done)))
+        shown = f"step {step}{self._steps}"
+        self._bar.update(self._task, completed=done, step=shown, numbers=self._numbers(), left=str(left))
 
     def line(self, step: int) -> None:
         """Where there is no terminal, print what the bar would show."""
         if not self.console.is_terminal:
-            print(f"step {step}/{self._steps}  {self._numbers()}", file=sys.stderr, flush=True)
+            print(f"step {step}{self._steps}  {self._numbers()}", file=sys.stderr, flush=True)
 
     def _numbers(self) -> str:
         loss, validation, speed = (self._values[name] for name in ("loss", "validation", "speed"))

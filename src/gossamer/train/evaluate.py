@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from gossamer import device as devices
 from gossamer import hub
@@ -18,27 +19,36 @@ from gossamer.data.dataset import prepare, prepare_one
 from gossamer.data.packing import Batch, validation_batches
 from gossamer.data.tokenizer import Tokenizer
 from gossamer.errors import UserError
-from gossamer.model.causal_lm import CausalLM
+from gossamer.model.causal_lm import CausalLM, Output, targets_ahead
+from gossamer.model.mtp import MTPTraining
 from gossamer.ops.linear_cross_entropy import IGNORED
+from gossamer.ops.packing import document_lengths
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Attributes:
-    loss: mean negative log-likelihood of a token, in nats
-    perplexity: e^loss
-    bits_per_byte: of UTF-8 text, which compares models with different tokenizers
-    tokens: how many were predicted
+    """How well a text was predicted.
+
+    Attributes:
+        loss: mean negative log-likelihood of a token, in nats
+        perplexity: e^loss
+        bits_per_byte: of UTF-8 text, which compares models with different tokenizers
+        tokens: how many were predicted
+        mtp_acceptance: for each step of the multi-token-prediction head the share of places where its likeliest token
+            was the trunk's own, all earlier steps' having been so: greedy drafts that decoding would accept
     """
 
     loss: float
     perplexity: float
     bits_per_byte: float
     tokens: int
+    mtp_acceptance: tuple[float, ...] = ()
 
 
 @torch.no_grad()
-def evaluate(model: CausalLM, batches: Iterable[Batch], token_bytes: np.ndarray) -> Evaluation:
+def evaluate(
+    model: CausalLM, batches: Iterable[Batch], token_bytes: np.ndarray, mtp: MTPTraining | None = None
+) -> Evaluation:
     """Measure the model on batches; `token_bytes` holds the bytes that each token of the vocabulary stands for.
 
     Raises:
@@ -46,22 +56,45 @@ def evaluate(model: CausalLM, batches: Iterable[Batch], token_bytes: np.ndarray)
     """
     device = next(model.parameters()).device
     total, tokens, size = 0.0, 0, 0
+    accepted = torch.zeros(2, mtp.steps if mtp else 0, dtype=torch.int64)  # drafts taken, drafts made
     training = model.training
     model.eval()
     for batch in batches:
         labels = batch.labels.to(device)
-        out = model(batch.input_ids.to(device), labels=labels, cu_seqlens=batch.cu_seqlens, mtp=None)
+        out = model(batch.input_ids.to(device), labels=labels, cu_seqlens=batch.cu_seqlens, mtp=mtp)
         assert out.loss is not None and out.predicted is not None
         predicted = int(out.predicted)
         total, tokens = total + float(out.loss) * predicted, tokens + predicted
-        targets = batch.labels.flatten().clone()
-        targets[batch.cu_seqlens[:-1].long()] = IGNORED  # a document's first token is not predicted
+        lengths = document_lengths(labels.shape[0], labels.shape[1], batch.cu_seqlens)
+        targets = targets_ahead(batch.labels, lengths, 1)
         size += int(token_bytes[targets[targets != IGNORED].numpy()].sum())
+        if out.drafts:
+            accepted += _acceptance(model, out, labels, lengths)
     model.train(training)
     if not tokens or not size:
         raise UserError("nothing to evaluate: the text holds no token to predict")
     loss = total / tokens
-    return Evaluation(loss, math.exp(min(loss, 700.0)), total / math.log(2) / size, tokens)
+    rates = tuple((accepted[0] / accepted[1].clamp(min=1)).tolist())
+    return Evaluation(loss, math.exp(min(loss, 700.0)), total / math.log(2) / size, tokens, rates)
+
+
+def _acceptance(model: CausalLM, out: Output, labels: Tensor, lengths: tuple[int, ...]) -> Tensor:
+    """For each step of the head, how many drafts the trunk would take and how many there were: [2, steps]."""
+    assert out.hidden is not None
+    greedy = _greedy(model, out.hidden)
+    counts, still = [], torch.ones_like(labels, dtype=torch.bool)
+    for step, hidden in enumerate(out.drafts, start=1):
+        # What follows `step` places later is known to the trunk there, and what it then finds likeliest is the judge.
+        judged = targets_ahead(labels, lengths, step + 1) != IGNORED
+        still &= _greedy(model, hidden) == targets_ahead(greedy, lengths, step)
+        counts.append(torch.stack([(still & judged).sum(), judged.sum()]))
+    return torch.stack(counts, dim=1).cpu()
+
+
+def _greedy(model: CausalLM, hidden: Tensor) -> Tensor:
+    """The likeliest next token of every place, [B, T], a few rows' logits at a time."""
+    rows = hidden.flatten(0, 1).split(1024)
+    return torch.cat([model.lm_head(part).argmax(-1) for part in rows]).view(hidden.shape[:2])
 
 
 def evaluate_run(run: Path, paths: Sequence[str] = (), errors: str = "strict", device: str = "auto") -> dict[str, Any]:
@@ -72,6 +105,9 @@ def evaluate_run(run: Path, paths: Sequence[str] = (), errors: str = "strict", d
         paths: files and folders; none: the run's own held-out text, which a bare model directory does not have
         errors: strict or replace, for text that is not UTF-8
         device: auto, cpu, cuda …
+
+    Returns:
+        An `Evaluation`'s values with the text's documents and bytes; of several held-out sets, each under its name.
     """
     where = devices.resolve(device)
     devices.keep_freed_memory()
@@ -79,8 +115,7 @@ def evaluate_run(run: Path, paths: Sequence[str] = (), errors: str = "strict", d
     model, tokenizer = hub.load(directory, device=where), Tokenizer.load(directory)
     length, rows = 512, 8
     if paths:
-        corpus = CorpusConfig(errors=errors)
-        shard = prepare_one(tuple(paths), corpus, tokenizer)
+        sets = {"": prepare_one(tuple(paths), CorpusConfig(errors=errors), tokenizer)}
     else:
         from gossamer.train.recipe import load_recipe, recipe_from
 
@@ -88,6 +123,10 @@ def evaluate_run(run: Path, paths: Sequence[str] = (), errors: str = "strict", d
             raise UserError(f"{run} is a model without held-out text of its own; name text with --data PATH")
         recipe = recipe_from(load_recipe(run / "config.yaml"))
         length, rows = recipe.training.sequence_length, recipe.training.batch_size
-        shard = prepare(recipe.corpus, tokenizer).validation
-    result = evaluate(model, validation_batches(shard, rows, length, None), tokenizer.token_bytes())
-    return asdict(result) | {"documents": shard.num_documents, "bytes": shard.num_bytes}
+        sets = prepare(recipe.corpus, tokenizer).validation
+    mtp = None if model.mtp is None else MTPTraining()
+    results: dict[str, dict[str, Any]] = {}
+    for name, shard in sets.items():
+        found = evaluate(model, validation_batches(shard, rows, length), tokenizer.token_bytes(), mtp)
+        results[name] = asdict(found) | {"documents": shard.num_documents, "bytes": shard.num_bytes}
+    return results if len(results) > 1 else next(iter(results.values()))

@@ -1,48 +1,49 @@
 """One training run, from a recipe to a folder: a step, repeated, with what happens between steps.
 
-A step sums the gradients of `gradient_accumulation` micro-batches, clips them and lets the optimizer take them. Between
-steps the run is measured, sampled and saved. Whatever stops it, the newest checkpoint goes on bit for bit: weights,
-optimizer, random state and the data loader's place are in it.
+Between steps the run is measured, sampled and saved. Whatever stops it, the newest checkpoint goes on bit for bit:
+weights, optimizer, random state and the data loader's place are in it.
 """
 
 from __future__ import annotations
 
-import math
+import logging
 import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gossamer import __version__, hub, ops
 from gossamer import device as devices
 from gossamer.data.dataset import Dataset, prepare
-from gossamer.data.packing import Batch, TrainBatches, validation_batches
+from gossamer.data.packing import TrainBatches, validation_batches
 from gossamer.data.tokenizer import Tokenizer
-from gossamer.errors import UserError
+from gossamer.errors import UserError, nearest
 from gossamer.infer.sample import sample_text
 from gossamer.infer.sampler import Sampling
-from gossamer.model.causal_lm import CausalLM, targets_ahead
-from gossamer.model.mtp import MTPTraining
-from gossamer.ops.linear_cross_entropy import IGNORED
-from gossamer.ops.packing import document_lengths
+from gossamer.model.causal_lm import CausalLM
+from gossamer.train.balance import describe_load
 from gossamer.train.checkpoint import load_checkpoint, newest_checkpoint, prune_checkpoints, save_checkpoint
 from gossamer.train.display import Display
 from gossamer.train.evaluate import Evaluation, evaluate
 from gossamer.train.metrics import MetricsWriter, write_atomically
-from gossamer.train.optimizer import build_optimizer
 from gossamer.train.recipe import Recipe, to_yaml
 from gossamer.train.report import write_report
-from gossamer.train.schedule import learning_rate_factor
+from gossamer.train.schedule import learning_rate_factor, progress
+from gossamer.train.step import Learner, Measured
+
+log = logging.getLogger("gossamer")
 
 
 def train(recipe: Recipe, out: Path, resume: bool = False) -> None:
     """Train by `recipe` into the folder `out`; with `resume` go on from its newest checkpoint.
+
+    SIGTERM and Ctrl-C are acted on between steps: the run is saved, and this function returns or raises.
 
     Raises:
         UserError: the data, the device or the checkpoint does not allow it; nothing is left half-written.
@@ -54,29 +55,40 @@ def train(recipe: Recipe, out: Path, resume: bool = False) -> None:
     if resume and checkpoint is None:
         raise UserError(f"--resume: {out} has no checkpoint to go on from; begin the run anew in another folder")
     # A run keeps the tokenizer it was begun with.
-    tokenizer = Tokenizer.load(out / "model") if resume else None
-    dataset = prepare(recipe.corpus, tokenizer)
+    dataset = prepare(recipe.corpus, Tokenizer.load(out / "model") if resume else None)
     recipe = replace(recipe, model=replace(recipe.model, vocab_size=dataset.tokenizer.vocab_size))
     run = _Run(recipe, out, dataset, device)
     run.begin(checkpoint)
-    run.train()
+    stopped_by = run.train()
+    if stopped_by == signal.SIGINT:
+        raise KeyboardInterrupt
 
 
 class _Run:
-    """A run in progress: the network, the optimizer, the data, and how far it has come."""
+    """A run in progress: what learns, the data, and how far it has come."""
 
     def __init__(self, recipe: Recipe, out: Path, dataset: Dataset, device: torch.device) -> None:
-        self.recipe, self.out, self.dataset, self.device = recipe, out, dataset, device
+        self.recipe, self.out, self.dataset = recipe, out, dataset
         training = recipe.training
-        self.batches = TrainBatches(dataset.train, training.batch_size, training.sequence_length, training.seed)
-        self.token_bytes = dataset.tokenizer.token_bytes()
+        best_by = training.best_by or next(iter(dataset.validation))
+        if best_by not in dataset.validation:
+            hint = nearest(best_by, dataset.validation) or f"; there is {', '.join(dataset.validation)}"
+            raise UserError(f"training.best_by {best_by!r} is no held-out set{hint}")
+        self.best_by = best_by
+        self.batches = TrainBatches(
+            dataset.train, training.batch_size, training.sequence_length, training.seed, training.packing
+        )
         devices.seed_everything(training.seed)
-        self.model = CausalLM(recipe.model).to(device)
-        if self.model.mtp is not None and not training.mtp_loss_weight:
-            self.model.mtp.requires_grad_(False)  # nothing teaches it: no optimizer state either
-        self.optimizer = build_optimizer(self.model, recipe.optimizer)
-        self.step = self.tokens = 0
+        self.learner = Learner(CausalLM(recipe.model).to(device), recipe)
+        self.step = self.tokens = self.skipped = 0
         self.elapsed = 0.0  # seconds spent in training steps
+        self.load: Tensor | None = None  # of the experts, in the newest step
+        self.evaluated: tuple[int, float] = (0, float("inf"))  # step and loss of the newest evaluation of `best_by`
+
+    @property
+    def done(self) -> float:
+        """The share of the run that lies behind it, 0 to 1."""
+        return progress(self.recipe.training, self.step, self.tokens, self.elapsed)
 
     @property
     def tokens_per_step(self) -> int:
@@ -87,49 +99,65 @@ class _Run:
 
     def begin(self, checkpoint: Path | None) -> None:
         """Open the run's folder, from the state of a checkpoint if one is given."""
-        steps = self.recipe.training.steps
         if checkpoint is not None:
-            progress = load_checkpoint(checkpoint, self.model, self.optimizer)
-            self.step, self.tokens, self.elapsed = (progress[name] for name in ("step", "tokens", "elapsed"))
-            self.batches.load_state_dict(progress["data"])
-            if self.step >= steps:
-                raise UserError(f"{self.out} has taken its {steps} steps; --training.steps N with a larger N goes on")
+            self._restore(checkpoint)
+            if self.done >= 1:
+                raise UserError(
+                    f"{self.out} has taken its {self.step} steps; --training.steps N with a larger N goes on"
+                )
         self.out.mkdir(parents=True, exist_ok=True)
         write_atomically(self.out / "config.yaml", to_yaml(self.recipe).encode())
-        self.metrics = MetricsWriter(self.out, None if checkpoint is None else self.step)
-        self.display = Display(steps, self.step)
-        counts = self.recipe.model.counts(self.recipe.training.sequence_length)
-        described = {
-            "device": devices.device_name(self.device),
-            "parameters": counts.parameters,
-            "active_parameters": counts.active_parameters,
-            "flops_per_token": counts.training_flops,
-            "tokens_per_step": self.tokens_per_step,
-            "steps": steps,
-            "corpus": self.dataset.description,
-        }
+        training = self.recipe.training
+        wandb = training.wandb_project or None
+        self.metrics = MetricsWriter(self.out, None if checkpoint is None else self.step, wandb_project=wandb)
+        self.display = Display(training, self.step)
+        counts = self.recipe.model.counts(training.sequence_length)
+        device = devices.device_name(self.learner.device)
         if checkpoint is not None:
             self.metrics.write("resume", self.step)
             self.display.say(f"resuming {self.out} after step {self.step}")
         else:
-            self.metrics.write("start", 0, gossamer=__version__, torch=torch.__version__, **described)
+            self.metrics.write(
+                "start",
+                0,
+                gossamer=__version__,
+                torch=torch.__version__,
+                device=device,
+                parameters=counts.parameters,
+                active_parameters=counts.active_parameters,
+                flops_per_token=counts.training_flops,
+                tokens_per_step=self.tokens_per_step,
+                steps=training.steps,
+                corpus=self.dataset.description,
+            )
+        self.display.say(self.dataset.description)
+        dtype = str(self.learner.dtype).removeprefix("torch.")
         self.display.say(
-            f"{counts.parameters:,} parameters, {counts.active_parameters:,} active; "
-            f"{steps} steps of {self.tokens_per_step:,} tokens on {described['device']}"
+            f"{counts.parameters:,} parameters, {counts.active_parameters:,} active; steps of "
+            f"{self.tokens_per_step:,} tokens in {dtype} on {device}"
         )
-        runs = ", ".join(f"{name}: {found['runs']}" for name, found in ops.describe(self.device).items())
+        runs = ", ".join(f"{name}: {found['runs']}" for name, found in ops.describe(self.learner.device).items())
         self.display.say(f"operations: {runs}")
+
+    def _restore(self, checkpoint: Path) -> None:
+        saved = load_checkpoint(checkpoint, self.learner.model, self.learner.optimizers)
+        self.step, self.tokens, self.elapsed = (saved[name] for name in ("step", "tokens", "elapsed"))
+        self.batches.load_state_dict(saved["data"])
 
     # Training.
 
-    def train(self) -> None:
-        """Take the steps that are left; then measure, sample, save and report."""
+    def train(self) -> int | None:
+        """Take the steps that are left, then measure, sample and save. Returns the signal that ended it early."""
         training = self.recipe.training
-        with self.display, self.metrics, _interruptible() as interrupted:
+        with self.display, self.metrics, _interruptible() as signals:
             since_log = _Averages(self.elapsed)
-            while self.step < training.steps and not interrupted:
-                since_log.add(self._step())
-                last = self.step == training.steps
+            while self.done < 1 and not signals:
+                measured = self._step()
+                if not measured.taken:
+                    self._skip(measured)
+                    continue
+                since_log.add(measured.values)
+                last = self.done >= 1
                 if self.step % training.log_every == 0 or last:
                     self._log(since_log)
                     since_log = _Averages(self.elapsed)
@@ -139,99 +167,98 @@ class _Run:
                     self._sample()
                 if not last and _due(self.step, training.checkpoint_every):
                     self._save()
-            if interrupted:
+            if signals:
                 self._save()
-                self.display.say(
-                    f"stopped after step {self.step}; go on with: gossamer train --resume --out {self.out}"
-                )
+                self.display.say(f"stopped after step {self.step}; gossamer train --resume --out {self.out} goes on")
             else:
-                self._save()
                 final = self._evaluate(training.final_eval_tokens, "end")
+                self._save()
                 self._sample()
                 self.display.say(
                     f"validation loss {final.loss:.4f} nats a token, {final.bits_per_byte:.4f} bits per byte, "
                     f"after {self.tokens:,} tokens in {self.elapsed:.0f} s of training"
                 )
-        report = write_report(self.out)
-        self.display.say(f"report: {report}")
-        if interrupted:
-            raise KeyboardInterrupt
+        self.display.say(f"report: {write_report(self.out)}")
+        return signals[0] if signals else None
 
-    def _step(self) -> dict[str, Tensor]:
-        """One optimizer step; returns its losses and gradient norm, still on the device."""
+    def _step(self) -> Measured:
         training, optimizer = self.recipe.training, self.recipe.optimizer
         began = time.perf_counter()
+        rate = optimizer.learning_rate * learning_rate_factor(self.step + 1, self.done, self.recipe.schedule)
+        batches = [next(self.batches) for _ in range(training.gradient_accumulation)]
+        measured = self.learner.step(batches, rate)
         self.step += 1
-        rate = optimizer.learning_rate * learning_rate_factor(self.step, training.steps, self.recipe.schedule)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        measured: dict[str, Tensor] = {}
-        micro_batches = [next(self.batches) for _ in range(training.gradient_accumulation)]
-        divisors = [sum(_num_targets(batch, ahead) for batch in micro_batches) for ahead in (1, 2)]
-        for batch in micro_batches:
-            out = self.model(
-                batch.input_ids.to(self.device),
-                labels=batch.labels.to(self.device),
-                cu_seqlens=batch.cu_seqlens,
-                mtp=MTPTraining() if training.mtp_loss_weight > 0 else None,
-                divisors=divisors,
-            )
-            assert out.loss is not None
-            losses, objective = {"loss": out.loss}, out.loss
-            if out.mtp_loss is not None:
-                losses["mtp_loss"] = out.mtp_loss
-                objective = objective + training.mtp_loss_weight * out.mtp_loss
-            if out.aux_loss is not None:
-                losses["aux_loss"] = out.aux_loss / training.gradient_accumulation
-                objective = objective + self.recipe.model.router_aux_loss_coef * losses["aux_loss"]
-            objective.backward()
-            for name, loss in losses.items():
-                measured[name] = loss.detach() + measured.get(name, 0)
-        limit = optimizer.grad_clip or math.inf
-        measured["grad_norm"] = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
         self.tokens += self.tokens_per_step
         self.elapsed += time.perf_counter() - began
+        self.load = measured.load
+        self.skipped = 0 if measured.taken else self.skipped + 1
         return measured
+
+    def _skip(self, measured: Measured) -> None:
+        """Log a step that was not taken; after too many in a row go back to the newest checkpoint.
+
+        The data is not turned back: the same batches would do the same again.
+        """
+        norm = float(measured.values["grad_norm"])
+        self.metrics.write("skip", self.step, reason=f"gradient norm {norm}, loss {float(measured.values['loss'])}")
+        self.display.say(f"step {self.step} skipped: its gradient is not finite")
+        if self.skipped < self.recipe.training.max_skips:
+            return
+        checkpoint = newest_checkpoint(self.out)
+        if checkpoint is None:
+            raise UserError(
+                f"{self.skipped} steps in a row had no finite gradient, and there is no checkpoint to go back to; "
+                "a smaller --optimizer.learning_rate or --optimizer.grad_clip may help"
+            )
+        step, tokens, elapsed, data = self.step, self.tokens, self.elapsed, self.batches.state_dict()
+        self._restore(checkpoint)
+        self.metrics.write("rollback", step, to=self.step)
+        self.display.say(f"went back to the weights after step {self.step}")
+        # Time and data go on: what was lost has been paid for.
+        self.step, self.tokens, self.elapsed, self.skipped = step, tokens, elapsed, 0
+        self.batches.load_state_dict(data)
 
     # Between steps.
 
     def _log(self, averages: _Averages) -> None:
         values = averages.means()
-        if not math.isfinite(values["loss"]):
-            raise UserError(
-                f"the loss is no longer a finite number at step {self.step}: a smaller --optimizer.learning_rate or "
-                "--optimizer.grad_clip may help; --resume goes on from the checkpoint before"
-            )
         speed = averages.count * self.tokens_per_step / (self.elapsed - averages.began)
         self.metrics.write(
             "train",
             self.step,
             tokens=self.tokens,
             elapsed=self.elapsed,
-            learning_rate=self.optimizer.param_groups[0]["lr"],
+            learning_rate=self.learner.optimizers[0].param_groups[0]["lr"],
             tokens_per_second=speed,
+            memory=devices.peak_memory(self.learner.device),
             **values,
         )
-        self.display.step(self.step, loss=values["loss"], speed=speed)
+        self.display.step(self.step, self.done, self.elapsed, loss=values["loss"], speed=speed)
 
     def _evaluate(self, most_tokens: int, event: str) -> Evaluation:
-        training = self.recipe.training
-        held_out = validation_batches(
-            self.dataset.validation, training.batch_size, training.sequence_length, most_tokens
-        )
-        result = evaluate(self.model, held_out, self.token_bytes)
-        measured = {"loss": result.loss, "perplexity": result.perplexity, "bits_per_byte": result.bits_per_byte}
-        self.metrics.write(event, self.step, tokens=self.tokens, elapsed=self.elapsed, **measured)
-        self.display.step(self.step, validation=result.loss)
+        """Measure every held-out set; returns what `best_by` gave."""
+        training, results = self.recipe.training, {}
+        for name, shard in self.dataset.validation.items():
+            held_out = validation_batches(shard, training.batch_size, training.sequence_length, most_tokens)
+            token_bytes = self.dataset.tokenizer.token_bytes()
+            results[name] = evaluate(self.learner.model, held_out, token_bytes, self.learner.mtp)
+            measured = asdict(results[name])
+            measured["mtp_acceptance"] = list(measured["mtp_acceptance"]) or None
+            self.metrics.write(event, self.step, tokens=self.tokens, elapsed=self.elapsed, set=name, **{
+                key: measured[key] for key in ("loss", "perplexity", "bits_per_byte", "mtp_acceptance")
+            })  # fmt: skip
+        if self.load is not None:
+            self.metrics.write("experts", self.step, tokens=self.tokens, **describe_load(self.load))
+        result = results[self.best_by]
+        self.evaluated = self.step, result.loss
+        self.display.step(self.step, self.done, self.elapsed, validation=result.loss)
         self.display.line(self.step)
         return result
 
     def _sample(self) -> None:
-        training, tokenizer = self.recipe.training, self.dataset.tokenizer
+        training, tokenizer, model = self.recipe.training, self.dataset.tokenizer, self.learner.model
         pieces = sample_text(
-            self.model, tokenizer, training.sample_prompt, training.sample_tokens, Sampling(), seed=training.seed
+            model, tokenizer, training.sample_prompt, training.sample_tokens, Sampling(), seed=training.seed
         )
         text = training.sample_prompt + "".join(pieces)
         self.metrics.write("sample", self.step, text=text)
@@ -239,10 +266,16 @@ class _Run:
             file.write(f"--- after step {self.step}\n{text}\n\n")
 
     def _save(self) -> None:
-        progress: dict[str, Any] = {"tokens": self.tokens, "elapsed": self.elapsed, "data": self.batches.state_dict()}
-        hub.save(self.model, self.out / "model", self.dataset.tokenizer)
-        save_checkpoint(self.out, self.step, self.model, self.optimizer, progress)
+        began = time.perf_counter()
+        state: dict[str, Any] = {"tokens": self.tokens, "elapsed": self.elapsed, "data": self.batches.state_dict()}
+        step, loss = self.evaluated
+        if step == self.step:
+            state["validation_loss"] = loss
+        model = self.learner.model
+        hub.save(model, self.out / "model", self.dataset.tokenizer)
+        save_checkpoint(self.out, self.step, model, self.learner.optimizers, state)
         prune_checkpoints(self.out, self.recipe.training.keep_checkpoints)
+        self.metrics.write("checkpoint", self.step, seconds=time.perf_counter() - began)
 
 
 class _Averages:
@@ -254,17 +287,10 @@ class _Averages:
     def add(self, values: dict[str, Tensor]) -> None:
         self.count += 1
         for name, value in values.items():
-            self._sums[name] = self._sums.get(name, 0) + value
+            self._sums[name] = value + self._sums.get(name, 0.0)
 
     def means(self) -> dict[str, float]:
         return {name: float(total) / self.count for name, total in self._sums.items()}
-
-
-def _num_targets(batch: Batch, ahead: int) -> int:
-    """How many tokens of a batch are predicted `ahead` places before."""
-    rows, length = batch.labels.shape
-    lengths = document_lengths(rows, length, batch.cu_seqlens)
-    return max(1, int((targets_ahead(batch.labels, lengths, ahead) != IGNORED).sum()))
 
 
 def _due(step: int, every: int) -> bool:
@@ -273,7 +299,7 @@ def _due(step: int, every: int) -> bool:
 
 @contextmanager
 def _interruptible() -> Iterator[list[int]]:
-    """Collect Ctrl-C, to be acted on between steps; a second one stops at once. The list is empty until then."""
+    """Collect SIGINT and SIGTERM, to be acted on between steps; a second Ctrl-C stops at once. Empty until then."""
     caught: list[int] = []
 
     def handle(number: int, frame: Any) -> None:
@@ -281,11 +307,12 @@ def _interruptible() -> Iterator[list[int]]:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     try:
-        before = signal.signal(signal.SIGINT, handle)
+        before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     except ValueError:  # not the main thread: whoever runs us there handles signals
         yield caught
         return
     try:
         yield caught
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

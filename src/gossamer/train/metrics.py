@@ -1,9 +1,9 @@
 """What a run measures, written down while it trains: ``metrics.jsonl`` for programs, boards for the eyes.
 
 ``metrics.jsonl`` holds one JSON object a line. Every one has ``event`` and ``step``; the other keys hold numbers,
-strings, booleans, or lists of numbers. Two kinds of nothing are told apart: a value that was not measured (``None``) has
-no key, a number that is not finite is ``null``, since JSON knows neither NaN nor infinity and ``null`` is what pandas,
-jq and polars already read as a missing number.
+strings, booleans, or lists of numbers. Two kinds of nothing are told apart: a value that was not measured (``None``)
+has no key, a number that is not finite is ``null``, since JSON knows neither NaN nor infinity and ``null`` is what
+pandas, jq and polars already read as a missing number.
 
 The events, all but ``step`` optional for a reader; ``tokens`` and ``elapsed`` (seconds of training) say where it was:
 
@@ -13,8 +13,8 @@ The events, all but ``step`` optional for a reader; ``tokens`` and ``elapsed`` (
                 memory (peak bytes)
     eval, end   tokens, elapsed, set (name of the held-out text; one event for each), loss (nats a token), perplexity,
                 bits_per_byte, mtp_acceptance (share of accepted drafts for each step of the head)
-    experts     tokens; for each layer with experts, the head's last: max_over_mean, dead (count), entropy (0 to 1), load
-                (of each expert, mean 1)
+    experts     tokens; for each layer with experts, the head's last: max_over_mean, dead (count), entropy (0 to 1),
+                load (of each expert, mean 1)
     sample      text
     checkpoint  seconds (that training stood still), best
     skip        reason (a step whose update was not taken)

@@ -1,13 +1,15 @@
-"""AdamW with the parameter groups of Qwen3-Next's training."""
+"""Which parameter is stepped how: Muon for matrices, AdamW for the rest, weight decay where Qwen3-Next has it."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gossamer.train.config import OptimizerConfig
+from gossamer.train.muon import Muon, matrix_splits
 
 
 def is_decayed(name: str, parameter: Tensor) -> bool:
@@ -19,23 +21,25 @@ def is_decayed(name: str, parameter: Tensor) -> bool:
     return parameter.ndim > 1 or name.endswith(("q_norm.weight", "k_norm.weight"))
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups for an optimizer: the decayed parameters and the others, in the model's order."""
-    decayed: list[Tensor] = []
-    others: list[Tensor] = []
-    for name, parameter in model.named_parameters():
-        (decayed if is_decayed(name, parameter) else others).append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+def build_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.optim.Optimizer]:
+    """The optimizers that share the model's trainable parameters; all state is in the parameters' own float32."""
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    splits = matrix_splits(model) if config.kind == "muon" else {}
+    splits = {parameter: split for parameter, split in splits.items() if parameter.requires_grad}
+    optimizers: list[torch.optim.Optimizer] = []
+    if splits:
+        optimizers.append(Muon(splits, config.learning_rate, config.momentum, config.weight_decay))
+    others = {name: parameter for name, parameter in trained.items() if parameter not in splits}
+    if others:
+        optimizers.append(_adamw(others, config))
+    return optimizers
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+def _adamw(parameters: Mapping[str, Tensor], config: OptimizerConfig) -> torch.optim.Optimizer:
     """AdamW, one fused kernel over all parameters where the device has it."""
-    device = next(model.parameters()).device
+    groups: list[dict[str, Any]] = [{"params": [], "weight_decay": decay} for decay in (config.weight_decay, 0.0)]
+    for name, parameter in parameters.items():
+        groups[0 if is_decayed(name, parameter) else 1]["params"].append(parameter)
+    device = next(iter(parameters.values())).device
     fused = device.type in torch.utils._foreach_utils._get_fused_kernels_supported_devices()
-    return torch.optim.AdamW(
-        parameter_groups(model, config.weight_decay),
-        lr=config.learning_rate,
-        betas=config.betas,
-        eps=config.eps,
-        fused=fused,
-    )
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=fused)

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_origin, get_type_hints
 
 import yaml
 
@@ -89,6 +89,7 @@ def recipe_from(values: Mapping[str, Any], overrides: Mapping[str, Any] | None =
         elif value is not None:  # a section with every line commented out is empty
             raise UserError(f"{name} = {value!r}: expected a section of keys")
     flat |= overrides or {}
+    _fold(flat, types)
 
     parts: dict[str, dict[str, Any]] = {name: {} for name in sections}
     top: dict[str, Any] = {}
@@ -99,6 +100,20 @@ def recipe_from(values: Mapping[str, Any], overrides: Mapping[str, Any] | None =
         (parts[section] if section else top)[name] = convert(value, types[key], key)
     hints = get_type_hints(Recipe)
     return Recipe(**{name: _build(hints[name], parts[name], name) for name in sections}, **top)
+
+
+def _fold(flat: dict[str, Any], types: Mapping[str, Any]) -> None:
+    """Put what a dotted name says about a part of a mapping, as corpus.sets.novels.weight, into that mapping."""
+
+    def merged(whole: Any, path: list[str], value: Any) -> dict[str, Any]:
+        known = asdict(whole) if is_dataclass(whole) and not isinstance(whole, type) else dict(whole or {})
+        name, *rest = path
+        return known | {name: merged(known.get(name), rest, value) if rest else value}
+
+    for owner in [name for name, hint in types.items() if get_origin(hint) is dict]:
+        for key in [key for key in flat if key.startswith(f"{owner}.")]:
+            path = key.removeprefix(f"{owner}.").split(".")
+            flat[owner] = merged(flat.get(owner), path, flat.pop(key))
 
 
 def _build(section: type, values: dict[str, Any], prefix: str) -> Any:
@@ -142,7 +157,7 @@ def load_recipe(name_or_path: str | Path) -> dict[str, Any]:
             )
         path = recipe_folder() / f"{name}.yaml"
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader) or {}
+        values = parse_yaml(path.read_text(encoding="utf-8")) or {}
         if not isinstance(values, dict):
             raise UserError(f"expected sections of keys, got {type(values).__name__}")
         recipe_from(values)
@@ -155,9 +170,14 @@ def load_recipe(name_or_path: str | Path) -> dict[str, Any]:
     return values
 
 
+def parse_yaml(text: str) -> Any:
+    """What a text in YAML says, with `_Loader`'s idea of numbers; yaml.YAMLError if it is none."""
+    return yaml.load(text, Loader=_Loader)
+
+
 def to_yaml(recipe: Recipe) -> str:
     """Write every value of the recipe; `load_recipe` and `recipe_from` make an equal recipe of it again."""
-    return yaml.dump(_plain(asdict(recipe)), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    return yaml.dump(_plain(asdict(recipe)), Dumper=_Dumper, sort_keys=False, allow_unicode=False, width=120)
 
 
 def _plain(value: Any) -> Any:

@@ -25,6 +25,7 @@ RESUMABLE = frozenset(
         "training.keep_checkpoints",
         "training.device",
         "corpus.cache_dir",
+        "corpus.workers",
     }
 )
 
@@ -82,13 +83,17 @@ def _with_absolute_paths(recipe: Recipe) -> Recipe:
         found = Path(path).expanduser().absolute()
         return str(found) if path and found.exists() else path  # whoever opens it complains in the user's own words
 
+    def all_absolute(part: Any) -> dict[str, Any]:
+        return {name: tuple(map(absolute, getattr(part, name))) for name in ("paths", "validation_paths")}
+
     corpus = recipe.corpus
     return replace(
         recipe,
         corpus=replace(
             corpus,
-            paths=tuple(absolute(path) for path in corpus.paths),
-            validation_paths=tuple(absolute(path) for path in corpus.validation_paths),
+            **all_absolute(corpus),
+            sets={name: replace(one, **all_absolute(one)) for name, one in corpus.sets.items()},
+            validation_sets={name: tuple(map(absolute, paths)) for name, paths in corpus.validation_sets.items()},
             tokenizer=corpus.tokenizer if corpus.tokenizer in ("bpe", "char") else absolute(corpus.tokenizer),
         ),
     )

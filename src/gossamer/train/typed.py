@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import is_dataclass
 from math import isfinite
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from gossamer.errors import UserError
+from gossamer.errors import UserError, nearest
 
 
 class _Mismatch(Exception):
@@ -14,23 +16,24 @@ class _Mismatch(Exception):
 
 
 def convert(value: Any, annotation: Any, key: str) -> Any:
-    """Return `value` as the annotated type: whole numbers become floats, lists become tuples, nothing else is bent.
+    """Return `value` as the annotated type: whole numbers become floats, lists become tuples, sections of keys become
+    dataclasses, nothing else is bent.
 
     Raises:
         UserError: it is of another type; the line names the key, the value and what was expected.
     """
     try:
-        return _convert(value, annotation)
+        return _convert(value, annotation, key)
     except _Mismatch:
         raise UserError(f"{key} = {value!r}: expected {expected(annotation)}") from None
 
 
-def _convert(value: Any, annotation: Any) -> Any:
+def _convert(value: Any, annotation: Any, key: str) -> Any:
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin in (Union, UnionType):
         for option in arguments:
             try:
-                return _convert(value, option)
+                return _convert(value, option, key)
             except _Mismatch:
                 continue
         raise _Mismatch
@@ -44,7 +47,21 @@ def _convert(value: Any, annotation: Any) -> Any:
         kinds = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
         if len(kinds) != len(value):
             raise _Mismatch
-        return tuple(_convert(item, kind) for item, kind in zip(value, kinds, strict=True))
+        return tuple(_convert(item, kind, key) for item, kind in zip(value, kinds, strict=True))
+    if origin is dict:
+        if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+            raise _Mismatch
+        return {name: convert(item, arguments[1], f"{key}.{name}") for name, item in value.items()}
+    if is_dataclass(annotation) and isinstance(annotation, type):
+        if isinstance(value, annotation):
+            return value
+        if not isinstance(value, Mapping):
+            raise _Mismatch
+        types = get_type_hints(annotation)
+        for name in value:
+            if name not in types:
+                raise UserError(f"unknown key '{key}.{name}'{nearest(str(name), types)}")
+        return annotation(**{name: convert(item, types[name], f"{key}.{name}") for name, item in value.items()})
     if annotation is float and type(value) in (int, float) and isfinite(value):
         return float(value)
     if annotation in (int, bool, str, NoneType) and type(value) is annotation:  # True is an int to isinstance
@@ -63,4 +80,8 @@ def expected(annotation: Any) -> str:
     if origin is tuple:
         count = "a list, each" if arguments[-1] is Ellipsis else f"a list of {len(arguments)}, each"
         return f"{count} {expected(arguments[0])}"
+    if origin is dict:
+        return f"names, each with {expected(arguments[1])}"
+    if is_dataclass(annotation):
+        return "a section of " + ", ".join(get_type_hints(annotation))
     return names[annotation]

@@ -7,7 +7,7 @@ from torch import Tensor
 from gossamer.errors import UserError
 from gossamer.ops.grouped_mlp.reference import reference
 from gossamer.ops.grouped_mlp.sorted import by_expert
-from gossamer.ops.registry import Operation
+from gossamer.ops.registry import Operation, autocast_input
 
 GROUPED_MLP = Operation("grouped_mlp")
 GROUPED_MLP.register("sorted")(by_expert)
@@ -27,7 +27,7 @@ def grouped_mlp(x: Tensor, expert_ids: Tensor, weights: Tensor, gate_up_proj: Te
         down_proj: [E, hidden, I]
 
     Returns:
-        y [N, hidden] in x's dtype.
+        y [N, hidden] in x's dtype (under autocast, in its).
 
     Raises:
         UserError: shapes that do not fit.
@@ -43,5 +43,5 @@ def grouped_mlp(x: Tensor, expert_ids: Tensor, weights: Tensor, gate_up_proj: Te
         )
     if down_proj.shape != (experts, hidden, twice // 2):
         raise UserError(f"grouped_mlp: down_proj {tuple(down_proj.shape)} must be {(experts, hidden, twice // 2)}")
-    y: Tensor = GROUPED_MLP(x.device, x, expert_ids, weights, gate_up_proj, down_proj)
+    y: Tensor = GROUPED_MLP(x.device, autocast_input(x), expert_ids, weights, gate_up_proj, down_proj)
     return y

@@ -7,7 +7,7 @@ from torch import Tensor
 from gossamer.errors import UserError
 from gossamer.ops.linear_cross_entropy.chunked import chunked
 from gossamer.ops.linear_cross_entropy.reference import reference
-from gossamer.ops.registry import Operation
+from gossamer.ops.registry import Operation, autocast_input
 
 __all__ = ["IGNORED", "linear_cross_entropy"]
 
@@ -37,5 +37,5 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tens
             f"linear_cross_entropy: hidden {tuple(hidden.shape)}, weight {tuple(weight.shape)}, labels "
             f"{tuple(labels.shape)} do not fit"
         )
-    loss: Tensor = LINEAR_CROSS_ENTROPY(hidden.device, hidden, weight, labels)
+    loss: Tensor = LINEAR_CROSS_ENTROPY(hidden.device, autocast_input(hidden), weight, labels)
     return loss

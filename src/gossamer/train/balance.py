@@ -1,0 +1,70 @@
+"""Keeping the experts of a layer equally busy, over all tokens of a step, and saying how busy they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gossamer.model.causal_lm import CausalLM
+from gossamer.model.experts import Router, Routing, load_balancing_loss
+from gossamer.train.config import TrainingConfig
+
+
+class LoadBalance:
+    """Balances over the global batch of a step (arXiv 2501.11873), by a loss or by a bias on the choice.
+
+    By loss: each micro-batch' probabilities meet the loads of all micro-batches so far and of all processes; a small
+    micro-batch alone would forbid experts to specialise on its few documents. By bias (arXiv 2408.15664): after each
+    step the bias of an expert with more than the mean load falls by `balance_rate`, of one with less it rises.
+
+    Args:
+        model: its routers get their bias here, if the method is `bias`
+        sum_over_processes: adds a tensor up over all processes in place
+        processes: how many there are
+    """
+
+    def __init__(
+        self, model: CausalLM, training: TrainingConfig, sum_over_processes: Callable[[Tensor], Tensor], processes: int
+    ) -> None:
+        self.method, self.rate = training.balance, training.balance_rate
+        self.routers = [module for module in model.modules() if isinstance(module, Router)]
+        self._sum_over_processes, self._processes = sum_over_processes, processes
+        self._sum: Tensor | None = None
+        self._count = 0
+        if self.method == "bias":
+            for router in self.routers:
+                router.e_score_correction_bias = torch.zeros(len(router.weight), device=router.weight.device)
+
+    def loss(self, routing: Routing) -> Tensor:
+        """The balancing loss of one micro-batch against the step's loads; counts the micro-batch in."""
+        load = self._sum_over_processes(routing.load.detach().clone()) / self._processes
+        self._sum = load if self._sum is None else self._sum + load
+        self._count += 1
+        return load_balancing_loss(self._sum / self._count, routing.probability)
+
+    @torch.no_grad()
+    def finish_step(self) -> Tensor:
+        """The step's load [L, E], 1 in the mean; moves the biases. The next step starts counting anew."""
+        assert self._sum is not None, "no micro-batch was counted"
+        load = self._sum / self._sum.mean(-1, keepdim=True)
+        self._sum, self._count = None, 0
+        if self.method == "bias":
+            for router, busy in zip(self.routers, load, strict=False):  # the head's comes last and may not be taught
+                assert router.e_score_correction_bias is not None
+                router.e_score_correction_bias -= self.rate * torch.sign(busy - 1)
+        return load
+
+
+def describe_load(load: Tensor) -> dict[str, Any]:
+    """What metrics.jsonl says of the loads [L, E]: for each layer maximum over mean, dead experts, entropy (0 to 1)."""
+    share = load / load.sum(-1, keepdim=True)
+    entropy = torch.special.entr(share).sum(-1) / torch.log(torch.tensor(max(2.0, load.shape[-1])))
+    return {
+        "max_over_mean": load.amax(-1).tolist(),
+        "dead": (load == 0).sum(-1).tolist(),
+        "entropy": entropy.tolist(),
+        "load": load.tolist(),
+    }

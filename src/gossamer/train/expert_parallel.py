@@ -1,0 +1,111 @@
+"""Routed experts spread over processes: tokens travel to the experts' owners and their outputs travel back.
+
+In a group of P processes each owns E / P consecutive experts of a layer. The tokens' assignments are sorted by expert,
+so what goes to one process is one block of rows, and one all-to-all carries all of them; a second one brings the
+outputs home. Only the numbers of rows are exchanged first. The experts' weights get gradients from all tokens of the
+group: nothing is left to be summed within it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import Shard, distribute_tensor
+
+from gossamer import ops
+from gossamer.model.experts import Experts
+from gossamer.train.world import local
+
+
+class SpreadExperts(Experts):
+    """`Experts` whose weights are DTensors, cut along the experts over a one-dimensional mesh; same names."""
+
+    def __init__(self, whole: Experts, mesh: DeviceMesh) -> None:
+        nn.Module.__init__(self)  # not Experts': it would allocate all of the weights again
+        self.group = mesh.get_group()
+        for name, weight in whole.named_parameters():
+            # Every process has the same initial weights: nobody needs to send any.
+            shards = distribute_tensor(weight.detach(), mesh, [Shard(0)], src_data_rank=None)
+            self.register_parameter(name, nn.Parameter(shards, requires_grad=weight.requires_grad))
+
+    def forward(self, x: Tensor, expert_ids: Tensor, weights: Tensor) -> Tensor:
+        """[N, hidden] with [N, k] choices among all experts → [N, hidden]; N may differ between processes."""
+        processes, chosen = self.group.size(), expert_ids.shape[1]
+        order = expert_ids.flatten().argsort(stable=True)  # row of the sorted buffer → assignment n·k + j
+        rank = torch.empty_like(order)
+        rank[order] = torch.arange(len(order), device=order.device)
+
+        # For each process the rows of each of its experts; what comes back is for each process the rows of ours.
+        counts = torch.bincount(expert_ids.flatten(), minlength=len(self.gate_up_proj)).view(processes, -1)
+        arriving = torch.empty_like(counts)
+        dist.all_to_all_single(arriving, counts, group=self.group)
+        send, receive = torch.stack([counts.sum(1), arriving.sum(1)]).tolist()  # the one read-back from the device
+
+        rows = _Exchange.apply(_Spread.apply(x, order, rank, chosen), send, receive, self.group)
+        row_weights = _Exchange.apply(weights.flatten()[order], send, receive, self.group)
+        here = torch.arange(arriving.shape[1], device=x.device).repeat(processes)
+        ids = here.repeat_interleave(arriving.flatten(), output_size=sum(receive))
+        out = ops.grouped_mlp(
+            rows, ids.unsqueeze(1), row_weights.unsqueeze(1), local(self.gate_up_proj), local(self.down_proj)
+        )
+        y: Tensor = _Collect.apply(_Exchange.apply(out, receive, send, self.group), order, rank, chosen)
+        return y
+
+
+class _Exchange(torch.autograd.Function):
+    """Rows [Σ send, …] to their processes, in blocks of `send` rows; returns [Σ receive, …]. Backwards they return."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, send: list[int], receive: list[int], group: dist.ProcessGroup) -> Tensor:
+        ctx.back = receive, send, group
+        return _all_to_all(rows, send, receive, group)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return _all_to_all(grads[0], *ctx.back), None, None, None
+
+
+class _Spread(torch.autograd.Function):
+    """[N, hidden] → a row for each assignment, sorted: [N·k, hidden]. Its transpose is `_Collect`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, order: Tensor, rank: Tensor, chosen: int) -> Tensor:
+        ctx.save_for_backward(rank)
+        ctx.chosen = chosen
+        return _rows_of_assignments(x, order, chosen)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return _sum_of_assignments(grads[0], ctx.saved_tensors[0], ctx.chosen), None, None, None
+
+
+class _Collect(torch.autograd.Function):
+    """The sum of each token's rows: [N·k, hidden], sorted → [N, hidden]."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, order: Tensor, rank: Tensor, chosen: int) -> Tensor:
+        ctx.save_for_backward(order)
+        ctx.chosen = chosen
+        return _sum_of_assignments(rows, rank, chosen)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return _rows_of_assignments(grads[0], ctx.saved_tensors[0], ctx.chosen), None, None, None
+
+
+def _rows_of_assignments(x: Tensor, order: Tensor, chosen: int) -> Tensor:
+    return x.index_select(0, order // chosen)
+
+
+def _sum_of_assignments(rows: Tensor, rank: Tensor, chosen: int) -> Tensor:
+    return rows.index_select(0, rank).view(-1, chosen, rows.shape[1]).sum(1)
+
+
+def _all_to_all(rows: Tensor, send: list[int], receive: list[int], group: dist.ProcessGroup) -> Tensor:
+    arrived = rows.new_empty(sum(receive), *rows.shape[1:])
+    dist.all_to_all_single(arrived, rows.contiguous(), receive, send, group=group)
+    return arrived

@@ -1,0 +1,127 @@
+"""One network over many processes: FSDP2 for every weight, and experts spread over groups of processes.
+
+All processes hold an equal part of everything. Each computes its own rows of a batch; a block's weights are gathered
+when it runs and its gradients are summed, not averaged, over the processes: a trainer divides its losses by the counts
+of the whole batch. With expert parallelism P, each group of P neighbours holds the experts of a layer together
+(`expert_parallel`), and only what a process owns of them is gathered over the groups.
+
+What departs from the usual:
+
+- Gradients are sums. FSDP2's own way to say that multiplies in flight, which NCCL alone can; plain sums run anywhere.
+- Embedding, head and the last norms are one group with the whole network: the loss takes the head's weight itself,
+  without a call to the head, so it has to be there from the forward pass's beginning to the backward pass's end.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+
+from gossamer.errors import UserError
+from gossamer.model.block import Block
+from gossamer.model.causal_lm import CausalLM
+from gossamer.model.experts import SparseMLP
+from gossamer.train.expert_parallel import SpreadExperts
+from gossamer.train.world import World
+
+
+def parallelize(
+    model: CausalLM,
+    world: World,
+    expert_parallel: int = 1,
+    recompute: bool = False,
+    compute_dtype: torch.dtype | None = None,
+) -> None:
+    """Spread a network, the same on every process, over all of them, in place. Optimizers are built afterwards.
+
+    Args:
+        model: on this process's device, with the same weights on every process
+        world: the processes
+        expert_parallel: processes that a layer's experts are spread over
+        recompute: keep of each block its input alone and compute it again in the backward pass
+        compute_dtype: type that weights are gathered in, gradients staying in float32; None: the weights' own
+
+    Raises:
+        UserError: expert_parallel divides not both the processes and the experts.
+    """
+    _check_expert_parallel(expert_parallel, world.size, model.config.num_experts)
+    model.model.recompute = recompute
+    if world.size == 1:
+        return
+    # Inputs are not cast: the rotary tables stay in float32, and activations have the embedding's type.
+    policy = MixedPrecisionPolicy(
+        param_dtype=compute_dtype,
+        reduce_dtype=None if compute_dtype is None else torch.float32,
+        cast_forward_inputs=False,
+    )
+    if expert_parallel > 1:
+        grid = world.grid(expert_parallel)
+        for module in model.modules():
+            if isinstance(module, SparseMLP):
+                module.experts = SpreadExperts(module.experts, grid["expert"])
+                fully_shard(module.experts, mesh=grid["data"], mp_policy=policy)
+    for module in model.modules():
+        if isinstance(module, Block):
+            fully_shard(module, mesh=world.mesh, mp_policy=policy)
+    fully_shard(model, mesh=world.mesh, mp_policy=policy)
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
+
+
+def clip_grad_norm(parameters: Iterable[Tensor], limit: float, world: World) -> Tensor:
+    """Shorten the gradient to `limit`, as the norm over all parameters of all processes; returns that norm, a scalar.
+
+    Plain gradients beside DTensors are taken to be the same on every process.
+    """
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    spread = [gradient.to_local() for gradient in gradients if isinstance(gradient, DTensor)]
+    plain = [gradient for gradient in gradients if not isinstance(gradient, DTensor)]
+    # FSDP leaves every process a part of its own of every DTensor: the parts' squares add up.
+    square = nn.utils.get_total_norm(plain).square().to(world.device)
+    if spread:
+        square = square + world.sum_(nn.utils.get_total_norm(spread).square())
+    norm = square.sqrt()
+    if limit < math.inf:
+        torch._foreach_mul_(plain + spread, (limit / (norm + 1e-6)).clamp(max=1.0))
+    return norm
+
+
+def gathered_model(model: CausalLM, world: World) -> CausalLM | None:
+    """The whole network on the main process's CPU, to be saved; None on the others. Every process must call this."""
+    if world.size == 1:
+        return model
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    state = get_model_state_dict(model, options=options)
+    if not world.is_main:
+        return None
+    with torch.device("meta"):  # no memory, and no draw from the random generator
+        whole = CausalLM(model.config, random_weights=False)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for name, tensor in state.items():
+        owner, _, leaf = name.rpartition(".")
+        setattr(whole.get_submodule(owner), leaf, nn.Parameter(tensor) if name in parameters else tensor)
+    if model.config.tie_word_embeddings:
+        whole.lm_head.weight = whole.model.embed_tokens.weight
+    return whole.train(model.training)
+
+
+def _check_expert_parallel(expert_parallel: int, size: int, experts: int) -> None:
+    if expert_parallel == 1:
+        return
+    if experts == 0:
+        raise UserError(f"training.expert_parallel = {expert_parallel}: the network has no experts; leave it at 1")
+    if expert_parallel < 1 or size % expert_parallel or experts % expert_parallel:
+        shared = math.gcd(size, experts)
+        fitting = ", ".join(str(number) for number in range(1, shared + 1) if shared % number == 0)
+        raise UserError(
+            f"training.expert_parallel = {expert_parallel}: must divide the number of processes, {size}, and of "
+            f"experts, {experts}; what fits: {fitting}"
+        )

@@ -1,0 +1,162 @@
+"""What a run's page draws: each chart only where it was measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from gossamer.train.report.curves import SERIES, Chart, Curve, Mark, curve, table
+from gossamer.train.report.draw import Picture, draw_svg
+from gossamer.train.report.figures import known, size_unit
+from gossamer.train.report.history import AXES, Axis, Event, History, nth, numbers
+
+__all__ = ["Drawn", "drawn", "expert_charts", "learning_charts", "loss_chart", "machine_charts"]
+
+WIDE, NARROW = (1040, 330), (440, 270)  # sizes of the pictures, CSS pixels
+
+# The primary held-out set is orange wherever it appears.
+_SET_COLORS = ("validation", "green", "pink", "gold", "sky", "train")
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A chart with its pictures; ``wide`` ones span the page, and have other pictures for a narrow one."""
+
+    chart: Chart
+    curves: tuple[Curve, ...]
+    pictures: list[dict[str, Any]]
+    wide: bool
+    table: dict[str, Any] = field(repr=False)
+
+
+def drawn(chart: Chart, ends: dict[Axis, float], wide: bool = False) -> Drawn:
+    """Draw a chart over both axes."""
+    pictures: list[dict[str, Any]] = []
+    for axis in AXES:
+        for size, shape in ((WIDE, "wide"), (NARROW, "narrow")) if wide else ((NARROW, ""),):
+            picture: Picture = draw_svg(chart, axis, ends[axis], *size)
+            pictures.append({"axis": axis, "shape": shape, "picture": picture})
+    curves = tuple(item for item in chart.curves if item.measured)
+    marks = [{"text": mark.text} | {axis: mark.x(axis) for axis in AXES} for mark in chart.marks]
+    shown = tuple(item for item in curves if not item.faint)
+    return Drawn(chart, curves, pictures, wide, {"curves": table(shown), "marks": marks})
+
+
+def loss_chart(history: History) -> Chart:
+    """Training loss and that on the primary held-out set, with what interrupted the run."""
+    evaluations = history.evaluations()
+    primary = next(iter(evaluations), "")
+    label = f"validation ({primary})" if len(evaluations) > 1 else "validation"
+    curves = [
+        curve(_train(history), "loss", "training", "train", smoothed=True),
+        curve(evaluations.get(primary, []), "loss", label, "validation", dots=True),
+    ]
+    undone = _undone(history)
+    if undone.measured:
+        curves.insert(0, undone)
+    return Chart("Loss", "nats a token", tuple(curves), marks=_marks(history), skip_start=True)
+
+
+def learning_charts(history: History) -> list[Chart]:
+    """What was learned beside the loss."""
+    evaluations, train = history.evaluations(), _train(history)
+    by_set = tuple(_by_set(evaluations, "loss")) if len(evaluations) > 1 else ()
+    charts = [
+        Chart("Validation loss", "nats a token, by held-out set", by_set, skip_start=True),
+        Chart("Bits per byte", "validation", tuple(_by_set(evaluations, "bits_per_byte")), skip_start=True),
+        Chart("Learning rate", "", (curve(train, "learning_rate", "learning rate", "train"),), from_zero=True),
+        _single(history, "grad_norm", "Gradient norm", "before clipping", "gradient norm", logarithmic=True),
+        _single(history, "mtp_loss", "Multi-token prediction", "nats a token", "MTP loss", skip_start=True),
+        Chart("Accepted drafts", "share, by the head's step", tuple(_acceptance(evaluations)), from_zero=True),
+        _single(history, "z_loss", "z-loss", "", "z-loss", skip_start=True),
+    ]
+    return [chart for chart in charts if chart.measured]
+
+
+def expert_charts(history: History) -> list[Chart]:
+    """How the routers spread the tokens, beside the heat maps."""
+    events = history.of("experts")
+
+    def over_layers(key: str, reduce: Callable[[Any], Any], label: str, color: str) -> Curve:
+        def find(event: Event) -> Any:
+            finite = [value for value in numbers(event.get(key)) if math.isfinite(value)]
+            return float(reduce(finite)) if finite else None
+
+        return curve(events, find, label, color, dots=True)
+
+    entropy = (
+        over_layers("entropy", np.mean, "mean of the layers", "train"),
+        over_layers("entropy", min, "lowest layer", "validation"),
+    )
+    charts = [
+        Chart("Dead experts", "without a token, all layers", (over_layers("dead", sum, "dead experts", "train"),),
+              from_zero=True),
+        Chart("Routing entropy", "1 is even", entropy),
+        _single(history, "aux_loss", "Load balance", "auxiliary loss", "auxiliary loss", skip_start=True),
+    ]  # fmt: skip
+    return [chart for chart in charts if chart.measured]
+
+
+def machine_charts(history: History) -> list[Chart]:
+    """What it took."""
+    memory = [event["memory"] for event in _train(history) if known(event.get("memory"))]
+    unit, name = size_unit(max(memory, default=0))
+    peak = curve(_train(history), "memory", "peak memory", "train", scale=1 / unit)
+    stalls = curve(history.of("checkpoint"), "seconds", "seconds", "train", dots=True)
+    charts = [
+        _single(history, "tokens_per_second", "Throughput", "tokens a second", "tokens/s"),
+        Chart("Peak memory", name, (peak,), from_zero=True),
+        Chart("Checkpoints", "seconds that training stood still", (stalls,), from_zero=True),
+    ]
+    return [chart for chart in charts if chart.measured]
+
+
+def _train(history: History) -> list[Event]:
+    return history.of("train")
+
+
+def _single(history: History, key: str, title: str, unit: str, label: str, **style: Any) -> Chart:
+    return Chart(title, unit, (curve(_train(history), key, label, "train", smoothed=True),), **style)
+
+
+def _by_set(evaluations: dict[str, list[Event]], key: str) -> Iterator[Curve]:
+    for index, (name, events) in enumerate(evaluations.items()):
+        color, dashed = _SET_COLORS[index % len(_SET_COLORS)], index >= len(_SET_COLORS)
+        yield curve(events, key, name if len(evaluations) > 1 else "validation", color, dots=True, dashed=dashed)
+
+
+def _acceptance(evaluations: dict[str, list[Event]]) -> Iterator[Curve]:
+    """How many drafts of each step of the head are accepted on the primary set."""
+    events = [event for event in next(iter(evaluations.values()), []) if "mtp_acceptance" in event]
+    for step in range(max((len(numbers(event["mtp_acceptance"])) for event in events), default=0)):
+        color, dashed = SERIES[step % len(SERIES)], step >= len(SERIES)
+        find = partial(_rate, step=step)
+        yield curve(events, find, f"step {step + 1}", color, dots=True, dashed=dashed)
+
+
+def _rate(event: Event, step: int) -> float:
+    return nth(event["mtp_acceptance"], step)
+
+
+def _undone(history: History) -> Curve:
+    """The training losses that rollbacks undid, with a gap wherever the steps go back."""
+    events: list[Event] = []
+    for event in history.undone:
+        if event["event"] == "train":
+            if events and event["step"] <= events[-1]["step"]:
+                events.append(events[-1] | {"loss": None})
+            events.append(event)
+    return curve(events, "loss", "undone by a rollback", "muted", faint=True)
+
+
+def _marks(history: History) -> tuple[Mark, ...]:
+    return tuple(
+        Mark(event["event"], event["tokens"], event["elapsed"], f"step {event['step']:,}: {event['what']}")
+        for event in history.incidents()
+        if all(known(event.get(axis)) for axis in AXES)
+    )

@@ -1,0 +1,96 @@
+"""The page around a report: one HTML file with its styles, script and pictures in it.
+
+Everything that comes from outside (names, configuration, a model's output) is escaped, and the page's own policy
+forbids it to load anything.
+"""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from gossamer.errors import UserError
+from gossamer.train.metrics import write_atomically
+from gossamer.train.report import figures
+
+__all__ = ["CONFIG_FILE", "configuration", "render", "sections", "visible", "write_page"]
+
+CONFIG_FILE = "config.yaml"
+
+# Characters that HTML forbids or that would act on the text around them are shown as pictures of themselves.
+_VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {127: 0x2421}
+
+
+def render(template: str, **values: Any) -> str:
+    """Fill a template of the folder ``pages``."""
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
+
+    from gossamer.train.report.curves import PALETTE
+    from gossamer.train.report.heat import HEAT
+
+    folder = files("gossamer.train.report").joinpath("pages")
+    loader = FunctionLoader(lambda name: folder.joinpath(name).read_text(encoding="utf-8"))
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.globals |= {name: getattr(figures, name) for name in ("amount", "count", "duration", "number", "size")}
+    return environment.get_template(template).render(palette=PALETTE | HEAT, **values)
+
+
+def write_page(path: Path, page: str) -> Path:
+    """Write a page, replacing an older one whole, and return its path.
+
+    Raises:
+        UserError: there is a folder of that name.
+    """
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; name the page's file, such as {path / 'report.html'}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, page.encode("utf-8", "replace"))
+    return path
+
+
+def visible(text: str) -> str:
+    """Make control characters visible."""
+    return text.translate(_VISIBLE)
+
+
+def configuration(run: Path) -> tuple[dict[str, Any], str]:
+    """The merged configuration of a run, parsed and as its text; what cannot be parsed is still shown as text."""
+    import yaml
+
+    path = run / CONFIG_FILE
+    if not path.is_file():
+        return {}, ""
+    text = visible(path.read_text(encoding="utf-8", errors="replace"))
+    try:
+        config = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return {}, text
+    return (config if isinstance(config, dict) else {}), text
+
+
+def sections(config: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Settings by section: nested names joined by dots, values as YAML writes them."""
+    plain = [(str(key), _shown(value)) for key, value in config.items() if not isinstance(value, dict)]
+    nested = [(str(key), _flat(value)) for key, value in config.items() if isinstance(value, dict) and value]
+    return ([("general", plain)] if plain else []) + nested
+
+
+def _flat(section: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    rows = []
+    for key, value in section.items():
+        if isinstance(value, dict) and value:
+            rows += _flat(value, f"{prefix}{key}.")
+        else:
+            rows.append((f"{prefix}{key}", _shown(value)))
+    return rows
+
+
+def _shown(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, list):
+        return "[" + ", ".join(_shown(item) for item in value) + "]"
+    return str(value)

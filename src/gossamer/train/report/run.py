@@ -1,0 +1,256 @@
+"""A run's report: one HTML file that needs nothing else, made from ``metrics.jsonl`` and ``config.yaml``.
+
+It can be made at any moment of a run's life: before the first step, in mid-flight, after a divergence, at the end.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gossamer.train.metrics import write_atomically
+from gossamer.train.report.figures import amount, count, duration, flops, known, number, percent, size
+from gossamer.train.report.history import Event, History, numbers, read_history, spread
+from gossamer.train.report.page import configuration, render, sections, visible, write_page
+
+__all__ = ["REPORT_FILE", "loss_curve_png", "write_report"]
+
+REPORT_FILE = "report.html"
+
+# Shown at most, evenly over the run; all are in metrics.jsonl.
+_SAMPLES = 24
+_EVALUATIONS = 60
+_INCIDENTS = 60
+_SAMPLE_CHARACTERS = 6000
+
+
+class Fact(NamedTuple):
+    """A figure at the head of the page."""
+
+    label: str
+    figure: str
+    remark: str = ""
+
+
+def write_report(run: Path, path: Path | None = None) -> Path:
+    """Write a run's report, replacing an older one whole, and return its path.
+
+    Args:
+        run: the run's folder.
+        path: the file; None for ``report.html`` in that folder.
+
+    Raises:
+        UserError: the folder has no ``metrics.jsonl``, or a damaged one.
+    """
+    history = read_history(run)
+    # Imported here, as they bring NumPy: other verbs than `report` must not wait for them.
+    from gossamer.train.report import charts, heat
+
+    config, config_text = configuration(run)
+    ends, loss = history.ends(), charts.loss_chart(history)
+    learning = [charts.drawn(loss, ends, wide=True)] if loss.measured else []
+    learning += [charts.drawn(chart, ends) for chart in charts.learning_charts(history)]
+    names = heat.layer_names(config.get("model"), _num_layers(history))
+    incidents = history.incidents()
+    page = render(
+        "run.html.jinja",
+        title=run.resolve().name,
+        description=config.pop("description", None),
+        start=history.last("start"),
+        date=history.date(),
+        state=history.state(config),
+        facts=_facts(history),
+        warning=_warning(history),
+        sets=_sets(history),
+        learning=learning,
+        experts=[charts.drawn(chart, ends) for chart in charts.expert_charts(history)],
+        heat_maps=[found for found in (heat.load_over_time(history, names), heat.latest_load(history, names)) if found],
+        balance=_balance(history, names),
+        machine=[charts.drawn(chart, ends) for chart in charts.machine_charts(history)],
+        evaluations=_evaluations(history),
+        incidents=spread(incidents, _INCIDENTS)[::-1],
+        incident_count=len(incidents),
+        samples=_samples(history),
+        sample_count=len(history.of("sample")),
+        config=sections(config),
+        config_text=config_text,
+    )
+    return write_page(run / REPORT_FILE if path is None else path, page)
+
+
+def loss_curve_png(run: Path, path: Path) -> None:
+    """Write a picture of training and validation loss over tokens, titled with the run's name and size, for a README.
+
+    Raises:
+        UserError: the folder has no ``metrics.jsonl``, or a damaged one.
+    """
+    history = read_history(run)
+    from gossamer.train.report.charts import loss_chart
+    from gossamer.train.report.draw import draw_png
+
+    start, measured = history.last("start"), _measured(history)
+    parts = []
+    if known(start.get("parameters")):
+        parts.append(f"{count(start['parameters'])} parameters")
+    if known(start.get("active_parameters")):
+        parts.append(f"{count(start['active_parameters'])} active")
+    if known(measured.get("loss")):
+        parts.append(f"validation loss {number(measured['loss'])}")
+    if known(measured.get("bits_per_byte")):
+        parts.append(f"{number(measured['bits_per_byte'])} bits per byte")
+    picture = draw_png(loss_chart(history), history.ends()["tokens"], run.resolve().name[:60], " · ".join(parts))
+    write_atomically(path, picture)
+
+
+def _measured(history: History) -> Event:
+    """The newest measurement on the primary held-out set, or an empty one."""
+    return next(iter(history.evaluations().values()), [{}])[-1]
+
+
+def _facts(history: History) -> list[Fact]:
+    """The figures at the head of the page; those not measured are left out."""
+    return [*_quality(history), *_effort(history)]
+
+
+def _quality(history: History) -> list[Fact]:
+    evaluations, measured = history.evaluations(), _measured(history)
+    facts = []
+    if known(measured.get("loss")):
+        best = _best(next(iter(evaluations.values())))
+        better = best["loss"] < measured["loss"]
+        remark = f"best {number(best['loss'])} at step {best['step']:,}" if better else "nats a token"
+        if len(evaluations) > 1:
+            remark = f"on {next(iter(evaluations))}" + (f", {remark}" if better else "")
+        facts.append(Fact("validation loss", number(measured["loss"]), remark))
+    elif (average := _training_loss(history)) is not None:
+        facts.append(Fact("training loss", number(average), "nats a token, smoothed"))
+    if known(measured.get("bits_per_byte")):
+        loss: Any = measured.get("loss")
+        remark = f"perplexity {number(math.exp(loss))}" if known(loss) and loss < 100 else ""
+        facts.append(Fact("bits per byte", number(measured["bits_per_byte"]), remark))
+    first, *later = [percent(rate) for rate in numbers(measured.get("mtp_acceptance"))] or [""]
+    if first:
+        remark = f"then {', '.join(later)}" if later else "by multi-token prediction"
+        facts.append(Fact("drafts accepted", first, remark))
+    return facts
+
+
+def _effort(history: History) -> list[Fact]:
+    start, tokens, elapsed = history.last("start"), history.newest("tokens"), history.newest("elapsed")
+    facts = []
+    if known(tokens):
+        step = start.get("tokens_per_step")
+        facts.append(Fact("tokens", count(tokens), f"{count(step)} a step" if known(step) else ""))
+    if known(elapsed):
+        speed = f"{count(round(tokens / elapsed))} tokens/s" if known(tokens) and elapsed > 0 else ""
+        facts.append(Fact("training time", duration(elapsed), speed))
+    if known(start.get("parameters")):
+        active = start.get("active_parameters")
+        facts.append(
+            Fact("parameters", count(start["parameters"]), f"{count(active)} active a token" if known(active) else "")
+        )
+    if known(start.get("flops_per_token")) and known(tokens):
+        total = start["flops_per_token"] * tokens
+        rate = f"{flops(total / elapsed)}/s" if known(elapsed) and elapsed > 0 else ""
+        facts.append(Fact("compute", flops(total), rate))
+    memory = [event["memory"] for event in history.of("train") if known(event.get("memory"))]
+    stalls = [event["seconds"] for event in history.of("checkpoint") if known(event.get("seconds"))]
+    if memory:
+        facts.append(Fact("peak memory", size(max(memory))))
+    if stalls:
+        facts.append(
+            Fact(
+                "checkpoint stalls",
+                duration(math.fsum(stalls)),
+                f"{amount(len(stalls), 'checkpoint')}, longest {duration(max(stalls))}",
+            )
+        )
+    return facts
+
+
+def _best(evaluations: list[Event]) -> Event:
+    """The measurement with the lowest loss; the newest if none is finite."""
+    finite = [event for event in evaluations if known(event["loss"])]
+    return min(finite, key=lambda event: event["loss"], default=evaluations[-1])
+
+
+def _training_loss(history: History) -> float | None:
+    """The mean of the newest fiftieth of the training losses, NaN left out: one step alone says little."""
+    losses = [event["loss"] for event in history.of("train") if known(event.get("loss"))]
+    newest = losses[-max(1, len(losses) // 50) :]
+    return math.fsum(newest) / len(newest) if newest else None
+
+
+def _warning(history: History) -> str | None:
+    losses = [event for event in history.of("train") if "loss" in event]
+    for evaluations in history.evaluations().values():
+        losses += evaluations
+    lost = sorted(event["step"] for event in losses if not known(event["loss"]))
+    if not lost:
+        return None
+    what = "1 measured loss is" if len(lost) == 1 else f"{len(lost):,} measured losses are"
+    return f"{what} not finite, the first at step {lost[0]:,}."
+
+
+def _sets(history: History) -> list[dict[str, Any]]:
+    """The newest measurement on each held-out set, if there are several."""
+    evaluations = history.evaluations()
+    if len(evaluations) < 2:
+        return []
+    return [
+        events[-1] | {"set": name, "best": _best(events)} | {
+            "accepted": [percent(rate) for rate in numbers(events[-1].get("mtp_acceptance"))]
+        }
+        for name, events in evaluations.items()
+    ]  # fmt: skip
+
+
+def _evaluations(history: History) -> list[Event]:
+    """The measurements to list, in the order of their steps."""
+    by_set = history.evaluations().items()
+    found = [event | {"set": name} for name, events in by_set for event in spread(events, _EVALUATIONS)]
+    return sorted(found, key=lambda event: event["step"])
+
+
+def _num_layers(history: History) -> int:
+    newest = history.last("experts")
+    return max((len(newest[key]) for key in ("max_over_mean", "load") if isinstance(newest.get(key), list)), default=0)
+
+
+def _balance(history: History, names: list[str]) -> str | None:
+    """The newest measurement of the experts in a sentence."""
+    event = history.last("experts")
+    peaks, entropies = numbers(event.get("max_over_mean")), numbers(event.get("entropy"))
+    dead = [value for value in numbers(event.get("dead")) if known(value)]
+    parts = []
+    if any(map(known, peaks)):
+        layer = max((index for index, value in enumerate(peaks) if known(value)), key=lambda index: peaks[index])
+        parts.append(
+            f"the busiest expert has {number(peaks[layer], 3)}× the mean load of its layer ({_layer(names, layer)})"
+        )
+    if dead:
+        parts.append(
+            f"{amount(round(sum(dead)), 'expert')} without a token" if sum(dead) else "no expert without a token"
+        )
+    if any(map(known, entropies)):
+        layer = min(
+            (index for index, value in enumerate(entropies) if known(value)), key=lambda index: entropies[index]
+        )
+        parts.append(f"lowest routing entropy {number(entropies[layer], 3)} of 1 ({_layer(names, layer)})")
+    return f"At step {event['step']:,}: {'; '.join(parts)}." if parts else None
+
+
+def _layer(names: list[str], index: int) -> str:
+    name = names[index] if index < len(names) else str(index)
+    return "the MTP head" if name == "MTP" else f"layer {name}"
+
+
+def _samples(history: History) -> list[Event]:
+    """The samples to show, newest first, with the tokens trained on by then."""
+    found = []
+    for event in history.of("sample"):
+        text = visible(str(event.get("text", "")).rstrip())
+        shown = text[:_SAMPLE_CHARACTERS]
+        found.append(event | {"tokens": event.get("tokens"), "text": shown, "more": len(text) - len(shown)})
+    return spread(found, _SAMPLES)[::-1]

@@ -1,0 +1,81 @@
+"""Balancing experts over the batches of a step."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from gossamer.model.causal_lm import CausalLM
+from gossamer.model.experts import Routing, load_balancing_loss
+from gossamer.train.balance import LoadBalance, describe_load
+from gossamer.train.config import TrainingConfig
+
+
+def alone(tensor):
+    return tensor
+
+
+def routing(load, probability):
+    return Routing(torch.tensor([load]), torch.tensor([probability], requires_grad=True), torch.zeros(1))
+
+
+def test_the_loss_meets_the_loads_of_all_micro_batches_so_far(tiny_config):
+    balance = LoadBalance(CausalLM(tiny_config), TrainingConfig(), alone, 1)
+    first = routing([2.0, 0.0], [0.9, 0.1])
+    second = routing([0.0, 2.0], [0.2, 0.8])
+    assert balance.loss(first).item() == pytest.approx(2 * 2 * 0.9)
+    # Both micro-batches together are balanced, so the second one is not pushed anywhere.
+    found = balance.loss(second)
+    assert found.item() == pytest.approx(2 * (1 * 0.2 + 1 * 0.8))
+    (gradient,) = torch.autograd.grad(found, second.probability)
+    assert gradient[0, 0] == gradient[0, 1]
+    assert torch.equal(balance.finish_step(), torch.tensor([[1.0, 1.0]]))
+
+
+def test_loads_are_averaged_over_processes(tiny_config):
+    other = torch.tensor([[0.0, 2.0]])
+    balance = LoadBalance(CausalLM(tiny_config), TrainingConfig(), lambda load: load.add_(other), 2)
+    mine = routing([2.0, 0.0], [0.7, 0.3])
+    expected = load_balancing_loss(torch.tensor([[1.0, 1.0]]), mine.probability)
+    assert balance.loss(mine).item() == pytest.approx(expected.item())
+
+
+def test_a_bias_spreads_tokens_without_a_loss(tiny_config):
+    torch.manual_seed(0)
+    config = replace(tiny_config, num_nextn_predict_layers=0, num_hidden_layers=1, num_experts_per_tok=1)
+    model = CausalLM(config)
+    model.model.layers[0].mlp.gate.weight.data[0] += 0.3  # one expert is everybody's favourite
+    balance = LoadBalance(model, TrainingConfig(balance="bias", balance_rate=0.005), alone, 1)
+    ids = torch.randint(64, (4, 64))
+
+    def load():
+        with torch.no_grad():
+            balance.loss(model(ids).routing)
+        return balance.finish_step()
+
+    before = load()
+    for _ in range(150):
+        after = load()
+    assert after.max() < 0.7 * before.max()
+    assert model.model.layers[0].mlp.gate.e_score_correction_bias.abs().max() > 0
+
+
+def test_the_choice_alone_follows_the_bias(tiny_config):
+    model = CausalLM(tiny_config)
+    router = model.model.layers[0].mlp.gate
+    x = torch.randn(10, 32)
+    ids, weights, _ = router(x)
+    router.e_score_correction_bias = torch.zeros(4)
+    same_ids, same_weights, _ = router(x)
+    assert torch.equal(ids, same_ids) and torch.allclose(weights, same_weights)
+    router.e_score_correction_bias = torch.tensor([0.0, 0.0, 5.0, 0.0])
+    ids, weights, _ = router(x)
+    assert (ids == 2).any(-1).all()
+    assert torch.allclose(weights.sum(-1), torch.ones(10))
+
+
+def test_the_description_of_a_load():
+    told = describe_load(torch.tensor([[1.0, 1.0, 1.0, 1.0], [4.0, 0.0, 0.0, 0.0]]))
+    assert told["max_over_mean"] == [1.0, 4.0]
+    assert told["dead"] == [0, 3]
+    assert told["entropy"] == pytest.approx([1.0, 0.0], abs=1e-6)
