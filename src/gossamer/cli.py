@@ -123,16 +123,18 @@ def eval(
     _answer(evaluate_run(folder, paths=data, errors=errors, device=device), json)
 
 
-def report(run: str) -> None:
-    """Write the run's report.html: its recipe, curves and samples, in one file.
+def report(run: tuple[str, ...], out: str | None = None) -> None:
+    """Write a page about a run, its recipe, curves and samples; or one that compares several runs.
 
     Args:
-        run: folder of a run
+        run: folder of a run; several are compared
+        out: file to write (default: report.html in the run's folder; comparison.html beside the first of several)
     """
-    folder = _existing(run)
-    from gossamer.train.report import write_report
+    folders = [_existing(name) for name in run]
+    path = None if out is None else Path(out).expanduser()
+    from gossamer.train.report import write_comparison, write_report
 
-    print(write_report(folder))
+    print(write_report(folders[0], path) if len(folders) == 1 else write_comparison(folders, path))
 
 
 def export(run: str, dir: str, to: Literal["hf"] = "hf") -> None:

@@ -21,7 +21,7 @@ from gossamer.errors import UserError, nearest
 from gossamer.train.typed import convert, expected
 
 # What `--help` cannot tell from the type alone.
-_METAVARS = {"data": "PATH", "out": "DIR", "run": "RUN", "dir": "DIR"}
+_METAVARS = {"data": "PATH", "out": "DIR", "run": "RUN", "dir": "DIR", "report.out": "FILE"}
 
 
 def parse(verb: str, function: Callable[..., None], arguments: Sequence[str]) -> dict[str, Any]:
@@ -39,7 +39,11 @@ def parse(verb: str, function: Callable[..., None], arguments: Sequence[str]) ->
         prog=f"gossamer {verb}", description=_summary(function), exit_on_error=False, allow_abbrev=False
     )
     types = _add_parameters(parser, function)
-    positional = [_METAVARS[name] for name in types if f"--{name}" not in parser._option_string_actions]
+    positional = [
+        _METAVARS[name] + (" …" if get_origin(hint) is tuple else "")
+        for name, hint in types.items()
+        if f"--{name}" not in parser._option_string_actions
+    ]
     parser.usage = " ".join([parser.prog, *positional, "[options]"])  # argparse would list a hundred options
     overridable = "overrides" in inspect.signature(function).parameters
     dotted: dict[str, Any] = {}
@@ -75,17 +79,19 @@ def _add_parameters(parser: ArgumentParser, function: Callable[..., None]) -> di
             continue
         # None stands for an option that was not given, it cannot be typed.
         types[name] = annotation = _without_none(hints[name])
+        shape: dict[str, Any] = {"type": annotation}
+        if get_origin(annotation) is tuple:
+            shape = {"type": get_args(annotation)[0], "nargs": "+"}
+        if (metavar := _METAVARS.get(f"{function.__name__}.{name}", _METAVARS.get(name))) is not None:
+            shape["metavar"] = metavar
         if parameter.default is parameter.empty:
-            parser.add_argument(name, type=annotation, help=helps[name], metavar=_METAVARS[name])
+            parser.add_argument(name, help=helps[name], **shape)
         elif annotation is bool:
             parser.add_argument(f"--{name}", action="store_true", help=helps[name])
         else:
-            shape: dict[str, Any] = {"type": annotation}
-            if get_origin(annotation) is tuple:
-                shape = {"type": get_args(annotation)[0], "nargs": "+", "action": "extend"}
+            if "nargs" in shape:
+                shape["action"] = "extend"
             shown = argparse.SUPPRESS if parameter.default in (None, (), "") else parameter.default
-            if name in _METAVARS:
-                shape["metavar"] = _METAVARS[name]
             parser.add_argument(f"--{name}", help=helps[name], default=shown, **shape)
     return types
 

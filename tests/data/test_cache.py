@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gossamer.data import cache
-from gossamer.data.cache import cached_folder, key_of, write_text
+from gossamer.data.cache import alone, cached_folder, key_of, write_text
 from gossamer.errors import UserError
 
 
@@ -122,3 +122,56 @@ def test_keys_tell_values_apart() -> None:
         key_of(1),
     ]
     assert len(set(keys)) == len(keys) and key_of("a", [1]) == key_of("a", [1])
+
+
+def test_one_at_a_time(tmp_path: Path) -> None:
+    inside, waited, most = 0, [], [0]
+    entered = threading.Event()
+
+    def work() -> None:
+        nonlocal inside
+        with alone(tmp_path / "locks" / "a", lambda: waited.append(1)):
+            inside += 1
+            most.append(inside)
+            entered.wait(timeout=10)
+            inside -= 1
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + 10
+    while len(waited) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    with alone(tmp_path / "locks" / "b", lambda: waited.append(2)):  # another lock is free
+        entered.set()
+    for thread in threads:
+        thread.join()
+    assert max(most) == 1 and len(most) == 4 and waited == [1, 1]
+
+
+def test_whoever_fails_lets_the_next_in(tmp_path: Path) -> None:
+    with pytest.raises(KeyError), alone(tmp_path / "a", lambda: None):
+        raise KeyError
+    with alone(tmp_path / "a", lambda: pytest.fail("still held")):
+        pass
+
+
+def test_a_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class NoLocks:
+        LOCK_EX = LOCK_NB = 0
+
+        @staticmethod
+        def flock(file: object, mode: int) -> None:
+            raise OSError(errno.ENOLCK, "No locks available")
+
+    for fcntl in (None, NoLocks):
+        monkeypatch.setattr(cache, "fcntl", fcntl)
+        with alone(tmp_path / "a", refuse_to_wait):
+            pass
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"), alone(tmp_path / "file" / "a", refuse_to_wait):
+        pass
+
+
+def refuse_to_wait() -> None:
+    raise AssertionError("nobody holds it")

@@ -38,7 +38,7 @@ def folder_of(path: Path, texts: list[str]) -> Path:
 def parts(corpus: Corpus) -> dict[str, list[str]]:
     """Documents of each part under the corpus' own rule."""
     found: dict[str, list[str]] = {"train": [], "validation": []}
-    for part, first, text in corpus.pieces(split_rule(corpus)):
+    for part, first, text, _ in corpus.pieces(split_rule(corpus)):
         if first:
             found[part].append("")
         found[part][-1] += text
@@ -103,10 +103,10 @@ def test_each_file_counts_once(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "a", ["one", "two"])
     assert opened(tmp_path, folder, folder / "000.txt", folder).num_documents == 2
     held = opened(tmp_path, folder / "001.txt")
-    rest = opened(tmp_path, folder, without=held)
+    rest = opened(tmp_path, folder, without=[held])
     assert [path.name for path, _ in rest.files] == ["000.txt"]
     with pytest.raises(UserError, match="holds no text that is not held out"):
-        opened(tmp_path, folder / "001.txt", without=held)
+        opened(tmp_path, folder / "001.txt", without=[held])
 
 
 def test_binary_files(tmp_path: Path) -> None:
@@ -153,6 +153,8 @@ def test_few_documents_give_their_ends(tmp_path: Path) -> None:
     corpus = opened(tmp_path, folder_of(tmp_path / "a", texts))
     assert split_rule(corpus) == "tails"
     assert parts(corpus) == {"train": [texts[0][:90], "éabcdefgh"], "validation": [texts[0][90:], "i", "x"]}
+    assert [piece.file for piece in corpus.pieces("all")] == [file for file, _ in corpus.files]
+    assert {piece.file for piece in corpus.pieces("tails")} == {file for file, _ in corpus.files}
 
 
 @pytest.mark.parametrize("suffix", [".txt", ".jsonl"])

@@ -17,7 +17,9 @@ import pytest
 import gossamer
 from gossamer.data import dataset as module
 from gossamer.data import shards as shards_module
-from gossamer.data.config import CorpusConfig
+from gossamer.data import tokenise
+from gossamer.data.cache import alone
+from gossamer.data.config import CorpusConfig, SetConfig
 from gossamer.data.dataset import Dataset, Shard, prepare, prepare_one
 from gossamer.data.tokenizer import EOT, Tokenizer, char_tokenizer, train_bpe
 from gossamer.errors import UserError
@@ -43,33 +45,43 @@ def texts(shard: Shard, tokenizer: Tokenizer) -> list[str]:
     return [tokenizer.decode(shard.tokens[begin:end].tolist()) for begin, end in ends]
 
 
+def train_of(data: Dataset) -> Shard:
+    (shard,) = data.train.shards.values()
+    return shard
+
+
+def held_of(data: Dataset) -> Shard:
+    assert list(data.validation) == ["held-out"]
+    return data.validation["held-out"]
+
+
 def never(*arguments: object, **options: object) -> Iterator[Any]:
     raise AssertionError("done again although the cache had it")
 
 
 def test_documents_become_tokens(corpus: Path) -> None:
     data = prepare(config(corpus), progress=False)
-    found = texts(data.train, data.tokenizer), texts(data.validation, data.tokenizer)
+    found = texts(train_of(data), data.tokenizer), texts(held_of(data), data.tokenizer)
     assert sorted(found[0] + found[1]) == sorted(TEXTS) and found[1]
-    for shard in (data.train, data.validation):
+    for shard in (train_of(data), held_of(data)):
         for begin, end in zip(shard.offsets, shard.offsets[1:], strict=False):
             delimiters = np.flatnonzero(shard.tokens[begin:end] == data.tokenizer.eot_id)
             assert delimiters.tolist() == [0, end - begin - 1]
     assert data.train.num_bytes == sum(len(text.encode()) for text in found[0])
-    assert data.tokenizer.token_bytes()[data.train.tokens].sum() == data.train.num_bytes
+    assert data.tokenizer.token_bytes()[train_of(data).tokens].sum() == data.train.num_bytes
 
 
 def test_the_second_start_does_nothing_again(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = prepare(config(corpus), progress=False)
     monkeypatch.setattr(module, "train_bpe", never)
-    monkeypatch.setattr(module, "_tokenise", never)
+    monkeypatch.setattr(tokenise, "_tokenise", never)
     monkeypatch.setattr("gossamer.data.corpus._scan", never)
     second = prepare(config(corpus), progress=False)
-    assert isinstance(second.train.tokens, np.memmap)
-    assert np.array_equal(first.train.tokens, second.train.tokens)
-    assert np.array_equal(first.validation.offsets, second.validation.offsets)
+    assert isinstance(train_of(second).tokens, np.memmap)
+    assert np.array_equal(train_of(first).tokens, train_of(second).tokens)
+    assert np.array_equal(held_of(first).offsets, held_of(second).offsets)
     assert (first.fingerprint, first.description) == (second.fingerprint, second.description)
-    assert first.train.fingerprint == second.train.fingerprint != first.validation.fingerprint
+    assert train_of(first).fingerprint == train_of(second).fingerprint != held_of(first).fingerprint
 
 
 def test_whatever_matters_makes_another_entry(corpus: Path, tmp_path: Path) -> None:
@@ -109,17 +121,16 @@ def test_bpe_sees_training_text_alone(corpus: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(module, "train_bpe", spy)
     data = prepare(config(corpus), progress=False)
-    assert seen == texts(data.train, data.tokenizer)
+    assert seen == texts(train_of(data), data.tokenizer)
 
 
-def test_large_corpora_train_on_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_SAMPLE", 1000)
+def test_large_corpora_train_on_a_sample() -> None:
     pieces = [f"{index:04}" * 5 for index in range(1000)]
-    sample = list(module._spread(pieces, 20_000))
-    assert 45 <= len(sample) <= 51 and sample == list(module._spread(pieces, 20_000))
+    sample = list(module._spread(pieces, 20_000, 1000))
+    assert 45 <= len(sample) <= 51 and sample == list(module._spread(pieces, 20_000, 1000))
     gaps = np.diff([int(piece[:4]) for piece in sample])
     assert gaps.min() >= 15 and gaps.max() <= 25  # spread evenly from the first to the last
-    assert list(module._spread(pieces, 900)) == pieces
+    assert list(module._spread(pieces, 900, 1000)) == pieces
 
 
 def test_explicit_validation_text(corpus: Path, tmp_path: Path) -> None:
@@ -128,15 +139,15 @@ def test_explicit_validation_text(corpus: Path, tmp_path: Path) -> None:
     (folder / "train.txt").write_text("to learn from\n" * 30)
     (folder / "held.txt").write_text("to measure on\n")
     data = prepare(config(folder, validation_paths=(str(folder / "held.txt"),)), progress=False)
-    assert texts(data.train, data.tokenizer) == ["to learn from\n" * 30]
-    assert texts(data.validation, data.tokenizer) == ["to measure on\n"]
+    assert texts(train_of(data), data.tokenizer) == ["to learn from\n" * 30]
+    assert texts(held_of(data), data.tokenizer) == ["to measure on\n"]
     assert str(folder / "held.txt") in data.description
 
 
 def test_a_given_tokenizer_is_used(corpus: Path, tmp_path: Path) -> None:
     tokenizer = char_tokenizer(TEXTS)
     given = prepare(config(corpus, tokenizer="/nowhere"), tokenizer, progress=False)
-    assert given.tokenizer is tokenizer and texts(given.train, tokenizer)
+    assert given.tokenizer is tokenizer and texts(train_of(given), tokenizer)
     tokenizer.save(tmp_path / "run" / "model")
     loaded = prepare(config(corpus, tokenizer=str(tmp_path / "run")), progress=False)
     assert loaded.fingerprint == given.fingerprint and loaded.tokenizer.kind == "char"
@@ -148,13 +159,13 @@ def test_the_delimiter_spelt_in_a_document_is_text(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text(f"before {EOT} after\n" * 20)
     data = prepare(config(path), progress=False)
-    assert (data.train.tokens == data.tokenizer.eot_id).sum() == 2
+    assert (train_of(data).tokens == data.tokenizer.eot_id).sum() == 2
 
 
 def test_description(corpus: Path) -> None:
     data = prepare(config(corpus), progress=False)
     assert data.description == (
-        f"{corpus}, 60 documents, 0.0 MB; {data.train.num_tokens:,} tokens to train on, {data.validation.num_tokens:,} "
+        f"{corpus}, 60 documents, 0.0 MB; {data.train.num_tokens:,} tokens to train on, {held_of(data).num_tokens:,} "
         f"held out (about a tenth of the documents); BPE tokenizer of {data.tokenizer.vocab_size}"
     )
 
@@ -170,7 +181,7 @@ def test_progress_lines(corpus: Path, capsys: pytest.CaptureFixture[str]) -> Non
 @pytest.mark.parametrize("damage", ["train.bin", "validation.offsets.bin", "meta.json", "all"])
 def test_damaged_entries_are_rebuilt(corpus: Path, damage: str) -> None:
     before = prepare(config(corpus), progress=False)
-    expected = before.train.tokens.tolist(), before.validation.offsets.tolist()
+    expected = train_of(before).tokens.tolist(), held_of(before).offsets.tolist()
     (entry,) = (corpus.parent / "cache" / "shards").iterdir()
     for file in entry.iterdir():
         if damage in (file.name, "all"):
@@ -178,7 +189,7 @@ def test_damaged_entries_are_rebuilt(corpus: Path, damage: str) -> None:
             file.unlink()  # the old one stays mapped
             file.write_bytes(content[:-3])
     after = prepare(config(corpus), progress=False)
-    assert (after.train.tokens.tolist(), after.validation.offsets.tolist()) == expected
+    assert (train_of(after).tokens.tolist(), held_of(after).offsets.tolist()) == expected
 
 
 def test_a_damaged_tokenizer_is_trained_anew(corpus: Path) -> None:
@@ -241,24 +252,124 @@ def test_large_documents_are_tokenised_in_batches(tmp_path: Path, monkeypatch: p
     text = "some words of text\n" * 500
     path.write_text(text)
     whole = prepare(config(path), progress=False)
-    monkeypatch.setattr(module, "_BATCH", 100)
+    monkeypatch.setattr(tokenise, "_BATCH", 100)
     monkeypatch.setattr("gossamer.data.sources.PIECE", 64)
     parts = prepare(config(path, cache_dir=str(tmp_path / "b")), whole.tokenizer, progress=False)
-    assert texts(parts.train, whole.tokenizer) == [text[: len(text) * 9 // 10]]
+    assert texts(train_of(parts), whole.tokenizer) == [text[: len(text) * 9 // 10]]
     assert parts.train.num_documents == 1
 
 
-def test_two_processes_at_once(corpus: Path) -> None:
-    program = (
-        "import sys; from gossamer.data.config import CorpusConfig; from gossamer.data.dataset import prepare\n"
-        "data = prepare(CorpusConfig(paths=(sys.argv[1],), vocab_size=300, cache_dir=sys.argv[2]), progress=False)\n"
-        "print(data.fingerprint, int(data.train.tokens.sum()), 'torch' in sys.modules)\n"
-    )
+PREPARE = (
+    "import sys; from gossamer.data.config import CorpusConfig; from gossamer.data.dataset import prepare\n"
+    "data = prepare(CorpusConfig(paths=(sys.argv[1],), vocab_size=300, cache_dir=sys.argv[2]))\n"
+    "(train,) = data.train.shards.values()\n"
+    "print(data.fingerprint, int(train.tokens.sum()), 'torch' in sys.modules)\n"
+)
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
     environment = os.environ | {"PYTHONPATH": str(Path(gossamer.__file__).parents[1])}
-    command = [sys.executable, "-c", program, str(corpus), str(corpus.parent / "both")]
-    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(2)]
-    answers = [process.communicate(timeout=60)[0] for process in both]
+    command = [sys.executable, "-c", PREPARE, *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def test_of_several_processes_one_does_the_work(corpus: Path) -> None:
+    several = [start(str(corpus), str(corpus.parent / "both")) for _ in range(3)]
+    answers = [process.communicate(timeout=60) for process in several]
     here = prepare(config(corpus), progress=False)
-    assert answers == [f"{here.fingerprint} {int(here.train.tokens.sum())} False\n"] * 2
+    assert [out for out, _ in answers] == [f"{here.fingerprint} {int(train_of(here).tokens.sum())} False\n"] * 3
+    told = [line for _, err in answers for line in err.splitlines() if "waiting" not in line]
+    assert told == ["reading 0.0 MB of text", "training a bpe tokenizer", "tokenising 0.0 MB"]
     left = [path.name for path in (corpus.parent / "both").rglob("tmp-*")]
     assert left == []
+
+
+def test_the_work_of_a_killed_process_is_taken_over(corpus: Path) -> None:
+    cache = corpus.parent / "cache"
+    with alone(module._lock(config(corpus)), lambda: None):
+        first, second = start(str(corpus), str(cache)), start(str(corpus), str(cache))
+        for process in (first, second):
+            assert process.stderr is not None and process.stderr.readline().startswith("waiting for another process")
+        first.kill()
+    assert second.communicate(timeout=60)[0].endswith(" False\n") and first.wait() == -9
+
+
+def mixed(tmp_path: Path, **options: Any) -> Dataset:
+    for name, word in (("novels", "walk"), ("code", "def x(y): "), ("wiki", "is a ")):
+        (tmp_path / f"{name}.txt").write_text("".join(f"{word} {index}\n" for index in range(200)))
+    own: dict[str, Any] = {
+        "sets": {
+            "novels": SetConfig((str(tmp_path / "novels.txt"),), 2.0),
+            "code": SetConfig((str(tmp_path / "code.txt"),), 1.0),
+        },
+        "validation_sets": {"wiki": (str(tmp_path / "wiki.txt"),)},
+        "vocab_size": 300,
+        "cache_dir": str(tmp_path / "cache"),
+    }
+    return prepare(CorpusConfig(**own | options), progress=False)
+
+
+def test_sets_have_shards_of_their_own(tmp_path: Path) -> None:
+    data = mixed(tmp_path)
+    assert list(data.train.shards) == ["novels", "code"] and data.train.weights == {"novels": 2.0, "code": 1.0}
+    assert list(data.validation) == ["novels", "code", "wiki"]
+    for name, shard in data.train.shards.items():
+        (train,), (held,) = texts(shard, data.tokenizer), texts(data.validation[name], data.tokenizer)
+        assert train + held == (tmp_path / f"{name}.txt").read_text()
+    assert texts(data.validation["wiki"], data.tokenizer) == [(tmp_path / "wiki.txt").read_text()]
+    assert data.train.num_tokens == sum(shard.num_tokens for shard in data.train.shards.values())
+    held = ", ".join(f"{name}: {shard.num_tokens:,}" for name, shard in data.validation.items())
+    assert f"novels: {tmp_path}/novels.txt, 1 document, 0.0 MB, weight 2; code: " in data.description
+    assert f"held out ({held}); BPE tokenizer of" in data.description
+
+
+def test_plain_paths_are_one_set(corpus: Path, tmp_path: Path) -> None:
+    plain = prepare(config(corpus), progress=False)
+    one = prepare(config(corpus, paths=(), sets={"all": SetConfig((str(corpus),))}), progress=False)
+    assert train_of(plain).fingerprint == train_of(one).fingerprint and list(one.validation) == ["all"]
+    other = tmp_path / "other.txt"
+    other.write_text("other text\n")
+    more = prepare(config(corpus, validation_sets={"other": (str(other),)}), progress=False)
+    assert list(more.validation) == ["held-out", "other"] and train_of(more).fingerprint == train_of(plain).fingerprint
+
+
+def test_weights_change_the_fingerprint_and_not_the_tokens(tmp_path: Path) -> None:
+    before = mixed(tmp_path)
+    sets = {name: SetConfig((str(tmp_path / f"{name}.txt"),), 5.0) for name in ("novels", "code")}
+    after = mixed(tmp_path, sets=sets)
+    assert after.fingerprint != before.fingerprint and after.tokenizer.fingerprint == before.tokenizer.fingerprint
+    assert [shard.fingerprint for shard in after.train.shards.values()] == [
+        shard.fingerprint for shard in before.train.shards.values()
+    ]
+
+
+def test_a_set_without_weight_is_measured_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr(module, "train_bpe", lambda found, size: train_bpe(seen.extend(found) or seen, size))
+    sets = {
+        "novels": SetConfig((str(tmp_path / "novels.txt"),)),
+        "code": SetConfig((str(tmp_path / "code.txt"),), 0.0),
+    }
+    data = mixed(tmp_path, sets=sets)
+    assert list(data.train.shards) == ["novels"] and list(data.validation) == ["novels", "code", "wiki"]
+    assert "walk" in "".join(seen) and "def" not in "".join(seen) and "is a" not in "".join(seen)
+
+
+def test_a_tokenizer_learns_from_sets_by_their_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_SAMPLE", 900)
+    monkeypatch.setattr("gossamer.data.sources.PIECE", 60)
+    seen: list[str] = []
+    monkeypatch.setattr(module, "train_bpe", lambda found, size: train_bpe(seen.extend(found) or seen, size))
+    mixed(tmp_path)
+    sizes = [sum(len(text) for text in seen if word in text) for word in ("walk", "def")]
+    assert 500 < sizes[0] < 700 and 200 < sizes[1] < 400
+
+
+def test_a_set_that_is_too_small_is_named(tmp_path: Path) -> None:
+    (tmp_path / "one.txt").write_text("a")
+    (tmp_path / "empty.txt").write_text("")
+    one = {"small": SetConfig((str(tmp_path / "one.txt"),)), "code": SetConfig((str(tmp_path / "code.txt"),))}
+    with pytest.raises(UserError, match=r"^corpus\.sets\.small: the corpus is too small: its 1 bytes leave no text"):
+        mixed(tmp_path, sets=one)
+    with pytest.raises(UserError, match=r"^corpus\.validation_sets\.none: .*empty.txt: the file is empty"):
+        mixed(tmp_path, validation_sets={"none": (str(tmp_path / "empty.txt"),)})

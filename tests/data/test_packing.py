@@ -1,8 +1,10 @@
 """Packing: every token predicted once an epoch, documents kept apart, positions that resume exactly."""
 
 import json
+import os
 from collections import Counter
-from itertools import pairwise
+from itertools import chain, pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +12,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gossamer.data.packing import IGNORE, Batch, TrainBatches, _Rows, validation_batches
-from gossamer.data.shards import Shard
+from gossamer.data import rows as rows_module
+from gossamer.data.files import standard_library
+from gossamer.data.mixture import Mixture
+from gossamer.data.packing import IGNORE, PACKINGS, Batch, TrainBatches, validation_batches
+from gossamer.data.rows import SplitRows
+from gossamer.data.shards import Shard, open_shard
 from gossamer.errors import UserError
 
 
@@ -27,6 +33,10 @@ def marked(sizes: list[int]) -> Shard:
     """Like ``shard_of`` with numbers for the delimiters, too: token i is i + 1."""
     offsets = np.cumsum([0, *sizes])
     return Shard(np.arange(1, offsets[-1] + 1, dtype=np.uint32), offsets, int(offsets[-1]), "f")
+
+
+def alone(shard: Shard) -> Mixture:
+    return Mixture({"train": shard})
 
 
 def stretches(batch: Batch) -> list[list[int]]:
@@ -91,14 +101,17 @@ def test_validation_predicts_every_token_once(sizes: list[int], length: int, row
     assert all(len(batch.input_ids) == rows for batch in batches[:-1]) and 1 <= len(batches[-1].input_ids) <= rows
 
 
+@pytest.mark.parametrize("packing", PACKINGS)
 @given(SIZES, LENGTHS, st.integers(1, 3), st.integers(0, 5))
-def test_training_predicts_every_token_once_an_epoch(sizes: list[int], length: int, rows: int, seed: int) -> None:
+def test_training_predicts_every_token_once_an_epoch(
+    packing: str, sizes: list[int], length: int, rows: int, seed: int
+) -> None:
     sizes = [*sizes, length]
     shard = marked(sizes)
-    batches = TrainBatches(shard, rows, length, seed)
+    batches = TrainBatches(alone(shard), rows, length, seed, packing)
     found: Counter[int] = Counter()
     expected = all_targets(shard)
-    kinds = _Rows(shard, length, seed)
+    kinds = SplitRows(shard, length, seed)
     lead = rows * length // min(size for size in (kinds.num_full * (length - 1), kinds.num_rest) if size)
     while min(found[target] for target in expected) < 3:
         batch = next(batches)
@@ -110,39 +123,21 @@ def test_training_predicts_every_token_once_an_epoch(sizes: list[int], length: i
     assert set(found) == set(expected)
 
 
-@given(SIZES, LENGTHS, st.integers(0, 3))
-def test_each_stream_covers_an_epoch_exactly(sizes: list[int], length: int, seed: int) -> None:
-    shard = marked([*sizes, 3])
-    rows = _Rows(shard, length, seed)
-    per_epoch: dict[tuple[str, int], Counter[int]] = {}
-    done = {"full": 0, "rest": 0}
-    while (
-        min(rows.full_done // max(rows.num_full, 1) if rows.num_full else 9, rows.rest_epoch if rows.num_rest else 9)
-        < 2
-    ):
-        before = rows.full_done
-        row = next(rows)
-        kind = "full" if rows.full_done > before else "rest"
-        size = rows.num_full * (length - 1) if kind == "full" else rows.num_rest
-        assert kind == "rest" or [count for _, count in row] == [length]
-        assert sum(count for _, count in row) in (length, length - 1)
-        for begin, count in row:
-            for target in range(begin + 2, begin + count + 1):
-                per_epoch.setdefault((kind, done[kind] // size), Counter())[target] += 1
-                done[kind] += 1
-    for epoch in range(2):
-        both = per_epoch.get(("full", epoch), Counter()) + per_epoch.get(("rest", epoch), Counter())
-        assert both == all_targets(shard)
+@pytest.mark.parametrize("packing", PACKINGS)
+@given(SIZES, SIZES, LENGTHS, st.integers(0, 20), st.integers(1, 3), st.integers(1, 3))
+def test_resuming_is_exact(
+    packing: str, sizes: list[int], others: list[int], length: int, after: int, rows: int, rows_later: int
+) -> None:
+    shards = {"a": shard_of([*sizes, length]), "b": shard_of([*others, length])}
 
+    def made(rows: int) -> TrainBatches:
+        return TrainBatches(Mixture(shards, {"a": 2, "b": 1}), rows, length, 3, packing)
 
-@given(SIZES, LENGTHS, st.integers(0, 20), st.integers(1, 3), st.integers(1, 3))
-def test_resuming_is_exact(sizes: list[int], length: int, after: int, rows: int, rows_later: int) -> None:
-    shard = shard_of([*sizes, length])
-    first = TrainBatches(shard, rows, length, seed=3)
+    first = made(rows)
     for _ in range(after):
         next(first)
     state = json.loads(json.dumps(first.state_dict()))
-    second = TrainBatches(shard, rows, length, seed=3)
+    second = made(rows)
     next(second)
     second.load_state_dict(state)
     assert second.state_dict() == state
@@ -151,7 +146,7 @@ def test_resuming_is_exact(sizes: list[int], length: int, after: int, rows: int,
         assert torch.equal(one.input_ids, other.input_ids) and torch.equal(one.labels, other.labels)
         assert torch.equal(one.cu_seqlens, other.cu_seqlens)
     # rows do not depend on how many make a batch
-    third, fourth = TrainBatches(shard, rows_later, length, seed=3), TrainBatches(shard, 1, length, seed=3)
+    third, fourth = made(rows_later), made(1)
     third.load_state_dict(state)
     fourth.load_state_dict(state)
     expected = torch.cat([next(fourth).input_ids for _ in range(rows_later)])
@@ -160,22 +155,178 @@ def test_resuming_is_exact(sizes: list[int], length: int, after: int, rows: int,
 
 def test_state_is_tiny_and_leaves_no_doubt() -> None:
     shard = shard_of([50] * 100)
-    batches = TrainBatches(shard, 4, 16, seed=1)
+    batches = TrainBatches(alone(shard), 4, 16, seed=1)
     for _ in range(30):
         next(batches)
     state = batches.state_dict()
     assert len(json.dumps(state)) < 300
-    with pytest.raises(UserError, match="not what the checkpoint was trained on"):
-        TrainBatches(shard_of([50] * 100, "g"), 4, 16, seed=1).load_state_dict(state)
+    with pytest.raises(UserError, match="the training data is not what the checkpoint was trained on"):
+        TrainBatches(alone(shard_of([50] * 100, "g")), 4, 16, seed=1).load_state_dict(state)
     with pytest.raises(UserError, match=r"sequence_length: .* taken with 16, not 8"):
-        TrainBatches(shard, 4, 8, seed=1).load_state_dict(state)
+        TrainBatches(alone(shard), 4, 8, seed=1).load_state_dict(state)
     with pytest.raises(UserError, match=r"seed: .* taken with 1, not 2"):
-        TrainBatches(shard, 4, 16, seed=2).load_state_dict(state)
+        TrainBatches(alone(shard), 4, 16, seed=2).load_state_dict(state)
+    with pytest.raises(UserError, match=r"packing: .* taken with split, not best_fit"):
+        TrainBatches(alone(shard), 4, 16, 1, "best_fit").load_state_dict(state)
+    with pytest.raises(UserError, match=r"sets: .* taken with train, not train, code"):
+        TrainBatches(Mixture({"train": shard, "code": shard}), 4, 16, 1).load_state_dict(state)
+    with pytest.raises(UserError, match="of another gossamer version"):
+        batches.load_state_dict({"fingerprint": "f", "seed": 1})
+    TrainBatches(Mixture({"train": shard}, {"train": 2}), 4, 16, 1).load_state_dict(state)  # it is all of it anyhow
+
+
+def test_a_changed_set_of_several_is_named() -> None:
+    shards = {"a": shard_of([50] * 9), "b": shard_of([50] * 9)}
+    state = TrainBatches(Mixture(shards), 4, 16, 1).state_dict()
+    with pytest.raises(UserError, match=r"^sets\.b\.weight: .* taken with 1\.0, not 3\.0"):
+        TrainBatches(Mixture(shards, {"a": 1, "b": 3}), 4, 16, 1).load_state_dict(state)
+    with pytest.raises(UserError, match="the training data of 'b' is not what"):
+        TrainBatches(Mixture(shards | {"b": shard_of([50] * 9, "g")}), 4, 16, 1).load_state_dict(state)
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_sets_get_their_share_of_the_tokens(packing: str) -> None:
+    shards = {"long": marked([400] * 20), "short": marked([9, 12, 5] * 30), "other": marked([70] * 9)}
+    weights = {"long": 5.0, "short": 1.5, "other": 1.0, "none": 0.0}
+    mixture = Mixture(shards | {"none": marked([5])}, weights)
+    assert set(mixture.shards) == set(shards)
+    names = {id(shard): name for name, shard in shards.items()}
+    batches = TrainBatches(mixture, 1, 32, 0, packing)
+    drawn: Counter[str] = Counter()
+    for _ in range(600):
+        shard, row = batches._next_row()
+        drawn[names[id(shard)]] += sum(count for _, count in row)
+        assert all(inside_one_document(list(range(begin + 1, begin + 1 + count)), shard) for begin, count in row)
+        # at any time, not in the end alone, and to a row
+        for name, tokens in drawn.items():
+            assert abs(tokens - sum(drawn.values()) * weights[name] / 7.5) <= 2 * 32
+    assert batches.state_dict()["sets"]["short"]["position"]["rest_epoch"] > 1  # each has epochs of its own
+    assert batches.state_dict()["sets"]["long"]["position"]["full_done"] < 20 * 12 * 2
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+@given(SIZES, LENGTHS, st.sampled_from([(4, 1), (4, 2), (4, 4), (6, 3), (6, 2)]))
+def test_processes_share_the_same_batches(packing: str, sizes: list[int], length: int, shape: tuple[int, int]) -> None:
+    rows, world = shape
+    data = Mixture({"a": shard_of([*sizes, length]), "b": shard_of([length, *sizes])})
+    whole = TrainBatches(data, rows, length, 1, packing)
+    ranks = [TrainBatches(data, rows, length, 1, packing, rank, world) for rank in range(world)]
+    for _ in range(5):
+        expected, parts = next(whole), [next(one) for one in ranks]
+        assert torch.equal(torch.cat([part.input_ids for part in parts]), expected.input_ids)
+        assert torch.equal(torch.cat([part.labels for part in parts]), expected.labels)
+        for part in parts:
+            check(part, rows // world, length, data.shards["a"])
+        assert list(chain.from_iterable(map(stretches, parts))) == stretches(expected)
+        assert all(one.state_dict() == whole.state_dict() for one in ranks)
+    again = TrainBatches(data, rows, length, 1, packing)  # a state of many processes goes on in one
+    again.load_state_dict(ranks[-1].state_dict())
+    assert torch.equal(next(again).input_ids, next(whole).input_ids)
+
+
+@given(SIZES, LENGTHS, st.sampled_from([(4, 2), (4, 4), (6, 3)]), st.none() | st.integers(1, 100))
+def test_processes_share_a_validation_pass(
+    sizes: list[int], length: int, shape: tuple[int, int], most: int | None
+) -> None:
+    rows, world = shape
+    shard = marked(sizes)
+    whole = list(validation_batches(shard, rows, length, most))
+    ranks = [list(validation_batches(shard, rows, length, most, rank, world)) for rank in range(world)]
+    assert all(len(batches) == len(whole) for batches in ranks)
+    for parts, expected in zip(zip(*ranks, strict=True), whole, strict=True):
+        assert len({part.input_ids.shape for part in parts}) == 1  # collectives match
+        for part in parts:
+            check(part, len(part.input_ids), length, shard)
+        assert list(chain.from_iterable(map(stretches, parts))) == stretches(
+            expected
+        )  # and nothing but padding besides
+
+
+def test_a_process_without_rows_gets_padding() -> None:
+    shard = shard_of([4])
+    (batch,) = validation_batches(shard, 4, 10, rank=3, world=4)
+    assert batch.input_ids.tolist() == [[0] * 10] and batch.labels.tolist() == [[IGNORE] * 10]
+    assert batch.cu_seqlens.tolist() == [0, 10]
+
+
+def lognormal(median: float, sigma: float, count: int) -> list[int]:
+    drawn = np.random.default_rng(0).lognormal(np.log(median), sigma, count)
+    return np.clip(drawn, 3, 10**6).astype(int).tolist()
+
+
+@pytest.mark.parametrize("window", [1 << 16, 1 << 12])
+@pytest.mark.parametrize(
+    ("name", "sizes", "length"),
+    [
+        ("web pages", lognormal(600, 1.2, 20_000), 2048),
+        ("short rows", lognormal(600, 1.2, 5_000), 512),
+        ("chats", lognormal(250, 0.8, 20_000), 2048),
+        ("books", lognormal(80_000, 0.7, 60), 2048),
+        ("tweets", lognormal(30, 0.5, 20_000), 512),
+        ("even", np.random.default_rng(0).integers(3, 4096, 10_000).tolist(), 2048),
+    ],
+)
+def test_best_fit_uses_nearly_every_position(
+    name: str, sizes: list[int], length: int, window: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rows_module, "_WINDOW", window)
+    shard = shard_of(sizes)
+    batches = TrainBatches(alone(shard), 1, length, 0, "best_fit")
+    assert batches.utilisation == 1.0
+    while batches.state_dict()["sets"]["train"]["position"]["rest_epoch"] == 0:  # an epoch
+        batches._next_row()
+    assert 0.99 < batches.utilisation < 1.0
+
+
+def test_best_fit_on_the_standard_library() -> None:
+    sizes = [max(3, path.stat().st_size // 4) for path, _ in standard_library()]
+    batches = TrainBatches(alone(shard_of([size for size in sizes if size])), 1, 512, 0, "best_fit")
+    while batches.state_dict()["sets"]["train"]["position"]["rest_epoch"] == 0:
+        batches._next_row()
+    assert batches.utilisation > 0.99
+
+
+def test_utilisation_counts_padding() -> None:
+    batches = TrainBatches(alone(shard_of([6, 6, 6])), 3, 10, 0, "best_fit")
+    batch = next(batches)
+    assert batches.utilisation == pytest.approx(float((batch.labels != IGNORE).float().mean())) == pytest.approx(0.6)
+
+
+def test_best_fit_keeps_documents_whole() -> None:
+    sizes = [3 + index % 30 for index in range(300)]
+    shard = marked(sizes)
+    batches = TrainBatches(alone(shard), 4, 32, 0, "best_fit")
+    seen: Counter[int] = Counter()
+    for _ in range(30):
+        for stretch in stretches(next(batches)):
+            document = int(np.searchsorted(shard.offsets, stretch[0] - 1, side="right")) - 1
+            assert len(stretch) == sizes[document]
+            seen[document] += 1
+    assert len(seen) > 200 and max(seen.values()) == 1
+
+
+def test_a_file_that_shrinks_is_no_crash(tmp_path: Path) -> None:
+    shard = tokens_on_disk(tmp_path, 4000)
+    batches = TrainBatches(alone(shard), 2, 64, 0)
+    next(batches)
+    os.truncate(tmp_path / "train.bin", 10)
+    with pytest.raises(UserError, match=r"train\.bin: was cut short while it was in use; .* --resume"):
+        for _ in range(100):
+            next(batches)
+
+
+def test_a_file_that_is_removed_stays_open(tmp_path: Path) -> None:
+    shard = tokens_on_disk(tmp_path, 4000)
+    whole = TrainBatches(alone(shard_of([4000])), 2, 64, 0)
+    batches = TrainBatches(alone(shard), 2, 64, 0)
+    (tmp_path / "train.bin").unlink()
+    for _ in range(40):
+        assert torch.equal(next(batches).input_ids, next(whole).input_ids)
 
 
 def test_long_documents_give_full_rows() -> None:
     shard = marked([1000])
-    batches = TrainBatches(shard, 1, 11, seed=0)
+    batches = TrainBatches(alone(shard), 1, 11, seed=0)
     rows = [stretches(next(batches)) for _ in range(99)]
     full = [row[0] for row in rows if len(row) == 1]
     assert len(full) >= 98 and all(len(stretch) == 11 for stretch in full)
@@ -185,22 +336,22 @@ def test_long_documents_give_full_rows() -> None:
 
 def test_epochs_differ() -> None:
     shard = marked([105] * 6)
-    batches = TrainBatches(shard, 6 * 10, 11, seed=0)  # the full rows of an epoch
+    batches = TrainBatches(alone(shard), 6 * 10, 11, seed=0)  # the full rows of an epoch
     first, second = (
         [row[0] for row in next(batches).input_ids.tolist() if row == list(range(row[0], row[0] + 11))]
         for _ in range(2)
     )
     assert first != second  # another order
     assert set(first) != set(second)  # and other cuts
-    again = next(TrainBatches(shard, 6 * 10, 11, seed=0))
-    other = next(TrainBatches(shard, 6 * 10, 11, seed=1))
-    assert torch.equal(again.input_ids, next(TrainBatches(shard, 6 * 10, 11, seed=0)).input_ids)
+    again = next(TrainBatches(alone(shard), 6 * 10, 11, seed=0))
+    other = next(TrainBatches(alone(shard), 6 * 10, 11, seed=1))
+    assert torch.equal(again.input_ids, next(TrainBatches(alone(shard), 6 * 10, 11, seed=0)).input_ids)
     assert not torch.equal(again.input_ids, other.input_ids)
 
 
 def test_long_and_short_documents_are_mixed() -> None:
     shard = marked([501] * 10 + [6] * 500)  # as many targets in long documents as in half of the short ones
-    batches = TrainBatches(shard, 10, 51, seed=0)
+    batches = TrainBatches(alone(shard), 10, 51, seed=0)
     for _ in range(8):
         kinds = [len(row) for row in (stretches(batch) for batch in [next(batches)])]
         assert kinds[0] > 10  # more stretches than rows: short documents are among them
@@ -234,25 +385,43 @@ def test_a_short_row_is_padded_with_the_delimiter() -> None:
     assert batch.cu_seqlens.tolist() == [0, 4, 10]
 
 
-def test_memory_mapped_shards(tmp_path_factory: pytest.TempPathFactory) -> None:
-    plain = shard_of([30, 20, 7])
-    path = tmp_path_factory.mktemp("shard") / "a.bin"
-    plain.tokens.astype(np.uint16).tofile(path)
-    mapped = Shard(np.memmap(path, np.uint16, "r"), plain.offsets, plain.num_bytes, "f")
-    one, other = next(TrainBatches(plain, 2, 8, 0)), next(TrainBatches(mapped, 2, 8, 0))
+def tokens_on_disk(folder: Path, *sizes: int) -> Shard:
+    """Like ``shard_of``, in files."""
+    plain = shard_of(list(sizes))
+    plain.tokens.astype(np.uint16).tofile(folder / "train.bin")
+    plain.offsets.tofile(folder / "train.offsets.bin")
+    meta = {"dtype": "uint16", "tokens": plain.num_tokens, "documents": len(sizes), "bytes": plain.num_bytes}
+    return open_shard(folder, "train", meta, "f")
+
+
+def test_memory_mapped_shards(tmp_path: Path) -> None:
+    plain, mapped = shard_of([30, 20, 7]), tokens_on_disk(tmp_path, 30, 20, 7)
+    one, other = next(TrainBatches(alone(plain), 2, 8, 0)), next(TrainBatches(alone(mapped), 2, 8, 0))
     assert torch.equal(one.input_ids, other.input_ids) and torch.equal(one.cu_seqlens, other.cu_seqlens)
 
 
 def test_refusals() -> None:
     shard = shard_of([5])
     with pytest.raises(UserError, match=r"training text holds 5 tokens, fewer than one row of 6; give more text"):
-        TrainBatches(shard, 1, 6, 0)
-    assert next(TrainBatches(shard, 1, 5, -1)).input_ids.tolist() == [[0, 2, 3, 4, 0]]
-    for make in (lambda b, t: TrainBatches(shard, b, t, 0), lambda b, t: validation_batches(shard, b, t)):
+        TrainBatches(alone(shard), 1, 6, 0)
+    assert next(TrainBatches(alone(shard), 1, 5, -1)).input_ids.tolist() == [[0, 2, 3, 4, 0]]
+    for make in (lambda b, t: TrainBatches(alone(shard), b, t, 0), lambda b, t: validation_batches(shard, b, t)):
         with pytest.raises(UserError, match="batch_size: 0"):
             make(0, 4)
         with pytest.raises(UserError, match=r"sequence_length: 1"):
             make(1, 1)
+    for make in (
+        lambda b, w: TrainBatches(alone(shard), b, 4, 0, world=w),
+        lambda b, w: validation_batches(shard, b, 4, world=w),
+    ):
+        with pytest.raises(UserError, match=r"^batch_size: 6 rows .* by 4 processes; run 1, 2, 3 or 6 of them, or "):
+            make(6, 4)
+        with pytest.raises(UserError, match=r"^batch_size: 1 rows .* by 8 processes; run 1 of them, or .* of 8$"):
+            make(1, 8)
+    with pytest.raises(UserError, match=r"packing: 'bestfit' is not split or best_fit; did you mean 'best_fit'\?"):
+        TrainBatches(alone(shard), 1, 4, 0, "bestfit")
+    with pytest.raises(UserError, match=r"the training text of 'b' holds 4 tokens, fewer than one row of 5"):
+        TrainBatches(Mixture({"a": shard, "b": shard_of([4])}), 1, 5, 0)
     nothing = Shard(np.zeros(1, np.uint16), np.array([0, 1]), 0, "f")
     with pytest.raises(UserError, match="validation text holds 1 tokens, and nothing to predict"):
         validation_batches(nothing, 1, 8)

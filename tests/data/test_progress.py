@@ -36,3 +36,9 @@ def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     run(True)
     assert "reading" in terminal.getvalue() and "10/10 bytes" in terminal.getvalue()
     assert capsys.readouterr().out == ""
+
+
+def test_waiting(capsys: pytest.CaptureFixture[str]) -> None:
+    Progress(False).waiting()
+    Progress(True).waiting()
+    assert capsys.readouterr() == ("", "waiting for another process, which prepares the same text\n")

@@ -1,6 +1,8 @@
 """Shards on disk: delimiters, offsets, dtypes and damage."""
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 from gossamer.data.corpus import Piece
 from gossamer.data.shards import Shard, ShardWriter, open_shard
 from gossamer.data.tokenizer import Tokenizer, char_tokenizer
+from gossamer.errors import UserError
 
 TOKENIZER = char_tokenizer(["abc"])  # a, b, c are 1, 2, 3 and the delimiter is 0
 
@@ -63,3 +66,29 @@ def test_parts_have_fingerprints_of_their_own(tmp_path: Path) -> None:
         (tmp_path / name.replace("train", "validation")).write_bytes((tmp_path / name).read_bytes())
     shards = [open_shard(tmp_path, part, meta, key) for part in ("train", "validation") for key in ("f", "g")]
     assert len({shard.fingerprint for shard in shards}) == 4 and all(isinstance(shard, Shard) for shard in shards)
+
+
+def test_reading_is_slicing(tmp_path: Path) -> None:
+    shard = open_shard(tmp_path, "train", written(tmp_path, [["abc"], ["ca"]]), "f")
+    in_memory = Shard(np.asarray(shard.tokens), shard.offsets, shard.num_bytes, "f")
+    for begin, count in ((0, 1), (3, 4), (0, shard.num_tokens)):
+        expected = shard.tokens[begin : begin + count].tolist()
+        assert shard.read(begin, count).tolist() == in_memory.read(begin, count).tolist() == expected
+
+
+def test_a_lost_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shard = open_shard(tmp_path, "train", written(tmp_path, [["abc"] * 10]), "f")
+    (tmp_path / "train.bin").rename(tmp_path / "elsewhere")
+    assert shard.read(1, 3).tolist() == [1, 2, 3]  # open is open
+
+    def gone(*arguments: object) -> bytes:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr("os.pread", gone)
+    with pytest.raises(UserError, match=r"train\.bin: can no longer be read \(Stale file handle\); .* --resume"):
+        shard.read(0, 2)
+    monkeypatch.undo()
+    os.truncate(tmp_path / "elsewhere", 8)
+    assert shard.read(0, 4).tolist() == [0, 1, 2, 3]
+    with pytest.raises(UserError, match=r"train\.bin: was cut short while it was in use"):
+        shard.read(0, 5)

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import pickle
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
@@ -86,6 +87,14 @@ def test_text_is_no_special_token(make: Callable[[], Tokenizer], tmp_path: Path)
         assert tokenizer.encode(text) == ids  # asking for specials once has not switched them on
         assert tokenizer.decode([*ids, tokenizer.eot_id]) == text
         assert tokenizer.decode([*ids, tokenizer.eot_id], special=True) == text + EOT
+
+
+@pytest.mark.parametrize("make", [bpe, char])
+def test_text_is_no_special_token_in_another_process(make: Callable[[], Tokenizer]) -> None:
+    text = f"a{EOT}b"
+    moved = pickle.loads(pickle.dumps(make()))
+    assert moved.encode(text) == make().encode(text) and moved.fingerprint == make().fingerprint
+    assert moved.eot_id == make().eot_id and moved.chat_template == make().chat_template
 
 
 @pytest.mark.parametrize("make", [bpe, char])

@@ -115,23 +115,124 @@ def test_a_killed_run_resumes_to_the_same_end(tiny_recipe, tmp_path):
     assert _curve(whole) == _curve(killed)
 
 
+def test_sigterm_saves_and_ends_in_peace(tiny_recipe, tmp_path):
+    run = tmp_path / "run"
+    assert _stop_after(5, tiny_recipe, run, signal.SIGTERM) == 5
+    assert len(_curve(run)) == 5
+    assert weights(run)
+
+
+def test_a_run_can_be_as_long_as_a_number_of_tokens_or_seconds(tiny_recipe, tmp_path):
+    by_tokens = replace(tiny_recipe, training=replace(tiny_recipe.training, tokens=5 * 128))
+    loop.train(by_tokens, tmp_path / "tokens")
+    assert len(_curve(tmp_path / "tokens")) == 5
+    by_seconds = replace(tiny_recipe, training=replace(tiny_recipe.training, seconds=0.8, steps=1))
+    loop.train(by_seconds, tmp_path / "seconds")
+    end = next(event for event in read_metrics(tmp_path / "seconds") if event["event"] == "end")
+    assert 0.8 <= end["elapsed"] < 3
+
+
+def _poison(patch, steps):
+    """Make the gradient of these steps not finite."""
+    taken = loop._Run._step
+
+    def step(self):
+        if self.step + 1 in steps:
+            original = self.learner.model.lm_head.weight.detach().clone()
+            self.learner.model.lm_head.weight.data.fill_(float("nan"))
+            measured = taken(self)
+            self.learner.model.lm_head.weight.data.copy_(original)
+            return measured
+        return taken(self)
+
+    patch.setattr(loop._Run, "_step", step)
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_logged(tiny_recipe, tmp_path, monkeypatch):
+    _poison(monkeypatch, {3, 8})
+    loop.train(tiny_recipe, tmp_path / "run")
+    events = read_metrics(tmp_path / "run")
+    assert [event["step"] for event in events if event["event"] == "skip"] == [3, 8]
+    assert all(event["loss"] is not None for event in events if event["event"] == "train")
+    assert not [event for event in events if event["event"] == "rollback"]
+
+
+def test_too_many_in_a_row_go_back_to_the_checkpoint(tiny_recipe, tmp_path, monkeypatch):
+    _poison(monkeypatch, {7, 8, 9})
+    loop.train(tiny_recipe, tmp_path / "run")  # a checkpoint every 5 steps
+    events = read_metrics(tmp_path / "run")
+    (rollback,) = [event for event in events if event["event"] == "rollback"]
+    assert (rollback["step"], rollback["to"]) == (9, 5)
+    assert next(event for event in events if event["event"] == "end")["loss"] is not None
+
+
+def test_without_a_checkpoint_to_go_back_to_the_run_ends_with_a_remedy(tiny_recipe, tmp_path, monkeypatch):
+    _poison(monkeypatch, {1, 2, 3})
+    with pytest.raises(UserError, match="learning_rate"):
+        loop.train(tiny_recipe, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"recompute": True},
+        {"mtp_steps": 3, "mtp_trunk_gradient": False},
+        {"mtp_steps": 0},
+        {"balance": "bias", "router_z_loss_weight": 1e-3},
+        {"packing": "best_fit"},
+    ],
+    ids=str,
+)
+def test_every_ingredient_learns(tiny_recipe, tmp_path, changed):
+    recipe = replace(tiny_recipe, training=replace(tiny_recipe.training, **changed))
+    loop.train(recipe, tmp_path / "run")
+    events = read_metrics(tmp_path / "run")
+    losses = _curve(tmp_path / "run")
+    assert losses[-1] < losses[0] - 0.4
+    end = next(event for event in events if event["event"] == "end")
+    assert len(end.get("mtp_acceptance", [])) == changed.get("mtp_steps", 1)
+
+
+def test_recomputation_changes_no_bit(tiny_recipe, tmp_path):
+    for name, recompute in (("kept", False), ("again", True)):
+        training = replace(tiny_recipe.training, recompute=recompute, steps=3)
+        loop.train(replace(tiny_recipe, training=training), tmp_path / name)
+    assert_same_weights(tmp_path / "kept", tmp_path / "again")
+    kept, again = (_values(tmp_path / name, "aux_loss") for name in ("kept", "again"))
+    assert kept == again, "the balancing loss is counted once"
+
+
+def test_an_unknown_set_to_judge_by_is_refused(tiny_recipe, tmp_path):
+    recipe = replace(tiny_recipe, training=replace(tiny_recipe.training, best_by="novel"))
+    with pytest.raises(UserError, match="best_by"):
+        loop.train(recipe, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def _values(run, name):
+    return [event[name] for event in read_metrics(run) if event["event"] == "train"]
+
+
 def _curve(run):
-    return [event["loss"] for event in read_metrics(run) if event["event"] == "train"]
+    return _values(run, "loss")
 
 
-def _stop_after(step, recipe, run):
-    """Train until Ctrl-C arrives after `step` steps; returns the step the run says it stopped after."""
+def _stop_after(step, recipe, run, number=signal.SIGINT):
+    """Train until a signal arrives after `step` steps; returns the step of the newest checkpoint then."""
     taken = loop._Run._step
 
     def counting(self):
         measured = taken(self)
         if self.step == step:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), number)
         return measured
 
     assert threading.current_thread() is threading.main_thread()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop._Run, "_step", counting)
-        with pytest.raises(KeyboardInterrupt):
+        if number == signal.SIGINT:
+            with pytest.raises(KeyboardInterrupt):
+                loop.train(recipe, run)
+        else:
             loop.train(recipe, run)
     return int(newest_checkpoint(run).name.removeprefix("step-"))

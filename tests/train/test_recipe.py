@@ -56,17 +56,21 @@ recipes = st.builds(
     ),
     corpus=st.builds(
         CorpusConfig,
+        paths=st.lists(texts, max_size=3).map(tuple),
+        text_field=texts,
+        errors=st.sampled_from(["strict", "replace"]),
+        cache_dir=st.none() | texts,
+    )
+    | st.builds(
+        CorpusConfig,
         sets=st.dictionaries(
             st.from_regex(r"[a-z0-9_-]+", fullmatch=True),
             st.builds(
-                SetConfig, paths=st.tuples(texts), weight=positive, validation_paths=st.tuples() | st.tuples(texts)
+                SetConfig, paths=st.tuples(texts), weight=positive, validation_paths=st.just(()) | st.tuples(texts)
             ),
             max_size=2,
         ),
         validation_sets=st.dictionaries(st.sampled_from(["A", "B"]), st.tuples(texts), max_size=2),
-        text_field=texts,
-        errors=st.sampled_from(["strict", "replace"]),
-        cache_dir=st.none() | texts,
     ),
     optimizer=st.builds(
         OptimizerConfig, learning_rate=positive, betas=st.tuples(*[st.floats(0, 1, exclude_max=True)] * 2), eps=positive

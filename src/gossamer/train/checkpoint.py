@@ -1,9 +1,9 @@
 """Training state on disk: everything that a run needs to go on as if it had never stopped.
 
 A checkpoint is a folder, `checkpoints/step-00000500/`: tensors (weights, optimizer state, random state) in PyTorch's
-distributed format, which other numbers of processes can read, `progress.json` (counters, the loader's place)
-distributed format, which other numbers of processes can read, `progress.json` (counters, the place in the data)
-either the whole of it or nothing that is taken for it.
+distributed format, each process writing its part and any number of processes reading them, `progress.json` (counters,
+the place in the data) and `manifest.json` (a checksum of every file). It is written under another name, then renamed: a
+crash leaves either the whole of it or nothing that is taken for it.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from torch.optim import Optimizer
 
 from gossamer import device as devices
 from gossamer.errors import UserError
+from gossamer.train.world import ALONE, World
 
 log = logging.getLogger("gossamer")
 
@@ -35,25 +36,39 @@ _PREFIX = "step-"
 _PROGRESS, _MANIFEST = "progress.json", "manifest.json"
 
 
-def save_checkpoint(run: Path, step: int, model: nn.Module, optimizer: Optimizers, progress: dict[str, Any]) -> Path:
+def save_checkpoint(
+    run: Path, step: int, model: nn.Module, optimizers: Optimizers, progress: dict[str, Any], world: World = ALONE
+) -> Path:
     """Write the state after `step`; `progress` is what JSON can hold of it. Returns the folder.
+
+    Every process calls this; the folder is one that all of them see.
 
     Raises:
         UserError: the disk is full; what was there before is untouched.
     """
     folder = run / "checkpoints" / f"{_PREFIX}{step:08d}"
     partial = folder.with_name(f".partial-{folder.name}")
-    shutil.rmtree(partial, ignore_errors=True)
+
+    def begin() -> None:
+        shutil.rmtree(partial, ignore_errors=True)
+        with _disk_errors(partial):
+            partial.mkdir(parents=True)
+
+    def finish() -> None:
+        with _disk_errors(partial):
+            (partial / _PROGRESS).write_text(json.dumps({"step": step, **progress}))
+            checksums[_PROGRESS] = _digest(partial / _PROGRESS)
+            (partial / _MANIFEST).write_text(json.dumps({"files": checksums}, indent=1))
+            _sync(partial)
+            shutil.rmtree(folder, ignore_errors=True)
+            partial.rename(folder)
+            _sync_folder(folder.parent)
+
+    world.on_main(begin)
     with _disk_errors(partial), _quiet():
-        partial.mkdir(parents=True)
-        dcp.save(_state(model, optimizer), checkpoint_id=partial, no_dist=True)
-        (partial / _PROGRESS).write_text(json.dumps({"step": step, **progress}))
-        files = {path.name: _digest(path) for path in sorted(partial.iterdir())}
-        (partial / _MANIFEST).write_text(json.dumps({"files": files}, indent=1))
-        _sync(partial)
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
-        _sync_folder(folder.parent)
+        dcp.save(_state(model, optimizers), checkpoint_id=partial, no_dist=world.size == 1)
+        checksums = _checksums(partial, world)
+    world.on_main(finish)
     return folder
 
 
@@ -67,21 +82,23 @@ def newest_checkpoint(run: Path) -> Path | None:
     return None
 
 
-def load_checkpoint(folder: Path, model: nn.Module, optimizer: Optimizers) -> dict[str, Any]:
+def load_checkpoint(folder: Path, model: nn.Module, optimizers: Optimizers, world: World = ALONE) -> dict[str, Any]:
     """Put a checkpoint's weights, optimizer state and random state in place; returns its `progress`.
+
+    Every process calls this; how many there were when it was written does not matter.
 
     Raises:
         UserError: the checkpoint is of another model.
     """
-    state = _state(model, optimizer)
+    state = _state(model, optimizers)
     try:
         with _quiet():
-            dcp.load(state, checkpoint_id=folder, no_dist=True)
+            dcp.load(state, checkpoint_id=folder, no_dist=world.size == 1)
     except dcp.api.CheckpointException as error:
         reason = next(iter(error.failures.values()))[0]
         raise UserError(f"checkpoint {folder} is of another model: {reason}") from error
     with _quiet():
-        set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+        set_state_dict(model, optimizers, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
     devices.set_random_state(state["random"], _device(model))
     progress: dict[str, Any] = json.loads((folder / _PROGRESS).read_text())
     return progress
@@ -99,13 +116,20 @@ def _checkpoints(run: Path) -> list[Path]:
     return sorted((run / "checkpoints").glob(f"{_PREFIX}*"))
 
 
-def _state(model: nn.Module, optimizer: Optimizers) -> dict[str, Any]:
-    weights, moments = get_state_dict(model, optimizer)
+def _state(model: nn.Module, optimizers: Optimizers) -> dict[str, Any]:
+    weights, moments = get_state_dict(model, optimizers)
     return {"model": weights, "optimizer": moments, "random": devices.random_state(_device(model))}
 
 
 def _device(model: nn.Module) -> Any:
     return next(model.parameters()).device
+
+
+def _checksums(folder: Path, world: World) -> dict[str, str]:
+    """Of every file in a folder, each process reading its share of them."""
+    names = sorted(path.name for path in folder.iterdir())
+    shares = world.gather({name: _digest(folder / name) for name in names[world.rank :: world.size]})
+    return {name: digest for share in shares for name, digest in share.items()}
 
 
 def _damage(folder: Path) -> str:

@@ -10,6 +10,8 @@ What departs from the usual:
   up of an expert, the two halves of the multi-token-prediction head's input.
 - All experts of a layer are one batched product.
 - float32 where the device has no fast bfloat16: `torch.optim.Muon` takes bfloat16 everywhere.
+- Of a matrix spread over processes, each gathers the whole direction and keeps its part of the result. Experts are
+  spread as wholes, so each process orthogonalises its own and nothing is gathered.
 """
 
 from __future__ import annotations
@@ -19,12 +21,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from gossamer import device as devices
 from gossamer.model.attention import GatedAttention
 from gossamer.model.deltanet import GatedDeltaNet
 from gossamer.model.experts import Experts, SwiGLU
 from gossamer.model.mtp import MultiTokenPrediction
+from gossamer.train.world import local
 
 # Of the odd polynomial a x + b x³ + c x⁵ that drives singular values towards 1 in five rounds (Jordan's post).
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -36,7 +40,10 @@ Split = Callable[[Tensor], list[Tensor]]
 
 def orthogonalize(matrices: Tensor) -> Tensor:
     """The nearest (semi-)orthogonal matrices, roughly: […, m, n] → […, m, n] with singular values of 0.7 to 1.2."""
-    dtype = torch.bfloat16 if devices.has_fast_bfloat16(matrices.device) else torch.float32
+    if matrices.dtype == torch.float64:  # who takes it wants to compare exactly
+        dtype = torch.float64
+    else:
+        dtype = torch.bfloat16 if devices.has_fast_bfloat16(matrices.device) else torch.float32
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = (matrices.mT if tall else matrices).to(dtype)
     x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)
@@ -115,9 +122,20 @@ class Muon(torch.optim.Optimizer):
         if not state:
             state["momentum_buffer"] = torch.zeros_like(parameter)
         average = state["momentum_buffer"].lerp_(gradient, 1 - momentum)
-        ahead = gradient.lerp(average, momentum)
+        update = _whole_matrices(gradient.lerp(average, momentum))
+        for matrices in self.splits[parameter](update):
+            matrices.copy_(orthogonalize(matrices)).mul_(_SCALE * max(matrices.shape[-2:]) ** 0.5)
         parameter.mul_(1 - lr * weight_decay)
-        split = self.splits[parameter]
-        for weight, direction in zip(split(parameter), split(ahead), strict=True):
-            scale = _SCALE * max(weight.shape[-2:]) ** 0.5
-            weight.sub_(orthogonalize(direction), alpha=lr * scale)
+        local(parameter).sub_(_own_part(update, parameter), alpha=lr)
+
+
+def _whole_matrices(tensor: Tensor) -> Tensor:
+    """What this process has to see of a tensor to orthogonalise its part: all of a matrix, its own of the experts."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) and tensor.ndim == 2 else local(tensor)
+
+
+def _own_part(update: Tensor, parameter: Tensor) -> Tensor:
+    """Of an update of `_whole_matrices`, the part that belongs to what this process holds of the parameter."""
+    if not isinstance(parameter, DTensor) or parameter.ndim > 2:
+        return update
+    return distribute_tensor(update, parameter.device_mesh, parameter.placements, src_data_rank=None).to_local()

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -74,6 +75,7 @@ def parallelize(
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
+    model.register_forward_hook(_let_go)
 
 
 def clip_grad_norm(parameters: Iterable[Tensor], limit: float, world: World) -> Tensor:
@@ -106,11 +108,18 @@ def gathered_model(model: CausalLM, world: World) -> CausalLM | None:
         whole = CausalLM(model.config, random_weights=False)
     parameters = dict(model.named_parameters(remove_duplicate=False))
     for name, tensor in state.items():
+        assert isinstance(tensor, Tensor)
         owner, _, leaf = name.rpartition(".")
         setattr(whole.get_submodule(owner), leaf, nn.Parameter(tensor) if name in parameters else tensor)
     if model.config.tie_word_embeddings:
         whole.lm_head.weight = whole.model.embed_tokens.weight
     return whole.train(model.training)
+
+
+def _let_go(model: nn.Module, inputs: Any, output: Any) -> None:
+    """Without a backward pass to come nothing else would put the root group's own parameters back in place."""
+    if not torch.is_grad_enabled() and isinstance(model, FSDPModule):
+        model.reshard()
 
 
 def _check_expert_parallel(expert_parallel: int, size: int, experts: int) -> None:

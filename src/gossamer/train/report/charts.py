@@ -15,9 +15,10 @@ from gossamer.train.report.draw import Picture, draw_svg
 from gossamer.train.report.figures import known, size_unit
 from gossamer.train.report.history import AXES, Axis, Event, History, nth, numbers
 
-__all__ = ["Drawn", "drawn", "expert_charts", "learning_charts", "loss_chart", "machine_charts"]
+__all__ = ["WIDE", "Drawn", "drawn", "expert_charts", "learning_charts", "loss_chart", "machine_charts", "pairs"]
 
-WIDE, NARROW = (1040, 330), (440, 270)  # sizes of the pictures, CSS pixels
+WIDE, LOW, NARROW = (1040, 330), (1040, 230), (440, 270)  # sizes of the pictures, CSS pixels
+START = 0.03  # of a run: what falls so steeply that it hides the rest
 
 # The primary held-out set is orange wherever it appears.
 _SET_COLORS = ("validation", "green", "pink", "gold", "sky", "train")
@@ -34,17 +35,23 @@ class Drawn:
     table: dict[str, Any] = field(repr=False)
 
 
-def drawn(chart: Chart, ends: dict[Axis, float], wide: bool = False) -> Drawn:
-    """Draw a chart over both axes."""
+def drawn(chart: Chart, ends: dict[Axis, float], wide: tuple[int, int] | None = None) -> Drawn:
+    """Draw a chart over both axes; ``wide`` is its size if it is to span the page."""
     pictures: list[dict[str, Any]] = []
     for axis in AXES:
-        for size, shape in ((WIDE, "wide"), (NARROW, "narrow")) if wide else ((NARROW, ""),):
+        for size, shape in ((wide, "wide"), (NARROW, "narrow")) if wide else ((NARROW, ""),):
             picture: Picture = draw_svg(chart, axis, ends[axis], *size)
             pictures.append({"axis": axis, "shape": shape, "picture": picture})
     curves = tuple(item for item in chart.curves if item.measured)
     marks = [{"text": mark.text} | {axis: mark.x(axis) for axis in AXES} for mark in chart.marks]
     shown = tuple(item for item in curves if not item.faint)
-    return Drawn(chart, curves, pictures, wide, {"curves": table(shown), "marks": marks})
+    return Drawn(chart, curves, pictures, wide is not None, {"curves": table(shown), "marks": marks})
+
+
+def pairs(charts: list[Chart], ends: dict[Axis, float]) -> list[Drawn]:
+    """Draw charts two abreast; the last of an odd number spans the page."""
+    alone = len(charts) - 1 if len(charts) % 2 else None
+    return [drawn(chart, ends, LOW if index == alone else None) for index, chart in enumerate(charts)]
 
 
 def loss_chart(history: History) -> Chart:
@@ -59,7 +66,7 @@ def loss_chart(history: History) -> Chart:
     undone = _undone(history)
     if undone.measured:
         curves.insert(0, undone)
-    return Chart("Loss", "nats a token", tuple(curves), marks=_marks(history), skip_start=True)
+    return Chart("Loss", "nats a token", tuple(curves), marks=_marks(history), skip_start=START)
 
 
 def learning_charts(history: History) -> list[Chart]:
@@ -67,13 +74,13 @@ def learning_charts(history: History) -> list[Chart]:
     evaluations, train = history.evaluations(), _train(history)
     by_set = tuple(_by_set(evaluations, "loss")) if len(evaluations) > 1 else ()
     charts = [
-        Chart("Validation loss", "nats a token, by held-out set", by_set, skip_start=True),
-        Chart("Bits per byte", "validation", tuple(_by_set(evaluations, "bits_per_byte")), skip_start=True),
+        Chart("Validation loss", "nats a token", by_set, skip_start=START),
+        Chart("Bits per byte", "validation", tuple(_by_set(evaluations, "bits_per_byte")), skip_start=START),
         Chart("Learning rate", "", (curve(train, "learning_rate", "learning rate", "train"),), from_zero=True),
         _single(history, "grad_norm", "Gradient norm", "before clipping", "gradient norm", logarithmic=True),
-        _single(history, "mtp_loss", "Multi-token prediction", "nats a token", "MTP loss", skip_start=True),
+        _single(history, "mtp_loss", "Multi-token prediction", "nats a token", "MTP loss", skip_start=START),
         Chart("Accepted drafts", "share, by the head's step", tuple(_acceptance(evaluations)), from_zero=True),
-        _single(history, "z_loss", "z-loss", "", "z-loss", skip_start=True),
+        _single(history, "z_loss", "z-loss", "", "z-loss", skip_start=START),
     ]
     return [chart for chart in charts if chart.measured]
 
@@ -97,7 +104,7 @@ def expert_charts(history: History) -> list[Chart]:
         Chart("Dead experts", "without a token, all layers", (over_layers("dead", sum, "dead experts", "train"),),
               from_zero=True),
         Chart("Routing entropy", "1 is even", entropy),
-        _single(history, "aux_loss", "Load balance", "auxiliary loss", "auxiliary loss", skip_start=True),
+        _single(history, "aux_loss", "Load balance", "auxiliary loss", "auxiliary loss", skip_start=START),
     ]  # fmt: skip
     return [chart for chart in charts if chart.measured]
 
@@ -107,7 +114,7 @@ def machine_charts(history: History) -> list[Chart]:
     memory = [event["memory"] for event in _train(history) if known(event.get("memory"))]
     unit, name = size_unit(max(memory, default=0))
     peak = curve(_train(history), "memory", "peak memory", "train", scale=1 / unit)
-    stalls = curve(history.of("checkpoint"), "seconds", "seconds", "train", dots=True)
+    stalls = curve(history.of("checkpoint"), "seconds", "seconds", "train", dots=True, line=False)
     charts = [
         _single(history, "tokens_per_second", "Throughput", "tokens a second", "tokens/s"),
         Chart("Peak memory", name, (peak,), from_zero=True),

@@ -21,6 +21,7 @@ __all__ = ["COMPARISON_FILE", "write_comparison"]
 
 COMPARISON_FILE = "comparison.html"
 _MOST = 12  # runs: as many lines as six colours give, whole and dashed
+_START = 0.1  # of the runs: differences show late
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def write_comparison(runs: Sequence[Path], path: Path | None = None) -> Path:
     _check(runs)
     histories = [read_history(folder) for folder in runs]
     # Imported here, as they bring NumPy: other verbs than `report` must not wait for them.
-    from gossamer.train.report.charts import drawn
+    from gossamer.train.report.charts import WIDE, drawn, pairs
     from gossamer.train.report.curves import SERIES
 
     chosen = _chosen_sets(histories)
@@ -80,14 +81,15 @@ def write_comparison(runs: Sequence[Path], path: Path | None = None) -> Path:
         columns.append(Run(name, color, dashed, history, evaluations, _settings(folder)))
     found = [history.ends() for history in histories]
     ends = {axis: max(end[axis] for end in found) for axis in AXES}
+    compared = _charts(columns)
     page = render(
         "compare.html.jinja",
         title=f"{len(runs)} runs compared",
-        remark=_remark(chosen),
+        remark=_remark(histories, chosen),
         warnings=_warnings(columns, chosen),
         runs=columns,
-        rows=[_with_best(row) for row in _rows(columns)],
-        charts=[drawn(chart, ends, wide=index < 1) for index, chart in enumerate(_charts(columns))],
+        rows=list(_rows(columns, same_text=len({name for name in chosen if name}) < 2)),
+        charts=[drawn(chart, ends, WIDE) for chart in compared[:1]] + pairs(compared[1:], ends),
         settings=_differences(columns),
         version=__version__,
     )
@@ -137,9 +139,13 @@ def _chosen_sets(histories: list[History]) -> list[str]:
     return [common if common is not None else next(iter(own), "") for own in names]
 
 
-def _remark(chosen: list[str]) -> str:
-    names = {name for name in chosen if name}
-    return f"validation on {next(iter(names))}" if len(names) == 1 else ""
+def _remark(histories: list[History], chosen: list[str]) -> str:
+    """What is the same for all runs."""
+    starts = [history.last("start") for history in histories]
+    shared = [{start.get(key) for start in starts} for key in ("corpus", "device")]
+    parts = [str(next(iter(values))) for values in shared if len(values) == 1 and None not in values]
+    measured = {name for name in chosen if name}
+    return " · ".join([*parts, f"validation on {next(iter(measured))}"] if len(measured) == 1 else parts)
 
 
 def _warnings(runs: list[Run], chosen: list[str]) -> list[str]:
@@ -161,14 +167,21 @@ def _vocabularies(runs: list[Run]) -> int:
     return len({tuple(run.settings.get(key) for key in keys) for run in runs if run.settings})
 
 
-def _rows(runs: list[Run]) -> Iterator[Row]:
-    """What is compared, line by line; lines that no run has a figure for are left out."""
+def _rows(runs: list[Run], same_text: bool) -> Iterator[Row]:
+    """What is compared, line by line; lines that no run has a figure for are left out.
+
+    ``same_text``: they were measured on the same held-out set, so that one of them is the best.
+    """
+    same_tokens = same_text and _vocabularies(runs) < 2
     for label, find in _LINES.items():
         cells = [find(run) for run in runs]
-        if any(cell.figure != "–" for cell in cells):
-            yield Row(label, cells)
-        if label == "bits per byte":
-            yield from _to_loss(runs)
+        figures = {cell.figure for cell in cells}
+        if figures == {"–"} or (len(figures) == 1 and label in ("device", "corpus")):
+            continue
+        comparable = {"validation loss": same_tokens, "bits per byte": same_text, "drafts accepted": same_text}.get(label, True)
+        yield _with_best(Row(label, cells)) if comparable else Row(label, cells)
+        if label == "bits per byte" and same_tokens:
+            yield from map(_with_best, _to_loss(runs))
 
 
 def _with_best(row: Row) -> Row:
@@ -245,7 +258,7 @@ def _to_loss(runs: list[Run]) -> Iterator[Row]:
     """How soon each run came to the loss that all of them reached: the fairest measure of how fast they learn."""
     lowest = [min((event["loss"] for event in run.evaluations if known(event["loss"])), default=None) for run in runs]
     reached = [loss for loss in lowest if loss is not None]
-    if len(reached) < 2 or _vocabularies(runs) > 1:
+    if len(reached) < 2:
         return
     goal = max(reached)
     for axis, write in (("tokens", count), ("elapsed", duration)):
@@ -278,8 +291,8 @@ def _charts(runs: list[Run]) -> list[Chart]:
         """A curve for each run, of the events that ``find`` gives."""
         return tuple(curve(find(run), key, run.name, run.color, scale, dashed=run.dashed, **style) for run in runs)
 
-    def train(key: str, scale: float = 1.0) -> tuple[Curve, ...]:
-        return each(lambda run: run.history.of("train"), key, scale, smoothed=True, raw=False)
+    def train(key: str, scale: float = 1.0, smoothed: bool = True) -> tuple[Curve, ...]:
+        return each(lambda run: run.history.of("train"), key, scale, smoothed=smoothed, raw=False)
 
     def evaluated(key: Any) -> tuple[Curve, ...]:
         return each(lambda run: run.evaluations, key, dots=True)
@@ -297,17 +310,17 @@ def _charts(runs: list[Run]) -> list[Chart]:
     memory = [event["memory"] for run in runs for event in run.history.of("train") if known(event.get("memory"))]
     unit, unit_name = size_unit(max(memory, default=0))
     charts = [
-        Chart("Validation loss", "nats a token", evaluated("loss"), skip_start=True),
-        Chart("Training loss", "nats a token, averaged", train("loss"), skip_start=True),
-        Chart("Bits per byte", "validation", evaluated("bits_per_byte"), skip_start=True),
+        Chart("Validation loss", "nats a token", evaluated("loss"), skip_start=_START),
+        Chart("Training loss", "nats a token, averaged", train("loss"), skip_start=_START),
+        Chart("Bits per byte", "validation", evaluated("bits_per_byte"), skip_start=_START),
         Chart("Gradient norm", "before clipping, averaged", train("grad_norm"), logarithmic=True),
-        Chart("Learning rate", "", train("learning_rate"), from_zero=True),
+        Chart("Learning rate", "", train("learning_rate", smoothed=False), from_zero=True),
         Chart("Accepted drafts", "share, of the head's first step", evaluated(first_step), from_zero=True),
-        Chart("Multi-token prediction", "nats a token, averaged", train("mtp_loss"), skip_start=True),
+        Chart("Multi-token prediction", "nats a token, averaged", train("mtp_loss"), skip_start=_START),
         Chart("Busiest expert", "its load / its layer's mean", experts("max_over_mean", max), logarithmic=True),
         Chart("Dead experts", "without a token, all layers", experts("dead", math.fsum), from_zero=True),
         Chart("Throughput", "tokens a second, averaged", train("tokens_per_second")),
-        Chart("Peak memory", unit_name, train("memory", 1 / unit), from_zero=True),
+        Chart("Peak memory", unit_name, train("memory", 1 / unit, smoothed=False), from_zero=True),
     ]
     if _vocabularies(runs) > 1:
         charts.insert(0, charts.pop(2))

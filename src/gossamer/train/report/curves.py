@@ -54,6 +54,7 @@ class Curve:
     smoothed: bool = False  # draw the moving average of the values
     raw: bool = True  # below the average, draw the values faintly
     dots: bool = False  # few and precious points: mark each
+    line: bool = True  # between the points
     dashed: bool = False
     faint: bool = False  # a thin line, of what is only history
 
@@ -89,7 +90,7 @@ class Chart:
     marks: tuple[Mark, ...] = ()
     logarithmic: bool = False
     from_zero: bool = False
-    skip_start: bool = False  # let the run's first few per cent leave the picture, to show the rest larger
+    skip_start: float = 0.0  # share of the run that may leave the picture at its start, to show the rest larger
 
     @property
     def measured(self) -> bool:

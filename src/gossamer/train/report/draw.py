@@ -90,8 +90,9 @@ def _curve(item: Curve, x: Floats, up: Scale, high: int) -> str:
             parts.append(path(values, f'{color} stroke-opacity="{0.28 if crowded else 0.5}"'))
         values = smooth(values)
     dash = ' stroke-dasharray="7 4"' if item.dashed else ""
-    parts.append(path(values, f'{color} stroke-width="2"{dash}'))
-    if item.dots and len(values) <= 60:
+    if item.line:
+        parts.append(path(values, f'{color} stroke-width="2"{dash}'))
+    if not item.line or (item.dots and len(values) <= 60):
         parts.append(_dots(x, y(values), item.color, 2.6))
     return "".join(parts)
 

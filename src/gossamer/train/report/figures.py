@@ -16,7 +16,7 @@ def known(value: Any) -> bool:
 
 
 def human(value: float, digits: int = 3) -> str:
-    """Write a number with so many digits at most and a letter: 57012345 -> "57M"; 1234 -> "1.23K"."""
+    """Write a number in short, with so many digits at most: 57012345 -> "57M"; 1234 -> "1.23K"; 0.0006 -> "6e-4"."""
     for unit, letter in _LETTERS:
         if abs(value) >= (1 - 0.5 * 10**-digits) * unit:  # 999,999 rounds to 1M, not to 1000K
             return _plain(value / unit, digits) + letter
@@ -24,7 +24,10 @@ def human(value: float, digits: int = 3) -> str:
 
 
 def _plain(value: float, digits: int) -> str:
-    return f"{value:.{max(digits, 3)}g}"
+    if 0 < abs(value) < 1e-3:
+        mantissa, _, power = f"{value:.{digits - 1}e}".partition("e")
+        return f"{float(mantissa):g}e{int(power)}"
+    return f"{value:.{digits}g}"
 
 
 def count(value: Any) -> str:

@@ -49,8 +49,8 @@ def write_report(run: Path, path: Path | None = None) -> Path:
 
     config, config_text = configuration(run)
     ends, loss = history.ends(), charts.loss_chart(history)
-    learning = [charts.drawn(loss, ends, wide=True)] if loss.measured else []
-    learning += [charts.drawn(chart, ends) for chart in charts.learning_charts(history)]
+    learning = [charts.drawn(loss, ends, charts.WIDE)] if loss.measured else []
+    learning += charts.pairs(charts.learning_charts(history), ends)
     names = heat.layer_names(config.get("model"), _num_layers(history))
     incidents = history.incidents()
     page = render(
@@ -64,10 +64,10 @@ def write_report(run: Path, path: Path | None = None) -> Path:
         warning=_warning(history),
         sets=_sets(history),
         learning=learning,
-        experts=[charts.drawn(chart, ends) for chart in charts.expert_charts(history)],
+        experts=charts.pairs(charts.expert_charts(history), ends),
         heat_maps=[found for found in (heat.load_over_time(history, names), heat.latest_load(history, names)) if found],
         balance=_balance(history, names),
-        machine=[charts.drawn(chart, ends) for chart in charts.machine_charts(history)],
+        machine=charts.pairs(charts.machine_charts(history), ends),
         evaluations=_evaluations(history),
         incidents=spread(incidents, _INCIDENTS)[::-1],
         incident_count=len(incidents),

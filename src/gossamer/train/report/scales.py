@@ -7,14 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gossamer.train.report.curves import Chart, Floats
+from gossamer.train.report.curves import Chart, Floats, smooth
 from gossamer.train.report.figures import human
 from gossamer.train.report.history import Axis
 
 __all__ = ["Scale", "nice", "x_scale", "y_scale"]
 
 _TIME_UNITS = ((86400.0, "days"), (3600.0, "hours"), (60.0, "minutes"), (1.0, "seconds"))
-_SKIPPED = 0.03  # of a run, by Chart.skip_start
 
 
 @dataclass(frozen=True)
@@ -85,11 +84,12 @@ def _logarithmic(values: Floats) -> Scale:
 
 def _within(chart: Chart) -> Floats:
     """The values that the vertical axis must show: finite, and without the run's start if that may leave."""
-    everything = [item.values[np.isfinite(item.values)] for item in chart.curves if not item.faint]
+    shown = [item for item in chart.curves if not item.faint]
+    values = [smooth(item.values) if item.smoothed and not item.raw else item.values for item in shown]
+    everything = [drawn[np.isfinite(drawn)] for drawn in values]
     if chart.skip_start:
-        end = max((item.steps[-1] for item in chart.curves if len(item.steps)), default=0.0)
-        later = [item.values[(item.steps > _SKIPPED * end) & np.isfinite(item.values)] for item in chart.curves
-                 if not item.faint]  # fmt: skip
+        begin = chart.skip_start * max((item.steps[-1] for item in shown if len(item.steps)), default=0.0)
+        later = [drawn[(item.steps > begin) & np.isfinite(drawn)] for item, drawn in zip(shown, values, strict=True)]
         if sum(map(len, later)) >= 10:  # else too little is left to look at
             everything = later
     return np.concatenate([np.empty(0), *everything])

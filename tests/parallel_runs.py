@@ -1,0 +1,238 @@
+"""Short training runs on one process or several, to be compared; as a script, what torchrun starts.
+
+    python -m torch.distributed.run --standalone --nproc-per-node 2 tests/parallel_runs.py cases.json results.json
+
+The global batches depend on the seed alone, and every process takes its rows of them. Float64 where nothing else is
+asked for: then many processes differ from one by rounding errors far below what a mistake would do.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.distributed.tensor import DTensor
+
+from gossamer import ops
+from gossamer.errors import UserError
+from gossamer.model.causal_lm import CausalLM, targets_ahead
+from gossamer.model.config import ModelConfig
+from gossamer.model.experts import Experts, load_balancing_loss
+from gossamer.model.mtp import MTPTraining
+from gossamer.ops.linear_cross_entropy import IGNORED
+from gossamer.ops.packing import document_lengths
+from gossamer.train.checkpoint import load_checkpoint, save_checkpoint
+from gossamer.train.config import OptimizerConfig
+from gossamer.train.expert_parallel import SpreadExperts
+from gossamer.train.optimizer import build_optimizers
+from gossamer.train.parallel import clip_grad_norm, gathered_model, parallelize
+from gossamer.train.world import World, local
+
+ROWS, LENGTH, VOCABULARY = 4, 24, 48
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A run of a tiny network.
+
+    Attributes:
+        optimizer: adamw or muon
+        first, last: its steps; a first one beyond 1 goes on from `resume`
+        save: folder that the state is saved into after the last step
+    """
+
+    optimizer: str = "adamw"
+    first: int = 1
+    last: int = 4
+    expert_parallel: int = 1
+    recompute: bool = False
+    experts: int = 8
+    tied: bool = False
+    mtp_steps: int = 2
+    dtype: str = "float64"
+    compute_dtype: str = ""
+    resume: str = ""
+    save: str = ""
+
+    def model(self) -> CausalLM:
+        torch.manual_seed(3)
+        config = ModelConfig(
+            vocab_size=VOCABULARY, hidden_size=24, intermediate_size=32, num_hidden_layers=3,
+            layer_types=("linear_attention", "full_attention", "linear_attention"), mlp_only_layers=(2,),
+            num_attention_heads=2, num_key_value_heads=1, head_dim=12, partial_rotary_factor=0.5,
+            linear_num_key_heads=1, linear_num_value_heads=2, linear_key_head_dim=8, linear_value_head_dim=8,
+            num_experts=self.experts, num_experts_per_tok=2, moe_intermediate_size=12,
+            shared_expert_intermediate_size=12, tie_word_embeddings=self.tied, initializer_range=0.1,
+        )  # fmt: skip
+        model = CausalLM(config).to(getattr(torch, self.dtype))
+        if not self.mtp_steps:
+            model.mtp.requires_grad_(False)
+        return model
+
+
+def run(case: Case, world: World) -> dict[str, Any]:
+    """Take the case's steps; every process gives the same numbers, of all of them together."""
+    model = case.model()
+    compute_dtype = getattr(torch, case.compute_dtype) if case.compute_dtype else None
+    parallelize(model, world, case.expert_parallel, case.recompute, compute_dtype)
+    optimizers = build_optimizers(model, OptimizerConfig(case.optimizer, learning_rate=1e-2))
+    if case.resume:
+        load_checkpoint(Path(case.resume), model, optimizers, world)
+    result: dict[str, Any] = {"losses": [], "norms": [], "loads": [], "held_out": []}
+    for step in range(case.first, case.last + 1):
+        loss, load = _forward_backward(model, case, step, world)
+        result["losses"].append(loss.item())
+        result["loads"].append([] if load is None else load.tolist())
+        result["norms"].append(clip_grad_norm(model.parameters(), 1.0, world).item())
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        result["held_out"].append(_held_out(model, world))
+    if world.size > 1:
+        assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
+    if case.save:
+        result["saved"] = str(save_checkpoint(Path(case.save), case.last, model, optimizers, {"place": 7}, world))
+    whole = gathered_model(model, world)
+    assert (whole is not None) == world.is_main
+    if whole is not None:
+        assert whole.state_dict().keys() == case.model().state_dict().keys()
+        result["gathered"] = _held_out(whole, World())
+    return result
+
+
+def _batch(seed: int, world: World) -> tuple[dict[str, torch.Tensor], list[float]]:
+    """This process's rows of a packed batch, arithmetic progressions in documents of random lengths, and divisors."""
+    random = torch.Generator().manual_seed(seed)
+    starts = torch.rand(ROWS * LENGTH, generator=random) < 0.15
+    starts[::LENGTH] = True
+    begin = starts.nonzero().flatten()
+    cu_seqlens = torch.cat([begin, torch.tensor([ROWS * LENGTH])])
+    pace = torch.randint(1, 4, (len(begin),), generator=random).repeat_interleave(cu_seqlens.diff())
+    ids = (pace * torch.arange(ROWS * LENGTH) % VOCABULARY).view(ROWS, LENGTH)
+    labels = ids.clone()
+    labels[-1, LENGTH // 2 :] = IGNORED  # padding: the processes have unequal numbers of targets
+    divisors = [
+        float((targets_ahead(labels, document_lengths(ROWS, LENGTH, cu_seqlens), places) != IGNORED).sum())
+        for places in (1, 2, 3)
+    ]
+    share = ROWS // world.size
+    first = world.rank * share * LENGTH
+    mine = slice(world.rank * share, (world.rank + 1) * share)
+    inside = cu_seqlens[(cu_seqlens >= first) & (cu_seqlens <= first + share * LENGTH)] - first
+    return {"input_ids": ids[mine], "labels": labels[mine], "cu_seqlens": inside.int()}, divisors
+
+
+def _forward_backward(model: CausalLM, case: Case, seed: int, world: World) -> tuple[torch.Tensor, Any]:
+    batch, divisors = _batch(seed, world)
+    mtp = MTPTraining(case.mtp_steps) if case.mtp_steps else None
+    out = model(**batch, mtp=mtp, divisors=divisors)
+    loss = out.loss
+    if out.mtp_loss is not None:
+        loss = loss + 0.3 * out.mtp_loss
+    load = None
+    if out.routing is not None:
+        load = world.sum_(out.routing.load.clone()) / world.size
+        balance = load_balancing_loss(load, out.routing.probability) + 0.1 * out.routing.z.sum()
+        loss = loss + 0.01 * balance / world.size
+    loss.backward()
+    return world.sum_(loss.detach()), load
+
+
+@torch.no_grad()
+def _held_out(model: CausalLM, world: World) -> float:
+    batch, divisors = _batch(0, world)
+    return world.sum_(model(**batch, mtp=None, divisors=divisors).loss).item()
+
+
+def lopsided_experts(world: World) -> dict[str, Any]:
+    """Experts spread over all processes against the same experts in one place: the largest differences.
+
+    Process r has 5 r tokens, none for r = 0, and all of them choose experts that the last process holds.
+    """
+    config = Case().model().config
+    torch.manual_seed(1)
+    whole = Experts(config).double()
+    for weight in whole.parameters():
+        torch.nn.init.normal_(weight)
+    spread = SpreadExperts(whole, world.mesh)
+    counts = [5 * rank for rank in range(world.size)]
+    x, weights = torch.randn(sum(counts), config.hidden_size).double(), torch.rand(sum(counts), 2).double()
+    ids = torch.randint(config.num_experts - config.num_experts // world.size, config.num_experts, (sum(counts), 2))
+    towards = torch.randn_like(x)
+
+    x_all, weights_all = x.clone().requires_grad_(), weights.clone().requires_grad_()
+    y_all = ops.grouped_mlp(x_all, ids, weights_all, whole.gate_up_proj, whole.down_proj)
+    (y_all * towards).sum().backward()
+    mine = slice(sum(counts[: world.rank]), sum(counts[: world.rank + 1]))
+    x_mine, weights_mine = x[mine].clone().requires_grad_(), weights[mine].clone().requires_grad_()
+    y_mine = spread(x_mine, ids[mine], weights_mine)
+    (y_mine * towards[mine]).sum().backward()
+
+    pairs = {
+        "y": (y_mine, y_all[mine]),
+        "x": (x_mine.grad, x_all.grad[mine]),
+        "weights": (weights_mine.grad, weights_all.grad[mine]),
+        "gate_up_proj": (spread.gate_up_proj.grad.full_tensor(), whole.gate_up_proj.grad),
+        "down_proj": (spread.down_proj.grad.full_tensor(), whole.down_proj.grad),
+    }
+    return {name: max((F.l1_loss(*pair).item() for _ in "1" if pair[0].numel()), default=0.0) for name, pair in pairs.items()}
+
+
+def conversation(world: World) -> dict[str, Any]:
+    """What the processes hear of each other."""
+
+    def fail() -> None:
+        raise UserError("no such corpus")
+
+    try:
+        world.on_main(fail)
+        heard = ""
+    except UserError as error:
+        heard = str(error)
+    return {
+        "sum": world.sum_(torch.tensor([1.0, world.rank])).tolist(),
+        "max": world.max(10 + world.rank),
+        "on_main": world.on_main(lambda: {"rank": world.rank}),
+        "error": heard,
+        "gather": world.gather(str(world.rank)),
+        "local": local(torch.ones(3)).shape[0],
+    }
+
+
+def launch(processes: int, cases: list[Case], folder: Path) -> list[dict[str, Any]]:
+    """Run the cases one after the other on several processes under torchrun; results by case, then the two checks."""
+    order, results = folder / "cases.json", folder / "results.json"
+    order.write_text(json.dumps([asdict(case) for case in cases]))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, __file__, str(order), str(results)], env=environment, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr[-20000:]
+    gathered: list[dict[str, Any]] = json.loads(results.read_text())
+    return gathered
+
+
+def main() -> None:
+    order, results = sys.argv[1:]
+    names = {field.name for field in fields(Case)}
+    cases = [Case(**values) for values in json.loads(Path(order).read_text()) if values.keys() == names]
+    world = World.join(CPU)
+    found = [*(run(case, world) for case in cases), lopsided_experts(world), conversation(world)]
+    everywhere = world.gather([{**result, "gathered": None} for result in found[: len(cases)]])
+    assert all(other == everywhere[0] for other in everywhere), "the processes disagree"
+    worst = world.gather(found[-2])
+    found[-2] = {name: max(differences[name] for differences in worst) for name in worst[0]}
+    if world.is_main:
+        Path(results).write_text(json.dumps(found))
+    world.close()
+
+
+if __name__ == "__main__":
+    main()
