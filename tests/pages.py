@@ -88,5 +88,5 @@ class Page(HTMLParser):
 
 
 def record(folder: Path, events: list[dict[str, Any]]) -> None:
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))

@@ -13,6 +13,7 @@ import pytest
 
 import gossamer
 from gossamer.cli import VERBS, main
+from gossamer.data.config import SetConfig
 from gossamer.errors import UserError
 from gossamer.train.recipe import Recipe, field_types, load_recipe, recipe_from, to_yaml
 
@@ -71,6 +72,9 @@ MISTAKES = [
     ("sample", "missing RUN (gossamer sample --help)"),
     ("export runs/mine", "missing DIR (gossamer export --help)"),
     ("sample runs/mien", "no run 'runs/mien'; did you mean 'runs/mine'?"),
+    ("report", "missing RUN (gossamer report --help)"),
+    ("report runs/mine --out", "--out needs one value"),
+    ("report runs/mine runs/mien", "no run 'runs/mien'; did you mean 'runs/mine'?"),
     ("report zzz", "no run 'zzz' (a folder that `gossamer train` wrote, or a Hugging Face directory)"),
     ("sample runs/mine more", "unexpected argument 'more' (gossamer sample --help)"),
     ("sample runs/mine --token 3", "unknown option '--token'; did you mean '--tokens'?"),
@@ -98,6 +102,18 @@ MISTAKES = [
     ("train --model.mlp_only_layers 1 z", "--model.mlp_only_layers 1 z: expected a list, each a whole number"),
     ("train --model.norm_topk_prob maybe", "--model.norm_topk_prob maybe: expected true or false"),
     ("train --model.num_key_value_heads 3", "model.num_attention_heads = 2 is not a multiple of"),
+    (
+        "train --corpus.sets.a.weigth 2",
+        "unknown option '--corpus.sets.a.weigth'; did you mean '--corpus.sets.a",
+    ),
+    ("train --corpus.sets.a.weight x", "--corpus.sets.a.weight = 'x': expected a number"),
+    ("train --corpus.sets.a.weight", "--corpus.sets.a.weight needs one value"),
+    ("train --corpus.sets.a.weight 2", "corpus.sets.a: names no paths; give its files and folders"),
+    ("train --corpus.sets [a", "--corpus.sets [a: not YAML; write {name: ...}"),
+    (
+        "train --corpus.sets 3",
+        "--corpus.sets = 3: expected names, each with a section of paths, weight, v",
+    ),
     ("train --errors ignore", "--errors ignore: expected one of strict, replace"),
     ("train --data a --corpus.paths b", "--data and --corpus.paths set the same value; give one of them"),
     ("train --resume", "--resume: no run in runs/demo"),
@@ -172,7 +188,7 @@ def test_every_option_of_a_verb_has_a_help_with_type_and_default(verb: str, caps
     assert main([verb, "--help"]) == 0
     out = capsys.readouterr().out
     options = re.split(r"\n  (?=--\w)", out)[1:]
-    assert options or verb == "report"
+    assert options
     for option in options:
         assert re.search(r"\((.*type: .*|default: \w+)\)", " ".join(option.split())), option
 
@@ -215,6 +231,18 @@ def test_train_overrides_by_dotted_name_and_by_short_name(training: Calls) -> No
     }
     assert recipe == recipe_from(load_recipe("nano"), wanted)
     assert (folder, resume) == (Path("x"), False)
+
+
+def test_train_mixes_sets(training: Calls) -> None:
+    Path("a.txt").write_text("text")
+    line = "train --out x --corpus.sets.a.paths a.txt b.txt --corpus.sets.a.weight 2 --corpus.validation_sets.far f.txt"
+    assert main([*line.split(), "--corpus.sets={c: {paths: [c.txt], weight: 1e-1}}", "--training.steps", "3"]) == 0
+    recipe, _, _ = trained(training)
+    assert recipe.corpus.sets == {
+        "c": SetConfig(("c.txt",), 0.1),
+        "a": SetConfig((str(Path("a.txt").absolute()), "b.txt"), 2.0),
+    }
+    assert recipe.corpus.validation_sets == {"far": ("f.txt",)} and recipe.training.steps == 3
 
 
 def test_train_names_the_run_after_the_recipes_file(training: Calls) -> None:
@@ -279,10 +307,19 @@ def test_report_prints_where_it_is(
     run: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     calls = replace(monkeypatch, "gossamer.train.report", "write_report")
-    calls.answer = Path(run, "report.html")
+    comparisons = Calls()
+    monkeypatch.setattr(sys.modules["gossamer.train.report"], "write_comparison", comparisons, raising=False)
+    calls.answer, comparisons.answer = Path(run, "report.html"), Path("runs/comparison.html")
     assert main(["report", run]) == 0
-    assert capsys.readouterr().out == f"{run}/report.html\n"
-    assert calls == [((Path(run),), {})]
+    assert main(["report", run, "--out", "page.html"]) == 0
+    assert capsys.readouterr().out == f"{run}/report.html\n" * 2
+    assert calls == [((Path(run), None), {}), ((Path(run), Path("page.html")), {})]
+    Path("runs/other").mkdir()
+    assert main(["report", run, "runs/other"]) == 0
+    assert main(["report", "--out=page.html", "runs/other", run]) == 0
+    assert capsys.readouterr().out == "runs/comparison.html\n" * 2
+    runs = [Path(run), Path("runs/other")]
+    assert comparisons == [((runs, None), {}), ((runs[::-1], Path("page.html")), {})]
 
 
 @pytest.mark.parametrize("line", ["export RUN out", "export RUN --to hf out", "export --to=hf RUN out"])

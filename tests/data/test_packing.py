@@ -3,7 +3,6 @@
 import json
 import os
 from collections import Counter
-from itertools import chain, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -12,80 +11,23 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gossamer.data import rows as rows_module
-from gossamer.data.files import standard_library
 from gossamer.data.mixture import Mixture
-from gossamer.data.packing import IGNORE, PACKINGS, Batch, TrainBatches, validation_batches
+from gossamer.data.packing import IGNORE, PACKINGS, TrainBatches, validation_batches
 from gossamer.data.rows import SplitRows
 from gossamer.data.shards import Shard, open_shard
 from gossamer.errors import UserError
-
-
-def shard_of(sizes: list[int], fingerprint: str = "f") -> Shard:
-    """Documents of ``sizes`` tokens; each token but the delimiters (0) is another number, so that it is found again."""
-    offsets = np.cumsum([0, *sizes])
-    tokens = np.arange(1, offsets[-1] + 1, dtype=np.uint32)
-    tokens[offsets[:-1]] = tokens[offsets[1:] - 1] = 0
-    return Shard(tokens, offsets, int(offsets[-1]), fingerprint)
-
-
-def marked(sizes: list[int]) -> Shard:
-    """Like ``shard_of`` with numbers for the delimiters, too: token i is i + 1."""
-    offsets = np.cumsum([0, *sizes])
-    return Shard(np.arange(1, offsets[-1] + 1, dtype=np.uint32), offsets, int(offsets[-1]), "f")
-
-
-def alone(shard: Shard) -> Mixture:
-    return Mixture({"train": shard})
-
-
-def stretches(batch: Batch) -> list[list[int]]:
-    """What lies between the boundaries, padding left out."""
-    flat, labels = batch.input_ids.flatten(), batch.labels.flatten()
-    bounds = batch.cu_seqlens.tolist()
-    found = []
-    for begin, end in pairwise(bounds):
-        kept = labels[begin:end] != IGNORE
-        assert bool(kept.all()) or not bool(kept.any())  # padding is a document of its own
-        if bool(kept.all()):
-            found.append(flat[begin:end].tolist())
-    return found
-
-
-def check(batch: Batch, rows: int, length: int, shard: Shard) -> None:
-    """What holds for every batch."""
-    assert batch.input_ids.shape == batch.labels.shape == (rows, length)
-    assert batch.input_ids.dtype == batch.labels.dtype == torch.int64
-    padding = batch.labels == IGNORE
-    assert torch.equal(batch.labels[~padding], batch.input_ids[~padding])
-    assert bool((batch.input_ids[padding] == int(shard.tokens[0])).all())
-    assert bool((padding[:, 1:] >= padding[:, :-1]).all())  # at rows' ends alone
-    cu = batch.cu_seqlens
-    assert cu.dtype == torch.int32 and cu.device.type == "cpu"
-    assert cu[0] == 0 and cu[-1] == rows * length and bool((cu.diff() > 0).all())
-    assert set(range(0, rows * length, length)) <= set(cu.tolist())
-
-
-def inside_one_document(stretch: list[int], shard: Shard) -> bool:
-    """Consecutive tokens of a ``marked`` shard, all of one document."""
-    begin = stretch[0] - 1
-    document = np.searchsorted(shard.offsets, begin, side="right")
-    return (
-        stretch == list(range(begin + 1, begin + 1 + len(stretch))) and begin + len(stretch) <= shard.offsets[document]
-    )
-
-
-def targets(batch: Batch) -> list[int]:
-    """Tokens that are predicted: all of a stretch but its first."""
-    return [token for stretch in stretches(batch) for token in stretch[1:]]
-
-
-def all_targets(shard: Shard) -> Counter[int]:
-    return Counter(set(range(1, shard.num_tokens + 1)) - set((shard.offsets[:-1] + 1).tolist()))
-
-
-SIZES = st.lists(st.integers(3, 40), min_size=1, max_size=12)
-LENGTHS = st.integers(2, 16)
+from packed_rows import (
+    LENGTHS,
+    SIZES,
+    all_targets,
+    alone,
+    check,
+    inside_one_document,
+    marked,
+    shard_of,
+    stretches,
+    targets,
+)
 
 
 @given(SIZES, LENGTHS, st.integers(1, 3))
@@ -168,7 +110,7 @@ def test_state_is_tiny_and_leaves_no_doubt() -> None:
         TrainBatches(alone(shard), 4, 16, seed=2).load_state_dict(state)
     with pytest.raises(UserError, match=r"packing: .* taken with split, not best_fit"):
         TrainBatches(alone(shard), 4, 16, 1, "best_fit").load_state_dict(state)
-    with pytest.raises(UserError, match=r"sets: .* taken with train, not train, code"):
+    with pytest.raises(UserError, match=r"sets: .* taken with train, not code, train"):
         TrainBatches(Mixture({"train": shard, "code": shard}), 4, 16, 1).load_state_dict(state)
     with pytest.raises(UserError, match="of another gossamer version"):
         batches.load_state_dict({"fingerprint": "f", "seed": 1})
@@ -182,127 +124,6 @@ def test_a_changed_set_of_several_is_named() -> None:
         TrainBatches(Mixture(shards, {"a": 1, "b": 3}), 4, 16, 1).load_state_dict(state)
     with pytest.raises(UserError, match="the training data of 'b' is not what"):
         TrainBatches(Mixture(shards | {"b": shard_of([50] * 9, "g")}), 4, 16, 1).load_state_dict(state)
-
-
-@pytest.mark.parametrize("packing", PACKINGS)
-def test_sets_get_their_share_of_the_tokens(packing: str) -> None:
-    shards = {"long": marked([400] * 20), "short": marked([9, 12, 5] * 30), "other": marked([70] * 9)}
-    weights = {"long": 5.0, "short": 1.5, "other": 1.0, "none": 0.0}
-    mixture = Mixture(shards | {"none": marked([5])}, weights)
-    assert set(mixture.shards) == set(shards)
-    names = {id(shard): name for name, shard in shards.items()}
-    batches = TrainBatches(mixture, 1, 32, 0, packing)
-    drawn: Counter[str] = Counter()
-    for _ in range(600):
-        shard, row = batches._next_row()
-        drawn[names[id(shard)]] += sum(count for _, count in row)
-        assert all(inside_one_document(list(range(begin + 1, begin + 1 + count)), shard) for begin, count in row)
-        # at any time, not in the end alone, and to a row
-        for name, tokens in drawn.items():
-            assert abs(tokens - sum(drawn.values()) * weights[name] / 7.5) <= 2 * 32
-    assert batches.state_dict()["sets"]["short"]["position"]["rest_epoch"] > 1  # each has epochs of its own
-    assert batches.state_dict()["sets"]["long"]["position"]["full_done"] < 20 * 12 * 2
-
-
-@pytest.mark.parametrize("packing", PACKINGS)
-@given(SIZES, LENGTHS, st.sampled_from([(4, 1), (4, 2), (4, 4), (6, 3), (6, 2)]))
-def test_processes_share_the_same_batches(packing: str, sizes: list[int], length: int, shape: tuple[int, int]) -> None:
-    rows, world = shape
-    data = Mixture({"a": shard_of([*sizes, length]), "b": shard_of([length, *sizes])})
-    whole = TrainBatches(data, rows, length, 1, packing)
-    ranks = [TrainBatches(data, rows, length, 1, packing, rank, world) for rank in range(world)]
-    for _ in range(5):
-        expected, parts = next(whole), [next(one) for one in ranks]
-        assert torch.equal(torch.cat([part.input_ids for part in parts]), expected.input_ids)
-        assert torch.equal(torch.cat([part.labels for part in parts]), expected.labels)
-        for part in parts:
-            check(part, rows // world, length, data.shards["a"])
-        assert list(chain.from_iterable(map(stretches, parts))) == stretches(expected)
-        assert all(one.state_dict() == whole.state_dict() for one in ranks)
-    again = TrainBatches(data, rows, length, 1, packing)  # a state of many processes goes on in one
-    again.load_state_dict(ranks[-1].state_dict())
-    assert torch.equal(next(again).input_ids, next(whole).input_ids)
-
-
-@given(SIZES, LENGTHS, st.sampled_from([(4, 2), (4, 4), (6, 3)]), st.none() | st.integers(1, 100))
-def test_processes_share_a_validation_pass(
-    sizes: list[int], length: int, shape: tuple[int, int], most: int | None
-) -> None:
-    rows, world = shape
-    shard = marked(sizes)
-    whole = list(validation_batches(shard, rows, length, most))
-    ranks = [list(validation_batches(shard, rows, length, most, rank, world)) for rank in range(world)]
-    assert all(len(batches) == len(whole) for batches in ranks)
-    for parts, expected in zip(zip(*ranks, strict=True), whole, strict=True):
-        assert len({part.input_ids.shape for part in parts}) == 1  # collectives match
-        for part in parts:
-            check(part, len(part.input_ids), length, shard)
-        assert list(chain.from_iterable(map(stretches, parts))) == stretches(
-            expected
-        )  # and nothing but padding besides
-
-
-def test_a_process_without_rows_gets_padding() -> None:
-    shard = shard_of([4])
-    (batch,) = validation_batches(shard, 4, 10, rank=3, world=4)
-    assert batch.input_ids.tolist() == [[0] * 10] and batch.labels.tolist() == [[IGNORE] * 10]
-    assert batch.cu_seqlens.tolist() == [0, 10]
-
-
-def lognormal(median: float, sigma: float, count: int) -> list[int]:
-    drawn = np.random.default_rng(0).lognormal(np.log(median), sigma, count)
-    return np.clip(drawn, 3, 10**6).astype(int).tolist()
-
-
-@pytest.mark.parametrize("window", [1 << 16, 1 << 12])
-@pytest.mark.parametrize(
-    ("name", "sizes", "length"),
-    [
-        ("web pages", lognormal(600, 1.2, 20_000), 2048),
-        ("short rows", lognormal(600, 1.2, 5_000), 512),
-        ("chats", lognormal(250, 0.8, 20_000), 2048),
-        ("books", lognormal(80_000, 0.7, 60), 2048),
-        ("tweets", lognormal(30, 0.5, 20_000), 512),
-        ("even", np.random.default_rng(0).integers(3, 4096, 10_000).tolist(), 2048),
-    ],
-)
-def test_best_fit_uses_nearly_every_position(
-    name: str, sizes: list[int], length: int, window: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(rows_module, "_WINDOW", window)
-    shard = shard_of(sizes)
-    batches = TrainBatches(alone(shard), 1, length, 0, "best_fit")
-    assert batches.utilisation == 1.0
-    while batches.state_dict()["sets"]["train"]["position"]["rest_epoch"] == 0:  # an epoch
-        batches._next_row()
-    assert 0.99 < batches.utilisation < 1.0
-
-
-def test_best_fit_on_the_standard_library() -> None:
-    sizes = [max(3, path.stat().st_size // 4) for path, _ in standard_library()]
-    batches = TrainBatches(alone(shard_of([size for size in sizes if size])), 1, 512, 0, "best_fit")
-    while batches.state_dict()["sets"]["train"]["position"]["rest_epoch"] == 0:
-        batches._next_row()
-    assert batches.utilisation > 0.99
-
-
-def test_utilisation_counts_padding() -> None:
-    batches = TrainBatches(alone(shard_of([6, 6, 6])), 3, 10, 0, "best_fit")
-    batch = next(batches)
-    assert batches.utilisation == pytest.approx(float((batch.labels != IGNORE).float().mean())) == pytest.approx(0.6)
-
-
-def test_best_fit_keeps_documents_whole() -> None:
-    sizes = [3 + index % 30 for index in range(300)]
-    shard = marked(sizes)
-    batches = TrainBatches(alone(shard), 4, 32, 0, "best_fit")
-    seen: Counter[int] = Counter()
-    for _ in range(30):
-        for stretch in stretches(next(batches)):
-            document = int(np.searchsorted(shard.offsets, stretch[0] - 1, side="right")) - 1
-            assert len(stretch) == sizes[document]
-            seen[document] += 1
-    assert len(seen) > 200 and max(seen.values()) == 1
 
 
 def test_a_file_that_shrinks_is_no_crash(tmp_path: Path) -> None:

@@ -9,21 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gossamer.data import rows as module
+from gossamer.data.files import standard_library
+from gossamer.data.packing import IGNORE, TrainBatches
 from gossamer.data.rows import BestFitRows, SplitRows, best_fit
-from gossamer.data.shards import Shard
-
-SIZES = st.lists(st.integers(3, 40), min_size=1, max_size=12)
-LENGTHS = st.integers(2, 16)
-
-
-def marked(sizes: list[int]) -> Shard:
-    """Token i is i + 1."""
-    offsets = np.cumsum([0, *sizes])
-    return Shard(np.arange(1, offsets[-1] + 1, dtype=np.uint32), offsets, int(offsets[-1]), "f")
-
-
-def all_targets(shard: Shard) -> Counter[int]:
-    return Counter(set(range(1, shard.num_tokens + 1)) - set((shard.offsets[:-1] + 1).tolist()))
+from packed_rows import LENGTHS, SIZES, all_targets, alone, marked, shard_of, stretches
 
 
 @pytest.mark.parametrize("kind", [SplitRows, BestFitRows])
@@ -91,3 +80,59 @@ def test_long_documents_are_cut_once_more_than_they_must() -> None:
         pieces += next(rows)
     rest = [begin % 105 for begin, count in pieces if count != 11]
     assert set(rest) == {0, 100} and 5 < rest.count(0) < 35  # the rest before or after the full rows
+
+
+def lognormal(median: float, sigma: float, count: int) -> list[int]:
+    drawn = np.random.default_rng(0).lognormal(np.log(median), sigma, count)
+    return np.clip(drawn, 3, 10**6).astype(int).tolist()
+
+
+@pytest.mark.parametrize("window", [1 << 16, 1 << 12])
+@pytest.mark.parametrize(
+    ("name", "sizes", "length"),
+    [
+        ("web pages", lognormal(600, 1.2, 20_000), 2048),
+        ("short rows", lognormal(600, 1.2, 5_000), 512),
+        ("chats", lognormal(250, 0.8, 20_000), 2048),
+        ("books", lognormal(80_000, 0.7, 60), 2048),
+        ("tweets", lognormal(30, 0.5, 20_000), 512),
+        ("even", np.random.default_rng(0).integers(3, 4096, 10_000).tolist(), 2048),
+    ],
+)
+def test_best_fit_uses_nearly_every_position(
+    name: str, sizes: list[int], length: int, window: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_WINDOW", window)
+    shard = shard_of(sizes)
+    batches = TrainBatches(alone(shard), 1, length, 0, "best_fit")
+    assert batches.utilisation == 1.0
+    while batches.state_dict()["sets"]["train"]["position"]["rest_epoch"] == 0:  # an epoch
+        batches._next_row()
+    assert 0.99 < batches.utilisation < 1.0
+
+
+def test_best_fit_on_the_standard_library() -> None:
+    sizes = [max(3, path.stat().st_size // 4) for path, _ in standard_library()]
+    batches = TrainBatches(alone(shard_of([size for size in sizes if size])), 1, 512, 0, "best_fit")
+    while batches.state_dict()["sets"]["train"]["position"]["rest_epoch"] == 0:
+        batches._next_row()
+    assert batches.utilisation > 0.99
+
+
+def test_utilisation_counts_padding() -> None:
+    batches = TrainBatches(alone(shard_of([6, 6, 6])), 3, 10, 0, "best_fit")
+    batch = next(batches)
+    assert batches.utilisation == pytest.approx(float((batch.labels != IGNORE).float().mean())) == pytest.approx(0.6)
+
+
+def test_best_fit_keeps_documents_whole() -> None:
+    sizes = [3 + index % 30 for index in range(300)]
+    shard = marked(sizes)
+    batches = TrainBatches(alone(shard), 4, 32, 0, "best_fit")
+    seen: Counter[int] = Counter()
+    for _ in range(30):
+        for stretch in stretches(next(batches)):
+            document = int(np.searchsorted(shard.offsets, stretch[0] - 1, side="right")) - 1
+            assert len(stretch) == sizes[document]
+            seen[document] += 1
+    assert len(seen) > 200 and max(seen.values()) == 1

@@ -176,8 +176,8 @@ def test_the_head_for_further_tokens_is_exact() -> None:
     assert outside == tokens * 2 * head
 
 
-def test_training_is_three_forward_passes_within_a_tenth() -> None:
-    """Measured: 6% more, because the delta rule computes part of its forward pass again in the backward pass."""
+def test_training_flops_are_the_counters() -> None:
+    """Measured: within 4%; the blocks of the triangular inverse and of causal attention are counted as half-empty."""
     length = 512
     model = CausalLM(MICRO)
     ids = torch.randint(4096, (1, length))
@@ -185,5 +185,5 @@ def test_training_is_three_forward_passes_within_a_tenth() -> None:
         out = model(ids, labels=ids)
         (out.loss + out.mtp_loss + out.aux_loss).backward()
     counts = MICRO.counts(context=length)
-    assert found.get_total_flops() == pytest.approx(length * counts.training_flops, rel=0.1)
-    assert counts.training_flops == 3 * counts.forward_flops == pytest.approx(sum(counts.by_kind().values()))
+    assert found.get_total_flops() == pytest.approx(length * counts.training_flops, rel=0.05)
+    assert counts.training_flops == pytest.approx(sum(counts.by_kind().values()))

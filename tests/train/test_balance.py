@@ -9,10 +9,7 @@ from gossamer.model.causal_lm import CausalLM
 from gossamer.model.experts import Routing, load_balancing_loss
 from gossamer.train.balance import LoadBalance, describe_load
 from gossamer.train.config import TrainingConfig
-
-
-def alone(tensor):
-    return tensor
+from gossamer.train.world import World
 
 
 def routing(load, probability):
@@ -20,7 +17,7 @@ def routing(load, probability):
 
 
 def test_the_loss_meets_the_loads_of_all_micro_batches_so_far(tiny_config):
-    balance = LoadBalance(CausalLM(tiny_config), TrainingConfig(), alone, 1)
+    balance = LoadBalance(CausalLM(tiny_config), TrainingConfig())
     first = routing([2.0, 0.0], [0.9, 0.1])
     second = routing([0.0, 2.0], [0.2, 0.8])
     assert balance.loss(first).item() == pytest.approx(2 * 2 * 0.9)
@@ -33,8 +30,11 @@ def test_the_loss_meets_the_loads_of_all_micro_batches_so_far(tiny_config):
 
 
 def test_loads_are_averaged_over_processes(tiny_config):
-    other = torch.tensor([[0.0, 2.0]])
-    balance = LoadBalance(CausalLM(tiny_config), TrainingConfig(), lambda load: load.add_(other), 2)
+    class Two(World):
+        def sum_(self, tensor):
+            return tensor.add_(torch.tensor([[0.0, 2.0]]))  # what the other process has
+
+    balance = LoadBalance(CausalLM(tiny_config), TrainingConfig(), Two(size=2))
     mine = routing([2.0, 0.0], [0.7, 0.3])
     expected = load_balancing_loss(torch.tensor([[1.0, 1.0]]), mine.probability)
     assert balance.loss(mine).item() == pytest.approx(expected.item())
@@ -45,7 +45,7 @@ def test_a_bias_spreads_tokens_without_a_loss(tiny_config):
     config = replace(tiny_config, num_nextn_predict_layers=0, num_hidden_layers=1, num_experts_per_tok=1)
     model = CausalLM(config)
     model.model.layers[0].mlp.gate.weight.data[0] += 0.3  # one expert is everybody's favourite
-    balance = LoadBalance(model, TrainingConfig(balance="bias", balance_rate=0.005), alone, 1)
+    balance = LoadBalance(model, TrainingConfig(balance="bias", balance_rate=0.005))
     ids = torch.randint(64, (4, 64))
 
     def load():

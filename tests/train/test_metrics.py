@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from gossamer.errors import UserError
+from gossamer.train.boards import scalars
 from gossamer.train.metrics import MetricsWriter, read_metrics, write_atomically
 
 
@@ -183,6 +185,132 @@ def test_tensorboard_shows_the_numbers_without_double_points(tmp_path: Path) -> 
     assert "train/tokens" not in board.Tags()["scalars"]
     text = board.Tensors("sample/text_summary")[0].tensor_proto.string_val[0].decode()
     assert text == "    # not a headline\n    half of ? a pair"
+
+
+def test_lists_of_numbers(tmp_path: Path, no_board: None) -> None:
+    with MetricsWriter(tmp_path) as writer:
+        writer.write("eval", 1, mtp_acceptance=[0.5, np.float32(0.25), math.nan], set="code", rates=(1, 2))
+        writer.write(
+            "experts", 1, load=torch.tensor([[1.0, math.inf], [0.5, 1.5]]), dead=np.array([0, 2]), nested=[[1]]
+        )
+    assert read_metrics(tmp_path) == [
+        {"event": "eval", "step": 1, "mtp_acceptance": [0.5, 0.25, None], "set": "code", "rates": [1, 2]},
+        {"event": "experts", "step": 1, "load": [[1.0, None], [0.5, 1.5]], "dead": [0, 2], "nested": [[1]]},
+    ]
+
+
+def write_rollbacks(folder: Path) -> None:
+    """Steps 1 to 6, back to 3, again to 5, back to 4, again to 6."""
+    with MetricsWriter(folder) as writer:
+        for first, last, back in ((1, 6, 3), (4, 5, 4), (5, 6, None)):
+            for step in range(first, last + 1):
+                writer.write("train", step, loss=float(last))
+            if back is not None:
+                writer.write("rollback", last, to=back)
+
+
+@pytest.mark.parametrize(
+    ("resume_step", "left"),
+    [(2, "1 2"), (3, "1 2 3 4 5 6 to3"), (4, "1 2 3 4 5 6 to3 4 5 to4"), (5, "1 2 3 4 5 6 to3 4 5 to4 5")],
+)
+def test_resume_drops_what_came_after_the_newest_course(
+    tmp_path: Path, no_board: None, resume_step: int, left: str
+) -> None:
+    write_rollbacks(tmp_path)
+    MetricsWriter(tmp_path, resume_step=resume_step).close()
+    events = read_metrics(tmp_path)
+    assert " ".join(f"to{event['to']}" if "to" in event else str(event["step"]) for event in events) == left
+
+
+def test_tensorboard_forgets_what_a_rollback_undid(tmp_path: Path) -> None:
+    write_rollbacks(tmp_path)
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    losses = [(point.step, point.value) for point in board.Scalars("train/loss")]
+    assert losses == [(1, 6.0), (2, 6.0), (3, 6.0), (4, 5.0), (5, 6.0), (6, 6.0)]
+
+
+def test_boards_name_sets_steps_and_layers() -> None:
+    record = {"step": 3, "tokens": 5, "loss": 2.0, "set": "code", "mtp_acceptance": [0.8, math.nan], "best": True}
+    names = scalars("eval", record)
+    assert list(names) == ["eval/code/loss", "eval/code/mtp_acceptance/1", "eval/code/mtp_acceptance/2"]
+    assert names["eval/code/mtp_acceptance/1"] == 0.8
+    experts = scalars("experts", {"dead": [0, 2], "load": [[1.0], [1.0]], "long": [1.0] * 129})
+    assert experts == {"experts/dead/0": 0, "experts/dead/1": 2}
+
+
+class FakeWandb(ModuleType):
+    """In place of Weights & Biases: keeps what it is given."""
+
+    class errors:
+        class Error(Exception):
+            pass
+
+    def __init__(self, refuse: str | None = None) -> None:
+        super().__init__("wandb")
+        self.refuse, self.begun, self.logged, self.metrics, self.ended = refuse, [], [], [], []
+        self.described: dict[str, object] = {}
+
+    def init(self, **settings: object) -> FakeWandb:
+        if self.refuse is not None:
+            raise self.errors.Error(self.refuse)
+        self.begun.append(settings)
+        self.config = SimpleNamespace(update=lambda values, allow_val_change: self.described.update(values))
+        return self
+
+    def define_metric(self, name: str, step_metric: str | None = None) -> None:
+        self.metrics.append((name, step_metric))
+
+    def log(self, values: dict[str, float]) -> None:
+        self.logged.append(values)
+
+    def finish(self, exit_code: int) -> None:
+        self.ended.append(exit_code)
+
+
+def test_weights_and_biases_gets_the_same_numbers(
+    tmp_path: Path, no_board: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wandb = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    with MetricsWriter(tmp_path / "demo", wandb_project="tales") as writer:
+        writer.write("start", 0, parameters=10, corpus="fables", time=5.0)
+        writer.write("train", 1, loss=2.5, tokens=64)
+        writer.write("sample", 1, text="once")
+        writer.write("eval", 1, loss=2.0, set="code", mtp_acceptance=[0.5])
+        writer.write("rollback", 1, to=0)
+        writer.close()
+    with pytest.raises(RuntimeError), MetricsWriter(tmp_path / "demo", 0, wandb_project="tales"):
+        raise RuntimeError
+    assert wandb.described == {"parameters": 10, "corpus": "fables", "time": 5.0}
+    assert wandb.logged == [
+        {"train/loss": 2.5, "step": 1},
+        {"eval/code/loss": 2.0, "eval/code/mtp_acceptance/1": 0.5, "step": 1},
+        {"rollback/to": 0, "step": 1},
+    ]
+    assert wandb.metrics[:2] == [("step", None), ("*", "step")]
+    first, second = wandb.begun
+    assert first == second, "a resumed run is the same run there too"
+    assert (first["project"], first["name"], first["resume"]) == ("tales", "demo", "allow")
+    assert len(str(first["id"])) == 16
+    assert wandb.ended == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [(None, "pip install wandb"), (FakeWandb("No API key."), "No API key; WANDB_MODE=offline keeps the numbers here")],
+    ids=["missing", "no key"],
+)
+def test_weights_and_biases_that_cannot_begin(
+    tmp_path: Path, no_board: None, monkeypatch: pytest.MonkeyPatch, module: ModuleType | None, message: str
+) -> None:
+    write_run(tmp_path, 3)
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    with pytest.raises(UserError, match=message) as caught:
+        MetricsWriter(tmp_path, resume_step=1, wandb_project="tales")
+    assert "\n" not in str(caught.value)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
 def test_importing_it_is_cheap() -> None:

@@ -53,7 +53,7 @@ class Batch:
 
 
 class TrainBatches:
-    """Endless training batches; each epoch in an order of its own, rows going on over the epoch's end.
+    """Endless training batches; each epoch of a set in an order of its own, and over its end without a pause.
 
     Args:
         data: the sets of documents.
@@ -149,20 +149,20 @@ class TrainBatches:
             raise UserError("the checkpoint's position in the data is of another gossamer version; start a new run")
         for name in ("packing", "sequence_length", "seed"):
             _refuse_other(name, state[name], mine[name])
-        sets = state["sets"]
-        _refuse_other("sets", ", ".join(sets), ", ".join(mine["sets"]), sets.keys() != mine["sets"].keys())
-        for name, own in mine["sets"].items():
-            of = f" of {name!r}" if len(sets) > 1 else ""
-            if sets[name]["fingerprint"] != own["fingerprint"]:
+        saved, own = state["sets"], mine["sets"]
+        _refuse_other("sets", ", ".join(sorted(saved)), ", ".join(sorted(own)))
+        for name in own:
+            if saved[name]["fingerprint"] != own[name]["fingerprint"]:
+                of = f" of {name!r}" if len(own) > 1 else ""
                 raise UserError(
                     f"the training data{of} is not what the checkpoint was trained on (text, split or tokenizer "
                     "changed); resume with the same --data, or start a new run"
                 )
-            # one set alone has all of the tokens, whatever its weight
-            _refuse_other(f"sets.{name}.weight", sets[name]["weight"], own["weight"], bool(of) and None)
+            if len(own) > 1:  # one set alone has all of the tokens, whatever its weight
+                _refuse_other(f"sets.{name}.weight", saved[name]["weight"], own[name]["weight"])
         for name, rows in self._rows.items():
-            rows.seek(**sets[name]["position"])
-            self._drawn[name] = sets[name]["drawn"]
+            rows.seek(**saved[name]["position"])
+            self._drawn[name] = saved[name]["drawn"]
 
 
 def validation_batches(
@@ -236,8 +236,8 @@ def _batch(rows: list[Row], num_rows: int, length: int, delimiter: int) -> Batch
     return Batch(torch.from_numpy(ids), torch.from_numpy(labels), torch.tensor(starts, dtype=torch.int32))
 
 
-def _refuse_other(name: str, saved: object, own: object, differ: bool | None = None) -> None:
-    if saved != own if differ is None else differ:
+def _refuse_other(name: str, saved: object, own: object) -> None:
+    if saved != own:
         raise UserError(
             f"{name}: the checkpoint's position in the data was taken with {saved}, not {own}; resume with that, or "
             "start a new run"

@@ -48,6 +48,8 @@ class Output:
         predicted: how many tokens `loss` is the mean of, a scalar
         hidden: [B, T, hidden] after the final norm
         drafts: with labels, [B, T, hidden] for each step of the head, after its norm
+        greedy: if asked for, the likeliest tokens [B, T]: the trunk's for the next place, then each step's of the head
+            for the place its loss is about
     """
 
     logits: Tensor | None = None
@@ -58,6 +60,7 @@ class Output:
     predicted: Tensor | None = None
     hidden: Tensor | None = None
     drafts: tuple[Tensor, ...] = ()
+    greedy: tuple[Tensor, ...] = ()
 
 
 class Trunk(nn.Module):
@@ -122,6 +125,7 @@ class CausalLM(nn.Module):
         mtp: MTPTraining | None = ONE_STEP,
         divisors: Sequence[float] | None = None,
         last_only: bool = False,
+        greedy: bool = False,
     ) -> Output:
         """Compute logits, or with labels the losses.
 
@@ -135,6 +139,7 @@ class CausalLM(nn.Module):
             divisors: what the sums of the losses are divided by, for the next token and then for each step of the
                 head; None: the tokens that each predicts here. A trainer gives the counts of all batches of a step.
             last_only: logits of the last token alone, [B, 1, V]
+            greedy: with labels, also give the likeliest tokens
 
         Raises:
             UserError: a token id outside the vocabulary, or shapes that do not fit.
@@ -162,6 +167,8 @@ class CausalLM(nn.Module):
             if self.mtp is not None and mtp is not None:
                 documents = _Documents(lengths, rotary, cu_seqlens)
                 layers += self._teach_mtp(out, mtp, input_ids, labels, documents, divisors)
+        if greedy:
+            out.greedy = tuple(self._likeliest(states) for states in (hidden, *out.drafts))
         out.routing = stack_routing(layers)
         if out.routing is not None:
             out.aux_loss = load_balancing_loss(out.routing.load, out.routing.probability)
@@ -195,6 +202,12 @@ class CausalLM(nn.Module):
         out.mtp_loss = torch.stack(losses).sum()
         stacked = stack_routing([routing for routing in steps if routing is not None])
         return [] if stacked is None else [Routing(*(field.mean(0) for field in stacked))]
+
+    @torch.no_grad()
+    def _likeliest(self, hidden: Tensor) -> Tensor:
+        """The token with the largest logit at every place, [B, T], a few rows' logits at a time."""
+        rows = hidden.flatten(0, 1).split(1024)
+        return torch.cat([self.lm_head(part).argmax(-1) for part in rows]).view(hidden.shape[:2])
 
     def _check_ids(self, input_ids: Tensor) -> None:
         if input_ids.device.type != "cpu" or not input_ids.numel():

@@ -107,10 +107,18 @@ class ModelConfig:
         object.__setattr__(self, "mlp_only_layers", tuple(self.mlp_only_layers or ()))
         if self.layer_types is not None:
             object.__setattr__(self, "layer_types", tuple(self.layer_types))
+        self._check_types()
         self._check_ranges()
         self._check_dimensions()
         if self.layer_types == self._mixers_by_interval():  # a config.json spells them out; equal networks are equal
             object.__setattr__(self, "layer_types", None)
+
+    def _check_types(self) -> None:
+        kinds: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,)}
+        for field in fields(self):
+            value, allowed = getattr(self, field.name), kinds.get(str(field.type))
+            if allowed and (not isinstance(value, allowed) or isinstance(value, bool) != (bool in allowed)):
+                raise UserError(f"{field.name} = {value!r}: must be of type {field.type}")
 
     def _check_ranges(self) -> None:
         zero_allowed = {"num_experts", "num_nextn_predict_layers", "initializer_range", "router_aux_loss_coef"}

@@ -2,13 +2,13 @@
 
 A multiplication and an addition are two FLOPs. Only products are counted: norms, gates and activations are
 element-wise and bound by memory. Causal attention counts the half of the score matrix that is needed. The gated
-delta rule is counted as its chunked form computes it (MODEL: C = 64). Training is three forward passes: one forward,
-two for the gradients with respect to activations and weights.
+delta rule is counted as its chunked form computes it, in both directions. Elsewhere training is three forward passes:
+one forward, two for the gradients with respect to activations and weights.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gossamer.model.config import LINEAR, ModelConfig
 from gossamer.ops.delta_rule import CHUNK
@@ -24,6 +24,7 @@ class Part:
         parameters: all of them
         active_parameters: those that a single token is multiplied with
         forward_flops: a token, in the forward pass
+        training_flops: a token, in the forward and the backward pass
     """
 
     name: str
@@ -31,6 +32,7 @@ class Part:
     parameters: int
     active_parameters: int
     forward_flops: float
+    training_flops: float
 
 
 @dataclass(frozen=True)
@@ -56,26 +58,26 @@ class Counts:
 
     @property
     def training_flops(self) -> float:
-        """FLOPs a token in a training step: three forward passes."""
-        return 3 * self.forward_flops
+        """FLOPs a token in a training step."""
+        return sum(part.training_flops for part in self.parts)
 
     def by_kind(self) -> dict[str, float]:
         """Training FLOPs a token for each kind of part."""
         totals: dict[str, float] = {}
         for part in self.parts:
-            totals[part.kind] = totals.get(part.kind, 0.0) + 3 * part.forward_flops
+            totals[part.kind] = totals.get(part.kind, 0.0) + part.training_flops
         return totals
 
 
 def count(config: ModelConfig, context: int) -> Counts:
     """Count every part of the network for sequences of `context` tokens."""
     hidden, vocab = config.hidden_size, config.vocab_size
-    parts = [Part("model.embed_tokens", "embedding", vocab * hidden, hidden, 0.0)]
+    parts = [Part("model.embed_tokens", "embedding", vocab * hidden, hidden, 0.0, 0.0)]
     for index, mixer in enumerate(config.mixers):
         parts += _block(config, f"model.layers.{index}", mixer, config.is_sparse(index), context)
     parts.append(_norm("model.norm", hidden))
     head = vocab * hidden
-    parts.append(Part("lm_head", "head", 0 if config.tie_word_embeddings else head, head, 2.0 * head))
+    parts.append(_part("lm_head", "head", 0 if config.tie_word_embeddings else head, head, 2.0 * head))
     if config.num_nextn_predict_layers:
         parts += [_as_mtp(part) for part in _mtp(config, context)]
     return Counts(tuple(parts))
@@ -100,10 +102,11 @@ def _linear_attention(config: ModelConfig, name: str) -> Part:
     convolution = config.linear_conv_dim * config.linear_conv_kernel_dim
     small = 2 * value_heads + config.linear_value_head_dim  # A_log, dt_bias, norm
     parameters = projections + convolution + small
-    flops = 2.0 * (projections + convolution) + delta_rule_flops(
-        config.linear_num_key_heads, value_heads, config.linear_key_head_dim, config.linear_value_head_dim
-    )
-    return Part(f"{name}.linear_attn", "linear_attention", parameters, parameters, flops)
+    sizes = config.linear_num_key_heads, value_heads, config.linear_key_head_dim, config.linear_value_head_dim
+    forward, backward = delta_rule_flops(*sizes), delta_rule_backward_flops(*sizes)
+    dense = 2.0 * (projections + convolution)
+    name = f"{name}.linear_attn"
+    return Part(name, "linear_attention", parameters, parameters, dense + forward, 3 * dense + forward + backward)
 
 
 def delta_rule_flops(key_heads: int, value_heads: int, key_dim: int, value_dim: int, chunk: int = CHUNK) -> float:
@@ -115,6 +118,18 @@ def delta_rule_flops(key_heads: int, value_heads: int, key_dim: int, value_dim: 
     return scores + within + inverse + state
 
 
+def delta_rule_backward_flops(
+    key_heads: int, value_heads: int, key_dim: int, value_dim: int, chunk: int = CHUNK
+) -> float:
+    """Backward FLOPs a token of the chunked gated delta rule, what it computes again included (docs/delta-rule.md)."""
+    scores = key_heads * 4.0 * chunk * key_dim  # K Kᵀ and Q Kᵀ again
+    keys = 14.0 * chunk * key_dim  # W, G K, Gᵀ Q, Y, dW (β e^c K)ᵀ, H K, Hᵀ (β K)
+    values = 8.0 * chunk * value_dim  # Pᵀ dO, dO Ṽᵀ, X, dṼ (β V)ᵀ
+    inverse = 4.0 * chunk**2  # Aᵀ dA Aᵀ
+    state = 12.0 * key_dim * value_dim  # (e^c Q)ᵀ dO, (r K) dS', Wᵀ dṼ, dO Sᵀ, dṼ Sᵀ, Ṽ dS'ᵀ
+    return scores + value_heads * (keys + values + inverse + state)
+
+
 def _full_attention(config: ModelConfig, name: str, context: int) -> Part:
     hidden, width = config.hidden_size, config.num_attention_heads * config.head_dim
     kv_width = config.num_key_value_heads * config.head_dim
@@ -122,7 +137,7 @@ def _full_attention(config: ModelConfig, name: str, context: int) -> Part:
     biases = (2 * width + 2 * kv_width + hidden) if config.attention_bias else 0
     parameters = projections + biases + 2 * config.head_dim  # q_norm, k_norm
     scores = 4.0 * width * (context + 1) / 2  # a token sees (context + 1) / 2 keys in the mean
-    return Part(f"{name}.self_attn", "full_attention", parameters, parameters, 2.0 * projections + scores)
+    return _part(f"{name}.self_attn", "full_attention", parameters, parameters, 2.0 * projections + scores)
 
 
 def _experts(config: ModelConfig, name: str) -> list[Part]:
@@ -131,7 +146,7 @@ def _experts(config: ModelConfig, name: str) -> list[Part]:
     chosen = config.num_experts_per_tok * one
     return [
         _matrices(f"{name}.gate", "router", config.num_experts * hidden),
-        Part(f"{name}.experts", "experts", config.num_experts * one, chosen, 2.0 * chosen),
+        _part(f"{name}.experts", "experts", config.num_experts * one, chosen, 2.0 * chosen),
         _matrices(f"{name}.shared_expert", "experts", shared),
     ]
 
@@ -144,17 +159,21 @@ def _mtp(config: ModelConfig, context: int) -> list[Part]:
         _norm("mtp.pre_fc_norm_hidden", hidden),
         *_block(config, "mtp.layers.0", "full_attention", config.num_experts > 0, context),
         _norm("mtp.norm", hidden),
-        Part("mtp.lm_head", "mtp", 0, 0, 2.0 * config.vocab_size * hidden),  # the trunk's head, used once more
+        _part("mtp.lm_head", "mtp", 0, 0, 2.0 * config.vocab_size * hidden),  # the trunk's head, used once more
     ]
 
 
 def _as_mtp(part: Part) -> Part:
-    return Part(part.name, "mtp", part.parameters, part.active_parameters, part.forward_flops)
+    return replace(part, kind="mtp")
 
 
 def _matrices(name: str, kind: str, parameters: int) -> Part:
-    return Part(name, kind, parameters, parameters, 2.0 * parameters)
+    return _part(name, kind, parameters, parameters, 2.0 * parameters)
+
+
+def _part(name: str, kind: str, parameters: int, active: int, forward: float) -> Part:
+    return Part(name, kind, parameters, active, forward, 3 * forward)
 
 
 def _norm(name: str, width: int) -> Part:
-    return Part(name, "norm", width, width, 0.0)
+    return _part(name, "norm", width, width, 0.0)

@@ -15,7 +15,8 @@ from gossamer.model.state import LinearState
 class GatedDeltaNet(nn.Module):
     """A layer's `linear_attn`. Shapes: Hk key heads of dk, Hv = r · Hk value heads of dv.
 
-    `A_log`, `dt_bias` and the gates stay in float32 whatever the model's dtype: in a narrower type A_log becomes −inf.
+    Gates are computed in float32 whatever the model's dtype, and `gossamer.load` keeps `A_log` and `dt_bias` in it:
+    in a narrower type A_log becomes −inf.
     """
 
     def __init__(self, config: ModelConfig) -> None:

@@ -96,8 +96,9 @@ class Router(nn.Module):
             weights = probabilities.gather(-1, expert_ids)
         if self.renormalise:
             weights = weights / weights.sum(-1, keepdim=True)
-        load = torch.bincount(expert_ids.flatten(), minlength=len(self.weight)).to(dtype) / len(x)
-        return expert_ids, weights, Routing(load, probabilities.mean(0), normaliser.square().mean())
+        tokens = max(1, len(x))
+        load = torch.bincount(expert_ids.flatten(), minlength=len(self.weight)).to(dtype) / tokens
+        return expert_ids, weights, Routing(load, probabilities.sum(0) / tokens, normaliser.square().sum() / tokens)
 
 
 class SparseMLP(nn.Module):

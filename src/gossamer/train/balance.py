@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 from gossamer.model.causal_lm import CausalLM
 from gossamer.model.experts import Router, Routing, load_balancing_loss
 from gossamer.train.config import TrainingConfig
+from gossamer.train.world import ALONE, World
 
 
 class LoadBalance:
@@ -22,16 +22,13 @@ class LoadBalance:
 
     Args:
         model: its routers get their bias here, if the method is `bias`
-        sum_over_processes: adds a tensor up over all processes in place
-        processes: how many there are
+        world: the processes that the global batch is spread over
     """
 
-    def __init__(
-        self, model: CausalLM, training: TrainingConfig, sum_over_processes: Callable[[Tensor], Tensor], processes: int
-    ) -> None:
+    def __init__(self, model: CausalLM, training: TrainingConfig, world: World = ALONE) -> None:
         self.method, self.rate = training.balance, training.balance_rate
         self.routers = [module for module in model.modules() if isinstance(module, Router)]
-        self._sum_over_processes, self._processes = sum_over_processes, processes
+        self.world = world
         self._sum: Tensor | None = None
         self._count = 0
         if self.method == "bias":
@@ -40,7 +37,7 @@ class LoadBalance:
 
     def loss(self, routing: Routing) -> Tensor:
         """The balancing loss of one micro-batch against the step's loads; counts the micro-batch in."""
-        load = self._sum_over_processes(routing.load.detach().clone()) / self._processes
+        load = self.world.sum_(routing.load.detach().clone()) / self.world.size
         self._sum = load if self._sum is None else self._sum + load
         self._count += 1
         return load_balancing_loss(self._sum / self._count, routing.probability)

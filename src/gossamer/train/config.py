@@ -18,8 +18,8 @@ class OptimizerConfig:
     """How a gradient becomes a step.
 
     Attributes:
-        kind: muon (matrices by Muon, the rest by AdamW) or adamw (all)
-        learning_rate: peak step size, of the same meaning for both kinds, reached after the warm-up (per optimizer step)
+        kind: muon (AdamW for what is no matrix) or adamw
+        learning_rate: peak step size, for both kinds alike, reached after the warm-up (per optimizer step)
         momentum: decay of Muon's running mean (per optimizer step)
         betas: decay of AdamW's running mean and of its running square (per optimizer step)
         eps: added to the root of the running square (same unit as a gradient)

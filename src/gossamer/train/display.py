@@ -19,10 +19,11 @@ class Display:
     Args:
         training: tells how long the run is
         done: steps taken before this start
+        quiet: show nothing, as all processes but one do
     """
 
-    def __init__(self, training: TrainingConfig, done: int = 0) -> None:
-        self.console = Console(stderr=True, highlight=False)
+    def __init__(self, training: TrainingConfig, done: int = 0, quiet: bool = False) -> None:
+        self.console, self._quiet = Console(stderr=True, highlight=False, quiet=quiet), quiet
         self._steps = "" if training.tokens or training.seconds else f"/{training.steps}"
         self._values = dict[str, Any](loss=None, validation=None, speed=None)
         self._bar = Progress(
@@ -49,7 +50,7 @@ class Display:
 
     def line(self, step: int) -> None:
         """Where there is no terminal, print what the bar would show."""
-        if not self.console.is_terminal:
+        if not self.console.is_terminal and not self._quiet:
             print(f"step {step}{self._steps}  {self._numbers()}", file=sys.stderr, flush=True)
 
     def _numbers(self) -> str:

@@ -19,10 +19,11 @@ from gossamer.data.dataset import prepare, prepare_one
 from gossamer.data.packing import Batch, validation_batches
 from gossamer.data.tokenizer import Tokenizer
 from gossamer.errors import UserError
-from gossamer.model.causal_lm import CausalLM, Output, targets_ahead
+from gossamer.model.causal_lm import CausalLM, targets_ahead
 from gossamer.model.mtp import MTPTraining
 from gossamer.ops.linear_cross_entropy import IGNORED
 from gossamer.ops.packing import document_lengths
+from gossamer.train.world import ALONE, World
 
 
 @dataclass(frozen=True)
@@ -47,54 +48,62 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(
-    model: CausalLM, batches: Iterable[Batch], token_bytes: np.ndarray, mtp: MTPTraining | None = None
+    model: CausalLM,
+    batches: Iterable[Batch],
+    token_bytes: np.ndarray,
+    mtp: MTPTraining | None = None,
+    world: World = ALONE,
 ) -> Evaluation:
-    """Measure the model on batches; `token_bytes` holds the bytes that each token of the vocabulary stands for.
+    """Measure the model on this process's share of batches; the result is of all processes' together.
+
+    Args:
+        token_bytes: [V] the bytes of text that each token of the vocabulary stands for
+        mtp: how the multi-token-prediction head was taught, None to leave it out
 
     Raises:
         UserError: the batches hold no token to predict.
     """
     device = next(model.parameters()).device
-    total, tokens, size = 0.0, 0, 0
-    accepted = torch.zeros(2, mtp.steps if mtp else 0, dtype=torch.int64)  # drafts taken, drafts made
+    counts = torch.zeros(3, dtype=torch.float64)  # nats, tokens, bytes; on the CPU
+    drafts = torch.zeros(2, mtp.steps if mtp else 0, dtype=torch.int64)  # accepted, judged
     training = model.training
     model.eval()
     for batch in batches:
-        labels = batch.labels.to(device)
-        out = model(batch.input_ids.to(device), labels=labels, cu_seqlens=batch.cu_seqlens, mtp=mtp)
-        assert out.loss is not None and out.predicted is not None
-        predicted = int(out.predicted)
-        total, tokens = total + float(out.loss) * predicted, tokens + predicted
-        lengths = document_lengths(labels.shape[0], labels.shape[1], batch.cu_seqlens)
+        out = model(
+            batch.input_ids.to(device),
+            labels=batch.labels.to(device),
+            cu_seqlens=batch.cu_seqlens,
+            mtp=mtp,
+            divisors=[1.0] * (1 + drafts.shape[1]),
+            greedy=mtp is not None,
+        )
+        assert out.loss is not None
+        lengths = document_lengths(batch.labels.shape[0], batch.labels.shape[1], batch.cu_seqlens)
         targets = targets_ahead(batch.labels, lengths, 1)
-        size += int(token_bytes[targets[targets != IGNORED].numpy()].sum())
-        if out.drafts:
-            accepted += _acceptance(model, out, labels, lengths)
+        targets = targets[targets != IGNORED]
+        counts += torch.tensor([float(out.loss), len(targets), token_bytes[targets.numpy()].sum()])
+        if mtp is not None:
+            drafts += _acceptance([ids.cpu() for ids in out.greedy], batch.labels, lengths)
     model.train(training)
+    nats, tokens, size = world.sum_(counts).tolist()
+    accepted, judged = world.sum_(drafts)
     if not tokens or not size:
         raise UserError("nothing to evaluate: the text holds no token to predict")
-    loss = total / tokens
-    rates = tuple((accepted[0] / accepted[1].clamp(min=1)).tolist())
-    return Evaluation(loss, math.exp(min(loss, 700.0)), total / math.log(2) / size, tokens, rates)
+    rates = tuple((accepted / judged.clamp(min=1)).tolist())
+    loss = nats / tokens
+    return Evaluation(loss, math.exp(min(loss, 700.0)), nats / math.log(2) / size, int(tokens), rates)
 
 
-def _acceptance(model: CausalLM, out: Output, labels: Tensor, lengths: tuple[int, ...]) -> Tensor:
+def _acceptance(greedy: list[Tensor], labels: Tensor, lengths: tuple[int, ...]) -> Tensor:
     """For each step of the head, how many drafts the trunk would take and how many there were: [2, steps]."""
-    assert out.hidden is not None
-    greedy = _greedy(model, out.hidden)
+    trunk, *steps = greedy
     counts, still = [], torch.ones_like(labels, dtype=torch.bool)
-    for step, hidden in enumerate(out.drafts, start=1):
+    for step, draft in enumerate(steps, start=1):
         # What follows `step` places later is known to the trunk there, and what it then finds likeliest is the judge.
         judged = targets_ahead(labels, lengths, step + 1) != IGNORED
-        still &= _greedy(model, hidden) == targets_ahead(greedy, lengths, step)
+        still &= draft == targets_ahead(trunk, lengths, step)
         counts.append(torch.stack([(still & judged).sum(), judged.sum()]))
-    return torch.stack(counts, dim=1).cpu()
-
-
-def _greedy(model: CausalLM, hidden: Tensor) -> Tensor:
-    """The likeliest next token of every place, [B, T], a few rows' logits at a time."""
-    rows = hidden.flatten(0, 1).split(1024)
-    return torch.cat([model.lm_head(part).argmax(-1) for part in rows]).view(hidden.shape[:2])
+    return torch.stack(counts, dim=1)
 
 
 def evaluate_run(run: Path, paths: Sequence[str] = (), errors: str = "strict", device: str = "auto") -> dict[str, Any]:

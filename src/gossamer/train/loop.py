@@ -10,7 +10,7 @@ import logging
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -32,10 +32,12 @@ from gossamer.train.checkpoint import load_checkpoint, newest_checkpoint, prune_
 from gossamer.train.display import Display
 from gossamer.train.evaluate import Evaluation, evaluate
 from gossamer.train.metrics import MetricsWriter, write_atomically
+from gossamer.train.parallel import gathered_model
 from gossamer.train.recipe import Recipe, to_yaml
 from gossamer.train.report import write_report
 from gossamer.train.schedule import learning_rate_factor, progress
 from gossamer.train.step import Learner, Measured
+from gossamer.train.world import World
 
 log = logging.getLogger("gossamer")
 
@@ -51,15 +53,19 @@ def train(recipe: Recipe, out: Path, resume: bool = False) -> None:
     """
     devices.keep_freed_memory()
     device = devices.resolve(recipe.training.device)
-    checkpoint = newest_checkpoint(out) if resume else None
-    if resume and checkpoint is None:
-        raise UserError(f"--resume: {out} has no checkpoint to go on from; begin the run anew in another folder")
-    # A run keeps the tokenizer it was begun with.
-    dataset = prepare(recipe.corpus, Tokenizer.load(out / "model") if resume else None)
-    recipe = replace(recipe, model=replace(recipe.model, vocab_size=dataset.tokenizer.vocab_size))
-    run = _Run(recipe, out, dataset, device)
-    run.begin(checkpoint)
-    stopped_by = run.train()
+    world = World.join(device)
+    try:
+        checkpoint = world.on_main(lambda: newest_checkpoint(out)) if resume else None
+        if resume and checkpoint is None:
+            raise UserError(f"--resume: {out} has no checkpoint to go on from; begin the run anew in another folder")
+        # A run keeps the tokenizer it was begun with.
+        dataset = prepare(recipe.corpus, Tokenizer.load(out / "model") if resume else None, progress=world.is_main)
+        recipe = replace(recipe, model=replace(recipe.model, vocab_size=dataset.tokenizer.vocab_size))
+        run = _Run(recipe, out, dataset, world)
+        run.begin(checkpoint)
+        stopped_by = run.train()
+    finally:
+        world.close()
     if stopped_by == signal.SIGINT:
         raise KeyboardInterrupt
 
@@ -67,8 +73,10 @@ def train(recipe: Recipe, out: Path, resume: bool = False) -> None:
 class _Run:
     """A run in progress: what learns, the data, and how far it has come."""
 
-    def __init__(self, recipe: Recipe, out: Path, dataset: Dataset, device: torch.device) -> None:
-        self.recipe, self.out, self.dataset = recipe, out, dataset
+    metrics: MetricsWriter | None = None  # on the main process alone
+
+    def __init__(self, recipe: Recipe, out: Path, dataset: Dataset, world: World) -> None:
+        self.recipe, self.out, self.dataset, self.world = recipe, out, dataset, world
         training = recipe.training
         best_by = training.best_by or next(iter(dataset.validation))
         if best_by not in dataset.validation:
@@ -76,10 +84,16 @@ class _Run:
             raise UserError(f"training.best_by {best_by!r} is no held-out set{hint}")
         self.best_by = best_by
         self.batches = TrainBatches(
-            dataset.train, training.batch_size, training.sequence_length, training.seed, training.packing
+            dataset.train,
+            training.batch_size,
+            training.sequence_length,
+            training.seed,
+            training.packing,
+            rank=world.rank,
+            world=world.size,
         )
         devices.seed_everything(training.seed)
-        self.learner = Learner(CausalLM(recipe.model).to(device), recipe)
+        self.learner = Learner(CausalLM(recipe.model).to(world.device), recipe, world)
         self.step = self.tokens = self.skipped = 0
         self.elapsed = 0.0  # seconds spent in training steps
         self.load: Tensor | None = None  # of the experts, in the newest step
@@ -105,21 +119,21 @@ class _Run:
                 raise UserError(
                     f"{self.out} has taken its {self.step} steps; --training.steps N with a larger N goes on"
                 )
-        self.out.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.out / "config.yaml", to_yaml(self.recipe).encode())
         training = self.recipe.training
-        wandb = training.wandb_project or None
-        self.metrics = MetricsWriter(self.out, None if checkpoint is None else self.step, wandb_project=wandb)
-        self.display = Display(training, self.step)
+        self.display = Display(training, self.step, quiet=not self.world.is_main)
+        if self.world.is_main:
+            self.out.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.out / "config.yaml", to_yaml(self.recipe).encode())
+            wandb = training.wandb_project or None
+            self.metrics = MetricsWriter(self.out, None if checkpoint is None else self.step, wandb_project=wandb)
         counts = self.recipe.model.counts(training.sequence_length)
         device = devices.device_name(self.learner.device)
         if checkpoint is not None:
-            self.metrics.write("resume", self.step)
+            self._write("resume")
             self.display.say(f"resuming {self.out} after step {self.step}")
         else:
-            self.metrics.write(
+            self._write(
                 "start",
-                0,
                 gossamer=__version__,
                 torch=torch.__version__,
                 device=device,
@@ -134,7 +148,7 @@ class _Run:
         dtype = str(self.learner.dtype).removeprefix("torch.")
         self.display.say(
             f"{counts.parameters:,} parameters, {counts.active_parameters:,} active; steps of "
-            f"{self.tokens_per_step:,} tokens in {dtype} on {device}"
+            f"{self.tokens_per_step:,} tokens in {dtype} on {self.world.size} x {device}"
         )
         runs = ", ".join(f"{name}: {found['runs']}" for name, found in ops.describe(self.learner.device).items())
         self.display.say(f"operations: {runs}")
@@ -146,12 +160,12 @@ class _Run:
 
     # Training.
 
-    def train(self) -> int | None:
-        """Take the steps that are left, then measure, sample and save. Returns the signal that ended it early."""
+    def train(self) -> int:
+        """Take the steps that are left, then measure, sample and save. Returns the signal that ended it early, or 0."""
         training = self.recipe.training
-        with self.display, self.metrics, _interruptible() as signals:
+        with self.display, self.metrics or nullcontext(), _interruptible() as signals:
             since_log = _Averages(self.elapsed)
-            while self.done < 1 and not signals:
+            while self.done < 1 and not self._signal(signals):
                 measured = self._step()
                 if not measured.taken:
                     self._skip(measured)
@@ -167,7 +181,8 @@ class _Run:
                     self._sample()
                 if not last and _due(self.step, training.checkpoint_every):
                     self._save()
-            if signals:
+            stopped_by = self._signal(signals)
+            if stopped_by:
                 self._save()
                 self.display.say(f"stopped after step {self.step}; gossamer train --resume --out {self.out} goes on")
             else:
@@ -178,8 +193,13 @@ class _Run:
                     f"validation loss {final.loss:.4f} nats a token, {final.bits_per_byte:.4f} bits per byte, "
                     f"after {self.tokens:,} tokens in {self.elapsed:.0f} s of training"
                 )
-        self.display.say(f"report: {write_report(self.out)}")
-        return signals[0] if signals else None
+        if self.world.is_main:
+            self.display.say(f"report: {write_report(self.out)}")
+        return stopped_by
+
+    def _signal(self, caught: list[int]) -> int:
+        """The signal that any process has caught, 0 if none has: all stop after the same step."""
+        return self.world.max(caught[0] if caught else 0)
 
     def _step(self) -> Measured:
         training, optimizer = self.recipe.training, self.recipe.optimizer
@@ -189,7 +209,9 @@ class _Run:
         measured = self.learner.step(batches, rate)
         self.step += 1
         self.tokens += self.tokens_per_step
-        self.elapsed += time.perf_counter() - began
+        # The mean over processes, so that all of them agree when the run is over.
+        took = torch.tensor(time.perf_counter() - began, dtype=torch.float64)
+        self.elapsed += float(self.world.sum_(took)) / self.world.size
         self.load = measured.load
         self.skipped = 0 if measured.taken else self.skipped + 1
         return measured
@@ -200,11 +222,11 @@ class _Run:
         The data is not turned back: the same batches would do the same again.
         """
         norm = float(measured.values["grad_norm"])
-        self.metrics.write("skip", self.step, reason=f"gradient norm {norm}, loss {float(measured.values['loss'])}")
+        self._write("skip", reason=f"gradient norm {norm}, loss {float(measured.values['loss'])}")
         self.display.say(f"step {self.step} skipped: its gradient is not finite")
         if self.skipped < self.recipe.training.max_skips:
             return
-        checkpoint = newest_checkpoint(self.out)
+        checkpoint = self.world.on_main(lambda: newest_checkpoint(self.out))
         if checkpoint is None:
             raise UserError(
                 f"{self.skipped} steps in a row had no finite gradient, and there is no checkpoint to go back to; "
@@ -212,20 +234,24 @@ class _Run:
             )
         step, tokens, elapsed, data = self.step, self.tokens, self.elapsed, self.batches.state_dict()
         self._restore(checkpoint)
-        self.metrics.write("rollback", step, to=self.step)
-        self.display.say(f"went back to the weights after step {self.step}")
+        restored = self.step
         # Time and data go on: what was lost has been paid for.
         self.step, self.tokens, self.elapsed, self.skipped = step, tokens, elapsed, 0
+        self._write("rollback", to=restored)
+        self.display.say(f"went back to the weights after step {restored}")
         self.batches.load_state_dict(data)
 
     # Between steps.
 
+    def _write(self, event: str, **values: Any) -> None:
+        if self.metrics is not None:
+            self.metrics.write(event, self.step, **values)
+
     def _log(self, averages: _Averages) -> None:
         values = averages.means()
         speed = averages.count * self.tokens_per_step / (self.elapsed - averages.began)
-        self.metrics.write(
+        self._write(
             "train",
-            self.step,
             tokens=self.tokens,
             elapsed=self.elapsed,
             learning_rate=self.learner.optimizers[0].param_groups[0]["lr"],
@@ -239,16 +265,16 @@ class _Run:
         """Measure every held-out set; returns what `best_by` gave."""
         training, results = self.recipe.training, {}
         for name, shard in self.dataset.validation.items():
-            held_out = validation_batches(shard, training.batch_size, training.sequence_length, most_tokens)
+            rows, length, rank, size = training.batch_size, training.sequence_length, self.world.rank, self.world.size
+            held_out = validation_batches(shard, rows, length, most_tokens, rank, size)
             token_bytes = self.dataset.tokenizer.token_bytes()
-            results[name] = evaluate(self.learner.model, held_out, token_bytes, self.learner.mtp)
+            results[name] = evaluate(self.learner.model, held_out, token_bytes, self.learner.mtp, self.world)
             measured = asdict(results[name])
+            del measured["tokens"]  # here the tokens trained on
             measured["mtp_acceptance"] = list(measured["mtp_acceptance"]) or None
-            self.metrics.write(event, self.step, tokens=self.tokens, elapsed=self.elapsed, set=name, **{
-                key: measured[key] for key in ("loss", "perplexity", "bits_per_byte", "mtp_acceptance")
-            })  # fmt: skip
+            self._write(event, tokens=self.tokens, elapsed=self.elapsed, set=name, **measured)
         if self.load is not None:
-            self.metrics.write("experts", self.step, tokens=self.tokens, **describe_load(self.load))
+            self._write("experts", tokens=self.tokens, **describe_load(self.load))
         result = results[self.best_by]
         self.evaluated = self.step, result.loss
         self.display.step(self.step, self.done, self.elapsed, validation=result.loss)
@@ -256,12 +282,15 @@ class _Run:
         return result
 
     def _sample(self) -> None:
-        training, tokenizer, model = self.recipe.training, self.dataset.tokenizer, self.learner.model
+        training, tokenizer = self.recipe.training, self.dataset.tokenizer
+        model = gathered_model(self.learner.model, self.world)
+        if model is None:
+            return
         pieces = sample_text(
             model, tokenizer, training.sample_prompt, training.sample_tokens, Sampling(), seed=training.seed
         )
         text = training.sample_prompt + "".join(pieces)
-        self.metrics.write("sample", self.step, text=text)
+        self._write("sample", text=text)
         with (self.out / "samples.txt").open("a", encoding="utf-8", errors="replace") as file:
             file.write(f"--- after step {self.step}\n{text}\n\n")
 
@@ -271,11 +300,12 @@ class _Run:
         step, loss = self.evaluated
         if step == self.step:
             state["validation_loss"] = loss
-        model = self.learner.model
-        hub.save(model, self.out / "model", self.dataset.tokenizer)
-        save_checkpoint(self.out, self.step, model, self.learner.optimizers, state)
+        model = gathered_model(self.learner.model, self.world)
+        if model is not None:
+            hub.save(model, self.out / "model", self.dataset.tokenizer)
+        save_checkpoint(self.out, self.step, self.learner.model, self.learner.optimizers, state)
         prune_checkpoints(self.out, self.recipe.training.keep_checkpoints)
-        self.metrics.write("checkpoint", self.step, seconds=time.perf_counter() - began)
+        self._write("checkpoint", seconds=time.perf_counter() - began)
 
 
 class _Averages:

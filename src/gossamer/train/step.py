@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gossamer import device as devices
 from gossamer.data.packing import Batch
@@ -17,7 +17,9 @@ from gossamer.ops.linear_cross_entropy import IGNORED
 from gossamer.ops.packing import document_lengths
 from gossamer.train.balance import LoadBalance
 from gossamer.train.optimizer import build_optimizers
+from gossamer.train.parallel import clip_grad_norm, parallelize
 from gossamer.train.recipe import Recipe
+from gossamer.train.world import ALONE, World
 
 
 @dataclass
@@ -38,9 +40,9 @@ class Measured:
 class Learner:
     """A network with what changes it: optimizers, load balance, and how the losses are weighed."""
 
-    def __init__(self, model: CausalLM, recipe: Recipe) -> None:
+    def __init__(self, model: CausalLM, recipe: Recipe, world: World = ALONE) -> None:
         training = recipe.training
-        self.model, self.recipe = model, recipe
+        self.model, self.recipe, self.world = model, recipe, world
         self.device = next(model.parameters()).device
         self.dtype = devices.compute_dtype(self.device, training.precision)
         self.mtp: MTPTraining | None = None
@@ -49,21 +51,24 @@ class Learner:
                 self.mtp = MTPTraining(training.mtp_steps, training.mtp_decay, training.mtp_trunk_gradient)
             else:
                 model.mtp.requires_grad_(False)  # nothing teaches it: no optimizer state either
-        model.model.recompute = training.recompute
+        gathered_in = None if self.dtype == torch.float32 else self.dtype
+        parallelize(model, world, training.expert_parallel, training.recompute, gathered_in)
         self.optimizers = build_optimizers(model, recipe.optimizer)
-        self.balance = LoadBalance(model, training, lambda tensor: tensor, processes=1)
+        self.balance = LoadBalance(model, training, world)
 
     def step(self, batches: Sequence[Batch], learning_rate: float) -> Measured:
-        """Learn from the micro-batches of one step.
+        """Learn from this process's share of the micro-batches of one step.
 
         Losses are divided by the targets of the whole step, so that it does not matter how its rows are spread over
-        micro-batches. A gradient that is not finite is thrown away, and the weights stay as they are.
+        micro-batches and processes; what is returned is of the whole step, too. A gradient that is not finite is thrown
+        away, and the weights stay as they are.
         """
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate
         ahead = range(1, 2 + (self.mtp.steps if self.mtp else 0))
-        divisors = [float(sum(_num_targets(batch, places) for batch in batches)) for places in ahead]
+        targets = torch.tensor([sum(_num_targets(batch, places) for batch in batches) for places in ahead])
+        divisors = self.world.sum_(targets.to(self.device)).clamp(min=1).tolist()
         values: dict[str, Tensor] = {}
         for batch in batches:
             with devices.autocast(self.device, self.dtype):
@@ -78,9 +83,11 @@ class Learner:
             torch.stack([weight * loss for weight, loss in losses.values()]).sum().backward()
             for name, (_, loss) in losses.items():
                 values[name] = loss.detach() + values.get(name, 0.0)
+        summed = self.world.sum_(torch.stack(list(values.values())))
+        values = dict(zip(values, summed.unbind(), strict=True))
         load = self.balance.finish_step() if out.routing is not None else None
         limit = self.recipe.optimizer.grad_clip or math.inf
-        values["grad_norm"] = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        values["grad_norm"] = clip_grad_norm(self.model.parameters(), limit, self.world)
         taken = math.isfinite(float(values["grad_norm"]))
         for optimizer in self.optimizers:
             if taken:
@@ -89,17 +96,20 @@ class Learner:
         return Measured(values, load, taken)
 
     def _losses(self, out: Output, micro_batches: int) -> dict[str, tuple[float, Tensor]]:
-        """Every loss of a micro-batch with its weight in what is minimised; they add up over micro-batches."""
-        training = self.recipe.training
+        """Every loss of a micro-batch with its weight in what is minimised.
+
+        They add up over micro-batches and processes, as the gradients do.
+        """
+        training, parts = self.recipe.training, micro_batches * self.world.size
         assert out.loss is not None
         losses = {"loss": (1.0, out.loss)}
         if out.mtp_loss is not None:
             losses["mtp_loss"] = (training.mtp_loss_weight, out.mtp_loss)
         if out.routing is not None:
             coefficient = self.recipe.model.router_aux_loss_coef if training.balance == "loss" else 0.0
-            losses["aux_loss"] = (coefficient, self.balance.loss(out.routing) / micro_batches)
+            losses["aux_loss"] = (coefficient, self.balance.loss(out.routing) / parts)
             if training.router_z_loss_weight:
-                losses["z_loss"] = (training.router_z_loss_weight, out.routing.z.sum() / micro_batches)
+                losses["z_loss"] = (training.router_z_loss_weight, out.routing.z.sum() / parts)
         return losses
 
 
@@ -107,4 +117,4 @@ def _num_targets(batch: Batch, ahead: int) -> int:
     """How many tokens of a batch are predicted `ahead` places before."""
     rows, length = batch.labels.shape
     lengths = document_lengths(rows, length, batch.cu_seqlens)
-    return max(1, int((targets_ahead(batch.labels, lengths, ahead) != IGNORED).sum()))
+    return int((targets_ahead(batch.labels, lengths, ahead) != IGNORED).sum())

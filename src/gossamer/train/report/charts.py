@@ -6,16 +6,25 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from statistics import fmean
 from typing import Any
-
-import numpy as np
 
 from gossamer.train.report.curves import SERIES, Chart, Curve, Mark, curve, table
 from gossamer.train.report.draw import Picture, draw_svg
 from gossamer.train.report.figures import known, size_unit
 from gossamer.train.report.history import AXES, Axis, Event, History, nth, numbers
 
-__all__ = ["WIDE", "Drawn", "drawn", "expert_charts", "learning_charts", "loss_chart", "machine_charts", "pairs"]
+__all__ = [
+    "WIDE",
+    "Drawn",
+    "drawn",
+    "expert_charts",
+    "learning_charts",
+    "loss_chart",
+    "machine_charts",
+    "over_layers",
+    "pairs",
+]
 
 WIDE, LOW, NARROW = (1040, 330), (1040, 230), (440, 270)  # sizes of the pictures, CSS pixels
 START = 0.03  # of a run: what falls so steeply that it hides the rest
@@ -89,24 +98,28 @@ def expert_charts(history: History) -> list[Chart]:
     """How the routers spread the tokens, beside the heat maps."""
     events = history.of("experts")
 
-    def over_layers(key: str, reduce: Callable[[Any], Any], label: str, color: str) -> Curve:
-        def find(event: Event) -> Any:
-            finite = [value for value in numbers(event.get(key)) if math.isfinite(value)]
-            return float(reduce(finite)) if finite else None
-
-        return curve(events, find, label, color, dots=True)
-
+    dead = curve(events, over_layers("dead", sum), "dead experts", "train", dots=True)
     entropy = (
-        over_layers("entropy", np.mean, "mean of the layers", "train"),
-        over_layers("entropy", min, "lowest layer", "validation"),
+        curve(events, over_layers("entropy", fmean), "mean of the layers", "train", dots=True),
+        curve(events, over_layers("entropy", min), "lowest layer", "validation", dots=True),
     )
     charts = [
-        Chart("Dead experts", "without a token, all layers", (over_layers("dead", sum, "dead experts", "train"),),
+        Chart("Dead experts", "without a token, all layers", (dead,),
               from_zero=True),
         Chart("Routing entropy", "1 is even", entropy),
         _single(history, "aux_loss", "Load balance", "auxiliary loss", "auxiliary loss", skip_start=START),
     ]  # fmt: skip
     return [chart for chart in charts if chart.measured]
+
+
+def over_layers(key: str, reduce: Callable[[list[float]], float]) -> Callable[[Event], float | None]:
+    """A function that reduces an event's list, one number a layer, to one; those that are not finite do not count."""
+
+    def find(event: Event) -> float | None:
+        finite = [value for value in numbers(event.get(key)) if math.isfinite(value)]
+        return float(reduce(finite)) if finite else None
+
+    return find
 
 
 def machine_charts(history: History) -> list[Chart]:

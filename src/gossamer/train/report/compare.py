@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from gossamer import __version__
 from gossamer.errors import UserError
-from gossamer.train.report.figures import count, duration, flops, known, number, percent, size
-from gossamer.train.report.history import AXES, Event, History, nth, numbers, read_history
+from gossamer.train.report.figures import known
+from gossamer.train.report.history import AXES, Event, History, nth, read_history
 from gossamer.train.report.page import configuration, render, sections, write_page
+from gossamer.train.report.results import Run, result_rows, vocabularies
 
 if TYPE_CHECKING:
     from gossamer.train.report.curves import Chart, Curve
@@ -22,38 +22,6 @@ __all__ = ["COMPARISON_FILE", "write_comparison"]
 COMPARISON_FILE = "comparison.html"
 _MOST = 12  # runs: as many lines as six colours give, whole and dashed
 _START = 0.1  # of the runs: differences show late
-
-
-@dataclass(frozen=True)
-class Run:
-    """One of the runs: its name among the others, the look of its curves, and what is known of it."""
-
-    name: str
-    color: str
-    dashed: bool
-    history: History
-    evaluations: list[Event]  # on the held-out set that is compared
-    settings: dict[str, str]  # by dotted name
-
-    @property
-    def last(self) -> Event:
-        return self.evaluations[-1] if self.evaluations else {}
-
-
-class Cell(NamedTuple):
-    """A figure of the table and, for what can be better or worse, its value: the lowest is the best."""
-
-    figure: str
-    remark: str = ""
-    value: float | None = None
-    best: bool = False
-
-
-class Row(NamedTuple):
-    """A line of the table: a cell for each run."""
-
-    label: str
-    cells: list[Cell]
 
 
 def write_comparison(runs: Sequence[Path], path: Path | None = None) -> Path:
@@ -88,7 +56,7 @@ def write_comparison(runs: Sequence[Path], path: Path | None = None) -> Path:
         remark=_remark(histories, chosen),
         warnings=_warnings(columns, chosen),
         runs=columns,
-        rows=list(_rows(columns, same_text=len({name for name in chosen if name}) < 2)),
+        rows=list(result_rows(columns, same_text=len({name for name in chosen if name}) < 2)),
         charts=[drawn(chart, ends, WIDE) for chart in compared[:1]] + pairs(compared[1:], ends),
         settings=_differences(columns),
         version=__version__,
@@ -156,134 +124,14 @@ def _warnings(runs: list[Run], chosen: list[str]) -> list[str]:
         found.append(f"The runs have no held-out set in common, so their losses are of different texts: {sets}.")
     elif len({run.history.last("start").get("corpus") for run in runs if run.history.last("start")}) > 1:
         found.append("The runs were started on different corpora; their held-out texts may differ too.")
-    if _vocabularies(runs) > 1:
+    if vocabularies(runs) > 1:
         found.append("The runs have different tokenizers: compare bits per byte, not the loss of a token.")
     return found
 
 
-def _vocabularies(runs: list[Run]) -> int:
-    """How many tokenizers the configurations tell of, by kind and size."""
-    keys = ("corpus.tokenizer", "model.vocab_size")
-    return len({tuple(run.settings.get(key) for key in keys) for run in runs if run.settings})
-
-
-def _rows(runs: list[Run], same_text: bool) -> Iterator[Row]:
-    """What is compared, line by line; lines that no run has a figure for are left out.
-
-    ``same_text``: they were measured on the same held-out set, so that one of them is the best.
-    """
-    same_tokens = same_text and _vocabularies(runs) < 2
-    for label, find in _LINES.items():
-        cells = [find(run) for run in runs]
-        figures = {cell.figure for cell in cells}
-        if figures == {"–"} or (len(figures) == 1 and label in ("device", "corpus")):
-            continue
-        comparable = {"validation loss": same_tokens, "bits per byte": same_text, "drafts accepted": same_text}.get(label, True)
-        yield _with_best(Row(label, cells)) if comparable else Row(label, cells)
-        if label == "bits per byte" and same_tokens:
-            yield from map(_with_best, _to_loss(runs))
-
-
-def _with_best(row: Row) -> Row:
-    values = [cell.value for cell in row.cells if cell.value is not None and known(cell.value)]
-    if len(set(values)) < 2:
-        return row
-    best = next(cell.figure for cell in row.cells if cell.value == min(values))
-    return row._replace(cells=[cell._replace(best=cell.figure == best) for cell in row.cells])
-
-
-def _loss(run: Run) -> Cell:
-    loss: Any = run.last.get("loss")
-    finite = [event for event in run.evaluations if known(event["loss"])]
-    best = min(finite, key=lambda event: event["loss"], default=run.last)
-    better = best.get("loss") != loss and known(loss)
-    return Cell(number(loss), f"best {number(best['loss'])} at step {best['step']:,}" if better else "", loss)
-
-
-def _accepted(run: Run) -> Cell:
-    rates = numbers(run.last.get("mtp_acceptance"))
-    return Cell(" · ".join(map(percent, rates)) or "–", value=-rates[0] if rates else None)
-
-
-def _parameters(run: Run) -> Cell:
-    start = run.history.last("start")
-    active = start.get("active_parameters")
-    return Cell(count(start.get("parameters")), f"{count(active)} active" if known(active) else "")
-
-
-def _tokens(run: Run) -> Cell:
-    state = run.history.state({})
-    return Cell(
-        count(run.history.newest("tokens")), f"{state['step']:,} steps" + ("" if state["done"] else ", not finished")
-    )
-
-
-def _speed(run: Run) -> Cell:
-    tokens, elapsed = run.history.newest("tokens"), run.history.newest("elapsed")
-    if not (known(tokens) and known(elapsed) and elapsed > 0):
-        return Cell("–")
-    return Cell(count(round(tokens / elapsed)), value=-tokens / elapsed)
-
-
-def _compute(run: Run) -> Cell:
-    cost, tokens = run.history.last("start").get("flops_per_token"), run.history.newest("tokens")
-    return Cell(flops(cost * tokens) if known(cost) and known(tokens) else "–")
-
-
-def _memory(run: Run) -> Cell:
-    found = [event["memory"] for event in run.history.of("train") if known(event.get("memory"))]
-    return Cell(size(max(found)), value=max(found)) if found else Cell("–")
-
-
-def _started_on(key: str) -> Callable[[Run], Cell]:
-    return lambda run: Cell(str(run.history.last("start").get(key, "–")))
-
-
-_LINES: dict[str, Callable[[Run], Cell]] = {
-    "parameters": _parameters,
-    "tokens": _tokens,
-    "training time": lambda run: Cell(duration(run.history.newest("elapsed"))),
-    "validation loss": _loss,
-    "bits per byte": lambda run: Cell(number(run.last.get("bits_per_byte")), value=run.last.get("bits_per_byte")),
-    "drafts accepted": _accepted,
-    "tokens/s": _speed,
-    "peak memory": _memory,
-    "compute": _compute,
-    "device": _started_on("device"),
-    "corpus": _started_on("corpus"),
-}
-
-
-def _to_loss(runs: list[Run]) -> Iterator[Row]:
-    """How soon each run came to the loss that all of them reached: the fairest measure of how fast they learn."""
-    lowest = [min((event["loss"] for event in run.evaluations if known(event["loss"])), default=None) for run in runs]
-    reached = [loss for loss in lowest if loss is not None]
-    if len(reached) < 2:
-        return
-    goal = max(reached)
-    for axis, write in (("tokens", count), ("elapsed", duration)):
-        places = [_reached(run.evaluations, goal, axis) for run in runs]
-        name = "time" if axis == "elapsed" else axis
-        yield Row(f"{name} to loss {number(goal)}", [Cell(write(place), value=place) for place in places])
-
-
-def _reached(evaluations: list[Event], goal: float, axis: str) -> float | None:
-    """Where the loss first came down to a goal, on the straight line between the evaluations around."""
-    before: Event | None = None
-    for event in evaluations:
-        if not (known(event["loss"]) and known(event.get(axis))):
-            continue
-        if event["loss"] <= goal:
-            if before is None:
-                return float(event[axis])
-            share = (before["loss"] - goal) / (before["loss"] - event["loss"])
-            return float(before[axis] + share * (event[axis] - before[axis]))
-        before = event
-    return None
-
-
 def _charts(runs: list[Run]) -> list[Chart]:
     """One chart a value, one curve a run; the first is the one that counts."""
+    from gossamer.train.report.charts import over_layers
     from gossamer.train.report.curves import Chart, curve
     from gossamer.train.report.figures import size_unit
 
@@ -297,12 +145,8 @@ def _charts(runs: list[Run]) -> list[Chart]:
     def evaluated(key: Any) -> tuple[Curve, ...]:
         return each(lambda run: run.evaluations, key, dots=True)
 
-    def experts(key: str, reduce: Callable[[list[float]], float]) -> tuple[Curve, ...]:
-        def find(event: Event) -> Any:
-            finite = [value for value in numbers(event.get(key)) if math.isfinite(value)]
-            return reduce(finite) if finite else None
-
-        return each(lambda run: run.history.of("experts"), find, dots=True)
+    def experts(key: str, reduce: Any) -> tuple[Curve, ...]:
+        return each(lambda run: run.history.of("experts"), over_layers(key, reduce), dots=True)
 
     def first_step(event: Event) -> float:
         return nth(event.get("mtp_acceptance"), 0)
@@ -318,11 +162,11 @@ def _charts(runs: list[Run]) -> list[Chart]:
         Chart("Accepted drafts", "share, of the head's first step", evaluated(first_step), from_zero=True),
         Chart("Multi-token prediction", "nats a token, averaged", train("mtp_loss"), skip_start=_START),
         Chart("Busiest expert", "its load / its layer's mean", experts("max_over_mean", max), logarithmic=True),
-        Chart("Dead experts", "without a token, all layers", experts("dead", math.fsum), from_zero=True),
+        Chart("Dead experts", "without a token, all layers", experts("dead", sum), from_zero=True),
         Chart("Throughput", "tokens a second, averaged", train("tokens_per_second")),
         Chart("Peak memory", unit_name, train("memory", 1 / unit, smoothed=False), from_zero=True),
     ]
-    if _vocabularies(runs) > 1:
+    if vocabularies(runs) > 1:
         charts.insert(0, charts.pop(2))
     return [
         replace(chart, curves=tuple(item for item in chart.curves if item.measured))

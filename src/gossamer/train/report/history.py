@@ -72,7 +72,8 @@ class History:
     def state(self, config: dict[str, Any]) -> dict[str, Any]:
         """How far the run is: done when nothing was trained after its newest ``end``."""
         done = self.last("end", "train", "resume", "rollback").get("event") == "end"
-        step = max((event["step"] for event in self.events if event["event"] != "rollback"), default=0)
+        # What else has happened may have happened on a course that was left.
+        step = max((event["step"] for event in self.of(*_MEASURED, "resume")), default=0)
         steps: Any = self.last("start").get("steps")
         training = config.get("training")
         if isinstance(training, dict) and known(training.get("steps")):
@@ -143,7 +144,10 @@ def _in_words(event: Event) -> str:
 
 
 def _date(moment: Any) -> str | None:
-    return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%d %H:%M UTC") if known(moment) else None
+    try:
+        return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%d %H:%M UTC") if known(moment) else None
+    except (OverflowError, ValueError, OSError):  # no time that a calendar has
+        return None
 
 
 def spread(items: Iterable[Any], most: int) -> list[Any]:

@@ -70,13 +70,14 @@ def nice(low: float, high: float, most: int, factors: tuple[float, ...] = (1.0, 
 
 
 def _logarithmic(values: Floats) -> Scale:
+    values = np.clip(values, 1e-100, 1e100)  # what lies beyond cannot be divided
     low, high = float(values.min()), float(values.max())
     margin = (high / low) ** 0.05 if high > low * 1.001 else 1.05
     low, high = low / margin, high * margin
     factors = (1.0, 2.0, 5.0) if high / low < 200 else (1.0,)
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     ticks = [factor * 10.0**power for power in powers for factor in factors if low <= factor * 10.0**power <= high]
-    if len(ticks) < 2:
+    if len(ticks) < 4 and high / low < 10:
         ticks = [tick for tick in nice(low, high, 5) if tick > 0]
     ticks = ticks[:: math.ceil(len(ticks) / 8)]
     return Scale(low, high, tuple(zip(ticks, _labels(ticks), strict=True)), logarithmic=True)

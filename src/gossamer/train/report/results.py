@@ -1,0 +1,167 @@
+"""What several runs reached, line by line: the table of a comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from gossamer.train.report.figures import count, duration, flops, known, number, percent, size
+from gossamer.train.report.history import Event, History, numbers
+
+__all__ = ["Cell", "Row", "Run", "result_rows", "vocabularies"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One of the runs: its name among the others, the look of its curves, and what is known of it."""
+
+    name: str
+    color: str
+    dashed: bool
+    history: History
+    evaluations: list[Event]  # on the held-out set that is compared
+    settings: dict[str, str]  # by dotted name
+
+    @property
+    def last(self) -> Event:
+        return self.evaluations[-1] if self.evaluations else {}
+
+
+class Cell(NamedTuple):
+    """A figure of the table and, for what can be better or worse, its value: the lowest is the best."""
+
+    figure: str
+    remark: str = ""
+    value: float | None = None
+    best: bool = False
+
+
+class Row(NamedTuple):
+    """A line of the table: a cell for each run."""
+
+    label: str
+    cells: list[Cell]
+
+
+def vocabularies(runs: list[Run]) -> int:
+    """How many tokenizers the configurations tell of, by kind and size."""
+    keys = ("corpus.tokenizer", "model.vocab_size")
+    return len({tuple(run.settings.get(key) for key in keys) for run in runs if run.settings})
+
+
+def result_rows(runs: list[Run], same_text: bool) -> Iterator[Row]:
+    """What is compared, line by line; lines that no run has a figure for are left out.
+
+    ``same_text``: they were measured on the same held-out set, so that one of them is the best.
+    """
+    same_tokens = same_text and vocabularies(runs) < 2
+    for label, find in _LINES.items():
+        cells = [find(run) for run in runs]
+        figures = {cell.figure for cell in cells}
+        if figures == {"–"} or (len(figures) == 1 and label in ("device", "corpus")):
+            continue
+        comparable = {"validation loss": same_tokens, "bits per byte": same_text, "drafts accepted": same_text}.get(
+            label, True
+        )
+        yield _with_best(Row(label, cells)) if comparable else Row(label, cells)
+        if label == "bits per byte" and same_tokens:
+            yield from map(_with_best, _to_loss(runs))
+
+
+def _with_best(row: Row) -> Row:
+    values = [cell.value for cell in row.cells if cell.value is not None and known(cell.value)]
+    if len(set(values)) < 2:
+        return row
+    best = next(cell.figure for cell in row.cells if cell.value == min(values))
+    return row._replace(cells=[cell._replace(best=cell.figure == best) for cell in row.cells])
+
+
+def _loss(run: Run) -> Cell:
+    loss: Any = run.last.get("loss")
+    finite = [event for event in run.evaluations if known(event["loss"])]
+    best = min(finite, key=lambda event: event["loss"], default=run.last)
+    better = best.get("loss") != loss and known(loss)
+    return Cell(number(loss), f"best {number(best['loss'])} at step {best['step']:,}" if better else "", loss)
+
+
+def _accepted(run: Run) -> Cell:
+    rates = numbers(run.last.get("mtp_acceptance"))
+    return Cell(" · ".join(map(percent, rates)) or "–", value=-rates[0] if rates else None)
+
+
+def _parameters(run: Run) -> Cell:
+    start = run.history.last("start")
+    active = start.get("active_parameters")
+    return Cell(count(start.get("parameters")), f"{count(active)} active" if known(active) else "")
+
+
+def _tokens(run: Run) -> Cell:
+    state = run.history.state({})
+    return Cell(
+        count(run.history.newest("tokens")), f"{state['step']:,} steps" + ("" if state["done"] else ", not finished")
+    )
+
+
+def _speed(run: Run) -> Cell:
+    tokens, elapsed = run.history.newest("tokens"), run.history.newest("elapsed")
+    if not (known(tokens) and known(elapsed) and elapsed > 0):
+        return Cell("–")
+    return Cell(count(round(tokens / elapsed)), value=-tokens / elapsed)
+
+
+def _compute(run: Run) -> Cell:
+    cost, tokens = run.history.last("start").get("flops_per_token"), run.history.newest("tokens")
+    return Cell(flops(cost * tokens) if known(cost) and known(tokens) else "–")
+
+
+def _memory(run: Run) -> Cell:
+    found = [event["memory"] for event in run.history.of("train") if known(event.get("memory"))]
+    return Cell(size(max(found)), value=max(found)) if found else Cell("–")
+
+
+def _started_on(key: str) -> Callable[[Run], Cell]:
+    return lambda run: Cell(str(run.history.last("start").get(key, "–")))
+
+
+_LINES: dict[str, Callable[[Run], Cell]] = {
+    "parameters": _parameters,
+    "tokens": _tokens,
+    "training time": lambda run: Cell(duration(run.history.newest("elapsed"))),
+    "validation loss": _loss,
+    "bits per byte": lambda run: Cell(number(run.last.get("bits_per_byte")), value=run.last.get("bits_per_byte")),
+    "drafts accepted": _accepted,
+    "tokens/s": _speed,
+    "peak memory": _memory,
+    "compute": _compute,
+    "device": _started_on("device"),
+    "corpus": _started_on("corpus"),
+}
+
+
+def _to_loss(runs: list[Run]) -> Iterator[Row]:
+    """How soon each run came to the loss that all of them reached: the fairest measure of how fast they learn."""
+    lowest = [min((event["loss"] for event in run.evaluations if known(event["loss"])), default=None) for run in runs]
+    reached = [loss for loss in lowest if loss is not None]
+    if len(reached) < 2:
+        return
+    goal = max(reached)
+    for axis, write in (("tokens", count), ("elapsed", duration)):
+        places = [_reached(run.evaluations, goal, axis) for run in runs]
+        name = "time" if axis == "elapsed" else axis
+        yield Row(f"{name} to loss {number(goal)}", [Cell(write(place), value=place) for place in places])
+
+
+def _reached(evaluations: list[Event], goal: float, axis: str) -> float | None:
+    """Where the loss first came down to a goal, on the straight line between the evaluations around."""
+    before: Event | None = None
+    for event in evaluations:
+        if not (known(event["loss"]) and known(event.get(axis))):
+            continue
+        if event["loss"] <= goal:
+            if before is None:
+                return float(event[axis])
+            share = (before["loss"] - goal) / (before["loss"] - event["loss"])
+            return float(before[axis] + share * (event[axis] - before[axis]))
+        before = event
+    return None
