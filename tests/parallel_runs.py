@@ -26,7 +26,7 @@ from gossamer.model.experts import Experts, load_balancing_loss
 from gossamer.model.mtp import MTPTraining
 from gossamer.ops.linear_cross_entropy import IGNORED
 from gossamer.ops.packing import document_lengths
-from gossamer.train.checkpoint import load_checkpoint, save_checkpoint
+from gossamer.train.checkpoint import load_checkpoint, save_checkpoint, snapshot
 from gossamer.train.config import OptimizerConfig
 from gossamer.train.expert_parallel import SpreadExperts
 from gossamer.train.optimizer import build_optimizers
@@ -97,7 +97,7 @@ def run(case: Case, world: World) -> dict[str, Any]:
     if world.size > 1:
         assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
     if case.save:
-        result["saved"] = str(save_checkpoint(Path(case.save), case.last, model, optimizers, {"place": 7}, world))
+        result["saved"] = str(save_checkpoint(Path(case.save), case.last, snapshot(model, optimizers), {"place": 7}, world))
     whole = gathered_model(model, world)
     assert (whole is not None) == world.is_main
     if whole is not None:

@@ -15,12 +15,12 @@ import os
 import shutil
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch.distributed.checkpoint as dcp
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.optim import Optimizer
 
@@ -36,10 +36,15 @@ _PREFIX = "step-"
 _PROGRESS, _MANIFEST = "progress.json", "manifest.json"
 
 
+def snapshot(model: nn.Module, optimizers: Optimizers) -> dict[str, Any]:
+    """A copy in host memory of all tensors that a checkpoint holds; training may go on while it is written."""
+    return _copied(_state(model, optimizers))
+
+
 def save_checkpoint(
-    run: Path, step: int, model: nn.Module, optimizers: Optimizers, progress: dict[str, Any], world: World = ALONE
+    run: Path, step: int, state: dict[str, Any], progress: dict[str, Any], world: World = ALONE
 ) -> Path:
-    """Write the state after `step`; `progress` is what JSON can hold of it. Returns the folder.
+    """Write the `snapshot` taken after `step`; `progress` is what JSON can hold of the rest. Returns the folder.
 
     Every process calls this; the folder is one that all of them see.
 
@@ -66,7 +71,7 @@ def save_checkpoint(
 
     world.on_main(begin)
     with _disk_errors(partial), _quiet():
-        dcp.save(_state(model, optimizers), checkpoint_id=partial, no_dist=world.size == 1)
+        dcp.save(state, checkpoint_id=partial, process_group=world.group, no_dist=world.size == 1)
         checksums = _checksums(partial, world)
     world.on_main(finish)
     return folder
@@ -105,11 +110,25 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizers: Optimizers, worl
 
 
 def prune_checkpoints(run: Path, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints, and what a crash left unfinished."""
-    for folder in _checkpoints(run)[:-keep]:
-        shutil.rmtree(folder, ignore_errors=True)
+    """Remove all but the newest `keep` checkpoints and the best, and what a crash left unfinished."""
+    folders = _checkpoints(run)
+    best = best_checkpoint(run)
+    for folder in folders[:-keep]:
+        if folder != best:
+            shutil.rmtree(folder, ignore_errors=True)
     for partial in (run / "checkpoints").glob(f".partial-{_PREFIX}*"):
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def best_checkpoint(run: Path) -> Path | None:
+    """The checkpoint with the lowest `validation_loss` in its progress; None if none was evaluated."""
+    losses: dict[Path, float] = {}
+    for folder in _checkpoints(run):
+        with suppress(OSError, ValueError):
+            loss = json.loads((folder / _PROGRESS).read_text()).get("validation_loss")
+            if loss is not None:
+                losses[folder] = loss
+    return min(losses, key=lambda folder: losses[folder], default=None)
 
 
 def _checkpoints(run: Path) -> list[Path]:
@@ -119,6 +138,12 @@ def _checkpoints(run: Path) -> list[Path]:
 def _state(model: nn.Module, optimizers: Optimizers) -> dict[str, Any]:
     weights, moments = get_state_dict(model, optimizers)
     return {"model": weights, "optimizer": moments, "random": devices.random_state(_device(model))}
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _copied(item) for key, item in value.items()}
+    return value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else value
 
 
 def _device(model: nn.Module) -> Any:

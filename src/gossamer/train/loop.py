@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gossamer import __version__, hub, ops
+from gossamer import __version__, ops
 from gossamer import device as devices
 from gossamer.data.dataset import Dataset, prepare
 from gossamer.data.packing import TrainBatches, validation_batches
@@ -28,13 +28,14 @@ from gossamer.infer.sample import sample_text
 from gossamer.infer.sampler import Sampling
 from gossamer.model.causal_lm import CausalLM
 from gossamer.train.balance import describe_load
-from gossamer.train.checkpoint import load_checkpoint, newest_checkpoint, prune_checkpoints, save_checkpoint
+from gossamer.train.checkpoint import load_checkpoint, newest_checkpoint
 from gossamer.train.display import Display
 from gossamer.train.evaluate import Evaluation, evaluate
 from gossamer.train.metrics import MetricsWriter, write_atomically
 from gossamer.train.parallel import gathered_model
 from gossamer.train.recipe import Recipe, to_yaml
 from gossamer.train.report import write_report
+from gossamer.train.saver import Saver
 from gossamer.train.schedule import learning_rate_factor, progress
 from gossamer.train.step import Learner, Measured
 from gossamer.train.world import World
@@ -94,6 +95,7 @@ class _Run:
         )
         devices.seed_everything(training.seed)
         self.learner = Learner(CausalLM(recipe.model).to(world.device), recipe, world)
+        self.saver = Saver(out, dataset.tokenizer, training.keep_checkpoints, world)
         self.step = self.tokens = self.skipped = 0
         self.elapsed = 0.0  # seconds spent in training steps
         self.load: Tensor | None = None  # of the experts, in the newest step
@@ -154,7 +156,7 @@ class _Run:
         self.display.say(f"operations: {runs}")
 
     def _restore(self, checkpoint: Path) -> None:
-        saved = load_checkpoint(checkpoint, self.learner.model, self.learner.optimizers)
+        saved = load_checkpoint(checkpoint, self.learner.model, self.learner.optimizers, self.world)
         self.step, self.tokens, self.elapsed = (saved[name] for name in ("step", "tokens", "elapsed"))
         self.batches.load_state_dict(saved["data"])
 
@@ -181,13 +183,14 @@ class _Run:
                     self._sample()
                 if not last and _due(self.step, training.checkpoint_every):
                     self._save()
+                self.saver.check()
             stopped_by = self._signal(signals)
             if stopped_by:
-                self._save()
+                self._save(wait=True)
                 self.display.say(f"stopped after step {self.step}; gossamer train --resume --out {self.out} goes on")
             else:
                 final = self._evaluate(training.final_eval_tokens, "end")
-                self._save()
+                self._save(wait=True)
                 self._sample()
                 self.display.say(
                     f"validation loss {final.loss:.4f} nats a token, {final.bits_per_byte:.4f} bits per byte, "
@@ -226,6 +229,7 @@ class _Run:
         self.display.say(f"step {self.step} skipped: its gradient is not finite")
         if self.skipped < self.recipe.training.max_skips:
             return
+        self.saver.wait()
         checkpoint = self.world.on_main(lambda: newest_checkpoint(self.out))
         if checkpoint is None:
             raise UserError(
@@ -294,18 +298,13 @@ class _Run:
         with (self.out / "samples.txt").open("a", encoding="utf-8", errors="replace") as file:
             file.write(f"--- after step {self.step}\n{text}\n\n")
 
-    def _save(self) -> None:
-        began = time.perf_counter()
-        state: dict[str, Any] = {"tokens": self.tokens, "elapsed": self.elapsed, "data": self.batches.state_dict()}
+    def _save(self, wait: bool = False) -> None:
+        progress: dict[str, Any] = {"tokens": self.tokens, "elapsed": self.elapsed, "data": self.batches.state_dict()}
         step, loss = self.evaluated
         if step == self.step:
-            state["validation_loss"] = loss
-        model = gathered_model(self.learner.model, self.world)
-        if model is not None:
-            hub.save(model, self.out / "model", self.dataset.tokenizer)
-        save_checkpoint(self.out, self.step, self.learner.model, self.learner.optimizers, state)
-        prune_checkpoints(self.out, self.recipe.training.keep_checkpoints)
-        self._write("checkpoint", seconds=time.perf_counter() - began)
+            progress["validation_loss"] = loss
+        seconds = self.saver.save(self.step, self.learner.model, self.learner.optimizers, progress, wait)
+        self._write("checkpoint", seconds=seconds)
 
 
 class _Averages:

@@ -96,12 +96,19 @@ def clip_grad_norm(parameters: Iterable[Tensor], limit: float, world: World) -> 
     return norm
 
 
-def gathered_model(model: CausalLM, world: World) -> CausalLM | None:
-    """The whole network on the main process's CPU, to be saved; None on the others. Every process must call this."""
-    if world.size == 1:
+def gathered_model(model: CausalLM, world: World, copy: bool = False) -> CausalLM | None:
+    """The whole network on the main process, None on the others. Every process must call this.
+
+    Of several processes it is put together on the main one's CPU; one process alone gives the network itself, or with
+    `copy` another one with its weights, which training does not change.
+    """
+    if world.size == 1 and not copy:
         return model
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    state = get_model_state_dict(model, options=options)
+    if world.size == 1:
+        state = {name: tensor.detach().to("cpu", copy=True) for name, tensor in model.state_dict().items()}
+    else:
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        state = get_model_state_dict(model, options=options)
     if not world.is_main:
         return None
     with torch.device("meta"):  # no memory, and no draw from the random generator

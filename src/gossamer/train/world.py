@@ -35,11 +35,13 @@ class World:
         device: this process's own
         rank: its number, from 0
         size: how many processes there are
+        group: of processes that talk; None: PyTorch's default one
     """
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     rank: int = 0
     size: int = 1
+    group: dist.ProcessGroup | None = None
 
     @classmethod
     def join(cls, device: torch.device) -> World:
@@ -74,6 +76,14 @@ class World:
             raise UserError(f"WORLD_SIZE is {size}, but {error}; start the processes with torchrun") from error
         return cls(device, rank, size)
 
+    def aside(self) -> World:
+        """The same processes on a line of their own through host memory, for a thread beside the one that trains."""
+        if self.size == 1:
+            return self
+        group = dist.new_group(backend="gloo", timeout=_PATIENCE)
+        assert isinstance(group, dist.ProcessGroup)
+        return World(torch.device("cpu"), self.rank, self.size, group)
+
     @property
     def is_main(self) -> bool:
         """Whether this is the process that writes files and talks to the user."""
@@ -92,7 +102,7 @@ class World:
     def sum_(self, tensor: Tensor) -> Tensor:
         """Replace a tensor, of the same shape on every process, by its sum over them; returns it."""
         if self.size > 1:
-            dist.all_reduce(tensor)
+            dist.all_reduce(tensor, group=self.group)
         return tensor
 
     def max(self, number: int) -> int:
@@ -100,7 +110,7 @@ class World:
         if self.size == 1:
             return number
         largest = torch.tensor(number, device=self.device)
-        dist.all_reduce(largest, dist.ReduceOp.MAX)
+        dist.all_reduce(largest, dist.ReduceOp.MAX, group=self.group)
         return int(largest)
 
     def barrier(self) -> None:
@@ -122,7 +132,7 @@ class World:
                 result[0] = function()
             except UserError as error:
                 result[1] = str(error)
-        dist.broadcast_object_list(result, src=0, device=self.device)
+        dist.broadcast_object_list(result, src=0, group=self.group, device=self.device)
         if result[1] is not None:
             raise UserError(result[1])
         value: T = result[0]
@@ -132,7 +142,7 @@ class World:
         """Every process's value, which pickle must know, by rank."""
         values: list[Any] = [value] * self.size
         if self.size > 1:
-            dist.all_gather_object(values, value)
+            dist.all_gather_object(values, value, group=self.group)
         return values
 
     def close(self) -> None:
