@@ -111,7 +111,7 @@ def measured(folder: Path, cache: Path) -> tuple[list[int], int, float]:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         while process.poll() is None:
             peak = max(peak, resident(process.pid))
-            time.sleep(0.02)
+            time.sleep(0.1)
         assert process.stdout is not None and process.returncode == 0
         answer = [int(word) for word in process.stdout.read().split()]
     return answer, peak, time.monotonic() - began

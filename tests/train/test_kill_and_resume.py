@@ -77,15 +77,20 @@ class Trainer:
     def measure(self) -> None:
         """Run undisturbed to the end, noting how long things take."""
         self.launch()
-        while not (self.run / METRICS_FILE).exists() and self.process.poll() is None:
-            time.sleep(0.01)
-        self.lasts["start"] = time.time() - self.began
+        seen: dict[str, int] = {}  # looks at the run's folder that have found this checkpoint half-written
+        looks = {"start": 0, "all": 0}
+        while self.process.poll() is None:
+            time.sleep(0.002)
+            looks["all"] += 1
+            looks["start"] += not (self.run / METRICS_FILE).exists()
+            for path in self.half_written("checkpoints/.partial-*"):
+                seen[path.name] = seen.get(path.name, 0) + 1
+        a_look = (time.time() - self.began) / looks["all"]
         self.finish()
-        events = read_metrics(self.run)
-        self.lasts["step"] = next(event["elapsed"] for event in events if event["event"] == "end") / STEPS
-        self.lasts["writing"] = statistics.median(
-            event["seconds"] for event in events if event["event"] == "checkpoint"
-        )
+        end = next(event for event in read_metrics(self.run) if event["event"] == "end")
+        self.lasts["start"] = looks["start"] * a_look
+        self.lasts["step"] = end["elapsed"] / STEPS
+        self.lasts["writing"] = statistics.median(seen.values()) * a_look
 
     def kill(self, moment: Moment) -> None:
         """Launch, wait for the moment, and kill."""

@@ -31,7 +31,7 @@ from gossamer.train.balance import describe_load
 from gossamer.train.checkpoint import load_checkpoint, newest_checkpoint
 from gossamer.train.display import Display
 from gossamer.train.evaluate import Evaluation, evaluate
-from gossamer.train.metrics import MetricsWriter, write_atomically
+from gossamer.train.metrics import MetricsWriter, read_metrics, write_atomically
 from gossamer.train.parallel import gathered_model
 from gossamer.train.recipe import Recipe, to_yaml
 from gossamer.train.report import write_report
@@ -132,6 +132,7 @@ class _Run:
         device = devices.device_name(self.learner.device)
         if checkpoint is not None:
             self._write("resume")
+            self._keep_samples()
             self.display.say(f"resuming {self.out} after step {self.step}")
         else:
             self._write(
@@ -295,8 +296,18 @@ class _Run:
         )
         text = training.sample_prompt + "".join(pieces)
         self._write("sample", text=text)
-        with (self.out / "samples.txt").open("a", encoding="utf-8", errors="replace") as file:
-            file.write(f"--- after step {self.step}\n{text}\n\n")
+        with (self.out / "samples.txt").open("ab") as file:
+            file.write(_sample_entry(self.step, text))
+
+    def _keep_samples(self) -> None:
+        """Leave in samples.txt what metrics.jsonl has kept: nothing from after the checkpoint, which comes again."""
+        if self.world.is_main:
+            kept = [
+                _sample_entry(event["step"], event["text"])
+                for event in read_metrics(self.out)
+                if event["event"] == "sample"
+            ]
+            write_atomically(self.out / "samples.txt", b"".join(kept))
 
     def _save(self, wait: bool = False) -> None:
         progress: dict[str, Any] = {"tokens": self.tokens, "elapsed": self.elapsed, "data": self.batches.state_dict()}
@@ -320,6 +331,10 @@ class _Averages:
 
     def means(self) -> dict[str, float]:
         return {name: float(total) / self.count for name, total in self._sums.items()}
+
+
+def _sample_entry(step: int, text: str) -> bytes:
+    return f"--- after step {step}\n{text}\n\n".encode(errors="replace")
 
 
 def _due(step: int, every: int) -> bool:

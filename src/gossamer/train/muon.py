@@ -9,7 +9,7 @@ What departs from the usual:
 - A fused projection is not one matrix. Its parts are orthogonalised apart: q, k, v, z and gate for each head, gate and
   up of an expert, the two halves of the multi-token-prediction head's input.
 - All experts of a layer are one batched product.
-- float32 where the device has no fast bfloat16: `torch.optim.Muon` takes bfloat16 everywhere.
+- float32 on a CPU and where the device has no fast bfloat16: `torch.optim.Muon` takes bfloat16 everywhere.
 - Of a matrix spread over processes, each gathers the whole direction and keeps its part of the result. Experts are
   spread as wholes, so each process orthogonalises its own and nothing is gathered.
 """
@@ -40,10 +40,8 @@ Split = Callable[[Tensor], list[Tensor]]
 
 def orthogonalize(matrices: Tensor) -> Tensor:
     """The nearest (semi-)orthogonal matrices, roughly: […, m, n] → […, m, n] with singular values of 0.7 to 1.2."""
-    if matrices.dtype == torch.float64:  # who takes it wants to compare exactly
-        dtype = torch.float64
-    else:
-        dtype = torch.bfloat16 if devices.has_fast_bfloat16(matrices.device) else torch.float32
+    exact = matrices.dtype == torch.float64  # who takes it wants to compare
+    dtype = torch.float64 if exact else devices.compute_dtype(matrices.device, "auto")
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = (matrices.mT if tall else matrices).to(dtype)
     x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)

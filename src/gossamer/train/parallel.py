@@ -14,6 +14,7 @@ What departs from the usual:
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -62,6 +63,8 @@ def parallelize(
         cast_forward_inputs=False,
     )
     if expert_parallel > 1:
+        # Gathering what is cut twice along its experts takes two steps; PyTorch would say so on every process.
+        logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
         grid = world.grid(expert_parallel)
         for module in model.modules():
             if isinstance(module, SparseMLP):

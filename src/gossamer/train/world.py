@@ -6,6 +6,7 @@ One process alone is a world, too: then every method is a no-op, and no process 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -148,6 +149,9 @@ class World:
     def close(self) -> None:
         """Part with the others; nothing of this object can be used afterwards."""
         if self.size > 1:
+            # gloo's threads let go of the last tensors shortly after the call that waited for them. Should Python end
+            # before that, they abort the process (pytorch/pytorch#179291).
+            time.sleep(0.2)
             dist.destroy_process_group()
 
 
