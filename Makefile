@@ -10,10 +10,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint parity clean
+.PHONY: help demo test test-slow test-faults lint parity clean
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.installed ## train the default recipe on this machine and print samples (DEMO_OUT=DIR to choose the folder)
 	@if [ -e "$(DEMO_OUT)" ]; then \
@@ -24,14 +24,18 @@ demo: $(VENV)/.installed ## train the default recipe on this machine and print s
 	  exit 2; \
 	fi >&2
 	$(BIN)/gossamer train --out "$(DEMO_OUT)"
-	$(BIN)/gossamer sample "$(DEMO_OUT)" --seed 1
-	$(BIN)/gossamer sample "$(DEMO_OUT)" --seed 2
+	$(BIN)/gossamer sample "$(DEMO_OUT)" --prompt "class " --temperature 0.6
+	$(BIN)/gossamer sample "$(DEMO_OUT)" --prompt "def get_" --temperature 0.6
 
 test: $(VENV)/.installed-dev ## run the tests, without the slow ones
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
 
 test-slow: $(VENV)/.installed-dev ## run the slow tests
 	$(BIN)/python -m pytest -q -m slow
+
+test-faults: $(VENV)/.installed-dev ## kill and resume, damaged disks, and one process against two and four
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "slow or not slow" tests/test_cluster_files.py tests/train/test_parallel.py \
+	  tests/train/test_kill_and_resume.py tests/train/test_disk_faults.py tests/train/test_restarts.py
 
 lint: $(VENV)/.installed-dev ## check style, format and types
 	$(BIN)/python -m ruff check .

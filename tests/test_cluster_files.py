@@ -46,10 +46,11 @@ class Launch:
         assert self.processes % training.expert_parallel == 0, "experts are exchanged within a node"
 
 
-def understood(command: list[str], shutdown: int = 0) -> Launch:
+def understood(command: list[str], fresh_store: bool, shutdown: int = 0) -> Launch:
     """Read a command with torchrun's own parser and the train verb's."""
     assert command[0] == "torchrun"
     options = get_args_parser().parse_args(command[1:])
+    assert int(options.max_restarts) == 0 or fresh_store, "restarts need TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"
     words = list(options.training_script_args)
     if options.no_python:
         assert Path(options.training_script) == Path("recipes/cluster/train.sh")
@@ -98,8 +99,11 @@ def slurm(tmp_path):
         "scontrol": 'echo "scontrol $@" >> "$LOG"; [ "$1" != show ] || printf "n1\\nn2\\n"',
         "scancel": 'echo "scancel $@" >> "$LOG"; touch "$LOG.stop"',
         "srun": 'exec "$@"',
-        "torchrun": '{ printf "torchrun"; printf " %q" "$@"; echo " # $TORCH_ELASTIC_SHUTDOWN_TIMEOUT"; } >> "$LOG"\n'
-        '[ -z "${WORK:-}" ] || until [ -e "$LOG.stop" ]; do sleep 0.05; done\nexit "${WORK:-0}"',
+        "torchrun": """
+            variables="$TORCH_DISABLE_SHARE_RDZV_TCP_STORE $TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
+            echo "torchrun$(printf ' %q' "$@") # $variables" >> "$LOG"
+            [ -z "${WORK:-}" ] || until [ -e "$LOG.stop" ]; do sleep 0.05; done
+            exit "${WORK:-0}" """,
     }
     for name, body in fakes.items():
         (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
@@ -124,8 +128,8 @@ def test_the_batch_script_starts_one_process_for_every_gpu(slurm):
     assert process.wait(timeout=60) == 0
     asked, command = log.read_text().splitlines()
     assert asked == "scontrol show hostnames n[1-2]"
-    words = shlex.split(command, comments=True)
-    launch = understood(words, int(command.rpartition("# ")[2]))
+    fresh_store, shutdown = command.rpartition("# ")[2].split()
+    launch = understood(shlex.split(command, comments=True), fresh_store == "1", int(shutdown))
     options = sbatch_options()
     assert (launch.nodes, launch.processes) == (int(options["nodes"]), int(options["gpus-per-node"]))
     assert launch.endpoint == "n1:29500"
@@ -140,7 +144,6 @@ def test_the_batch_script_queues_itself_again_when_time_is_up(slurm, status):
     deadline = time.monotonic() + 60
     while not (log.exists() and "torchrun" in log.read_text()) and time.monotonic() < deadline:
         time.sleep(0.02)
-    time.sleep(0.1)  # the script comes to its `wait`
     process.send_signal(signal.SIGUSR1)
     process.wait(timeout=60)
     *_, cancelled, queued = log.read_text().splitlines()
@@ -171,7 +174,8 @@ def test_the_manifest_fits_together():
     (container,) = pods["containers"]
     environment = {entry["name"]: entry["value"] for entry in container["env"]}
     assert all(isinstance(value, str) for value in environment.values()), "Kubernetes takes no numbers there"
-    launch = understood(container["command"], int(environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"]))
+    fresh_store = environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] == "1"
+    launch = understood(container["command"], fresh_store, int(environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"]))
     assert launch.nodes == job["spec"]["completions"] == job["spec"]["parallelism"]
     assert launch.processes == container["resources"]["limits"]["nvidia.com/gpu"]
     host, port = launch.endpoint.split(":")
@@ -231,14 +235,19 @@ def test_train_sh_begins_again_what_has_no_checkpoint(train_sh, tmp_path):
 
 
 def documented_commands():
-    blocks = re.findall(r"```(?:bash|sh)?\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [line.partition(" #")[0].strip() for line in lines if "torchrun" in line]
+    """Every torchrun command, and whether its block sets the variable that restarts need."""
+    blocks = re.findall(r"```bash\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
+    return [
+        (line.partition(" #")[0], "export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in block)
+        for block in blocks
+        for line in block.replace("\\\n", " ").splitlines()
+        if line.startswith("torchrun")
+    ]
 
 
-@pytest.mark.parametrize("command", documented_commands())
-def test_documented_commands_are_understood(command):
-    understood(shlex.split(command[command.index("torchrun") :])).check()
+@pytest.mark.parametrize(("command", "fresh_store"), documented_commands())
+def test_documented_commands_are_understood(command, fresh_store):
+    understood(shlex.split(command), fresh_store).check()
 
 
 def test_the_document_has_commands():

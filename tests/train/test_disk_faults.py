@@ -5,6 +5,7 @@ import logging
 import os
 import shutil
 import subprocess
+import threading
 from dataclasses import replace
 
 import pytest
@@ -37,6 +38,9 @@ def train(recipe, capfd):
         capfd.readouterr()
         source = ["--resume"] if resume else ["--recipe", str(recipe)]
         status = cli.main(["train", *source, "--out", str(folder), *options])
+        for thread in threading.enumerate():
+            if thread.name == "saver":  # a process that ends waits for it
+                thread.join()
         told = capfd.readouterr().err
         assert "Traceback" not in told and "Exception" not in told, told
         return status, told

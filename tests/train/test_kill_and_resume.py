@@ -23,8 +23,9 @@ pytestmark = pytest.mark.slow
 
 SEED = 8
 STEPS, EVERY = 90, 3  # of the run, and from checkpoint to checkpoint
-KILLS = {"start": 5, "step": 7, "writing": 12}
+KILLS = {"start": 5, "step": 6, "checkpoint": 11, "model": 3}
 LEAST_KILLS, LEAST_HITS = 20, 4  # a hit is a kill that leaves half a checkpoint behind
+HALF = {"checkpoint": "checkpoints/.partial-*", "model": ".model.tmp-*"}  # names of what is being written
 BY_THE_CLOCK = {"elapsed", "tokens_per_second", "memory", "seconds"}
 
 
@@ -33,8 +34,8 @@ class Moment:
     """A moment to kill the trainer at.
 
     Attributes:
-        kind: start, step or writing
-        count: steps logged, or checkpoints begun, since the launch
+        kind: start, step, or what is being written: checkpoint or model
+        count: steps logged, or things begun to be written, since the launch
         share: how far into the start-up, the step or the writing, 0 to 1
     """
 
@@ -50,7 +51,7 @@ class Trainer:
     Attributes:
         recipe: file of the run's recipe
         run: its folder
-        lasts: how long a start-up, a step and the writing of a checkpoint take here (seconds)
+        lasts: how long a start-up, a step and each writing take here (seconds)
         began: time of the newest launch (Unix seconds)
     """
 
@@ -77,28 +78,29 @@ class Trainer:
     def measure(self) -> None:
         """Run undisturbed to the end, noting how long things take."""
         self.launch()
-        seen: dict[str, int] = {}  # looks at the run's folder that have found this checkpoint half-written
-        looks = {"start": 0, "all": 0}
+        looks, starting = 0, 0
+        seen: dict[str, dict[Path, int]] = {kind: {} for kind in HALF}  # looks that have found this half-written
         while self.process.poll() is None:
             time.sleep(0.002)
-            looks["all"] += 1
-            looks["start"] += not (self.run / METRICS_FILE).exists()
-            for path in self.half_written("checkpoints/.partial-*"):
-                seen[path.name] = seen.get(path.name, 0) + 1
-        a_look = (time.time() - self.began) / looks["all"]
+            looks += 1
+            starting += not (self.run / METRICS_FILE).exists()
+            for kind, found in seen.items():
+                for path in self.half_written(kind):
+                    found[path] = found.get(path, 0) + 1
+        a_look = (time.time() - self.began) / looks
         self.finish()
         end = next(event for event in read_metrics(self.run) if event["event"] == "end")
-        self.lasts["start"] = looks["start"] * a_look
-        self.lasts["step"] = end["elapsed"] / STEPS
-        self.lasts["writing"] = statistics.median(seen.values()) * a_look
+        self.lasts = {"start": starting * a_look, "step": end["elapsed"] / STEPS}
+        self.lasts |= {kind: statistics.median(found.values()) * a_look for kind, found in seen.items()}
 
     def kill(self, moment: Moment) -> None:
         """Launch, wait for the moment, and kill."""
         self.launch()
         begun: set[Path] = set()
         while self.process.poll() is None and moment.kind != "start":
-            begun.update(self.half_written("checkpoints/.partial-*"))
-            if (self.steps_logged() if moment.kind == "step" else len(begun)) >= moment.count:
+            if moment.kind in HALF:
+                begun.update(self.half_written(moment.kind))
+            if (len(begun) if moment.kind in HALF else self.steps_logged()) >= moment.count:
                 break
             time.sleep(0.002)
         time.sleep(moment.share * self.lasts[moment.kind])
@@ -108,9 +110,9 @@ class Trainer:
             f"ended by itself with {status}; {self.run.with_suffix('.stderr').read_text()}"
         )
 
-    def half_written(self, pattern: str) -> list[Path]:
+    def half_written(self, kind: str) -> list[Path]:
         """What this launch is writing, or was when it was killed; what earlier ones have left behind is not meant."""
-        return [path for path in self.run.glob(pattern) if _modified(path) >= self.began]
+        return [path for path in self.run.glob(HALF[kind]) if _modified(path) >= self.began]
 
     def steps_logged(self) -> int:
         """Steps in metrics.jsonl since this launch."""
@@ -131,13 +133,13 @@ def test_killed_at_random_moments_a_run_ends_bit_identical(tiny_recipe, tmp_path
     whole.measure()
 
     killed = Trainer(file, tmp_path / "killed", whole.lasts)
-    hits = {"a checkpoint": 0, "the model": 0}
+    hits = dict.fromkeys(HALF, 0)
     moments = _moments(random.Random(SEED))
     anew = 0
     for moment in moments:
         killed.kill(moment)
-        hits["a checkpoint"] += bool(killed.half_written("checkpoints/.partial-*"))
-        hits["the model"] += bool(killed.half_written(".model.tmp-*"))
+        for kind in HALF:
+            hits[kind] += bool(killed.half_written(kind))
         newest = max((killed.run / "checkpoints").glob("step-*"), default=None)
         assert newest_checkpoint(killed.run) == newest, "what bears a checkpoint's name is whole"
         anew += newest is None
@@ -146,13 +148,12 @@ def test_killed_at_random_moments_a_run_ends_bit_identical(tiny_recipe, tmp_path
     killed.launch()
     killed.finish()
 
-    kept = len(read_metrics(killed.run))
     with capsys.disabled():
         timing = ", ".join(f"{kind} {seconds:.3f} s" for kind, seconds in whole.lasts.items())
-        writing = ", ".join(f"{count} while {what} was being written" for what, count in hits.items())
-        print(f"\n{len(moments)} kills ({anew} before the first checkpoint): {writing}; {timing}; {kept} events")
+        writing = ", ".join(f"{count} while a {what} was being written" for what, count in hits.items())
+        print(f"\n{len(moments)} kills ({anew} before the first checkpoint): {writing}; {timing}")
     assert len(moments) >= LEAST_KILLS
-    assert hits["a checkpoint"] >= LEAST_HITS
+    assert hits["checkpoint"] >= LEAST_HITS
     assert anew < len(moments) // 2
     final = [(trainer.run / "model" / "model.safetensors").read_bytes() for trainer in (whole, killed)]
     assert final[0] == final[1]
@@ -165,10 +166,10 @@ def test_killed_at_random_moments_a_run_ends_bit_identical(tiny_recipe, tmp_path
 
 def _moments(draw: random.Random) -> list[Moment]:
     """The first kills come before the first checkpoint, the others in any order."""
-    most = {"start": 1, "step": 4, "writing": 2}
+    most = {"start": 1, "step": 4, "checkpoint": 2, "model": 2}
     kinds = [kind for kind, count in KILLS.items() for _ in range(count)]
     draw.shuffle(kinds)
-    early = [Moment("step", 1, draw.random()), Moment("writing", 1, draw.random())]
+    early = [Moment("step", 1, draw.random()), Moment("checkpoint", 1, draw.random())]
     return early + [Moment(kind, draw.randint(1, most[kind]), draw.random()) for kind in kinds]
 
 

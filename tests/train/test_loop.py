@@ -202,6 +202,29 @@ def test_recomputation_changes_no_bit(tiny_recipe, tmp_path):
     assert kept == again, "the balancing loss is counted once"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 4])
+def test_several_processes_learn_what_one_does(tiny_recipe, tmp_path, processes):
+    """In float32, twenty steps: every loss within 1e-5; then the run goes on alone from their checkpoint."""
+    training = replace(tiny_recipe.training, batch_size=4, steps=20, eval_every=10, checkpoint_every=10)
+    recipe = replace(tiny_recipe, training=replace(training, expert_parallel=2))
+    file = tmp_path / "recipe.yaml"
+    file.write_text(to_yaml(recipe))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    command = [*launcher, "-m", "gossamer.cli", "train", "--recipe", str(file), "--out", str(tmp_path / "together")]
+    subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
+    alone = replace(recipe, training=training)
+    loop.train(alone, tmp_path / "alone")
+    assert _curve(tmp_path / "together") == pytest.approx(_curve(tmp_path / "alone"), abs=1e-5)
+    assert _ends(tmp_path / "together") == pytest.approx(_ends(tmp_path / "alone"), abs=1e-4)
+    loop.train(replace(alone, training=replace(training, steps=22)), tmp_path / "together", resume=True)
+    assert len(_curve(tmp_path / "together")) == 22
+
+
+def _ends(run):
+    return [event["loss"] for event in read_metrics(run) if event["event"] in ("eval", "end")]
+
+
 def test_an_unknown_set_to_judge_by_is_refused(tiny_recipe, tmp_path):
     recipe = replace(tiny_recipe, training=replace(tiny_recipe.training, best_by="novel"))
     with pytest.raises(UserError, match="best_by"):
