@@ -22,7 +22,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "the recipe": {},
     "AdamW instead of Muon": {"optimizer.kind": "adamw", "optimizer.learning_rate": 3e-3},
     "cosine instead of warm-up–stable–decay": {"schedule.kind": "cosine"},
-    "no decay of the learning rate": {"schedule.decay_fraction": 0.0},
     "no multi-token prediction": {"training.mtp_steps": 0},
     "three steps of multi-token prediction": {"training.mtp_steps": 3},
     "multi-token prediction without gradient to the trunk": {"training.mtp_trunk_gradient": False},
@@ -31,8 +30,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "router z-loss of 1e-3": {"training.router_z_loss_weight": 1e-3},
     "best-fit packing": {"training.packing": "best_fit"},
     "recomputation": {"training.recompute": True},
-    "no gradient clipping": {"optimizer.grad_clip": 0.0},
-    "no weight decay": {"optimizer.weight_decay": 0.0},
 }
 
 

@@ -166,7 +166,7 @@ class _Run:
     def train(self) -> int:
         """Take the steps that are left, then measure, sample and save. Returns the signal that ended it early, or 0."""
         training = self.recipe.training
-        with self.display, self.metrics or nullcontext(), _interruptible() as signals:
+        with self.display, self.metrics or nullcontext(), self.saver, _interruptible() as signals:
             since_log = _Averages(self.elapsed)
             while self.done < 1 and not self._signal(signals):
                 measured = self._step()
@@ -186,13 +186,13 @@ class _Run:
                     self._save()
                 self.saver.check()
             stopped_by = self._signal(signals)
-            if stopped_by:
+            if stopped_by and self.done < 1:
                 self._save(wait=True)
                 self.display.say(f"stopped after step {self.step}; gossamer train --resume --out {self.out} goes on")
             else:
                 final = self._evaluate(training.final_eval_tokens, "end")
-                self._save(wait=True)
                 self._sample()
+                self._save(wait=True)  # last, so that a kill before it leaves nothing undone that --resume would not do
                 self.display.say(
                     f"validation loss {final.loss:.4f} nats a token, {final.bits_per_byte:.4f} bits per byte, "
                     f"after {self.tokens:,} tokens in {self.elapsed:.0f} s of training"

@@ -116,7 +116,9 @@ def estimate_peak(recipe: Recipe, device: torch.device, processes: int = 1) -> M
 
     stages = list(_stages(recipe, model, steps, shape))
     moments = list(_moments(stages, shape, recipe, gradients, processes))
-    update = max((_muon_workspace(p, split, device, processes) for p, split in splits.items() if p in set(trained)), default=0)
+    update = max(
+        (_muon_workspace(p, split, device, processes) for p, split in splits.items() if p in set(trained)), default=0
+    )
     moments = [replace(moment, workspace=[*moment.workspace, gathered]) for moment in moments]
     moments.append(_Moment(gradients, [], [update]))
     fullest = max(moments, key=lambda moment: moment.total)
@@ -177,7 +179,10 @@ def _stages(recipe: Recipe, model: CausalLM, steps: int, shape: Shape) -> Iterat
     for index, kind in enumerate(config.mixers):
         block = model.model.layers[index]
         assert isinstance(block, Block)
-        parts = [activations.mixer(config, kind, shape), activations.feed_forward(config, config.is_sparse(index), shape)]
+        parts = [
+            activations.mixer(config, kind, shape),
+            activations.feed_forward(config, config.is_sparse(index), shape),
+        ]
         yield from _block(block, f"layer {index}", parts, shape, training.recompute)
     yield _of(activations.loss(config, shape, True), head, False)
     for _ in range(steps):
@@ -186,7 +191,10 @@ def _stages(recipe: Recipe, model: CausalLM, steps: int, shape: Shape) -> Iterat
         assert isinstance(block, Block)
         shared = {"embedding": embedding} if training.mtp_trunk_gradient else {}
         yield _of(activations.draft_input(config, shape), {"mtp": _bytes(model.mtp.fc)} | shared, narrow, ("mtp",))
-        parts = [activations.mixer(config, FULL, shape), activations.feed_forward(config, config.num_experts > 0, shape)]
+        parts = [
+            activations.mixer(config, FULL, shape),
+            activations.feed_forward(config, config.num_experts > 0, shape),
+        ]
         yield from _block(block, "mtp", parts, shape, False)
         teaches = training.mtp_trunk_gradient
         yield _of(activations.loss(config, shape, teaches), head if teaches else {}, False)
@@ -213,9 +221,7 @@ def _of(part: Activations, weights: dict[str, int], narrow: bool, cast: Sequence
     return _Stage(stored, [*part.working, copied], (), part.released, weights, copied)
 
 
-def _moments(
-    stages: list[_Stage], shape: Shape, recipe: Recipe, gradients: int, processes: int
-) -> Iterator[_Moment]:
+def _moments(stages: list[_Stage], shape: Shape, recipe: Recipe, gradients: int, processes: int) -> Iterator[_Moment]:
     """The fullest moment of the forward pass, and of each part's backward pass, last part first."""
     before = recipe.training.gradient_accumulation > 1  # all gradients are there from the micro-batch before
     stored = [size for stage in stages for size in stage.stored]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from torch.optim import Optimizer
 
@@ -66,6 +67,19 @@ class Saver:
             self._thread.join()
             self._thread = None
         self.check()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Let the save that is under way end, whatever ends the training; its error counts if there is no other."""
+        try:
+            self.wait()
+        except Exception:
+            if error is None:
+                raise
 
     def _write(self, step: int, state: dict[str, Any], whole: CausalLM | None, progress: dict[str, Any]) -> None:
         try:

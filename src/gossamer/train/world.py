@@ -52,11 +52,18 @@ class World:
             device: of any index; an accelerator's becomes LOCAL_RANK, unless this process is alone
 
         Raises:
-            UserError: torchrun's variables are incomplete, or there are fewer devices than processes here.
+            UserError: torchrun's variables are incomplete, there are fewer devices than processes here, or torchrun
+                was not set up for restarts.
         """
         size = _variable("WORLD_SIZE", 1)
         if size == 1:
             return cls(device)
+        restarted = _variable("TORCHELASTIC_RESTART_COUNT", 0) > 0
+        if restarted and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            raise UserError(
+                "torchrun has restarted these processes on a store that still holds the old ones' addresses, which "
+                "hangs; start torchrun with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 (docs/cluster.md)"
+            )
         rank, local_rank = _variable("RANK"), _variable("LOCAL_RANK")
         if device.type != "cpu":
             count = devices.device_count(device)
