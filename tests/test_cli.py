@@ -92,6 +92,7 @@ MISTAKES = [
     ("doctor --jsn", "unknown option '--jsn'; did you mean '--json'?"),
     ("train --recipe dem", "no recipe 'dem'; did you mean 'demo'?"),
     ("train --recipe=", "no recipe ''"),
+    ("train --model.vocab_size 100", "--model.vocab_size follows from the tokenizer"),
     ("train --training.step 3", "unknown option '--training.step'; did you mean '--training.steps'?"),
     ("train --num_experts 3", "unknown option '--num_experts'; did you mean '--model.num_experts'?"),
     ("train --training.steps 1e3", "--training.steps 1e3: expected a whole number"),

@@ -57,6 +57,8 @@ def train(
             if key in wanted:
                 raise UserError(f"--{short} and --{key} set the same value; give one of them")
             wanted[key] = value
+    if "model.vocab_size" in wanted:
+        raise UserError("--model.vocab_size follows from the tokenizer; --corpus.vocab_size sets a trained one's size")
     merged = resumed_recipe(folder, recipe, wanted) if resume else fresh_recipe(folder, chosen, wanted)
     from gossamer.train.loop import train as run_training
 
@@ -132,6 +134,8 @@ def report(run: tuple[str, ...], out: str | None = None) -> None:
     """
     folders = [_existing(name) for name in run]
     path = None if out is None else Path(out).expanduser()
+    if path is not None and not path.parent.is_dir():
+        raise UserError(f"--out {out}: there is no folder {path.parent}")
     from gossamer.train.report import write_comparison, write_report
 
     print(write_report(folders[0], path) if len(folders) == 1 else write_comparison(folders, path))
@@ -194,9 +198,16 @@ def _answer(values: dict[str, Any], json: bool) -> None:
     if json:
         print(jsonlib.dumps(values, ensure_ascii=False, default=str))
         return
-    width = max(len(name) for name in values)
+    lines: dict[str, Any] = {}
     for name, value in values.items():
-        print(f"{name:<{width}}  {f'{value:.6g}' if isinstance(value, float) else value}")
+        lines |= {f"{name} {key}": item for key, item in value.items()} if isinstance(value, dict) else {name: value}
+    width = max(len(name) for name in lines)
+    for name, value in lines.items():
+        print(f"{name:<{width}}  {', '.join(map(_short, value)) if isinstance(value, tuple) else _short(value)}")
+
+
+def _short(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 # From the words of the command line to a call.

@@ -96,9 +96,9 @@ def test_a_large_record_comes_in_pieces(tmp_path: Path) -> None:
         ("[" * 100_000, "line 2: not JSON"),
         ('["text"]', 'line 2: the record is not an object; write it as {"text": ...}'),
         ('{"txet": "a"}', "line 2: no field 'text' in this record ('txet'); did you mean 'txet'?"),
-        ("{}", "line 2: no field 'text' in this record (it is empty); name the right one with --text_field"),
-        ('{"text": 3}', "line 2: field 'text' is a int, not a string"),
-        ('{"text": null}', "line 2: field 'text' is a NoneType, not a string"),
+        ("{}", "line 2: no field 'text' in this record (it is empty); name the right one with --corpus.text_field"),
+        ('{"text": 3}', "line 2: field 'text' holds int, not text"),
+        ('{"text": null}', "line 2: field 'text' holds NoneType, not text"),
         ('{"text": "\\ud800"}', "line 2: field 'text' holds half of a surrogate pair"),
     ],
 )

@@ -93,3 +93,10 @@ def test_a_tied_head_is_the_embedding() -> None:
     model = CausalLM(ModelConfig(**TINY | {"tie_word_embeddings": True}))
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert "lm_head.weight" not in dict(model.named_parameters())
+
+
+@pytest.mark.parametrize("ids", [torch.zeros(3, dtype=torch.int64), torch.zeros(1, 3)])
+def test_input_ids_of_another_shape_or_type_are_refused(ids) -> None:
+    model = CausalLM(ModelConfig(**TINY))
+    with pytest.raises(UserError, match="input_ids must be"):
+        model(ids)

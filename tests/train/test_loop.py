@@ -130,6 +130,11 @@ def test_a_run_can_be_as_long_as_a_number_of_tokens_or_seconds(tiny_recipe, tmp_
     loop.train(by_seconds, tmp_path / "seconds")
     end = next(event for event in read_metrics(tmp_path / "seconds") if event["event"] == "end")
     assert 0.8 <= end["elapsed"] < 3
+    with pytest.raises(UserError, match=r"a larger --training\.seconds goes on"):
+        loop.train(by_seconds, tmp_path / "seconds", resume=True)
+    longer = replace(by_seconds, training=replace(by_seconds.training, seconds=1.2))
+    loop.train(longer, tmp_path / "seconds", resume=True)
+    assert read_metrics(tmp_path / "seconds")[-1]["step"] > end["step"]
 
 
 def _poison(patch, steps):

@@ -67,10 +67,12 @@ def _texts(datasets: Any, spec: str, name: str, config: str | None, split: str, 
         for record in datasets.load_dataset(name, config, split=split, streaming=True):
             number += 1
             if field not in record:
-                hint = nearest(field, record) or "; name the right one with --text_field"
+                hint = nearest(field, record) or "; name the right one with --corpus.text_field"
                 raise UserError(f"{spec}: no field {field!r} in this dataset ({', '.join(map(repr, record))}){hint}")
             if not isinstance(record[field], str):
-                raise UserError(f"{spec}, record {number}: field {field!r} is not a string; name another --text_field")
+                raise UserError(
+                    f"{spec}, record {number}: field {field!r} is not a string; name another --corpus.text_field"
+                )
             yield record[field]
     except UserError:
         raise

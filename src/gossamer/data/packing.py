@@ -87,7 +87,7 @@ class TrainBatches:
                 text = "the training text" if len(data.shards) == 1 else f"the training text of {name!r}"
                 raise UserError(
                     f"{text} holds {shard.num_tokens:,} tokens, fewer than one row of {sequence_length:,}; "
-                    "give more text with --data, or a smaller sequence_length"
+                    "give more text with --data, or a smaller --training.sequence_length"
                 )
         self.batch_size, self.sequence_length, self.seed = batch_size, sequence_length, seed
         self.packing, self.rank, self.world = packing, rank, world

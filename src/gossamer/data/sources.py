@@ -152,7 +152,7 @@ def _field_of(line: str, where: str, field: str, errors: str) -> str:
     text = record[field]
     if not isinstance(text, str):
         raise UserError(
-            f"{where}: field {field!r} is a {type(text).__name__}, not a string; mend it or name another --text_field"
+            f"{where}: field {field!r} holds {type(text).__name__}, not text; mend it or name another --corpus.text_field"
         )
     if "\\u" in line and _SURROGATE.search(text):  # JSON can spell half a character, UTF-8 cannot
         if errors == "strict":
@@ -182,7 +182,7 @@ def _parquet(path: Path, field: str, errors: str) -> Iterator[str]:
                 values = batch.column(0).cast(arrow.binary()).to_pylist()
             except (arrow.ArrowInvalid, arrow.ArrowNotImplementedError) as error:
                 raise UserError(
-                    f"{path}: column {field!r} holds {batch.column(0).type}, not text; name another --text_field"
+                    f"{path}: column {field!r} holds {batch.column(0).type}, not text; name another --corpus.text_field"
                 ) from error
             for value in values:
                 row += 1
@@ -199,7 +199,7 @@ def _parquet(path: Path, field: str, errors: str) -> Iterator[str]:
 def _no_field(where: str, field: str, known: Iterable[str], what: str) -> UserError:
     names = list(known)
     listed = ", ".join(map(repr, names[:8])) + (" ..." if len(names) > 8 else "")
-    hint = nearest(field, names) or "; name the right one with --text_field"
+    hint = nearest(field, names) or "; name the right one with --corpus.text_field"
     return UserError(f"{where}: no field {field!r} in this {what} ({listed or 'it is empty'}){hint}")
 
 

@@ -76,16 +76,14 @@ def export(run: str | Path, directory: str | Path) -> None:
 
     Args:
         run: a run's folder or a Hugging Face directory
-        directory: new, empty, or a model's, which is replaced
+        directory: new or empty
 
     Raises:
         UserError: there is no whole model in `run`, or `directory` holds something else or cannot be written.
     """
     source, target = find_model(run), Path(directory).expanduser()
-    if target.is_dir() and any(target.iterdir()) and not (target / CONFIG).is_file():
-        raise UserError(f"{directory}: is not empty and holds no model; name a new folder")
-    if target.resolve() == source.resolve():
-        raise UserError(f"{directory}: is where the model to export lies; name a new folder")
+    if target.is_dir() and any(target.iterdir()):
+        raise UserError(f"{directory}: is not empty; name a new folder")
     values = read_json(source / CONFIG)
     tokens = {key: values[key] for key in _TOKEN_KEYS if values.get(key) is not None}
 

@@ -146,6 +146,8 @@ class CausalLM(nn.Module):
         """
         if state is not None and (cu_seqlens is not None or labels is not None):
             raise UserError("a decoding state goes with neither cu_seqlens nor labels")
+        if input_ids.ndim != 2 or input_ids.is_floating_point():
+            raise UserError(f"input_ids must be [B, T] of integers, not {list(input_ids.shape)} of {input_ids.dtype}")
         batch, length = input_ids.shape
         lengths = document_lengths(batch, length, cu_seqlens)
         self._check_ids(input_ids)

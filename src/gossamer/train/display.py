@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, Self
@@ -24,6 +25,7 @@ class Display:
 
     def __init__(self, training: TrainingConfig, done: int = 0, quiet: bool = False) -> None:
         self.console, self._quiet = Console(stderr=True, highlight=False, quiet=quiet), quiet
+        self._printed = time.monotonic()
         self._steps = "" if training.tokens or training.seconds else f"/{training.steps}"
         self._values = dict[str, Any](loss=None, validation=None, speed=None)
         self._bar = Progress(
@@ -47,11 +49,15 @@ class Display:
         left = timedelta(seconds=round(elapsed / done * (1 - done)))
         shown = f"step {step}{self._steps}"
         self._bar.update(self._task, completed=done, step=shown, numbers=self._numbers(), left=str(left))
+        if not self.console.is_terminal and not self._quiet and ("validation" in values or self._is_time()):
+            print(f"{shown}  {self._numbers()}  left {left}", file=sys.stderr, flush=True)
 
-    def line(self, step: int) -> None:
-        """Where there is no terminal, print what the bar would show."""
-        if not self.console.is_terminal and not self._quiet:
-            print(f"step {step}{self._steps}  {self._numbers()}", file=sys.stderr, flush=True)
+    def _is_time(self) -> bool:
+        """Where there is no terminal, a line every ten seconds tells that the run is alive."""
+        now = time.monotonic()
+        if due := now - self._printed >= 10:
+            self._printed = now
+        return due
 
     def _numbers(self) -> str:
         loss, validation, speed = (self._values[name] for name in ("loss", "validation", "speed"))

@@ -118,8 +118,11 @@ class _Run:
         if checkpoint is not None:
             self._restore(checkpoint)
             if self.done >= 1:
+                training = self.recipe.training
+                limit = "seconds" if training.seconds else "tokens" if training.tokens else "steps"
                 raise UserError(
-                    f"{self.out} has taken its {self.step} steps; --training.steps N with a larger N goes on"
+                    f"{self.out} is complete, it has taken its {getattr(training, limit):g} {limit}; a larger "
+                    f"--training.{limit} goes on"
                 )
         training = self.recipe.training
         self.display = Display(training, self.step, quiet=not self.world.is_main)
@@ -283,7 +286,6 @@ class _Run:
         result = results[self.best_by]
         self.evaluated = self.step, result.loss
         self.display.step(self.step, self.done, self.elapsed, validation=result.loss)
-        self.display.line(self.step)
         return result
 
     def _sample(self) -> None:

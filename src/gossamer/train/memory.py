@@ -11,7 +11,7 @@ tokens between them is not counted either.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -29,7 +29,10 @@ from gossamer.train.recipe import Recipe
 
 # Loaded by PyTorch's first products and first backward pass: measured with a network of no size to speak of.
 _FIRST_USE = 56 << 20
-# glibc takes memory for a tensor of this size and more from the system, and gives it back; smaller ones share a heap.
+# glibc keeps tensors in a heap where each kind of part leaves holes of its own sizes, which no other part's temporaries
+# fit into. Runs of 0.5 to 5 GB left 0.7 to 1.6 times the sum over all kinds of the largest workspace of each.
+_HOLES = 1.2
+# A tensor of this size and more (`devices.keep_freed_memory`) lies in the heap only where there is room: half of them.
 _MAPPED = 32 << 20
 _FLOAT = 4  # bytes of a float32, which weights, gradients and optimizer state are in
 
@@ -108,135 +111,131 @@ def estimate_peak(recipe: Recipe, device: torch.device, processes: int = 1) -> M
 
     splits = matrix_splits(model) if recipe.optimizer.kind == "muon" else {}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    weights = _bytes(model) // processes
-    gradients = _FLOAT * sum(parameter.numel() for parameter in trained) // processes
+    weights, gradients = _bytes(model.parameters()) // processes, _bytes(trained) // processes
     # Muon keeps a running mean of each matrix, AdamW a running mean and a running square of all else.
-    state = sum(_FLOAT * p.numel() * (1 if p in splits else 2) for p in trained) // processes
-    gathered = _gathered(model, itemsize) if processes > 1 else 0
+    matrices = [parameter for parameter in trained if parameter in splits]
+    state = 2 * gradients - _bytes(matrices) // processes
+    update = max((_muon_workspace(matrix, splits[matrix], device, processes) for matrix in matrices), default=0)
 
     stages = list(_stages(recipe, model, steps, shape))
     moments = list(_moments(stages, shape, recipe, gradients, processes))
-    update = max(
-        (_muon_workspace(p, split, device, processes) for p, split in splits.items() if p in set(trained)), default=0
-    )
-    moments = [replace(moment, workspace=[*moment.workspace, gathered]) for moment in moments]
-    moments.append(_Moment(gradients, [], [update]))
+    moments.append(_Moment("optimizer", gradients, 0, [update]))
     fullest = max(moments, key=lambda moment: moment.total)
     on_cpu = device.type == "cpu"
     return MemoryEstimate(
         weights=weights,
         gradients=fullest.gradients,
         optimizer=state,
-        activations=sum(fullest.kept),
-        workspace=sum(fullest.workspace),
-        slack=_slack(fullest) if on_cpu else 0,
+        activations=fullest.kept,
+        workspace=sum(fullest.workspace) + (_gathered(model, itemsize) if processes > 1 else 0),
+        slack=_slack(moments) if on_cpu else 0,
         base=_base() if on_cpu else 0,
-        checkpoint=weights + state + _bytes(model),
+        checkpoint=weights + state + _bytes(model.parameters()),
         device_type=device.type,
     )
 
 
 @dataclass(frozen=True)
 class _Stage:
-    """A part of the forward pass.
+    """A part of the forward pass; sizes in bytes.
 
     Attributes:
-        stored: bytes of the tensors that the forward pass leaves
-        again: those that the backward pass computes again for this part
-        working: what its backward pass needs beside both
-        released: bytes that it has let go of before its fullest moment
-        weights: the modules and parameters whose gradients it gives, by name, in float32
-        cast: bytes of its weights' copies in the computing type
+        kind: of part
+        stored: what the forward pass leaves
+        working: what its backward pass needs beside that at its fullest moment, each tensor
+        again: what the backward pass computes again
+        released: of `stored` and `again`, what it has let go of before its fullest moment
+        weights: what it gives gradients of, by name, in float32
     """
 
-    stored: Sequence[int]
+    kind: str
+    stored: int = 0
     working: Sequence[int] = ()
-    again: Sequence[int] = ()
+    again: int = 0
     released: int = 0
     weights: dict[str, int] = field(default_factory=dict)
-    cast: int = 0
 
 
 @dataclass(frozen=True)
 class _Moment:
-    """Bytes of gradients, of each tensor that is kept, and of each temporary, at one moment of a step."""
+    """Bytes of gradients, of what is kept, and of each temporary, while one part is at work."""
 
+    kind: str
     gradients: int
-    kept: list[int]
+    kept: int
     workspace: list[int]
 
     @property
     def total(self) -> int:
-        return self.gradients + sum(self.kept) + sum(self.workspace)
+        return self.gradients + self.kept + sum(self.workspace)
 
 
 def _stages(recipe: Recipe, model: CausalLM, steps: int, shape: Shape) -> Iterator[_Stage]:
     """The parts of a step's forward pass, in order."""
     config, training = recipe.model, recipe.training
-    embedding, narrow = _bytes(model.model.embed_tokens), shape.itemsize < _FLOAT
+    embedding = _bytes(model.model.embed_tokens.parameters())
     head = {"embedding" if config.tie_word_embeddings else "head": embedding}
-    yield _Stage([], weights={"embedding": embedding})
+    yield _Stage("embedding", weights={"embedding": embedding})
     for index, kind in enumerate(config.mixers):
-        block = model.model.layers[index]
-        assert isinstance(block, Block)
-        parts = [
-            activations.mixer(config, kind, shape),
-            activations.feed_forward(config, config.is_sparse(index), shape),
-        ]
-        yield from _block(block, f"layer {index}", parts, shape, training.recompute)
-    yield _of(activations.loss(config, shape, True), head, False)
+        sparse = config.is_sparse(index)
+        yield from _block(recipe, model.model.layers[index], f"layer {index}", kind, sparse, shape, training.recompute)
+    yield _stage("loss", activations.loss(config, shape, True), head)
     for _ in range(steps):
         assert model.mtp is not None
-        block = model.mtp.layers[0]
-        assert isinstance(block, Block)
-        shared = {"embedding": embedding} if training.mtp_trunk_gradient else {}
-        yield _of(activations.draft_input(config, shape), {"mtp": _bytes(model.mtp.fc)} | shared, narrow, ("mtp",))
-        parts = [
-            activations.mixer(config, FULL, shape),
-            activations.feed_forward(config, config.num_experts > 0, shape),
-        ]
-        yield from _block(block, "mtp", parts, shape, False)
-        teaches = training.mtp_trunk_gradient
-        yield _of(activations.loss(config, shape, teaches), head if teaches else {}, False)
+        fc, teaches = _bytes(model.mtp.fc.parameters()), training.mtp_trunk_gradient
+        joined = _stage("draft", activations.draft_input(config, shape), {"mtp": fc}, _copies(fc, shape))
+        yield replace(joined, weights=joined.weights | ({"embedding": embedding} if teaches else {}))
+        yield from _block(recipe, model.mtp.layers[0], "mtp", FULL, config.num_experts > 0, shape, recompute=False)
+        yield _stage("loss", activations.loss(config, shape, teaches), head if teaches else {})
 
 
-def _block(block: Block, name: str, parts: list[Activations], shape: Shape, recompute: bool) -> Iterator[_Stage]:
-    mixer, mlp = parts
-    attention = block.linear_attn if block.is_linear else block.self_attn
-    narrow = shape.itemsize < _FLOAT
-    first = _of(mixer, {f"{name} mixer": _bytes(attention)}, narrow)
-    second = _of(mlp, {f"{name} mlp": _bytes(block.mlp)}, narrow)
-    if not recompute:
-        yield from (first, second)
-        return
-    stream, *rest = first.stored
-    yield replace(first, stored=[stream], again=rest)
-    yield replace(second, stored=[], again=[*rest, *second.stored])
+def _block(
+    recipe: Recipe, block: nn.Module, name: str, mixer: str, sparse: bool, shape: Shape, recompute: bool
+) -> Iterator[_Stage]:
+    assert isinstance(block, Block)
+    everything, mlp = _bytes(block.parameters()), _bytes(block.mlp.parameters())
+    first, second = activations.mixer(recipe.model, mixer, shape), activations.feed_forward(recipe.model, sparse, shape)
+    attention = _stage(mixer, first, {f"{name} mixer": everything - mlp}, _copies(everything - mlp, shape))
+    feed_forward = _stage("experts" if sparse else "dense", second, {f"{name} mlp": mlp}, _copies(mlp, shape))
+    if recompute:  # the stream that enters the block is all that stays
+        again, stream = attention.stored - first.kept[0], first.kept[0]
+        attention = replace(attention, stored=stream, again=again)
+        feed_forward = replace(feed_forward, stored=0, again=again + feed_forward.stored)
+    yield from (attention, feed_forward)
 
 
-def _of(part: Activations, weights: dict[str, int], narrow: bool, cast: Sequence[str] = ()) -> _Stage:
-    """A stage whose weights, or those named in `cast`, are copied in the computing type if that is a narrow one."""
-    copied = sum(size for name, size in weights.items() if not cast or name in cast) // 2 if narrow else 0
-    stored = [*part.kept, copied] if copied else list(part.kept)
-    return _Stage(stored, [*part.working, copied], (), part.released, weights, copied)
+def _stage(kind: str, part: Activations, weights: dict[str, int], copies: int = 0) -> _Stage:
+    """A stage; `copies` are its weights in a narrower computing type: they are kept, and so come their gradients."""
+    return _Stage(kind, sum(part.kept) + copies, [*part.working, copies], 0, part.released, weights)
+
+
+def _copies(weights: int, shape: Shape) -> int:
+    """Bytes of copies in the computing type of so many bytes of weights; float32 needs none."""
+    return 0 if shape.itemsize == _FLOAT else weights * shape.itemsize // _FLOAT
 
 
 def _moments(stages: list[_Stage], shape: Shape, recipe: Recipe, gradients: int, processes: int) -> Iterator[_Moment]:
-    """The fullest moment of the forward pass, and of each part's backward pass, last part first."""
+    """The end of the forward pass, then the fullest moment of each part's backward pass, last part first."""
     before = recipe.training.gradient_accumulation > 1  # all gradients are there from the micro-batch before
-    stored = [size for stage in stages for size in stage.stored]
-    yield _Moment(gradients if before else 0, stored, activations.loss_forward(recipe.model, shape))
+    stored = sum(stage.stored for stage in stages)
+    yield _Moment("logits", gradients if before else 0, stored, activations.loss_forward(recipe.model, shape))
     there: dict[str, int] = {}
-    for index in reversed(range(len(stages))):
-        stage = stages[index]
-        kept = [size for earlier in stages[: index + 1] for size in earlier.stored] + list(stage.again)
-        kept.append(-stage.released)
-        held = gradients if before else sum(there.values()) // processes
+    for stage in reversed(stages):
         # What is there already is added to, once the new gradient is whole.
-        new = {name: size for name, size in stage.weights.items() if before or name in there}
-        fresh = sum(size for name, size in stage.weights.items() if name not in new) // processes
-        yield _Moment(held + fresh, kept, [*stage.working, *new.values()])
+        added = [size for name, size in stage.weights.items() if before or name in there]
         there |= stage.weights
+        held = gradients if before else sum(there.values()) // processes
+        yield _Moment(stage.kind, held, stored + stage.again - stage.released, [*stage.working, *added])
+        stored -= stage.stored
+
+
+def _slack(moments: Iterable[_Moment]) -> int:
+    """Bytes of holes in the C library's heap; see `_HOLES`."""
+    largest: dict[str, int] = {}
+    for moment in moments:
+        counted = sum(size if size < _MAPPED else size // 2 for size in moment.workspace)
+        largest[moment.kind] = max(counted, largest.get(moment.kind, 0))
+    return int(_HOLES * sum(largest.values()))
 
 
 def _muon_workspace(parameter: Tensor, split: Split, device: torch.device, processes: int) -> int:
@@ -247,32 +246,32 @@ def _muon_workspace(parameter: Tensor, split: Split, device: torch.device, proce
     for matrices in split(parameter):
         part, small = matrices.numel() // shared, min(matrices.shape[-2:])
         gram = part // max(matrices.shape[-2:]) * small
-        cast = part * _FLOAT if itemsize < _FLOAT else 0
         # X, a X, (b G + c G²) X and their sum beside G; or X and a X beside all that it takes to make b G + c G².
-        most = max(most, itemsize * max(4 * part + gram, 2 * part + 5 * gram) + cast)
+        rounds = itemsize * max(4 * part + gram, 2 * part + 5 * gram)
+        most = max(most, rounds + (part * _FLOAT if itemsize < _FLOAT else 0))
     return parameter.numel() // shared * _FLOAT + most
 
 
 def _gathered(model: CausalLM, itemsize: int) -> int:
-    """Bytes of weights that FSDP gathers: embedding and head all the time, a block and the one after it."""
-    blocks = [_bytes(block) for block in model.modules() if isinstance(block, Block)]
-    rest = _bytes(model) - sum(blocks)
-    return (rest + 2 * max(blocks)) * itemsize // _FLOAT + max(blocks)  # and one block's whole gradient
+    """Bytes that FSDP gathers: embedding and head all the time, a block and the next one, and a block's gradient."""
+    blocks = [_bytes(module.parameters()) for module in model.modules() if isinstance(module, Block)]
+    always = _bytes(model.parameters()) - sum(blocks)
+    return (always + 2 * max(blocks)) * itemsize // _FLOAT + max(blocks)
 
 
-def _bytes(module: nn.Module) -> int:
-    return _FLOAT * sum(parameter.numel() for parameter in module.parameters())
-
-
-def _slack(moment: _Moment) -> int:
-    return 0
+def _bytes(parameters: Iterable[Tensor]) -> int:
+    return _FLOAT * sum(parameter.numel() for parameter in parameters)
 
 
 def _base() -> int:
     """Bytes of the process as it stands, and of what PyTorch loads when it first computes."""
     statm = Path("/proc/self/statm")
-    if not statm.exists():  # the most that it ever had is the best that can be known
+    if not statm.exists():  # the most that the process ever had is the best that can be known
         return devices.peak_memory(torch.device("cpu")) + _FIRST_USE
     import resource
 
     return int(statm.read_text().split()[1]) * resource.getpagesize() + _FIRST_USE
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.1f}"

@@ -14,6 +14,8 @@ from gossamer.train.recipe import Recipe, flatten, load_recipe, recipe_from
 RESUMABLE = frozenset(
     {
         "training.steps",
+        "training.tokens",
+        "training.seconds",
         "training.log_every",
         "training.eval_every",
         "training.eval_tokens",
