@@ -35,7 +35,8 @@ test-slow: $(VENV)/.installed-dev ## run the slow tests
 
 test-faults: $(VENV)/.installed-dev ## kill and resume, damaged disks, and one process against two and four
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "slow or not slow" tests/test_cluster_files.py tests/train/test_parallel.py \
-	  tests/train/test_kill_and_resume.py tests/train/test_disk_faults.py tests/train/test_restarts.py
+	  tests/train/test_kill_and_resume.py tests/train/test_disk_faults.py tests/train/test_restarts.py \
+	  tests/train/test_loop.py
 
 lint: $(VENV)/.installed-dev ## check style, format and types
 	$(BIN)/python -m ruff check .

@@ -12,11 +12,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from gossamer import device as devices
 from gossamer.errors import UserError
 from gossamer.train import loop
 from gossamer.train.checkpoint import newest_checkpoint
 from gossamer.train.metrics import read_metrics
 from gossamer.train.recipe import load_recipe, recipe_from, to_yaml
+
+needs_bfloat16 = pytest.mark.skipif(
+    not devices.has_fast_bfloat16(torch.device("cpu")), reason="this CPU has no bfloat16 units"
+)
 
 
 def weights(run):
@@ -185,6 +190,7 @@ def test_without_a_checkpoint_to_go_back_to_the_run_ends_with_a_remedy(tiny_reci
         {"mtp_steps": 0},
         {"balance": "bias", "router_z_loss_weight": 1e-3},
         {"packing": "best_fit"},
+        pytest.param({"precision": "bf16"}, marks=needs_bfloat16),
     ],
     ids=str,
 )

@@ -152,7 +152,8 @@ def _field_of(line: str, where: str, field: str, errors: str) -> str:
     text = record[field]
     if not isinstance(text, str):
         raise UserError(
-            f"{where}: field {field!r} holds {type(text).__name__}, not text; mend it or name another --corpus.text_field"
+            f"{where}: field {field!r} holds {type(text).__name__}, not text; mend it or name another "
+            "--corpus.text_field"
         )
     if "\\u" in line and _SURROGATE.search(text):  # JSON can spell half a character, UTF-8 cannot
         if errors == "strict":

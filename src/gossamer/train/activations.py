@@ -5,7 +5,7 @@ lists follow the code: what a module's and an operation's autograd saves, and wh
 their backward passes (a function's local tensors stay until it returns). `tests/train/test_memory.py` holds them
 against the tensors of a real step.
 
-Norms, gates and the delta rule are in float32 always; `wide` marks those beside the ones in the computing type.
+Norms, gates and the delta rule are in float32 always (`Shape.wide`), the rest in the computing type (`Shape.narrow`).
 """
 
 from __future__ import annotations
@@ -184,17 +184,16 @@ def loss(config: ModelConfig, shape: Shape, teaches_head: bool) -> Activations:
 
 
 def loss_forward(config: ModelConfig, shape: Shape) -> list[int]:
-    """What the loss needs while it computes: two chunks of logits, the old and the new, and casts of them and the head.
+    """What the loss needs while it computes: a chunk of logits, the one before it, and the head.
 
-    With autocast a chunk is also there in the computing type, before it is cast and once it is a gradient.
+    Under autocast both are there in the computing type, too.
     """
-    row = config.vocab_size * _FLOAT
+    row, weight = config.vocab_size * _FLOAT, config.vocab_size * config.hidden_size
     rows = min(shape.tokens, max(1, CHUNK_BYTES // row))
     chunks = 2 if rows < shape.tokens else 1
     if shape.itemsize == _FLOAT:
         return [rows * row] * chunks
-    weight = config.vocab_size * config.hidden_size
-    return [rows * row] * (chunks + 1) + [weight * shape.itemsize, weight * _FLOAT]
+    return [rows * row, rows * row // 2] * chunks + [weight * shape.itemsize] * 2  # the head and its gradient
 
 
 def _norm(config: ModelConfig, shape: Shape) -> list[int]:

@@ -31,6 +31,7 @@ from gossamer.train.balance import describe_load
 from gossamer.train.checkpoint import load_checkpoint, newest_checkpoint
 from gossamer.train.display import Display
 from gossamer.train.evaluate import Evaluation, evaluate
+from gossamer.train.memory import estimate_peak
 from gossamer.train.metrics import MetricsWriter, read_metrics, write_atomically
 from gossamer.train.parallel import gathered_model
 from gossamer.train.recipe import Recipe, to_yaml
@@ -93,6 +94,8 @@ class _Run:
             rank=world.rank,
             world=world.size,
         )
+        # Before the network is built: what the process takes without it belongs to the estimate.
+        self.estimate = estimate_peak(recipe, world.device, world.size)
         devices.seed_everything(training.seed)
         self.learner = Learner(CausalLM(recipe.model).to(world.device), recipe, world)
         self.saver = Saver(out, dataset.tokenizer, training.keep_checkpoints, world)
@@ -156,6 +159,11 @@ class _Run:
             f"{counts.parameters:,} parameters, {counts.active_parameters:,} active; steps of "
             f"{self.tokens_per_step:,} tokens in {dtype} on {self.world.size} x {device}"
         )
+        self.display.say(self.estimate.describe())
+        if not self.estimate.fits(self.world.device, self.world.size):
+            log.warning(
+                "that is more than the device has; a smaller training.batch_size, or training.recompute, needs less"
+            )
         runs = ", ".join(f"{name}: {found['runs']}" for name, found in ops.describe(self.learner.device).items())
         self.display.say(f"operations: {runs}")
 

@@ -27,11 +27,11 @@ from gossamer.train.activations import Activations, Shape
 from gossamer.train.muon import Split, matrix_splits
 from gossamer.train.recipe import Recipe
 
-# Loaded by PyTorch's first products and first backward pass: measured with a network of no size to speak of.
+# Loaded by PyTorch's first network, products and backward pass: measured with a network of no size to speak of.
 _FIRST_USE = 56 << 20
 # glibc keeps tensors in a heap where each kind of part leaves holes of its own sizes, which no other part's temporaries
 # fit into. Runs of 0.5 to 5 GB left 0.7 to 1.6 times the sum over all kinds of the largest workspace of each.
-_HOLES = 1.2
+_HOLES = 1.1
 # A tensor of this size and more (`devices.keep_freed_memory`) lies in the heap only where there is room: half of them.
 _MAPPED = 32 << 20
 _FLOAT = 4  # bytes of a float32, which weights, gradients and optimizer state are in
@@ -100,7 +100,8 @@ def estimate_peak(recipe: Recipe, device: torch.device, processes: int = 1) -> M
     Raises:
         UserError: the device cannot compute in the recipe's precision.
     """
-    training = recipe.training
+    training, on_cpu = recipe.training, device.type == "cpu"
+    base = _base() if on_cpu else 0  # before this function adds to it
     itemsize = devices.compute_dtype(device, training.precision).itemsize
     shape = Shape(max(1, training.batch_size // processes), training.sequence_length, itemsize)
     with torch.device("meta"):
@@ -121,7 +122,6 @@ def estimate_peak(recipe: Recipe, device: torch.device, processes: int = 1) -> M
     moments = list(_moments(stages, shape, recipe, gradients, processes))
     moments.append(_Moment("optimizer", gradients, 0, [update]))
     fullest = max(moments, key=lambda moment: moment.total)
-    on_cpu = device.type == "cpu"
     return MemoryEstimate(
         weights=weights,
         gradients=fullest.gradients,
@@ -129,7 +129,7 @@ def estimate_peak(recipe: Recipe, device: torch.device, processes: int = 1) -> M
         activations=fullest.kept,
         workspace=sum(fullest.workspace) + (_gathered(model, itemsize) if processes > 1 else 0),
         slack=_slack(moments) if on_cpu else 0,
-        base=_base() if on_cpu else 0,
+        base=base,
         checkpoint=weights + state + _bytes(model.parameters()),
         device_type=device.type,
     )
