@@ -193,7 +193,8 @@ def _disk_errors(partial: Path) -> Iterator[None]:
         yield
     except (OSError, RuntimeError, dcp.api.CheckpointException) as error:
         shutil.rmtree(partial, ignore_errors=True)
-        if "No space left on device" in str(error):
+        # PyTorch's zip writer calls a write that came out short an "unexpected pos".
+        if "No space left on device" in str(error) or "unexpected pos" in str(error):
             raise UserError(
                 f"no space left on the disk for a checkpoint in {partial.parent}; earlier checkpoints are untouched: "
                 "make room and go on with --resume"
