@@ -270,8 +270,8 @@ def _reason(error: BaseException) -> str | None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit status: 0, 2 for a mistake, 130 interrupted, 141 for a closed pipe."""
-    # Read when PyTorch is imported: on a machine that others use too, threads that spin for long while they wait for one
-    # another were measured to make a training step ten times slower; on an idle one this costs a few percent.
+    # Read when PyTorch is imported. On a machine that others use too, threads that spin for long while they wait for
+    # one another were measured to make a training step ten times slower; on an idle one this costs a few percent.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
