@@ -61,12 +61,6 @@ def device_count(device: torch.device) -> int:
     return 1 if device.type == "cpu" else torch.accelerator.device_count()
 
 
-def synchronize(device: torch.device) -> None:
-    """Wait until the device has done what was asked of it (nothing to wait for on a CPU)."""
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
-
-
 @lru_cache
 def has_fast_bfloat16(device: torch.device) -> bool:
     """Whether products in bfloat16 run in hardware; where they are emulated they can be a hundred times slower."""
