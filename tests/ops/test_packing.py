@@ -8,6 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from exactness import cumulative, lengths
+from gossamer import ops
 from gossamer.errors import UserError
 from gossamer.ops.packing import chunk_layout, document_lengths, positions
 
@@ -60,3 +61,18 @@ def test_a_chunk_holds_one_document_in_order(documents: list[int], chunk: int) -
         assert slots[start : start + length].tolist() == walked[document][:length]
         assert 0 <= len(walked[document]) - length < chunk
         start += length
+
+
+def test_training_after_inference_on_documents_of_the_same_lengths() -> None:
+    """What inference mode was first to ask for is cached, and autograd must be able to save it."""
+    edges = cumulative([3, 7, 11])  # lengths that no other test asks for first
+    x, weight = torch.randn(1, 21, 4), torch.randn(4, 4)
+    gates = torch.zeros(1, 21, 1)
+    q = x.unsqueeze(2)
+    for mode in (True, False):
+        with torch.inference_mode(mode):
+            trained = x.clone().requires_grad_(not mode)
+            y, _ = ops.short_conv(trained, weight, cu_seqlens=edges)
+            o, _ = ops.delta_rule(y.unsqueeze(2), q, q, gates, gates + 0.5, cu_seqlens=edges)
+    o.sum().backward()
+    assert trained.grad is not None and trained.grad.isfinite().all()

@@ -7,14 +7,33 @@ The layouts derived from it are cached, so that the layers of a network share on
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
+from typing import ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from gossamer.errors import UserError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def cached_layout(make: Callable[P, R]) -> Callable[P, R]:
+    """Cache a function that makes index tensors from hashable arguments.
+
+    They are made outside inference mode, whoever asks first: autograd refuses to save a tensor that was made inside.
+    """
+
+    @lru_cache(maxsize=64)
+    def cached(*args: P.args, **kwargs: P.kwargs) -> R:
+        with torch.inference_mode(False):
+            return make(*args, **kwargs)
+
+    return cast(Callable[P, R], cached)
 
 
 def document_lengths(batch: int, length: int, cu_seqlens: Tensor | None) -> tuple[int, ...]:
@@ -41,7 +60,7 @@ def _lengths_of(cumulative: tuple[int, ...], total: int) -> tuple[int, ...]:
     return lengths
 
 
-@lru_cache(maxsize=64)
+@cached_layout
 def positions(lengths: tuple[int, ...], device: torch.device) -> Tensor:
     """Each token's place in its document, [sum(lengths)] int64."""
     return torch.cat([torch.arange(length) for length in lengths]).to(device) if lengths else torch.empty(0)
@@ -71,7 +90,7 @@ class ChunkLayout:
         return sum(self.active)
 
 
-@lru_cache(maxsize=64)
+@cached_layout
 def chunk_layout(lengths: tuple[int, ...], chunk: int, device: torch.device) -> ChunkLayout:
     """Lay documents of these lengths out in chunks of `chunk` tokens."""
     order = tuple(sorted(range(len(lengths)), key=lambda d: -lengths[d]))

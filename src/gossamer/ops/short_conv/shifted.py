@@ -6,12 +6,13 @@ documents and none reads another's tokens. Autograd would keep every tap's produ
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from gossamer.ops.packing import cached_layout
 
 
 def shifted(x: Tensor, weight: Tensor, initial_state: Tensor | None, lengths: tuple[int, ...]) -> tuple[Tensor, Tensor]:
@@ -22,7 +23,7 @@ def shifted(x: Tensor, weight: Tensor, initial_state: Tensor | None, lengths: tu
     return y, state
 
 
-@lru_cache(maxsize=64)
+@cached_layout
 def _places(lengths: tuple[int, ...], taps: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Rows of the padded buffer that hold tokens, earlier inputs, and each document's last K − 1 inputs."""
     tokens, before, last, start = [], [], [], 0
