@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -105,9 +106,9 @@ def assert_same(actual: dict[str, Tensor], expected: dict[str, Tensor], toleranc
             assert error <= tolerance, f"{name}: off by {error:.2e} of its scale {scale:.2e}, allowed {tolerance:.0e}"
 
 
-def check(operation: str, implementation: str, inputs: Inputs, tolerance: float) -> None:
+def check(operation: str, implementation: str, inputs: Inputs, tolerance: float, **constants: Any) -> None:
     """The implementation on these inputs against the float64 reference on the same numbers, gradients included."""
-    function = getattr(ops, operation)
+    function = partial(getattr(ops, operation), **constants)
     with ops.forced(**{operation: "reference"}):
         expected = evaluate(function, double(inputs))
     with ops.forced(**{operation: implementation}):

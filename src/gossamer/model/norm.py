@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from gossamer import ops
 
 
 def working_dtype(x: Tensor) -> torch.dtype:
@@ -22,8 +23,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[…, width] → […, width]."""
-        dtype = working_dtype(x)
-        return F.rms_norm(x.to(dtype), x.shape[-1:], 1.0 + self.weight.to(dtype), self.eps).to(x.dtype)
+        return ops.rms_norm(x, 1.0 + self.weight.to(working_dtype(x)), self.eps)
 
 
 class GatedRMSNorm(nn.Module):
@@ -36,6 +36,4 @@ class GatedRMSNorm(nn.Module):
 
     def forward(self, x: Tensor, gate: Tensor) -> Tensor:
         """Both […, width] → […, width]."""
-        dtype = working_dtype(x)
-        y = F.rms_norm(x.to(dtype), x.shape[-1:], self.weight.to(dtype), self.eps)
-        return (y * F.silu(gate.to(dtype))).to(gate.dtype)
+        return ops.gated_rms_norm(x, gate, self.weight, self.eps)

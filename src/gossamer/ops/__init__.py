@@ -6,12 +6,24 @@ import torch
 
 from gossamer.ops.attention import attention
 from gossamer.ops.delta_rule import delta_rule
+from gossamer.ops.gated_rms_norm import gated_rms_norm
 from gossamer.ops.grouped_mlp import grouped_mlp
 from gossamer.ops.linear_cross_entropy import linear_cross_entropy
 from gossamer.ops.registry import OPERATIONS, forced
+from gossamer.ops.rms_norm import rms_norm
 from gossamer.ops.short_conv import short_conv
 
-__all__ = ["attention", "delta_rule", "describe", "forced", "grouped_mlp", "linear_cross_entropy", "short_conv"]
+__all__ = [
+    "attention",
+    "delta_rule",
+    "describe",
+    "forced",
+    "gated_rms_norm",
+    "grouped_mlp",
+    "linear_cross_entropy",
+    "rms_norm",
+    "short_conv",
+]
 
 
 def describe(device: torch.device) -> dict[str, dict[str, object]]:

@@ -1,0 +1,172 @@
+"""How the benchmarks measure: subjects in processes of their own take turns, beside the machine's own rates.
+
+A subject is a function that is built once in a fresh process and then called again and again; its process has its own
+allocator and its own peak memory, and sleeps while another's turn is on. Medians of the turns are compared within one
+run, never with figures of another day or machine.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import statistics
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+
+Call = Callable[[], object]
+
+
+class Subject:
+    """Something to be timed, in a process of its own.
+
+    Args:
+        name: for the table
+        build: a function of a module's top level; called in the new process with `arguments`, it gives what is timed
+        arguments: for `build`; plain values, they travel to the process
+    """
+
+    def __init__(self, name: str, build: Callable[..., Call], *arguments: Any) -> None:
+        self.name = name
+        self.seconds: list[float] = []
+        self.peak_bytes = 0
+        self.failure = ""
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, build, arguments), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def turn(self, warm_up: bool = False) -> None:
+        """Call it once. What goes wrong is kept as `failure`, and later turns are passed over."""
+        if self.failure:
+            return
+        try:
+            self._pipe.send("call")
+            answer = self._pipe.recv()
+        except (EOFError, OSError):
+            answer = "its process ended, out of memory perhaps"
+        if isinstance(answer, str):
+            self.failure = answer
+            return
+        seconds, self.peak_bytes = answer
+        if not warm_up:
+            self.seconds.append(seconds)
+
+    @property
+    def median(self) -> float:
+        """Seconds of a call."""
+        return statistics.median(self.seconds)
+
+    def close(self) -> None:
+        self._pipe.close()
+        self._process.join()
+
+
+def _serve(pipe: Connection, build: Callable[..., Call], arguments: Sequence[Any]) -> None:
+    from gossamer.device import default_device, peak_memory
+
+    try:
+        call = build(*arguments)
+        while True:
+            pipe.recv()
+            began = time.perf_counter()
+            call()
+            _synchronize()
+            pipe.send((time.perf_counter() - began, peak_memory(default_device())))
+    except EOFError:
+        return
+    except Exception as error:
+        traceback.print_exc(file=sys.stderr)
+        pipe.send(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:120])
+
+
+def _synchronize() -> None:
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+
+
+def take_turns(subjects: Sequence[Subject], turns: int, warm_up: int = 1) -> None:
+    """A B C A B C …: so that a machine that slows down slows all of them; warm-ups come first and are not counted."""
+    for turn in range(-warm_up, turns):
+        for subject in subjects:
+            subject.turn(warm_up=turn < 0)
+        print(".", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    for subject in subjects:
+        subject.close()
+
+
+def seconds_of(call: Call, least_seconds: float = 0.2, least_calls: int = 3) -> float:
+    """Median seconds of a call in this process, after one that is not counted."""
+    call()
+    _synchronize()
+    times: list[float] = []
+    while len(times) < least_calls or sum(times) < least_seconds:
+        began = time.perf_counter()
+        call()
+        _synchronize()
+        times.append(time.perf_counter() - began)
+    return statistics.median(times)
+
+
+def gemm_rate(dtype: torch.dtype = torch.float32, size: int = 2048) -> float:
+    """FLOP/s of a square matrix product on all threads: what a training step is measured against."""
+    device = _device()
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    out = torch.empty_like(a)
+    return 2.0 * size**3 / seconds_of(lambda: torch.mm(a, b, out=out))
+
+
+def copy_rate(megabytes: int = 256) -> float:
+    """Bytes a second that a copy moves, reading and writing counted, far outside the caches."""
+    source = torch.ones(megabytes << 18, device=_device())
+    target = torch.empty_like(source)
+    return 2.0 * source.nbytes / seconds_of(lambda: target.copy_(source))
+
+
+def _device() -> torch.device:
+    from gossamer.device import default_device
+
+    return default_device()
+
+
+def machine() -> dict[str, Any]:
+    """What every record says of the machine, its rates included."""
+    from gossamer.device import device_name
+
+    return {
+        "device": device_name(_device()),
+        "torch": torch.__version__,
+        "date": time.strftime("%Y-%m-%d"),
+        "gemm_gflops": gemm_rate() / 1e9,
+        "copy_gbytes": copy_rate() / 1e9,
+    }
+
+
+def describe(found: Mapping[str, Any]) -> str:
+    """`machine()` in a line."""
+    return (
+        f"{found['device']}, torch {found['torch']}, {found['date']}: "
+        f"GEMM {found['gemm_gflops']:.0f} GFLOP/s, copies {found['copy_gbytes']:.1f} GB/s"
+    )
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A Markdown table; the first column is left-aligned, the others right."""
+    cells = [list(columns), *[[str(cell) for cell in row] for row in rows]]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(columns))]
+
+    def line(row: Sequence[str]) -> str:
+        padded = [
+            row[0].ljust(widths[0]),
+            *[cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)],
+        ]
+        return f"| {' | '.join([row[0].ljust(widths[0]), *numbers])} |"
+
+    rule = [":" + "-" * (widths[0] - 1), *["-" * (width - 1) + ":" for width in widths[1:]]]
+    return "\n".join([line(cells[0]), line(rule), *map(line, cells[1:])])

@@ -1,0 +1,123 @@
+"""The networks that are trained side by side: gossamer's, and the same and dense ones of transformers'."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from gossamer.model.config import ModelConfig
+
+GRAD_CLIP = 1.0
+LEARNING_RATE = 1e-3
+
+
+def random_tokens(vocab: int, rows: int, length: int) -> torch.Tensor:
+    """[rows, length] int64; the same each time."""
+    return torch.randint(vocab, (rows, length), generator=torch.Generator().manual_seed(0))
+
+
+def model_config(recipe: str, changes: dict[str, Any]) -> ModelConfig:
+    """The network of a recipe without its multi-token-prediction head, which transformers does not have."""
+    from gossamer.train.recipe import load_recipe, recipe_from
+
+    overrides = {f"model.{key}": value for key, value in changes.items()}
+    return recipe_from(load_recipe(recipe), {"model.num_nextn_predict_layers": 0} | overrides).model
+
+
+def gossamer_step(config: ModelConfig, rows: int, length: int, operations: dict[str, str]) -> Callable[[], object]:
+    """A whole training step as `gossamer train` takes it, with AdamW: the losses, balancing, clipping, the update."""
+    from gossamer import device as devices
+    from gossamer import ops
+    from gossamer.data.packing import Batch
+    from gossamer.model.causal_lm import CausalLM
+    from gossamer.train.recipe import OptimizerConfig, Recipe, ScheduleConfig, TrainingConfig
+    from gossamer.train.step import Learner
+
+    devices.keep_freed_memory()
+    devices.seed_everything(0)
+    recipe = Recipe(
+        model=replace(config, max_position_embeddings=max(length, config.max_position_embeddings)),
+        optimizer=OptimizerConfig(kind="adamw", learning_rate=LEARNING_RATE, grad_clip=GRAD_CLIP),
+        schedule=ScheduleConfig(),
+        training=TrainingConfig(sequence_length=length, batch_size=rows),
+    )
+    learner = Learner(CausalLM(config).to(devices.default_device()), recipe)
+    ids = random_tokens(config.vocab_size, rows, length)
+    cu_seqlens = torch.arange(0, rows * length + 1, length, dtype=torch.int32)
+    batch = Batch(ids, ids, cu_seqlens)
+
+    def step() -> object:
+        with ops.forced(**operations):
+            return learner.step([batch], LEARNING_RATE)
+
+    return step
+
+
+def transformers_step(config: Any, rows: int, length: int, compiled: bool = False) -> Callable[[], object]:
+    """The same step with a network of transformers': losses, balancing if it has experts, clipping, fused AdamW."""
+    import transformers
+
+    from gossamer import device as devices
+
+    transformers.utils.logging.set_verbosity_error()
+    warnings.filterwarnings("ignore")
+    torch.manual_seed(0)
+    device = devices.default_device()
+    with device:
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    sparse = hasattr(config, "num_experts")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    ids = random_tokens(config.vocab_size, rows, length).to(device)
+    forward = torch.compile(model) if compiled else model
+    dtype = devices.compute_dtype(device, "auto")
+    switches = {"output_router_logits": True} if sparse else {}
+
+    def step() -> object:
+        with devices.autocast(device, dtype):
+            loss = forward(input_ids=ids, labels=ids, use_cache=False, **switches).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), GRAD_CLIP)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return loss
+
+    return step
+
+
+def qwen3_next_step(
+    config: ModelConfig, experts: str, rows: int, length: int, compiled: bool = False
+) -> Callable[[], object]:
+    """transformers' Qwen3-Next of the same sizes, with one of its implementations of the experts."""
+    import transformers
+
+    their_config = transformers.Qwen3NextConfig(**config.to_dict(), experts_implementation=experts)
+    return transformers_step(their_config, rows, length, compiled)
+
+
+def dense_config(config: ModelConfig, parameters: int) -> Any:
+    """A dense Qwen3 of transformers' with the same layers, width and heads and about so many parameters in all."""
+    import transformers
+
+    attention = config.hidden_size * config.head_dim * (2 * config.num_attention_heads + 2 * config.num_key_value_heads)
+    layers, embeddings = config.num_hidden_layers, 2 * config.vocab_size * config.hidden_size
+    width = (parameters - embeddings - layers * attention) / (3 * config.hidden_size * layers)
+    return transformers.Qwen3Config(
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        num_hidden_layers=layers,
+        num_attention_heads=config.num_attention_heads,
+        num_key_value_heads=config.num_key_value_heads,
+        head_dim=config.head_dim,
+        intermediate_size=max(16, round(width / 16) * 16),
+        max_position_embeddings=config.max_position_embeddings,
+        tie_word_embeddings=False,
+    )
+
+
+def dense_step(config: ModelConfig, parameters: int, rows: int, length: int) -> Callable[[], object]:
+    """A step of `dense_config`'s network."""
+    return transformers_step(dense_config(config, parameters), rows, length)

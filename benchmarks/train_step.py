@@ -1,0 +1,146 @@
+"""How fast is a training step, and in how much memory, beside transformers' and beside dense networks?
+
+    python benchmarks/train_step.py [--size micro …] [--turns 5] [--quick] [--json FILE]
+
+Forward, backward, clipping and AdamW, on random tokens. Every subject has a process of its own and they take turns;
+medians are compared. The share is the model's own FLOPs (gossamer.model.counts) over the time, against the rate of a
+large matrix product measured in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from measure import Subject, describe, machine, table, take_turns
+from peers import dense_config, dense_step, gossamer_step, model_config, qwen3_next_step
+
+EXPERTS = ("eager", "batched_mm", "grouped_mm")
+
+
+@dataclass(frozen=True)
+class Size:
+    """A network and a batch to train it on."""
+
+    recipe: str
+    rows: int
+    length: int
+    changes: dict[str, Any]
+
+
+SIZES = {
+    "micro": Size("micro", 4, 512, {}),
+    "micro-512-experts": Size(
+        "micro", 4, 512, {"num_experts": 512, "num_experts_per_tok": 10, "moe_intermediate_size": 64}
+    ),
+    "nano": Size("nano", 4, 64, {}),
+}
+
+
+def measure(name: str, turns: int, quick: bool) -> dict[str, Any]:
+    """One size's record: seconds a step, tokens a second, share of the GEMM rate and peak memory of each subject."""
+    size = SIZES[name]
+    config, rows, length = model_config(size.recipe, size.changes), size.rows, size.length
+    counts = config.counts(length)
+    plain = {"delta_rule": "chunked", "short_conv": "shifted", "grouped_mlp": "sorted"}
+    subjects = [
+        Subject("gossamer", gossamer_step, config, rows, length, {}),
+        Subject("gossamer, PyTorch alone", gossamer_step, config, rows, length, plain),
+    ]
+    flops = dict.fromkeys([subject.name for subject in subjects], counts.training_flops)
+    for experts in EXPERTS:
+        subjects.append(Subject(f"transformers {experts}", qwen3_next_step, config, experts, rows, length))
+        flops[subjects[-1].name] = counts.training_flops
+    if not quick:
+        subjects.append(
+            Subject("transformers grouped_mm, compiled", qwen3_next_step, config, "grouped_mm", rows, length, True)
+        )
+        flops[subjects[-1].name] = counts.training_flops
+        for kind, parameters in (("active", counts.active_parameters), ("total", counts.parameters)):
+            dense = dense_config(config, parameters)
+            subjects.append(Subject(f"dense Qwen3, equal {kind} size", dense_step, config, parameters, rows, length))
+            attention = 3 * 2.0 * config.num_attention_heads * config.head_dim * (length + 1) * config.num_hidden_layers
+            embedding = config.vocab_size * config.hidden_size
+            size_of = embedding + config.num_hidden_layers * config.hidden_size * (
+                3 * dense.intermediate_size
+                + config.head_dim * (2 * config.num_attention_heads + 2 * config.num_key_value_heads)
+            )
+            flops[subjects[-1].name] = 6.0 * size_of + attention
+    found = machine()
+    take_turns(subjects, turns, warm_up=2)
+    after = machine()
+    found["gemm_gflops"] = (found["gemm_gflops"] + after["gemm_gflops"]) / 2
+    results = {}
+    for subject in subjects:
+        if subject.failure:
+            results[subject.name] = {"failure": subject.failure}
+            continue
+        rate = rows * length / subject.median
+        results[subject.name] = {
+            "seconds": subject.median,
+            "fastest": min(subject.seconds),
+            "slowest": max(subject.seconds),
+            "tokens_per_second": rate,
+            "gemm_share": rate * flops[subject.name] / (found["gemm_gflops"] * 1e9),
+            "peak_bytes": subject.peak_bytes,
+        }
+    return {"size": name, "tokens": rows * length, "machine": found, "results": results}
+
+
+def best_peer(record: dict[str, Any], key: str = "seconds") -> float:
+    """The least of a figure over transformers' implementations of the same network."""
+    return min(row[key] for name, row in record["results"].items() if name.startswith("transformers") and key in row)
+
+
+def ratios(record: dict[str, Any]) -> dict[str, float]:
+    """What is compared between runs: gossamer against the best of its peer, and against the machine."""
+    ours = record["results"]["gossamer"]
+    return {
+        "speed over transformers": best_peer(record) / ours["seconds"],
+        "memory under transformers": best_peer(record, "peak_bytes") / ours["peak_bytes"],
+        "share of the GEMM rate": ours["gemm_share"],
+    }
+
+
+def report(record: dict[str, Any]) -> str:
+    best = best_peer(record)
+    rows = []
+    for name, row in record["results"].items():
+        if "failure" in row:
+            rows.append((name, row["failure"], "", "", "", ""))
+            continue
+        rows.append(
+            (
+                name,
+                f"{1000 * row['seconds']:.0f} ({1000 * row['fastest']:.0f}–{1000 * row['slowest']:.0f})",
+                f"{row['tokens_per_second']:.0f}",
+                f"{row['gemm_share']:.0%}",
+                f"{row['peak_bytes'] / 2**20:.0f}",
+                f"{best / row['seconds']:.2f}",
+            )
+        )
+    columns = ("", "ms a step", "tokens/s", "of GEMM rate", "peak MiB", "× best transformers")
+    title = f"### {record['size']}, steps of {record['tokens']} tokens\n\n{describe(record['machine'])}\n"
+    return f"{title}\n{table(columns, rows)}\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--size", nargs="*", choices=list(SIZES), default=list(SIZES), help="networks to train")
+    parser.add_argument("--turns", type=int, default=5, help="steps of each subject that are counted")
+    parser.add_argument("--quick", action="store_true", help="without torch.compile and the dense networks")
+    parser.add_argument("--json", type=Path, help="write the records to this file")
+    arguments = parser.parse_args()
+    records = []
+    for name in arguments.size:
+        records.append(measure(name, arguments.turns, arguments.quick))
+        print(report(records[-1]), flush=True)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(records, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+"""The norm behind linear attention: root mean square first, then a gate."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from gossamer.errors import UserError
+from gossamer.ops.gated_rms_norm.plain import plain
+from gossamer.ops.gated_rms_norm.reference import reference
+from gossamer.ops.registry import Operation
+
+GATED_RMS_NORM = Operation("gated_rms_norm")
+GATED_RMS_NORM.register("plain")(plain)
+GATED_RMS_NORM.register("reference")(reference)
+
+
+def gated_rms_norm(x: Tensor, gate: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x · rsqrt(mean x² + eps) · weight · SiLU(gate), computed in float32 (float64 if x is) and cast last.
+
+    Args:
+        x: […, width]
+        gate: […, width]
+        weight: [width]
+        eps: added to the mean square
+
+    Returns:
+        […, width] in the gate's dtype.
+
+    Raises:
+        UserError: shapes that do not fit.
+    """
+    if x.shape != gate.shape or weight.shape != x.shape[-1:]:
+        raise UserError(
+            f"gated_rms_norm: x {tuple(x.shape)}, gate {tuple(gate.shape)}, weight {tuple(weight.shape)} do not fit"
+        )
+    y: Tensor = GATED_RMS_NORM(x.device, x, gate, weight, eps)
+    return y

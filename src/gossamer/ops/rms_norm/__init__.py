@@ -1,0 +1,34 @@
+"""The root-mean-square norm over the last dimension."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from gossamer.errors import UserError
+from gossamer.ops.registry import Operation
+from gossamer.ops.rms_norm.plain import plain
+from gossamer.ops.rms_norm.reference import reference
+
+RMS_NORM = Operation("rms_norm")
+RMS_NORM.register("plain")(plain)
+RMS_NORM.register("reference")(reference)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x · rsqrt(mean x² + eps) · weight, computed in float32 (float64 if x is) and cast last.
+
+    Args:
+        x: […, width]
+        weight: [width], for the trunk's norms 1 + w
+        eps: added to the mean square
+
+    Returns:
+        […, width] in x's dtype.
+
+    Raises:
+        UserError: shapes that do not fit.
+    """
+    if weight.shape != x.shape[-1:]:
+        raise UserError(f"rms_norm: x {tuple(x.shape)} and weight {tuple(weight.shape)} do not fit")
+    y: Tensor = RMS_NORM(x.device, x, weight, eps)
+    return y
