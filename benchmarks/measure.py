@@ -162,10 +162,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     widths = [max(len(row[column]) for row in cells) for column in range(len(columns))]
 
     def line(row: Sequence[str]) -> str:
-        padded = [
-            row[0].ljust(widths[0]),
-            *[cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)],
-        ]
+        numbers = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
         return f"| {' | '.join([row[0].ljust(widths[0]), *numbers])} |"
 
     rule = [":" + "-" * (widths[0] - 1), *["-" * (width - 1) + ":" for width in widths[1:]]]
