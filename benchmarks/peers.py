@@ -14,6 +14,16 @@ from gossamer.model.config import ModelConfig
 GRAD_CLIP = 1.0
 LEARNING_RATE = 1e-3
 
+# Every operation as a machine without a compiler computes it.
+PYTORCH_ALONE = {
+    "delta_rule": "chunked",
+    "short_conv": "shifted",
+    "grouped_mlp": "sorted",
+    "linear_cross_entropy": "chunked",
+    "rms_norm": "plain",
+    "gated_rms_norm": "plain",
+}
+
 
 def random_tokens(vocab: int, rows: int, length: int) -> torch.Tensor:
     """[rows, length] int64; the same each time."""

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from measure import Subject, describe, machine, table, take_turns
-from peers import dense_config, dense_step, gossamer_step, model_config, qwen3_next_step
+from peers import PYTORCH_ALONE, dense_config, dense_step, gossamer_step, model_config, qwen3_next_step
 
-EXPERTS = ("eager", "batched_mm", "grouped_mm")
+EXPERTS = ("eager", "grouped_mm")
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,9 @@ def measure(name: str, turns: int, quick: bool) -> dict[str, Any]:
     size = SIZES[name]
     config, rows, length = model_config(size.recipe, size.changes), size.rows, size.length
     counts = config.counts(length)
-    plain = {"delta_rule": "chunked", "short_conv": "shifted", "grouped_mlp": "sorted"}
     subjects = [
         Subject("gossamer", gossamer_step, config, rows, length, {}),
-        Subject("gossamer, PyTorch alone", gossamer_step, config, rows, length, plain),
+        Subject("gossamer, PyTorch alone", gossamer_step, config, rows, length, PYTORCH_ALONE),
     ]
     flops = dict.fromkeys([subject.name for subject in subjects], counts.training_flops)
     for experts in EXPERTS:

@@ -61,6 +61,12 @@ def _lengths_of(cumulative: tuple[int, ...], total: int) -> tuple[int, ...]:
 
 
 @cached_layout
+def lengths_tensor(lengths: tuple[int, ...]) -> Tensor:
+    """The documents' lengths as a tensor, [N] int64 on the CPU."""
+    return torch.tensor(lengths, dtype=torch.int64)
+
+
+@cached_layout
 def positions(lengths: tuple[int, ...], device: torch.device) -> Tensor:
     """Each token's place in its document, [sum(lengths)] int64."""
     return torch.cat([torch.arange(length) for length in lengths]).to(device) if lengths else torch.empty(0)

@@ -10,7 +10,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from gossamer.errors import UserError
+from gossamer.ops import native as kernels
 from gossamer.ops.delta_rule.chunked import CHUNK, chunked
+from gossamer.ops.delta_rule.native import native
 from gossamer.ops.delta_rule.reference import reference
 from gossamer.ops.packing import document_lengths
 from gossamer.ops.registry import Operation
@@ -18,6 +20,7 @@ from gossamer.ops.registry import Operation
 __all__ = ["CHUNK", "delta_rule"]
 
 DELTA_RULE = Operation("delta_rule")
+DELTA_RULE.register("native", kernels.obstacle)(native)
 DELTA_RULE.register("chunked")(chunked)
 DELTA_RULE.register("reference")(reference)
 

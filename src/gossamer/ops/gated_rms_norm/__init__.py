@@ -5,11 +5,14 @@ from __future__ import annotations
 from torch import Tensor
 
 from gossamer.errors import UserError
+from gossamer.ops import native as kernels
+from gossamer.ops.gated_rms_norm.native import native
 from gossamer.ops.gated_rms_norm.plain import plain
 from gossamer.ops.gated_rms_norm.reference import reference
 from gossamer.ops.registry import Operation
 
 GATED_RMS_NORM = Operation("gated_rms_norm")
+GATED_RMS_NORM.register("native", kernels.obstacle)(native)
 GATED_RMS_NORM.register("plain")(plain)
 GATED_RMS_NORM.register("reference")(reference)
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from gossamer.errors import UserError
+from gossamer.ops import native as kernels
 from gossamer.ops.linear_cross_entropy.chunked import chunked
+from gossamer.ops.linear_cross_entropy.native import native
 from gossamer.ops.linear_cross_entropy.reference import reference
 from gossamer.ops.registry import Operation, autocast_input
 
@@ -14,6 +16,7 @@ __all__ = ["IGNORED", "linear_cross_entropy"]
 IGNORED = -100  # the label of a token that is not predicted, as in Hugging Face's and PyTorch's losses
 
 LINEAR_CROSS_ENTROPY = Operation("linear_cross_entropy")
+LINEAR_CROSS_ENTROPY.register("native", kernels.obstacle)(native)
 LINEAR_CROSS_ENTROPY.register("chunked")(chunked)
 LINEAR_CROSS_ENTROPY.register("reference")(reference)
 

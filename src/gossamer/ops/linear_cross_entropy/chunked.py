@@ -7,6 +7,7 @@ the backward pass are those two, no larger than the inputs (as in Liger Kernel, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,42 +18,58 @@ CHUNK_BYTES = 8 << 20  # of logits held at once
 
 def chunked(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
     """See `linear_cross_entropy`."""
+    return in_blocks(hidden, weight, labels, softmax_loss)
+
+
+def in_blocks(
+    hidden: Tensor, weight: Tensor, labels: Tensor, softmax_loss: Callable[[Tensor, Tensor], Tensor]
+) -> Tensor:
+    """The loss block by block, each block of logits turned into its gradient by `softmax_loss` and spent at once."""
     if not torch.is_grad_enabled():  # `needs_input_grad` below would still speak of the weight's gradient
         hidden, weight = hidden.detach(), weight.detach()
-    loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, labels)
+    loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, labels, softmax_loss)
     return loss
+
+
+def softmax_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """The sum of the losses of a block of logits [rows, V], which become their gradient, softmax − one-hot.
+
+    Rows with a negative label have no loss and a gradient of zero.
+    """
+    valid = (labels >= 0).to(logits.dtype).unsqueeze(1)
+    index = labels.clamp(min=0).unsqueeze(1)
+    normaliser = logits.logsumexp(1, keepdim=True)
+    total = ((normaliser - logits.gather(1, index)) * valid).sum()
+    logits.sub_(normaliser).exp_().mul_(valid).scatter_add_(1, index, -valid)
+    return total
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, softmax_loss: Callable[[Tensor, Tensor], Tensor]
+    ) -> Tensor:
         dtype = torch.promote_types(hidden.dtype, torch.float32)
         total = hidden.new_zeros((), dtype=dtype)
-        needs_hidden, needs_weight, _ = ctx.needs_input_grad
+        needs_hidden, needs_weight, *_ = ctx.needs_input_grad
         dhidden = torch.empty_like(hidden) if needs_hidden else None
         dweight = torch.zeros_like(weight, dtype=dtype) if needs_weight else None
         w = weight.to(hidden.dtype)
         rows = max(1, CHUNK_BYTES // (len(weight) * dtype.itemsize))
         for start in range(0, len(hidden), rows):
             part = slice(start, start + rows)
-            h, label = hidden[part], labels[part]
-            valid = (label >= 0).to(dtype).unsqueeze(1)
-            index = label.clamp(min=0).unsqueeze(1)
+            h = hidden[part]
             logits = (h @ w.mT).to(dtype)
-            normaliser = logits.logsumexp(1, keepdim=True)
-            total += ((normaliser - logits.gather(1, index)) * valid).sum()
-            if dhidden is None and dweight is None:
-                continue
-            dlogits = logits.sub_(normaliser).exp_().mul_(valid)
-            dlogits.scatter_add_(1, index, -valid)
-            dlogits = dlogits.to(hidden.dtype)
+            total += softmax_loss(logits, labels[part])
+            dlogits = logits.to(hidden.dtype)
             if dhidden is not None:
                 torch.mm(dlogits, w, out=dhidden[part])
-            if dweight is not None:
-                if dweight.dtype == dlogits.dtype:
-                    dweight.addmm_(dlogits.mT, h)
-                else:
-                    dweight += dlogits.mT @ h
+            if dweight is None:
+                continue
+            if dweight.dtype == dlogits.dtype:
+                dweight.addmm_(dlogits.mT, h)
+            else:
+                dweight += dlogits.mT @ h
         ctx.save_for_backward(dhidden, dweight)
         ctx.weight_dtype = weight.dtype
         return total
@@ -64,5 +81,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return (
             None if dhidden is None else (dhidden * scale.to(dhidden.dtype)),
             None if dweight is None else (dweight * scale).to(ctx.weight_dtype),
+            None,
             None,
         )

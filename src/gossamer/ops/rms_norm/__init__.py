@@ -5,11 +5,14 @@ from __future__ import annotations
 from torch import Tensor
 
 from gossamer.errors import UserError
+from gossamer.ops import native as kernels
 from gossamer.ops.registry import Operation
+from gossamer.ops.rms_norm.native import native
 from gossamer.ops.rms_norm.plain import plain
 from gossamer.ops.rms_norm.reference import reference
 
 RMS_NORM = Operation("rms_norm")
+RMS_NORM.register("native", kernels.obstacle)(native)
 RMS_NORM.register("plain")(plain)
 RMS_NORM.register("reference")(reference)
 

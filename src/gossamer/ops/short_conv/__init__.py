@@ -5,12 +5,15 @@ from __future__ import annotations
 from torch import Tensor
 
 from gossamer.errors import UserError
+from gossamer.ops import native as kernels
 from gossamer.ops.packing import document_lengths
 from gossamer.ops.registry import Operation
+from gossamer.ops.short_conv.native import native
 from gossamer.ops.short_conv.reference import reference
 from gossamer.ops.short_conv.shifted import shifted
 
 SHORT_CONV = Operation("short_conv")
+SHORT_CONV.register("native", kernels.obstacle)(native)
 SHORT_CONV.register("shifted")(shifted)
 SHORT_CONV.register("reference")(reference)
 

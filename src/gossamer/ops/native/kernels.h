@@ -1,0 +1,95 @@
+// What the CPU kernels share: vector-friendly exp, the matrix product of PyTorch's own BLAS, small row operations.
+//
+// Every kernel is a plain C function on pointers to float32 (and int64) data that Python has made contiguous, so the
+// library needs no header of PyTorch's and is built in seconds. Loops are written for the compiler to vectorise.
+// Parallelism is OpenMP's, over heads, experts or channels; the products inside are single-threaded.
+
+#pragma once
+
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <vector>
+
+namespace gossamer {
+
+// sgemm_ of the BLAS interface, column-major. Set once by gossamer_set_sgemm, from the library that PyTorch computes
+// its own products with.
+using Sgemm = void (*)(const char *, const char *, const int *, const int *, const int *, const float *, const float *,
+                       const int *, const float *, const int *, const float *, float *, const int *);
+extern Sgemm blas_sgemm;
+
+enum Form { PLAIN, TRANSPOSED };
+
+// C [m, n] = alpha · op(A) op(B) + beta · C for row-major matrices with rows `lda`, `ldb`, `ldc` floats apart.
+// A TRANSPOSED operand lies in memory as [k, m] or [n, k].
+inline void gemm(Form a_form, Form b_form, int m, int n, int k, const float *a, int lda, const float *b, int ldb,
+                 float *c, int ldc, float alpha = 1.0f, float beta = 0.0f) {
+    // Column-major BLAS sees every row-major matrix transposed: Cᵀ = op(B)ᵀ op(A)ᵀ.
+    const char ta = a_form == PLAIN ? 'N' : 'T', tb = b_form == PLAIN ? 'N' : 'T';
+    blas_sgemm(&tb, &ta, &n, &m, &k, &alpha, b, &ldb, a, &lda, &beta, c, &ldc);
+}
+
+// e^x to 2 units in the last place, in arithmetic that the compiler can vectorise: 2^n times a polynomial on
+// |r| <= ln 2 / 2 (coefficients: Cephes' expf). Below −87 it is 0 to float32's normal range; above 88 it is infinite
+// to all purposes (1.7e38); a NaN stays one.
+inline float exp_(float x) {
+    const float clamped = x > 88.0f ? 88.0f : (x < -87.0f ? -87.0f : x);
+    const float n = __builtin_floorf(clamped * 1.44269504088896341f + 0.5f);
+    const float r = (clamped - n * 0.693359375f) + n * 2.12194440e-4f;
+    float p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = (p * r) * r + r + 1.0f;
+    union {
+        int32_t bits;
+        float value;
+    } scale;
+    scale.bits = (static_cast<int32_t>(n) + 127) << 23;
+    return p * scale.value;
+}
+
+inline float sigmoid(float x) { return 1.0f / (1.0f + exp_(-x)); }
+
+// Floats for one thread, aligned to a cache line: the BLAS may round otherwise where the alignment is another.
+class Scratch {
+  public:
+    // Room for `total` floats in all, and the padding of up to 64 tensors.
+    explicit Scratch(size_t total)
+        : memory_(static_cast<float *>(std::aligned_alloc(64, (total + 64 * 16 + 15) / 16 * 64))), next_(memory_) {}
+    ~Scratch() { std::free(memory_); }
+    Scratch(const Scratch &) = delete;
+    Scratch &operator=(const Scratch &) = delete;
+    float *take(size_t count) {
+        float *taken = next_;
+        next_ += (count + 15) / 16 * 16;
+        return taken;
+    }
+
+  private:
+    float *memory_, *next_;
+};
+
+inline float dot(const float *a, const float *b, int n) {
+    float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+    for (int i = 0; i < n; i++) sum += a[i] * b[i];
+    return sum;
+}
+
+// y += a · x
+inline void add_scaled(float *y, float a, const float *x, int n) {
+#pragma omp simd
+    for (int i = 0; i < n; i++) y[i] += a * x[i];
+}
+
+// y = a · x
+inline void scale_into(float *y, float a, const float *x, int n) {
+#pragma omp simd
+    for (int i = 0; i < n; i++) y[i] = a * x[i];
+}
+
+}  // namespace gossamer
