@@ -44,7 +44,7 @@ class _ShortConv(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, taps_first, initial = ctx.saved_tensors
         dy, dafter = (grad.contiguous() for grad in grads)
-        dx, dweight, dinitial = x.new_empty(x.shape), torch.empty_like(taps_first), torch.zeros_like(initial)
+        dx, dweight, dinitial = x.new_empty(x.shape), torch.empty_like(taps_first), torch.empty_like(initial)
         inputs = dy, dafter, x, taps_first, initial, lengths_tensor(ctx.lengths)
         kernels.call("short_conv_backward", *inputs, dx, dweight, dinitial, *ctx.sizes)
         return dx, dweight.mT, dinitial, None
