@@ -4,15 +4,9 @@
 
 #include "kernels.h"
 
-namespace gossamer {
-Sgemm blas_sgemm = nullptr;
-}
-
 using namespace gossamer;
 
 extern "C" {
-
-void gossamer_set_sgemm(void *function) { blas_sgemm = reinterpret_cast<Sgemm>(function); }
 
 // logits [rows, vocab] become softmax − one-hot; a row whose label is negative becomes zero and has no loss.
 void gossamer_softmax_loss(float *logits, const int64_t *labels, float *losses, int64_t rows, int64_t vocab) {

@@ -15,6 +15,8 @@ using namespace gossamer;
 
 namespace {
 
+constexpr int C_MOST = 64;  // tokens in a chunk; a multiple of LANES
+
 struct Shape {
     int key_heads, repeats, key_dim, value_dim, chunk;
     int64_t q_stride, k_stride, v_stride;  // floats from a token to the next; heads of a token lie together
@@ -60,7 +62,7 @@ struct Chunk {
 
     // g, b: this head's gates, `heads` floats from a token to the next.
     void set(const float *g, const float *b, int heads, const float *KK, int n, int C) {
-        double c[512], sum = 0.0;
+        double c[C_MOST], sum = 0.0;
         for (int i = 0; i < n; i++) {
             c[i] = sum += g[int64_t(i) * heads];
             beta[i] = b[int64_t(i) * heads];
@@ -71,27 +73,36 @@ struct Chunk {
             after[i] = exp_(static_cast<float>(sum - c[i]));
             float *row = M + i * C, *lower = L + i * C;
 #pragma omp simd
-            for (int j = 0; j < n; j++) {
-                const float difference = static_cast<float>(c[i] - c[j]);
-                const float decay = j <= i ? exp_(difference) : 0.0f;
-                row[j] = decay;
-                lower[j] = j < i ? beta[i] * KK[i * C + j] * decay : 0.0f;
-            }
-        }
-        // Forward substitution, a row at a time: A_i = e_i − Σ_(j<i) L_ij A_j.
-        for (int i = 0; i < n; i++) {
-            float *row = A + i * C;
-            for (int j = 0; j < n; j++) row[j] = 0.0f;
-            for (int j = 0; j < i; j++) {
-                const float factor = -L[i * C + j], *other = A + j * C;
+            for (int j = 0; j <= i; j++) row[j] = static_cast<float>(c[i] - c[j]);
 #pragma omp simd
-                for (int m = 0; m <= j; m++) row[m] += factor * other[m];
-            }
-            row[i] = 1.0f;
+            for (int j = 0; j <= i; j++) row[j] = exp_(row[j]);
+#pragma omp simd
+            for (int j = 0; j < i; j++) lower[j] = beta[i] * KK[i * C + j] * row[j];
+            for (int j = i + 1; j < n; j++) row[j] = 0.0f;
+            for (int j = i; j < n; j++) lower[j] = 0.0f;
         }
+        invert(n, C);
         for (int i = 0; i < n; i++) {
 #pragma omp simd
             for (int j = 0; j < n; j++) Ab[i * C + j] = A[i * C + j] * beta[j];
+        }
+    }
+
+    // A = (I + L)⁻¹ by forward substitution, one vector's width of columns at a time: A_i = e_i − Σ_(j<i) L_ij A_j.
+    void invert(int n, int C) {
+        for (int first = 0; first < n; first += LANES) {
+            auto columns = [&](int row) { return reinterpret_cast<Vector *>(A + row * C + first); };
+            for (int i = 0; i < first; i++) *columns(i) = Vector{};
+            for (int i = first; i < n; i++) {
+                Vector sums[4] = {};  // four chains of additions, none of which waits for another
+                int j = first;
+                for (; j + 4 <= i; j += 4)
+                    for (int chain = 0; chain < 4; chain++) sums[chain] += L[i * C + j + chain] * *columns(j + chain);
+                for (; j < i; j++) sums[0] += L[i * C + j] * *columns(j);
+                Vector row = -((sums[0] + sums[1]) + (sums[2] + sums[3]));
+                if (i < first + LANES) row[i - first] += 1.0f;
+                *columns(i) = row;
+            }
         }
     }
 };
@@ -196,7 +207,8 @@ void backward_head(const Shape &shape, const float *q, const float *k, const flo
             gemm(PLAIN, TRANSPOSED, n, n, dv, X, dv, N, dv, dL, C, -1.0f);
             gemm(PLAIN, TRANSPOSED, n, dk, dv, N, dv, dS, dv, NS, dk);
 
-            double dc[512] = {}, tails = 0.0;
+            double dc[C_MOST], tails = 0.0;
+            float columns[C_MOST] = {};
             for (int i = 0; i < n; i++) {
                 const float b = chunk.beta[i], decay = chunk.before[i];
                 const float *X_i = X + int64_t(i) * dv, *V_i = V + i * shape.v_stride;
@@ -227,8 +239,8 @@ void backward_head(const Shape &shape, const float *q, const float *k, const flo
                     dK_i[d] += chunk.after[i] * NS_i[d] + b * decay * Y_i[d];
                 }
             }
-            for (int i = 0; i < n; i++)
-                for (int j = 0; j <= i; j++) dc[j] -= dP[i * C + j];
+            for (int i = 0; i < n; i++) add_scaled(columns, 1.0f, dP + i * C, n);
+            for (int i = 0; i < n; i++) dc[i] -= columns[i];
             dc[n - 1] += tails + double(chunk.whole) * dot(S, dS, static_cast<int>(shape.state_size()));
             double sum = 0.0;
             for (int i = n - 1; i >= 0; i--) dg[(start + i) * Hv + r] = static_cast<float>(sum += dc[i]);

@@ -1,4 +1,4 @@
-// What the CPU kernels share: vector-friendly exp, the matrix product of PyTorch's own BLAS, small row operations.
+// What the CPU kernels share: vector-friendly exp, memory for a thread, small row operations; and gemm.h.
 //
 // Every kernel is a plain C function on pointers to float32 (and int64) data that Python has made contiguous, so the
 // library needs no header of PyTorch's and is built in seconds. Loops are written for the compiler to vectorise.
@@ -11,24 +11,9 @@
 #include <cstring>
 #include <vector>
 
+#include "gemm.h"
+
 namespace gossamer {
-
-// sgemm_ of the BLAS interface, column-major. Set once by gossamer_set_sgemm, from the library that PyTorch computes
-// its own products with.
-using Sgemm = void (*)(const char *, const char *, const int *, const int *, const int *, const float *, const float *,
-                       const int *, const float *, const int *, const float *, float *, const int *);
-extern Sgemm blas_sgemm;
-
-enum Form { PLAIN, TRANSPOSED };
-
-// C [m, n] = alpha · op(A) op(B) + beta · C for row-major matrices with rows `lda`, `ldb`, `ldc` floats apart.
-// A TRANSPOSED operand lies in memory as [k, m] or [n, k].
-inline void gemm(Form a_form, Form b_form, int m, int n, int k, const float *a, int lda, const float *b, int ldb,
-                 float *c, int ldc, float alpha = 1.0f, float beta = 0.0f) {
-    // Column-major BLAS sees every row-major matrix transposed: Cᵀ = op(B)ᵀ op(A)ᵀ.
-    const char ta = a_form == PLAIN ? 'N' : 'T', tb = b_form == PLAIN ? 'N' : 'T';
-    blas_sgemm(&tb, &ta, &n, &m, &k, &alpha, b, &ldb, a, &lda, &beta, c, &ldc);
-}
 
 // e^x to 2 units in the last place, in arithmetic that the compiler can vectorise: 2^n times a polynomial on
 // |r| <= ln 2 / 2 (coefficients: Cephes' expf). Below −87 it is 0 to float32's normal range; above 88 it is infinite
@@ -54,7 +39,7 @@ inline float exp_(float x) {
 
 inline float sigmoid(float x) { return 1.0f / (1.0f + exp_(-x)); }
 
-// Floats for one thread, aligned to a cache line: the BLAS may round otherwise where the alignment is another.
+// Floats for one thread, aligned to a cache line.
 class Scratch {
   public:
     // Room for `total` floats in all, and the padding of up to 64 tensors.
@@ -73,23 +58,16 @@ class Scratch {
     float *memory_, *next_;
 };
 
-inline float dot(const float *a, const float *b, int n) {
-    float sum = 0.0f;
-#pragma omp simd reduction(+ : sum)
-    for (int i = 0; i < n; i++) sum += a[i] * b[i];
-    return sum;
-}
-
 // y += a · x
-inline void add_scaled(float *y, float a, const float *x, int n) {
+inline void add_scaled(float *y, float a, const float *x, int64_t n) {
 #pragma omp simd
-    for (int i = 0; i < n; i++) y[i] += a * x[i];
+    for (int64_t i = 0; i < n; i++) y[i] += a * x[i];
 }
 
 // y = a · x
-inline void scale_into(float *y, float a, const float *x, int n) {
+inline void scale_into(float *y, float a, const float *x, int64_t n) {
 #pragma omp simd
-    for (int i = 0; i < n; i++) y[i] = a * x[i];
+    for (int64_t i = 0; i < n; i++) y[i] = a * x[i];
 }
 
 }  // namespace gossamer

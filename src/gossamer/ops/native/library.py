@@ -1,7 +1,6 @@
 """The native CPU kernels: built once with the C++ compiler of this machine, cached, and reached through ctypes.
 
-The kernels know nothing of PyTorch but its BLAS, whose `sgemm_` they are handed; so one plain compiler call of a few
-seconds builds them. The library lies in `GOSSAMER_CACHE` under a name made from sources, compiler and processor. What
+The kernels know nothing of PyTorch, so one plain compiler call of a few seconds builds them. The library lies in `GOSSAMER_CACHE` under a name made from sources, compiler and processor. What
 keeps it from being built or loaded is told once, and PyTorch's own functions serve instead.
 """
 
@@ -67,8 +66,7 @@ def load() -> ctypes.CDLL | str:
         if not path.exists():
             _build(compiler, path)
         library = ctypes.CDLL(str(path))
-        _use_blas_of_torch(library)
-    except (OSError, AttributeError, RuntimeError, subprocess.CalledProcessError) as error:
+    except (OSError, subprocess.CalledProcessError) as error:
         reason = _first_line(error)
         log.warning("native CPU kernels are not available, PyTorch's own functions serve instead: %s", reason)
         return reason
@@ -98,20 +96,6 @@ def _build(compiler: str, path: Path) -> None:
                 break
         done.check_returncode()
         made.replace(path)
-
-
-def _use_blas_of_torch(library: ctypes.CDLL) -> None:
-    """Hand the kernels the `sgemm_` that PyTorch's own products go through, after trying it."""
-    torch_library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
-    sgemm = ctypes.CDLL(str(torch_library)).sgemm_
-    a, b, c = torch.arange(6.0).view(2, 3), torch.arange(12.0).view(3, 4), torch.empty(2, 4)
-    sizes = [ctypes.byref(ctypes.c_int(size)) for size in (4, 2, 3)]
-    one, zero, no = ctypes.byref(ctypes.c_float(1.0)), ctypes.byref(ctypes.c_float(0.0)), ctypes.c_char_p(b"N")
-    pointers = [ctypes.c_void_p(x.data_ptr()) for x in (a, b, c)]
-    sgemm(no, no, *sizes, one, pointers[1], sizes[0], pointers[0], sizes[2], zero, pointers[2], sizes[0])
-    if not torch.equal(c, a @ b):
-        raise RuntimeError("the sgemm_ of PyTorch's library computes something else")
-    library.gossamer_set_sgemm(sgemm)
 
 
 def _first_line(error: Exception) -> str:

@@ -1,0 +1,157 @@
+// Single-threaded matrix products of small and middling sizes, for one expert's or one chunk's share of the work.
+//
+// A BLAS made for large matrices reaches half of a core's rate at 64 × 64 × 64 or at an expert's few dozen rows. Here
+// the right operand is packed a panel of two vectors' width at a time, and a tile of the result stays in registers while
+// the common dimension is walked; the left operand is read where it lies, transposed or not.
+
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+namespace gossamer {
+
+#if defined(__AVX512F__)
+constexpr int LANES = 16, TILE_ROWS = 12;  // 32 registers: 24 sums, two of the panel, a broadcast
+#elif defined(__AVX__)
+constexpr int LANES = 8, TILE_ROWS = 6;  // 16 registers: 12 sums, two of the panel, a broadcast
+#else
+constexpr int LANES = 4, TILE_ROWS = 8;
+#endif
+constexpr int COLUMNS = 2 * LANES;  // of a panel
+constexpr int DEPTH = 512;          // of the common dimension that is walked at a time
+
+typedef float Vector __attribute__((vector_size(LANES * sizeof(float)), aligned(sizeof(float)), may_alias));
+typedef float Eight __attribute__((vector_size(32), aligned(4), may_alias));
+
+enum Form { PLAIN, TRANSPOSED };
+
+inline float dot(const float *a, const float *b, int64_t n) {
+    float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < n; i++) sum += a[i] * b[i];
+    return sum;
+}
+
+// to[p·COLUMNS + j] = from[j·ld + p] for 8 × 8 numbers.
+inline void transpose8(float *to, const float *from, int64_t ld) {
+#if defined(__has_builtin) && __has_builtin(__builtin_shufflevector)
+    Eight r[8], s[8];
+    for (int j = 0; j < 8; j++) r[j] = *reinterpret_cast<const Eight *>(from + j * ld);
+    for (int j = 0; j < 8; j += 2) {
+        s[j] = __builtin_shufflevector(r[j], r[j + 1], 0, 8, 2, 10, 4, 12, 6, 14);
+        s[j + 1] = __builtin_shufflevector(r[j], r[j + 1], 1, 9, 3, 11, 5, 13, 7, 15);
+    }
+    for (int j = 0; j < 8; j += 4) {
+        for (int i = 0; i < 2; i++) {
+            r[j + i] = __builtin_shufflevector(s[j + i], s[j + i + 2], 0, 1, 8, 9, 4, 5, 12, 13);
+            r[j + i + 2] = __builtin_shufflevector(s[j + i], s[j + i + 2], 2, 3, 10, 11, 6, 7, 14, 15);
+        }
+    }
+    for (int i = 0; i < 4; i++) {
+        *reinterpret_cast<Eight *>(to + i * COLUMNS) =
+            __builtin_shufflevector(r[i], r[i + 4], 0, 1, 2, 3, 8, 9, 10, 11);
+        *reinterpret_cast<Eight *>(to + (i + 4) * COLUMNS) =
+            __builtin_shufflevector(r[i], r[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
+    }
+#else
+    for (int p = 0; p < 8; p++)
+        for (int j = 0; j < 8; j++) to[p * COLUMNS + j] = from[j * ld + p];
+#endif
+}
+
+// `columns` columns of op(B) into a panel [depth, COLUMNS], zeros behind them.
+inline void pack(Form form, const float *b, int64_t ldb, int depth, int columns, float *panel) {
+    if (form == PLAIN) {
+        for (int p = 0; p < depth; p++) {
+            float *row = panel + p * COLUMNS;
+            if (columns == COLUMNS) {
+                for (int v = 0; v < COLUMNS; v += LANES)
+                    *reinterpret_cast<Vector *>(row + v) = *reinterpret_cast<const Vector *>(b + p * ldb + v);
+            } else {
+                for (int j = 0; j < COLUMNS; j++) row[j] = j < columns ? b[p * ldb + j] : 0.0f;
+            }
+        }
+        return;
+    }
+    const int whole = columns / 8 * 8;
+    int p = 0;
+    for (; p + 8 <= depth; p += 8)
+        for (int j = 0; j < whole; j += 8) transpose8(panel + p * COLUMNS + j, b + j * ldb + p, ldb);
+    for (int q = 0; q < depth; q++)
+        for (int j = q < p ? whole : 0; j < COLUMNS; j++)
+            panel[q * COLUMNS + j] = j < columns ? b[j * ldb + q] : 0.0f;
+}
+
+// ROWS × COLUMNS of the result; the left operand's element (i, p) lies at a[i·row + p·step].
+template <int ROWS>
+inline void tile(const float *a, int64_t row, int64_t step, const float *panel, int depth, float *c, int64_t ldc,
+                 int columns, float alpha, float beta) {
+    Vector sums[ROWS][2] = {};
+    for (int p = 0; p < depth; p++) {
+        const Vector left = *reinterpret_cast<const Vector *>(panel + p * COLUMNS);
+        const Vector right = *reinterpret_cast<const Vector *>(panel + p * COLUMNS + LANES);
+#pragma GCC unroll 16
+        for (int i = 0; i < ROWS; i++) {
+            const float x = a[i * row + p * step];
+            sums[i][0] += x * left;
+            sums[i][1] += x * right;
+        }
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < ROWS; i++) {
+        float *out = c + i * ldc;
+        if (columns == COLUMNS) {
+            for (int half = 0; half < 2; half++) {
+                Vector *place = reinterpret_cast<Vector *>(out + half * LANES);
+                *place = beta == 0.0f ? alpha * sums[i][half] : alpha * sums[i][half] + beta * *place;
+            }
+        } else {
+            for (int j = 0; j < columns; j++) {
+                const float sum = alpha * sums[i][j / LANES][j % LANES];
+                out[j] = beta == 0.0f ? sum : sum + beta * out[j];
+            }
+        }
+    }
+}
+
+// The rows that are left over at the end: ROWS, or fewer.
+template <int ROWS>
+inline void last_tile(int rows, const float *a, int64_t row, int64_t step, const float *panel, int depth, float *c,
+                      int64_t ldc, int columns, float alpha, float beta) {
+    if (rows == ROWS) return tile<ROWS>(a, row, step, panel, depth, c, ldc, columns, alpha, beta);
+    if constexpr (ROWS > 1) last_tile<ROWS - 1>(rows, a, row, step, panel, depth, c, ldc, columns, alpha, beta);
+}
+
+// C [m, n] = alpha · op(A) op(B) + beta · C for row-major matrices with rows `lda`, `ldb`, `ldc` floats apart.
+// A TRANSPOSED operand lies in memory as [k, m] or [n, k]. With beta = 0 what C held is not read.
+inline void gemm(Form a_form, Form b_form, int m, int n, int k, const float *a, int64_t lda, const float *b,
+                 int64_t ldb, float *c, int64_t ldc, float alpha = 1.0f, float beta = 0.0f) {
+    if (m <= 2 && a_form == PLAIN && b_form == TRANSPOSED) {  // too few rows for packing to pay
+        for (int i = 0; i < m; i++)
+            for (int j = 0; j < n; j++) {
+                const float sum = alpha * dot(a + i * lda, b + j * ldb, k);
+                c[i * ldc + j] = beta == 0.0f ? sum : sum + beta * c[i * ldc + j];
+            }
+        return;
+    }
+    alignas(64) thread_local float panel[DEPTH * COLUMNS];
+    const int64_t row = a_form == PLAIN ? lda : 1, step = a_form == PLAIN ? 1 : lda;
+    for (int from = 0; from < k; from += DEPTH) {
+        const int depth = std::min(DEPTH, k - from);
+        const float keep = from == 0 ? beta : 1.0f;
+        for (int j = 0; j < n; j += COLUMNS) {
+            const int columns = std::min(COLUMNS, n - j);
+            pack(b_form, b_form == PLAIN ? b + from * ldb + j : b + j * ldb + from, ldb, depth, columns, panel);
+            const float *left = a + from * step;
+            int i = 0;
+            for (; i + TILE_ROWS <= m; i += TILE_ROWS)
+                tile<TILE_ROWS>(left + i * row, row, step, panel, depth, c + i * ldc + j, ldc, columns, alpha, keep);
+            if (i < m)
+                last_tile<TILE_ROWS - 1>(m - i, left + i * row, row, step, panel, depth, c + i * ldc + j, ldc, columns,
+                                         alpha, keep);
+        }
+    }
+}
+
+}  // namespace gossamer
