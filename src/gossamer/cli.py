@@ -37,7 +37,7 @@ def train(
         tokenizer: bpe, char, or a folder with a tokenizer.json; short for --corpus.tokenizer
         errors: what to do about bytes that are not UTF-8; short for --corpus.errors
         out: folder of the run (default: runs/<recipe>)
-        resume: go on with the run in that folder from its newest checkpoint, by its own config.yaml
+        resume: go on with the run in that folder from its newest checkpoint, if it has one, by its own config.yaml
         device: auto, cpu, cuda, cuda:1, npu …; short for --training.device
         overrides: values of the recipe by dotted name
     """

@@ -74,6 +74,7 @@ def test_a_folder_in_use_is_refused(run: Path, tmp_path: Path) -> None:
 
 
 def test_an_empty_folder_will_do(tmp_path: Path) -> None:
+    (tmp_path / ".lock").touch()  # of a start that was killed
     assert fresh_recipe(tmp_path, "nano", {}) == recipe_from(load_recipe("nano"))
 
 

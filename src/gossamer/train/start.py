@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gossamer.errors import UserError
+from gossamer.train.claim import require_unclaimed
 from gossamer.train.recipe import Recipe, flatten, load_recipe, recipe_from
 
 # What a resumed run may change: how long it goes on, what it tells on the way, and where it runs.
@@ -40,10 +41,12 @@ def fresh_recipe(folder: Path, name: str, overrides: Mapping[str, Any]) -> Recip
     """
     recipe = _with_absolute_paths(recipe_from(load_recipe(name), overrides))
     if (folder / "config.yaml").exists():
+        require_unclaimed(folder)
         raise UserError(f"{folder} already holds a run; --resume goes on with it, --out DIR begins another")
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; choose a folder with --out DIR")
-    if folder.exists() and any(folder.iterdir()):
+    # A start that was killed leaves hidden files.
+    if folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
         raise UserError(f"{folder} is not empty and holds no run; choose another folder with --out DIR")
     return recipe
 
