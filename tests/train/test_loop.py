@@ -43,6 +43,8 @@ def test_a_run_leaves_everything_a_user_expects(tiny_recipe, tmp_path):
     assert list((run / "tensorboard").iterdir())
     events = read_metrics(run)
     losses = [event["loss"] for event in events if event["event"] == "train"]
+    modes = {path.stat().st_mode for path in run.rglob("*") if path.is_file()}
+    assert modes == {(tmp_path / "text.txt").stat().st_mode}, "readable for all that the umask lets read"
     assert len(losses) == 12
     assert losses[-1] < losses[0] - 0.5
     assert events[0]["event"] == "start"
