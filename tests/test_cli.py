@@ -77,7 +77,10 @@ MISTAKES = [
     ("report runs/mine runs/mien", "no run 'runs/mien'; did you mean 'runs/mine'?"),
     ("report zzz", "no run 'zzz' (a folder that `gossamer train` wrote)\n"),
     ("export zzz out", "no run 'zzz' (a folder that `gossamer train` wrote, or a Hugging Face directory)"),
-    ("sample runs/mine more", "unexpected argument 'more' (gossamer sample --help)"),
+    ("sample runs/mine more", "unexpected argument 'more'; did you mean --prompt more?"),
+    ("doctor now", "unexpected argument 'now' (gossamer doctor --help)"),
+    ("train --lr 1e-3", "unknown option '--lr'; did you mean '--optimizer.learning_rate'?"),
+    ("train --steps 10", "unknown option '--steps'; did you mean '--training.steps'?"),
     ("sample runs/mine --token 3", "unknown option '--token'; did you mean '--tokens'?"),
     ("sample runs/mine --zzz=3", "unknown option '--zzz' (gossamer sample --help)"),
     ("sample runs/mine --tokens x", "--tokens x: expected a whole number"),
@@ -135,6 +138,11 @@ def test_a_mistake_gives_one_line_and_status_2(
     assert err.endswith("\n") and err.count("\n") == 1
     assert sorted(Path().rglob("*")) == before
     assert not training
+
+
+def test_a_prompt_without_its_option(run: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sample", run, "def main("]) == 2
+    assert capsys.readouterr().err == "gossamer: unexpected argument 'def main('; did you mean --prompt 'def main('?\n"
 
 
 def test_debug_shows_the_traceback_too(capsys: pytest.CaptureFixture[str]) -> None:
