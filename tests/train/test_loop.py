@@ -136,7 +136,7 @@ def test_a_vocabulary_that_the_device_cannot_hold_is_refused_before_the_network_
     estimated = loop.estimate_peak
     monkeypatch.setattr(loop, "estimate_peak", lambda *given: replace(estimated(*given), weights=next(estimates)))
     monkeypatch.setattr(loop, "CausalLM", lambda *given: pytest.fail("too late"))
-    with pytest.raises(UserError, match="^training would take about 1048576"):
+    with pytest.raises(UserError, match=r"^training would take about 1048576"):
         loop.train(tiny_recipe, tmp_path / "run")
 
 

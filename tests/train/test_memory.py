@@ -217,7 +217,9 @@ def test_what_is_too_much_for_any_error_of_the_estimate_is_refused(monkeypatch) 
     monkeypatch.setattr(devices, "memory_bytes", lambda device: 1000 * MIB)
     found.require(CPU)
     replace(found, weights=740 * MIB).require(CPU)
-    with pytest.raises(UserError, match=r"^training would take about 1\.1 GiB of memory, and cpu has 1\.0 GiB; a small"):
+    with pytest.raises(
+        UserError, match=r"^training would take about 1\.1 GiB of memory, and cpu has 1\.0 GiB; a small"
+    ):
         replace(found, weights=760 * MIB).require(CPU)
     with pytest.raises(UserError, match=r"^training would take about 2\.0 GiB"):
         found.require(CPU, processes=2)
