@@ -16,10 +16,14 @@ help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.installed ## train the default recipe on this machine and print samples (DEMO_OUT=DIR to choose the folder)
-	@if [ -e "$(DEMO_OUT)" ]; then \
-	  echo "make demo: $(DEMO_OUT) exists already; choose one of:"; \
-	  echo "  $(BIN)/gossamer sample $(DEMO_OUT)             (its text)"; \
-	  echo "  $(BIN)/gossamer train --out $(DEMO_OUT) --resume  (go on where it stopped)"; \
+	@if [ -e "$(DEMO_OUT)/config.yaml" ]; then \
+	  echo "make demo: $(DEMO_OUT) holds a run already; choose one of:"; \
+	  if [ -e "$(DEMO_OUT)/model/config.json" ]; then \
+	    echo "  $(BIN)/gossamer sample $(DEMO_OUT)             (its text)"; \
+	  fi; \
+	  if ! grep -qs '"event": "end"' "$(DEMO_OUT)/metrics.jsonl"; then \
+	    echo "  $(BIN)/gossamer train --out $(DEMO_OUT) --resume  (go on where it stopped)"; \
+	  fi; \
 	  echo "  make demo DEMO_OUT=$(DEMO_OUT)-2               (another run beside it)"; \
 	  exit 2; \
 	fi >&2

@@ -203,6 +203,7 @@ def conversation(world: World) -> dict[str, Any]:
         "error": heard,
         "gather": world.gather(str(world.rank)),
         "local": local(torch.ones(3)).shape[0],
+        "sharing": world.sharing,
     }
 
 

@@ -15,7 +15,7 @@ import gossamer
 from gossamer.cli import VERBS, main
 from gossamer.data.config import SetConfig
 from gossamer.errors import UserError
-from gossamer.train.recipe import Recipe, field_types, load_recipe, recipe_from, to_yaml
+from gossamer.train.recipe import Recipe, field_types, load_recipe, recipe_from, recipe_names, to_yaml
 
 
 @pytest.fixture(autouse=True)
@@ -75,8 +75,12 @@ MISTAKES = [
     ("report", "missing RUN (gossamer report --help)"),
     ("report runs/mine --out", "--out needs one value"),
     ("report runs/mine runs/mien", "no run 'runs/mien'; did you mean 'runs/mine'?"),
-    ("report zzz", "no run 'zzz' (a folder that `gossamer train` wrote, or a Hugging Face directory)"),
-    ("sample runs/mine more", "unexpected argument 'more' (gossamer sample --help)"),
+    ("report zzz", "no run 'zzz' (a folder that `gossamer train` wrote)\n"),
+    ("export zzz out", "no run 'zzz' (a folder that `gossamer train` wrote, or a Hugging Face directory)"),
+    ("sample runs/mine more", "unexpected argument 'more'; did you mean --prompt more?"),
+    ("doctor now", "unexpected argument 'now' (gossamer doctor --help)"),
+    ("train --lr 1e-3", "unknown option '--lr'; did you mean '--optimizer.learning_rate'?"),
+    ("train --steps 10", "unknown option '--steps'; did you mean '--training.steps'?"),
     ("sample runs/mine --token 3", "unknown option '--token'; did you mean '--tokens'?"),
     ("sample runs/mine --zzz=3", "unknown option '--zzz' (gossamer sample --help)"),
     ("sample runs/mine --tokens x", "--tokens x: expected a whole number"),
@@ -136,6 +140,11 @@ def test_a_mistake_gives_one_line_and_status_2(
     assert not training
 
 
+def test_a_prompt_without_its_option(run: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sample", run, "def main("]) == 2
+    assert capsys.readouterr().err == "gossamer: unexpected argument 'def main('; did you mean --prompt 'def main('?\n"
+
+
 def test_debug_shows_the_traceback_too(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sample", "nowhere", "--debug"]) == 2
     err = capsys.readouterr().err
@@ -192,6 +201,11 @@ def test_every_option_of_a_verb_has_a_help_with_type_and_default(verb: str, caps
     assert options
     for option in options:
         assert re.search(r"\((.*type: .*|default: \w+)\)", " ".join(option.split())), option
+
+
+def test_train_help_names_every_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--help"]) == 0
+    assert f"comes with gossamer ({', '.join(recipe_names())})" in " ".join(capsys.readouterr().out.split())
 
 
 def test_train_help_shows_every_value_with_the_chosen_recipes_default(capsys: pytest.CaptureFixture[str]) -> None:
@@ -379,6 +393,6 @@ def test_a_reader_who_leaves_ends_the_program_quietly() -> None:
 
 def test_the_package_exports_lazily() -> None:
     assert gossamer.UserError is UserError
-    assert {"load", "save", "CausalLM", "ModelConfig"} <= set(dir(gossamer))
+    assert {"load", "save", "CausalLM", "ModelConfig", "Tokenizer"} <= set(dir(gossamer))
     with pytest.raises(AttributeError, match="no attribute 'lod'"):
         _ = gossamer.lod

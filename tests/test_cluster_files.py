@@ -194,44 +194,26 @@ def test_the_manifest_fits_together():
 
 @pytest.fixture
 def train_sh(tmp_path):
-    """Run train.sh with a `gossamer` that notes its words."""
+    """Run train.sh with a `gossamer` that notes its words, and return them."""
     (tmp_path / "gossamer").write_text('#!/bin/sh\necho "$@"\n')
     (tmp_path / "gossamer").chmod(0o755)
     environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
 
-    def run(folder, rank=0):
+    def run(folder):
         command = ["sh", CLUSTER / "train.sh", folder, "--recipe", "nano"]
-        return subprocess.Popen(
-            command, env=environment | {"RANK": str(rank)}, stdout=subprocess.PIPE, text=True, cwd=tmp_path
-        )
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.split()
 
     return run
 
 
-def words_of(process):
-    assert process.wait(timeout=60) == 0
-    return process.stdout.read().split()
-
-
 def test_train_sh_begins_a_run_and_goes_on_with_it(train_sh, tmp_path):
     folder = tmp_path / "a run"
-    fresh = ["train", "--recipe", "nano", "--out", *str(folder).split()]
-    assert words_of(train_sh(folder)) == fresh
-    (folder / "checkpoints" / "step-00000005").mkdir(parents=True)
-    for rank in (0, 1):
-        assert words_of(train_sh(folder, rank)) == [*fresh, "--resume"]
-
-
-def test_train_sh_begins_again_what_has_no_checkpoint(train_sh, tmp_path):
-    folder = tmp_path / "run"
-    (folder / "checkpoints" / ".partial-step-00000005").mkdir(parents=True)
-    other = train_sh(folder, rank=1)
-    time.sleep(0.2)
-    assert other.poll() is None, "the others wait for process 0"
-    assert "--resume" not in words_of(train_sh(folder, rank=0))
-    assert "--resume" not in words_of(other)
-    (aside,) = tmp_path.glob("run.stopped-*")
-    assert (aside / "checkpoints" / ".partial-step-00000005").is_dir()
+    assert train_sh(folder) == ["train", "--recipe", "nano", "--out", *str(folder).split()]
+    folder.mkdir()
+    (folder / ".lock").touch()
+    assert "--resume" not in train_sh(folder), "a start that was killed before it began the run"
+    (folder / "config.yaml").touch()
+    assert train_sh(folder) == ["train", "--recipe", "nano", "--resume", "--out", *str(folder).split()]
 
 
 def documented_commands():

@@ -5,6 +5,7 @@ import pytest
 from gossamer.errors import UserError, nearest
 
 KEYS = ["model.num_experts", "model.num_experts_per_tok", "training.steps", "training.seed"]
+OPTIONS = ["--help", "--tokenizer", "--optimizer.learning_rate", "--training.steps", "--training.tokens"]
 
 
 @pytest.mark.parametrize(
@@ -14,15 +15,21 @@ KEYS = ["model.num_experts", "model.num_experts_per_tok", "training.steps", "tra
         ("model.num_expert", "model.num_experts"),
         ("sead", "training.seed"),
         ("modle.num_experts", "model.num_experts"),
+        ("seed", "training.seed"),
+        ("--lr", "--optimizer.learning_rate"),
+        ("--steps", "--training.steps"),
+        ("--hepl", "--help"),
+        ("--tokens", "--training.tokens"),
     ],
 )
 def test_names_the_nearest(typed: str, meant: str) -> None:
-    assert nearest(typed, KEYS) == f"; did you mean {meant!r}?"
+    assert nearest(typed, OPTIONS if typed.startswith("--") else KEYS) == f"; did you mean {meant!r}?"
 
 
 def test_says_nothing_when_nothing_is_near() -> None:
     assert nearest("zzz", KEYS) == ""
     assert nearest("training.zzz", KEYS) == ""
+    assert nearest("--zz", OPTIONS) == ""
     assert nearest("zzz", []) == ""
 
 

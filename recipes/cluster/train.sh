@@ -1,21 +1,13 @@
 #!/bin/sh
-# Begin the run in a folder, or go on from its newest checkpoint: the same command for a first start and a restart.
+# Begin the run in a folder, or go on with it: the same command for a first start and a restart.
 #
 #   torchrun … --no-python recipes/cluster/train.sh RUN [options of gossamer train]
 #
-# Every process runs this. A run that was stopped before its first checkpoint is moved aside and begun again.
+# Every process runs this. None makes the run's config.yaml before all have begun, so all decide alike.
 set -eu
 run=$1
 shift
-for checkpoint in "$run"/checkpoints/step-*; do
-  if [ -e "$checkpoint" ]; then
-    exec gossamer train "$@" --out "$run" --resume
-  fi
-done
-if [ "${RANK:-0}" = 0 ] && [ -e "$run" ]; then
-  mv "$run" "$run.stopped-$(date +%Y%m%d-%H%M%S)"
+if [ -e "$run/config.yaml" ]; then
+  set -- "$@" --resume
 fi
-while [ -e "$run" ]; do # until process 0 has moved it
-  sleep 1
-done
 exec gossamer train "$@" --out "$run"

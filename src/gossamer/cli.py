@@ -32,12 +32,13 @@ def train(
     """Train a model by a recipe; any value of the recipe can be overridden by its dotted name.
 
     Args:
-        recipe: name of a recipe that comes with gossamer, or path of a YAML file (default: demo)
+        recipe: name of a recipe that comes with gossamer (80b-a3b, demo, micro, mini, nano, novels, shakespeare-char,
+            small), or path of a YAML file (default: demo)
         data: text to train on, files and folders; short for --corpus.paths
         tokenizer: bpe, char, or a folder with a tokenizer.json; short for --corpus.tokenizer
         errors: what to do about bytes that are not UTF-8; short for --corpus.errors
         out: folder of the run (default: runs/<recipe>)
-        resume: go on with the run in that folder from its newest checkpoint, by its own config.yaml
+        resume: go on with the run in that folder from its newest checkpoint, if it has one, by its own config.yaml
         device: auto, cpu, cuda, cuda:1, npu …; short for --training.device
         overrides: values of the recipe by dotted name
     """
@@ -132,7 +133,7 @@ def report(run: tuple[str, ...], out: str | None = None) -> None:
         run: folder of a run; several are compared
         out: file to write (default: report.html in the run's folder; comparison.html beside the first of several)
     """
-    folders = [_existing(name) for name in run]
+    folders = [_existing(name, "a folder that `gossamer train` wrote") for name in run]
     path = None if out is None else Path(out).expanduser()
     if path is not None and not path.parent.is_dir():
         raise UserError(f"--out {out}: there is no folder {path.parent}")
@@ -142,12 +143,13 @@ def report(run: tuple[str, ...], out: str | None = None) -> None:
 
 
 def export(run: str, dir: str, to: Literal["hf"] = "hf") -> None:
-    """Write a run's model for other programs.
+    """Write a model for other programs.
 
     Args:
-        run: folder of a run
+        run: folder of a run, or a Hugging Face directory
         dir: folder to write
-        to: hf, the Hugging Face directory that transformers, vLLM and SGLang read
+        to: hf, the Hugging Face directory that transformers, vLLM and SGLang read; there a prompt has to begin with the
+            tokenizer's end-of-text token, as documents do in training, which `gossamer sample` adds by itself
     """
     folder = _existing(run)
     from gossamer import hub
@@ -184,11 +186,11 @@ def _choice(operation: dict[str, Any]) -> str:
 VERBS: dict[str, Callable[..., None]] = {verb.__name__: verb for verb in (train, sample, eval, report, export, doctor)}
 
 
-def _existing(run: str) -> Path:
+def _existing(run: str, what: str = "a folder that `gossamer train` wrote, or a Hugging Face directory") -> Path:
     folder = Path(run).expanduser()
     if not folder.is_dir():
         siblings = [str(path) for path in folder.parent.iterdir() if path.is_dir()] if folder.parent.is_dir() else []
-        hint = nearest(run, siblings) or " (a folder that `gossamer train` wrote, or a Hugging Face directory)"
+        hint = nearest(run, siblings) or f" ({what})"
         raise UserError(f"no run {run!r}{hint}")
     return folder
 

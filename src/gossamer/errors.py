@@ -23,16 +23,29 @@ class UserError(ValueError):
 def nearest(name: str, candidates: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the candidate that resembles ``name`` most, or ``""`` when none is close.
 
-    Dotted names are compared by their last part, within their own section first: ``num_expert`` finds
-    ``model.num_experts``, and ``training.zzz`` finds nothing although all of ``training`` begins alike.
+    Dotted names are compared by their last part, the same one or its initials first, then within their own section:
+    ``steps`` finds ``training.steps``, ``lr`` finds ``optimizer.learning_rate``, ``num_expert`` finds
+    ``model.num_experts``, and ``training.zzz`` finds nothing although all of ``training`` begins alike. The dashes of
+    options count for nothing.
     """
     known = list(candidates)
-    section, _, leaf = name.rpartition(".")
-    siblings = [candidate for candidate in known if candidate.rpartition(".")[0] == section]
-    for pool in (siblings, known):
-        by_leaf: dict[str, str] = {}
-        for candidate in pool:
-            by_leaf.setdefault(candidate.rpartition(".")[2], candidate)
-        if found := difflib.get_close_matches(leaf, by_leaf, n=1, cutoff=0.6):
-            return f"; did you mean {by_leaf[found[0]]!r}?"
-    return ""
+    section, leaf = _split(name)
+    all_leaves, siblings, initials = dict[str, str](), dict[str, str](), dict[str, str]()
+    for candidate in known:
+        place, own = _split(candidate)
+        all_leaves.setdefault(own, candidate)
+        if place == section:
+            siblings.setdefault(own, candidate)
+        if "_" in own:
+            initials.setdefault("".join(word[:1] for word in own.split("_")), candidate)
+    found = siblings.get(leaf) or all_leaves.get(leaf) or initials.get(leaf)
+    for pool in (siblings, all_leaves):
+        if found is None and (close := difflib.get_close_matches(leaf, pool, n=1, cutoff=0.6)):
+            found = pool[close[0]]
+    return "" if found is None else f"; did you mean {found!r}?"
+
+
+def _split(name: str) -> tuple[str, str]:
+    """A dotted name's section and its last part, without an option's dashes."""
+    section, _, leaf = name.lstrip("-").rpartition(".")
+    return section, leaf

@@ -8,6 +8,7 @@ import argparse
 import inspect
 import itertools
 import re
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import is_dataclass
 from types import NoneType
@@ -191,6 +192,7 @@ def _plain(value: Any, annotation: Any, key: str) -> Any:
 
 def _one_line(message: str, parser: ArgumentParser, types: dict[str, Any], arguments: Sequence[str]) -> str:
     """Say jsonargparse's and argparse's complaint in one line that names the option and the remedy."""
+    known = parser._option_string_actions
     if found := re.match(r'Parser key "([\w.]+)"', message):
         key = found.group(1)
         return f"{_as_typed(f'--{key}', arguments, types[key])}: expected {expected(types[key])}"
@@ -198,8 +200,10 @@ def _one_line(message: str, parser: ArgumentParser, types: dict[str, Any], argum
         words = found.group(1).split()
         option = next((word.split("=")[0] for word in words if word.startswith("-")), None)
         if option is None:
-            return f"unexpected argument {words[0]!r}{_see(parser)}"
-        return f"unknown option {option!r}{nearest(option, parser._option_string_actions) or _see(parser)}"
+            first = next(word for word in arguments if word and found.group(1).startswith(word))
+            meant = f"; did you mean --prompt {shlex.quote(first)}?" if "--prompt" in known else _see(parser)
+            return f"unexpected argument {first!r}{meant}"
+        return f"unknown option {option!r}{nearest(option, known) or _see(parser)}"
     if found := re.match(r"the following arguments are required: (.*)", message):
         return f"missing {found.group(1).upper()}{_see(parser)}"
     if found := re.match(r"argument ([^:]*): ignored explicit argument (.*)", message):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from gossamer.data import corpus as module
 from gossamer.data import sources
 from gossamer.data.config import CorpusConfig
-from gossamer.data.corpus import Corpus, FileScan, _tailed, megabytes, open_corpus, split_rule
+from gossamer.data.corpus import Corpus, FileScan, _tailed, open_corpus, readable_size, split_rule
 from gossamer.data.progress import Progress
 from gossamer.errors import UserError
 
@@ -203,11 +203,8 @@ def test_not_utf8_anywhere(tmp_path: Path) -> None:
     assert open_corpus([str(folder)], replacing, QUIET).num_bytes == 4 + 6
 
 
-def test_megabytes() -> None:
-    assert [megabytes(size) for size in (0, 400_000, 9_940_000, 12_345_678, 3_140_000_000)] == [
-        "0.0 MB",
-        "0.4 MB",
-        "9.9 MB",
-        "12 MB",
-        "3.1 GB",
-    ]
+def test_readable_size() -> None:
+    sizes = (0, 400, 9_940, 400_000, 1_000_000, 12_345_678, 3_140_000_000, 55_000_000_000)
+    assert [readable_size(size) for size in sizes] == [
+        "0.0 kB", "0.4 kB", "9.9 kB", "400 kB", "1.0 MB", "12 MB", "3.1 GB", "55 GB"
+    ]  # fmt: skip

@@ -165,7 +165,7 @@ def test_the_delimiter_spelt_in_a_document_is_text(tmp_path: Path) -> None:
 def test_description(corpus: Path) -> None:
     data = prepare(config(corpus), progress=False)
     assert data.description == (
-        f"{corpus}, 60 documents, 0.0 MB; {data.train.num_tokens:,} tokens to train on, {held_of(data).num_tokens:,} "
+        f"{corpus}, 60 documents, 5.4 kB; {data.train.num_tokens:,} tokens to train on, {held_of(data).num_tokens:,} "
         f"held out (about a tenth of the documents); BPE tokenizer of {data.tokenizer.vocab_size}"
     )
 
@@ -173,7 +173,7 @@ def test_description(corpus: Path) -> None:
 def test_progress_lines(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prepare(config(corpus))
     lines = capsys.readouterr().err.splitlines()
-    assert lines == ["reading 0.0 MB of text", "training a bpe tokenizer", "tokenising 0.0 MB"]
+    assert lines == ["reading 6.9 kB of text", "training a bpe tokenizer", "tokenising 5.4 kB"]
     prepare(config(corpus))
     assert capsys.readouterr() == ("", "")
 
@@ -279,7 +279,7 @@ def test_of_several_processes_one_does_the_work(corpus: Path) -> None:
     here = prepare(config(corpus), progress=False)
     assert [out for out, _ in answers] == [f"{here.fingerprint} {int(train_of(here).tokens.sum())} False\n"] * 3
     told = [line for _, err in answers for line in err.splitlines() if "waiting" not in line]
-    assert told == ["reading 0.0 MB of text", "training a bpe tokenizer", "tokenising 0.0 MB"]
+    assert told == ["reading 6.9 kB of text", "training a bpe tokenizer", "tokenising 5.4 kB"]
     left = [path.name for path in (corpus.parent / "both").rglob("tmp-*")]
     assert left == []
 

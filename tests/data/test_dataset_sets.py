@@ -42,7 +42,7 @@ def test_sets_have_shards_of_their_own(tmp_path: Path) -> None:
     assert texts(data.validation["wiki"], data.tokenizer) == [(tmp_path / "wiki.txt").read_text()]
     assert data.train.num_tokens == sum(shard.num_tokens for shard in data.train.shards.values())
     held = ", ".join(f"{name}: {shard.num_tokens:,}" for name, shard in data.validation.items())
-    assert f"novels: {tmp_path}/novels.txt, 1 document, 0.0 MB, weight 2; code: " in data.description
+    assert f"novels: {tmp_path}/novels.txt, 1 document, 1.7 kB, weight 2; code: " in data.description
     assert f"held out ({held}); BPE tokenizer of" in data.description
 
 

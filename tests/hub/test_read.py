@@ -86,6 +86,10 @@ def test_loading_leaves_random_numbers_and_threads_alone(saved) -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_the_model_is_in_evaluation_mode(saved) -> None:
+    assert not any(module.training for module in gossamer.load(saved).modules())
+
+
 def test_the_model_can_be_trained(saved, tokens) -> None:
     model = gossamer.load(saved)
     out = model(tokens, labels=tokens)

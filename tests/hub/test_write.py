@@ -95,6 +95,20 @@ def test_what_is_written(build, tmp_path) -> None:
     assert stat.S_IMODE(folder.stat().st_mode) == permissions  # not a private temporary folder's
 
 
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
+@pytest.mark.parametrize("shard_bytes", [10**9, 20_000])
+def test_who_may_read_is_what_the_umask_says(build, tmp_path, monkeypatch, umask, shard_bytes) -> None:
+    monkeypatch.setattr(write, "_SHARD_BYTES", shard_bytes)
+    before = os.umask(umask)
+    try:
+        gossamer.save(build(), tmp_path / "m", Tokenizer())
+        hub.export(tmp_path / "m", tmp_path / "exported")
+    finally:
+        os.umask(before)
+    files = [*(tmp_path / "m").iterdir(), *(tmp_path / "exported").iterdir()]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o666 & ~umask}
+
+
 def test_a_tied_head_is_written_once(build, tmp_path) -> None:
     gossamer.save(build(tie_word_embeddings=True), tmp_path)
     assert "lm_head.weight" not in load_file(tmp_path / "model.safetensors")

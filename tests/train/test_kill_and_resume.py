@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import shutil
 import signal
 import statistics
 import subprocess
@@ -61,10 +60,8 @@ class Trainer:
     began: float = 0.0
 
     def launch(self) -> None:
-        """Go on from a checkpoint, or begin anew where there is none."""
-        resume = newest_checkpoint(self.run) is not None
-        if not resume:
-            shutil.rmtree(self.run, ignore_errors=True)
+        """Go on with the run, or begin it."""
+        resume = (self.run / "config.yaml").exists()
         source = ["--resume"] if resume else ["--recipe", str(self.recipe)]
         command = [sys.executable, "-m", "gossamer.cli", "train", *source, "--out", str(self.run)]
         self.began = time.time()

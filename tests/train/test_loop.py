@@ -43,6 +43,8 @@ def test_a_run_leaves_everything_a_user_expects(tiny_recipe, tmp_path):
     assert list((run / "tensorboard").iterdir())
     events = read_metrics(run)
     losses = [event["loss"] for event in events if event["event"] == "train"]
+    modes = {path.stat().st_mode for path in run.rglob("*") if path.is_file()}
+    assert modes == {(tmp_path / "text.txt").stat().st_mode}, "readable for all that the umask lets read"
     assert len(losses) == 12
     assert losses[-1] < losses[0] - 0.5
     assert events[0]["event"] == "start"
@@ -96,9 +98,60 @@ def test_resume_of_a_finished_run_says_so(tiny_recipe, tmp_path):
     assert (run / "metrics.jsonl").read_bytes() == before
 
 
-def test_resume_without_a_checkpoint_is_refused(tiny_recipe, tmp_path):
-    with pytest.raises(UserError, match="no checkpoint"):
-        loop.train(tiny_recipe, tmp_path / "none", resume=True)
+def test_a_run_killed_before_its_first_checkpoint_begins_again(tiny_recipe, tmp_path, monkeypatch, capsys):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    recipe = replace(tiny_recipe, training=replace(tiny_recipe.training, sample_every=2))
+    loop.train(recipe, whole)
+
+    def die(self, wait=False):
+        raise SystemExit
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(loop._Run, "_save", die)
+        loop.train(recipe, killed)
+    assert len(_curve(killed)) == 5 and not (killed / "checkpoints").exists()
+    capsys.readouterr()
+    loop.train(recipe, killed, resume=True)
+    assert f"{killed} was stopped before its first checkpoint: beginning again" in capsys.readouterr().err
+    assert_same_weights(whole, killed)
+    assert _curve(whole) == _curve(killed)
+    assert [event["event"] for event in read_metrics(killed)].count("start") == 1
+    assert (killed / "samples.txt").read_text() == (whole / "samples.txt").read_text()
+    assert len(list((killed / "tensorboard").iterdir())) == 1
+
+
+def test_a_run_that_the_device_cannot_hold_is_refused_before_it_reads_or_builds(tiny_recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(devices, "memory_bytes", lambda device: 1 << 20)
+    for name in ("prepare", "CausalLM"):
+        monkeypatch.setattr(loop, name, lambda *given, **named: pytest.fail("too late"))
+    with pytest.raises(UserError, match=r"^training would take about \d\.\d GiB of memory, and cpu has 0\.0 GiB; "):
+        loop.train(tiny_recipe, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_vocabulary_that_the_device_cannot_hold_is_refused_before_the_network_is_built(
+    tiny_recipe, tmp_path, monkeypatch
+):
+    estimates = iter([0, 1 << 50])
+    estimated = loop.estimate_peak
+    monkeypatch.setattr(loop, "estimate_peak", lambda *given: replace(estimated(*given), weights=next(estimates)))
+    monkeypatch.setattr(loop, "CausalLM", lambda *given: pytest.fail("too late"))
+    with pytest.raises(UserError, match=r"^training would take about 10485\d\d\.\d GiB"):
+        loop.train(tiny_recipe, tmp_path / "run")
+
+
+def test_a_run_that_may_just_not_fit_is_warned_of(tiny_recipe, tmp_path, monkeypatch, caplog):
+    needed = loop.estimate_peak(tiny_recipe, torch.device("cpu")).most
+    monkeypatch.setattr(devices, "memory_bytes", lambda device: int(needed / 1.05))
+    loop.train(replace(tiny_recipe, training=replace(tiny_recipe.training, steps=1)), tmp_path / "run")
+    assert "that is more than the device has" in caplog.text
+
+
+def test_a_finished_run_says_what_to_do_next(tiny_recipe, tmp_path, capsys):
+    training = replace(tiny_recipe.training, steps=1, sample_prompt="line 1")
+    loop.train(replace(tiny_recipe, training=training), tmp_path / "a run")
+    told = capsys.readouterr().err
+    assert told.endswith(f"what it writes: gossamer sample '{tmp_path}/a run' --prompt 'line 1'\n")
 
 
 def test_a_killed_run_resumes_to_the_same_end(tiny_recipe, tmp_path):

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_iter
 
 from gossamer import device as devices
 from gossamer.data.packing import Batch
+from gossamer.errors import UserError
 from gossamer.model.causal_lm import CausalLM
 from gossamer.train.memory import MemoryEstimate, estimate_peak
 from gossamer.train.recipe import Recipe, load_recipe, recipe_from
@@ -209,3 +210,16 @@ def test_describe_and_fits(monkeypatch) -> None:
     monkeypatch.setattr(devices, "memory_bytes", lambda device: 1500 * MIB)
     assert not found.fits(CPU)  # a checkpoint's copies are too much
     assert replace(found, device_type="cuda").fits(torch.device("cuda"))  # there they lie in the host's memory
+
+
+def test_what_is_too_much_for_any_error_of_the_estimate_is_refused(monkeypatch) -> None:
+    found = MemoryEstimate(600 * MIB, 0, 0, 0, 0, 0, 0, 400 * MIB, "cpu")
+    monkeypatch.setattr(devices, "memory_bytes", lambda device: 1000 * MIB)
+    found.require(CPU)
+    replace(found, weights=740 * MIB).require(CPU)
+    with pytest.raises(
+        UserError, match=r"^training would take about 1\.1 GiB of memory, and cpu has 1\.0 GiB; a small"
+    ):
+        replace(found, weights=760 * MIB).require(CPU)
+    with pytest.raises(UserError, match=r"^training would take about 2\.0 GiB"):
+        found.require(CPU, processes=2)

@@ -43,6 +43,7 @@ def test_two_processes_learn_what_one_does(tmp_path):
         "error": "no such corpus",
         "gather": ["0", "1"],
         "local": 3,
+        "sharing": 2,
     }
     # What two have saved, one goes on with.
     onwards = replace(spread, first=3, last=4, expert_parallel=1, resume=results[0]["saved"], save="")

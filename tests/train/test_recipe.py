@@ -102,6 +102,13 @@ def test_every_recipe_of_the_package_is_valid_and_describes_itself(name: str) ->
         assert recipe.model.vocab_size == recipe.corpus.vocab_size
 
 
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_killed_run_loses_a_tenth_or_a_few_minutes(name: str) -> None:
+    """A step of the recipes that are as long as a number of seconds takes one or two on two cores."""
+    training = recipe_from(load_recipe(name)).training
+    assert 0 < training.checkpoint_every <= (50 if training.seconds else training.steps / 10)
+
+
 def test_the_default_recipe_exists() -> None:
     assert DEFAULT_RECIPE in recipe_names()
 

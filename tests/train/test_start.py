@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from gossamer.errors import UserError
-from gossamer.train.recipe import load_recipe, recipe_from, to_yaml
+from gossamer.train.recipe import load_recipe, recipe_file, recipe_from, to_yaml
 from gossamer.train.start import fresh_recipe, resumed_recipe
 
 
@@ -73,7 +73,22 @@ def test_a_folder_in_use_is_refused(run: Path, tmp_path: Path) -> None:
         fresh_recipe(tmp_path / "text.txt", "nano", {})
 
 
+def test_text_that_the_recipe_names_and_that_is_not_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    told = (
+        rf"^input.txt: no such file or folder; it is the corpus.paths of {recipe_file('shakespeare-char')}, .* --data"
+    )
+    with pytest.raises(UserError, match=told):
+        fresh_recipe(tmp_path / "run", "shakespeare-char", {})
+    fresh_recipe(tmp_path / "run", "shakespeare-char", {"corpus.paths": ["elsewhere.txt"]})
+    (tmp_path / "input.txt").touch()
+    fresh_recipe(tmp_path / "run", "shakespeare-char", {})
+    (tmp_path / "own.yaml").write_text("corpus: {paths: [hf:a/b]}")
+    fresh_recipe(tmp_path / "run", "own.yaml", {})
+
+
 def test_an_empty_folder_will_do(tmp_path: Path) -> None:
+    (tmp_path / ".lock").touch()  # of a start that was killed
     assert fresh_recipe(tmp_path, "nano", {}) == recipe_from(load_recipe("nano"))
 
 

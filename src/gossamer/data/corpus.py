@@ -24,11 +24,12 @@ from gossamer.data.progress import Progress
 from gossamer.data.sources import is_binary, read_documents
 from gossamer.errors import UserError
 
-__all__ = ["HELD_OUT", "Corpus", "FileScan", "Part", "Piece", "Rule", "megabytes", "open_corpus", "split_rule"]
+__all__ = ["HELD_OUT", "Corpus", "FileScan", "Part", "Piece", "Rule", "open_corpus", "readable_size", "split_rule"]
 
 HELD_OUT = 10
 """One document in so many, or the last one of so many equal parts of every document, is held out."""
 
+_UNITS = {"GB": 10**9, "MB": 10**6, "kB": 10**3}
 _FEW = 20  # documents below which single ones are too coarse a part to hold out
 _LARGEST_SHARE = 1 / 3  # of the text; whole documents are not held out when that would take more
 _SCAN_FORMAT = 1
@@ -204,7 +205,7 @@ def _scan_all(
         kept = (known[str(file)]["scan"] for file in files)
         return [None if scan is None else FileScan(**scan) for scan in kept]
     entries = {}
-    with progress.stage(f"reading {megabytes(todo)} of text", todo) as advance:
+    with progress.stage(f"reading {readable_size(todo)} of text", todo) as advance:
         for file, stat, stamp, is_fresh in zip(files, stats, stamps, fresh, strict=True):
             if is_fresh:
                 kept = known[str(file)]["scan"]
@@ -251,8 +252,7 @@ def _scan(file: Path, is_named: bool, text_field: str, errors: str) -> FileScan 
     return FileScan(digest.hexdigest(), documents, num_bytes, characters, held_documents, held_bytes)
 
 
-def megabytes(num_bytes: int) -> str:
-    """A size for people: ``0.4 MB``, ``12 MB``, ``3.1 GB``."""
-    if num_bytes >= 10**9:
-        return f"{num_bytes / 1e9:.1f} GB"
-    return f"{num_bytes / 1e6:.0f} MB" if num_bytes >= 10**7 else f"{num_bytes / 1e6:.1f} MB"
+def readable_size(num_bytes: int) -> str:
+    """A size for people: ``0.4 kB``, ``12 kB``, ``3.1 MB``."""
+    unit, value = next((unit, num_bytes / size) for unit, size in _UNITS.items() if num_bytes >= size or unit == "kB")
+    return f"{value:.0f} {unit}" if value >= 10 else f"{value:.1f} {unit}"

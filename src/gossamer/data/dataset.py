@@ -9,7 +9,7 @@ from pathlib import Path
 
 from gossamer.data.cache import alone, cached_folder, key_of
 from gossamer.data.config import CorpusConfig
-from gossamer.data.corpus import megabytes, open_corpus
+from gossamer.data.corpus import open_corpus, readable_size
 from gossamer.data.mixture import Mixture
 from gossamer.data.progress import Progress
 from gossamer.data.sets import TextSet, open_sets
@@ -177,4 +177,4 @@ def _text(one: TextSet) -> str:
     assert corpus is not None
     documents = "1 document" if corpus.num_documents == 1 else f"{corpus.num_documents:,} documents"
     weight = f", weight {one.weight:g}" if one.weight != 1 and one.corpus else ""
-    return f"{corpus.name}, {documents}, {megabytes(corpus.num_bytes)}{weight}"
+    return f"{corpus.name}, {documents}, {readable_size(corpus.num_bytes)}{weight}"

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from gossamer.data.cache import cached_folder, key_of
 from gossamer.data.config import CorpusConfig
-from gossamer.data.corpus import Piece, megabytes
+from gossamer.data.corpus import Piece, readable_size
 from gossamer.data.progress import Progress
 from gossamer.data.shards import Shard, ShardWriter, open_shard
 from gossamer.data.tokenizer import Tokenizer
@@ -71,7 +71,7 @@ def shards_of(
         return True
 
     def build(folder: Path) -> None:
-        with progress.stage(f"tokenising {megabytes(total)}", total) as advance:
+        with progress.stage(f"tokenising {readable_size(total)}", total) as advance:
             meta = _tokenise(folder, parts, read(), total, tokenizer, config.workers, advance)
         (folder / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
 

@@ -45,6 +45,8 @@ _MTP_KEY = "num_nextn_predict_layers"
 def load(path: str | Path, dtype: torch.dtype | None = None, device: str | torch.device = "cpu") -> CausalLM:
     """Load a run's model, or any Hugging Face directory of the family.
 
+    The model is in evaluation mode, as one that transformers has loaded.
+
     Weights are read from `model.safetensors` or its shards, with the experts stacked or one by one, with or without
     `mtp.*`. Whether there is a multi-token-prediction head is decided by the tensors, not by config.json, because
     transformers drops those tensors and keeps that key: one line of the logger "gossamer" says what was found, a
@@ -77,7 +79,7 @@ def load(path: str | Path, dtype: torch.dtype | None = None, device: str | torch
     if config.tie_word_embeddings and HEAD in stored:
         _check_tied(model, stored[HEAD].file)
     _announce(folder, model, promised=bool(values.get(_MTP_KEY)))
-    return model
+    return model.eval()
 
 
 def _announce(folder: Path, model: CausalLM, promised: bool) -> None:

@@ -110,8 +110,8 @@ def _write_model(
         try:
             if companions is not None:
                 companions(temporary)
-            _write_weights(model, temporary)
             _write_config(model, temporary, extra)
+            _write_weights(model, temporary)
             for path in temporary.iterdir():
                 _sync(path)
             _publish(temporary, directory)
@@ -143,6 +143,7 @@ def _write_weights(model: CausalLM, folder: Path) -> None:
         # contiguous already, unless somebody set a parameter to a view of his own; then it is copied
         shard = {name: tensors[name].contiguous() for name in names}
         save_file(shard, folder / file, metadata={"format": "pt"})
+        shutil.copymode(folder / CONFIG, folder / file)  # safetensors lets nobody else read it, whatever the umask
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         _write_json(folder / INDEX, index)

@@ -15,7 +15,7 @@ from gossamer.errors import UserError
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-__all__ = ["Board", "TensorBoard", "WeightsAndBiases", "scalars"]
+__all__ = ["TENSORBOARD_FOLDER", "Board", "TensorBoard", "WeightsAndBiases", "scalars"]
 
 TENSORBOARD_FOLDER = "tensorboard"
 WANDB_FOLDER = "wandb"

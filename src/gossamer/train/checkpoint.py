@@ -87,6 +87,18 @@ def newest_checkpoint(run: Path) -> Path | None:
     return None
 
 
+def checkpoint_to_resume(run: Path) -> Path | None:
+    """The newest checkpoint that is whole, or None of a run that was stopped before it had written one.
+
+    Raises:
+        UserError: there are checkpoints, and all of them are damaged.
+    """
+    found = newest_checkpoint(run)
+    if found is None and _checkpoints(run):
+        raise UserError(f"--resume: no checkpoint of {run} is whole; begin the run anew in another folder")
+    return found
+
+
 def load_checkpoint(folder: Path, model: nn.Module, optimizers: Optimizers, world: World = ALONE) -> dict[str, Any]:
     """Put a checkpoint's weights, optimizer state and random state in place; returns its `progress`.
 

@@ -7,10 +7,11 @@ weights, optimizer, random state and the data loader's place are in it.
 from __future__ import annotations
 
 import logging
+import shlex
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -28,11 +29,12 @@ from gossamer.infer.sample import sample_text
 from gossamer.infer.sampler import Sampling
 from gossamer.model.causal_lm import CausalLM
 from gossamer.train.balance import describe_load
-from gossamer.train.checkpoint import load_checkpoint, newest_checkpoint
+from gossamer.train.checkpoint import checkpoint_to_resume, load_checkpoint, newest_checkpoint
+from gossamer.train.claim import claimed
 from gossamer.train.display import Display
 from gossamer.train.evaluate import Evaluation, evaluate
-from gossamer.train.memory import estimate_peak
-from gossamer.train.metrics import MetricsWriter, read_metrics, write_atomically
+from gossamer.train.memory import MemoryEstimate, estimate_peak
+from gossamer.train.metrics import MetricsWriter, forget_metrics, read_metrics, write_atomically
 from gossamer.train.parallel import gathered_model
 from gossamer.train.recipe import Recipe, to_yaml
 from gossamer.train.report import write_report
@@ -43,33 +45,44 @@ from gossamer.train.world import World
 
 log = logging.getLogger("gossamer")
 
+SAMPLES_FILE = "samples.txt"
+
 
 def train(recipe: Recipe, out: Path, resume: bool = False) -> None:
-    """Train by `recipe` into the folder `out`; with `resume` go on from its newest checkpoint.
+    """Train by `recipe` into the folder `out`; with `resume` go on from its newest checkpoint, or begin again.
 
     SIGTERM and Ctrl-C are acted on between steps: the run is saved, and this function returns or raises.
 
     Raises:
-        UserError: the data, the device or the checkpoint does not allow it; nothing is left half-written.
+        UserError: the data, the device or the checkpoint does not allow it, or another process trains there; nothing
+            is left half-written.
         KeyboardInterrupt: after Ctrl-C, once the run is saved.
     """
     devices.keep_freed_memory()
-    device = devices.resolve(recipe.training.device)
-    world = World.join(device)
-    try:
-        checkpoint = world.on_main(lambda: newest_checkpoint(out)) if resume else None
-        if resume and checkpoint is None:
-            raise UserError(f"--resume: {out} has no checkpoint to go on from; begin the run anew in another folder")
+    world = World.join(devices.resolve(recipe.training.device))
+    with closing(world), claimed(out, world):
+        # How large the vocabulary is tells the text. What is too large with the smallest one need not wait for it.
+        _estimate(_with_vocabulary(recipe, 1), world)
+        checkpoint = world.on_main(lambda: checkpoint_to_resume(out)) if resume else None
         # A run keeps the tokenizer it was begun with.
-        dataset = prepare(recipe.corpus, Tokenizer.load(out / "model") if resume else None, progress=world.is_main)
-        recipe = replace(recipe, model=replace(recipe.model, vocab_size=dataset.tokenizer.vocab_size))
-        run = _Run(recipe, out, dataset, world)
-        run.begin(checkpoint)
+        tokenizer = None if checkpoint is None else Tokenizer.load(out / "model")
+        dataset = prepare(recipe.corpus, tokenizer, progress=world.is_main)
+        run = _Run(_with_vocabulary(recipe, dataset.tokenizer.vocab_size), out, dataset, world)
+        run.begin(checkpoint, again=resume and checkpoint is None)
         stopped_by = run.train()
-    finally:
-        world.close()
     if stopped_by == signal.SIGINT:
         raise KeyboardInterrupt
+
+
+def _with_vocabulary(recipe: Recipe, size: int) -> Recipe:
+    return replace(recipe, model=replace(recipe.model, vocab_size=size))
+
+
+def _estimate(recipe: Recipe, world: World) -> MemoryEstimate:
+    """What a process will take, which the device must have (UserError)."""
+    estimate = estimate_peak(recipe, world.device, world.size)
+    estimate.require(world.device, world.sharing)
+    return estimate
 
 
 class _Run:
@@ -95,7 +108,7 @@ class _Run:
             world=world.size,
         )
         # Before the network is built: what the process takes without it belongs to the estimate.
-        self.estimate = estimate_peak(recipe, world.device, world.size)
+        self.estimate = _estimate(recipe, world)
         devices.seed_everything(training.seed)
         self.learner = Learner(CausalLM(recipe.model).to(world.device), recipe, world)
         self.saver = Saver(out, dataset.tokenizer, training.keep_checkpoints, world)
@@ -116,8 +129,8 @@ class _Run:
 
     # Beginning.
 
-    def begin(self, checkpoint: Path | None) -> None:
-        """Open the run's folder, from the state of a checkpoint if one is given."""
+    def begin(self, checkpoint: Path | None, again: bool = False) -> None:
+        """Open the run's folder, from the state of a checkpoint if one is given; `again`: over an earlier beginning."""
         if checkpoint is not None:
             self._restore(checkpoint)
             if self.done >= 1:
@@ -130,7 +143,10 @@ class _Run:
         training = self.recipe.training
         self.display = Display(training, self.step, quiet=not self.world.is_main)
         if self.world.is_main:
-            self.out.mkdir(parents=True, exist_ok=True)
+            if again:
+                self.display.say(f"{self.out} was stopped before its first checkpoint: beginning again from its start")
+                forget_metrics(self.out)
+                (self.out / SAMPLES_FILE).unlink(missing_ok=True)
             write_atomically(self.out / "config.yaml", to_yaml(self.recipe).encode())
             wandb = training.wandb_project or None
             self.metrics = MetricsWriter(self.out, None if checkpoint is None else self.step, wandb_project=wandb)
@@ -160,7 +176,7 @@ class _Run:
             f"{self.tokens_per_step:,} tokens in {dtype} on {self.world.size} x {device}"
         )
         self.display.say(self.estimate.describe())
-        if not self.estimate.fits(self.world.device, self.world.size):
+        if not self.estimate.fits(self.world.device, self.world.sharing):
             log.warning(
                 "that is more than the device has; a smaller training.batch_size, or training.recompute, needs less"
             )
@@ -210,6 +226,9 @@ class _Run:
                 )
         if self.world.is_main:
             self.display.say(f"report: {write_report(self.out)}")
+            if not stopped_by:
+                prompt = shlex.quote(training.sample_prompt or "TEXT")
+                self.display.say(f"what it writes: gossamer sample {shlex.quote(str(self.out))} --prompt {prompt}")
         return stopped_by
 
     def _signal(self, caught: list[int]) -> int:
@@ -306,7 +325,7 @@ class _Run:
         )
         text = training.sample_prompt + "".join(pieces)
         self._write("sample", text=text)
-        with (self.out / "samples.txt").open("ab") as file:
+        with (self.out / SAMPLES_FILE).open("ab") as file:
             file.write(_sample_entry(self.step, text))
 
     def _keep_samples(self) -> None:
@@ -317,7 +336,7 @@ class _Run:
                 for event in read_metrics(self.out)
                 if event["event"] == "sample"
             ]
-            write_atomically(self.out / "samples.txt", b"".join(kept))
+            write_atomically(self.out / SAMPLES_FILE, b"".join(kept))
 
     def _save(self, wait: bool = False) -> None:
         progress: dict[str, Any] = {"tokens": self.tokens, "elapsed": self.elapsed, "data": self.batches.state_dict()}

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from gossamer import device as devices
+from gossamer.errors import UserError
 from gossamer.model.block import Block
 from gossamer.model.causal_lm import CausalLM
 from gossamer.model.config import FULL
@@ -35,6 +36,8 @@ _FIRST_USE = 56 << 20
 _HOLES = 1.1
 # A tensor of this size and more (`devices.keep_freed_memory`) lies in the heap only where there is room: half of them.
 _MAPPED = 32 << 20
+# How far above the truth the estimate may be: what is more than a device has by this much cannot fit.
+_ERROR = 1.15
 _FLOAT = 4  # bytes of a float32, which weights, gradients and optimizer state are in
 
 
@@ -82,6 +85,16 @@ class MemoryEstimate:
     def fits(self, device: torch.device, processes: int = 1) -> bool:
         """Whether the device's memory is enough for so many processes like this one."""
         return self.most * processes <= devices.memory_bytes(device)
+
+    def require(self, device: torch.device, processes: int = 1) -> None:
+        """Refuse (UserError) what so many processes on the device cannot have, however wrong the estimate."""
+        needed, there = self.most * processes, devices.memory_bytes(device)
+        if needed > _ERROR * there:
+            raise UserError(
+                f"training would take about {_gib(needed)} GiB of memory, and {device} has {_gib(there)} GiB; a "
+                "smaller model, --training.batch_size or --training.sequence_length, --training.recompute true, and "
+                "more devices (docs/cluster.md) need less"
+            )
 
     def describe(self) -> str:
         """One line for people, in GiB."""

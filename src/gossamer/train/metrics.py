@@ -30,15 +30,16 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from gossamer.errors import UserError
-from gossamer.train.boards import Board, TensorBoard, WeightsAndBiases
+from gossamer.train.boards import TENSORBOARD_FOLDER, Board, TensorBoard, WeightsAndBiases
 
-__all__ = ["METRICS_FILE", "MetricsWriter", "read_metrics", "write_atomically"]
+__all__ = ["METRICS_FILE", "MetricsWriter", "forget_metrics", "read_metrics", "write_atomically"]
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -120,6 +121,12 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         raise UserError(f"{run_dir} has no {METRICS_FILE}; give the folder of a run, as made by 'gossamer train'")
     return [event for _, event in _parse(path)]
+
+
+def forget_metrics(run_dir: Path) -> None:
+    """Remove what was measured of a run that begins again; Weights & Biases keeps it."""
+    shutil.rmtree(run_dir / TENSORBOARD_FOLDER, ignore_errors=True)
+    (run_dir / METRICS_FILE).unlink(missing_ok=True)
 
 
 def write_atomically(path: Path, content: bytes) -> None:

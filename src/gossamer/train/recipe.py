@@ -141,21 +141,31 @@ def recipe_names() -> list[str]:
     return sorted(path.stem for path in recipe_folder().glob("*.yaml"))
 
 
+def recipe_file(name_or_path: str | Path) -> Path:
+    """The YAML file of a recipe, given its path or the name of one that comes with the package.
+
+    Raises:
+        UserError: no such recipe.
+    """
+    path = Path(name_or_path).expanduser()
+    if path.is_file():
+        return path
+    name = str(name_or_path)
+    if name not in recipe_names():
+        raise UserError(
+            f"no recipe {name!r}{nearest(name, recipe_names())} "
+            f"(a path of a YAML file, or one of {', '.join(recipe_names())})"
+        )
+    return recipe_folder() / f"{name}.yaml"
+
+
 def load_recipe(name_or_path: str | Path) -> dict[str, Any]:
     """Read a recipe's YAML file, given its path or the name of one that comes with the package, as nested sections.
 
     Raises:
         UserError: no such recipe, no valid YAML, or contents that `recipe_from` refuses; the line names the file.
     """
-    path = Path(name_or_path).expanduser()
-    if not path.is_file():
-        name = str(name_or_path)
-        if name not in recipe_names():
-            raise UserError(
-                f"no recipe {name!r}{nearest(name, recipe_names())} "
-                f"(a path of a YAML file, or one of {', '.join(recipe_names())})"
-            )
-        path = recipe_folder() / f"{name}.yaml"
+    path = recipe_file(name_or_path)
     try:
         values = parse_yaml(path.read_text(encoding="utf-8")) or {}
         if not isinstance(values, dict):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from gossamer.data import hub_dataset
 from gossamer.errors import UserError
-from gossamer.train.recipe import Recipe, flatten, load_recipe, recipe_from
+from gossamer.train.claim import require_unclaimed
+from gossamer.train.recipe import Recipe, flatten, load_recipe, recipe_file, recipe_from
 
 # What a resumed run may change: how long it goes on, what it tells on the way, and where it runs.
 RESUMABLE = frozenset(
@@ -36,16 +38,30 @@ def fresh_recipe(folder: Path, name: str, overrides: Mapping[str, Any]) -> Recip
     """The recipe of a run that begins in `folder`, overrides by dotted name.
 
     Raises:
-        UserError: a bad recipe or override, or a folder that is in use.
+        UserError: a bad recipe or override, a folder in use, or text that the recipe names and that is not here.
     """
     recipe = _with_absolute_paths(recipe_from(load_recipe(name), overrides))
     if (folder / "config.yaml").exists():
+        require_unclaimed(folder)
         raise UserError(f"{folder} already holds a run; --resume goes on with it, --out DIR begins another")
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; choose a folder with --out DIR")
-    if folder.exists() and any(folder.iterdir()):
+    # A start that was killed leaves hidden files.
+    if folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
         raise UserError(f"{folder} is not empty and holds no run; choose another folder with --out DIR")
+    if "corpus.paths" not in overrides:
+        _require_text(recipe.corpus.paths, recipe_file(name))
     return recipe
+
+
+def _require_text(paths: Iterable[str], recipe: Path) -> None:
+    """A recipe can name text that is not shipped with it; what the command line names is left to whoever opens it."""
+    for path in paths:
+        if not path.startswith(hub_dataset.PREFIX) and not Path(path).expanduser().exists():
+            raise UserError(
+                f"{path}: no such file or folder; it is the corpus.paths of {recipe}, which may say where to get it; "
+                "--data PATH gives other text"
+            )
 
 
 def resumed_recipe(folder: Path, name: str | None, overrides: Mapping[str, Any]) -> Recipe:

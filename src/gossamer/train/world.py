@@ -37,12 +37,14 @@ class World:
         rank: its number, from 0
         size: how many processes there are
         group: of processes that talk; None: PyTorch's default one
+        sharing: how many of them have their memory together, as those of one machine's CPU do
     """
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     rank: int = 0
     size: int = 1
     group: dist.ProcessGroup | None = None
+    sharing: int = 1
 
     @classmethod
     def join(cls, device: torch.device) -> World:
@@ -82,7 +84,8 @@ class World:
             dist.init_process_group(backend, rank=rank, world_size=size, timeout=_PATIENCE, device_id=device_id)
         except ValueError as error:  # MASTER_ADDR or MASTER_PORT is missing
             raise UserError(f"WORLD_SIZE is {size}, but {error}; start the processes with torchrun") from error
-        return cls(device, rank, size)
+        sharing = _variable("LOCAL_WORLD_SIZE", size) if device.type == "cpu" else 1
+        return cls(device, rank, size, sharing=sharing)
 
     def aside(self) -> World:
         """The same processes on a line of their own through host memory, for a thread beside the one that trains."""
