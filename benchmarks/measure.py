@@ -8,6 +8,7 @@ run, never with figures of another day or machine.
 from __future__ import annotations
 
 import multiprocessing
+import os
 import statistics
 import sys
 import time
@@ -19,6 +20,9 @@ from typing import Any
 import torch
 
 Call = Callable[[], object]
+
+# What `gossamer` sets for itself (cli.py); every subject gets the same.
+SETTINGS = {"GOMP_SPINCOUNT": "1000", "THP_MEM_ALLOC_ENABLE": "1"}
 
 
 class Subject:
@@ -35,6 +39,8 @@ class Subject:
         self.seconds: list[float] = []
         self.peak_bytes = 0
         self.failure = ""
+        for variable, value in SETTINGS.items():
+            os.environ.setdefault(variable, value)  # read when the new process imports PyTorch
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, build, arguments), daemon=True)

@@ -14,16 +14,6 @@ from gossamer.model.config import ModelConfig
 GRAD_CLIP = 1.0
 LEARNING_RATE = 1e-3
 
-# Every operation as a machine without a compiler computes it.
-PYTORCH_ALONE = {
-    "delta_rule": "chunked",
-    "short_conv": "shifted",
-    "grouped_mlp": "sorted",
-    "linear_cross_entropy": "chunked",
-    "rms_norm": "plain",
-    "gated_rms_norm": "plain",
-}
-
 
 def random_tokens(vocab: int, rows: int, length: int) -> torch.Tensor:
     """[rows, length] int64; the same each time."""
@@ -38,8 +28,11 @@ def model_config(recipe: str, changes: dict[str, Any]) -> ModelConfig:
     return recipe_from(load_recipe(recipe), {"model.num_nextn_predict_layers": 0} | overrides).model
 
 
-def gossamer_step(config: ModelConfig, rows: int, length: int, operations: dict[str, str]) -> Callable[[], object]:
-    """A whole training step as `gossamer train` takes it, with AdamW: the losses, balancing, clipping, the update."""
+def gossamer_step(config: ModelConfig, rows: int, length: int, pytorch_alone: bool = False) -> Callable[[], object]:
+    """A whole training step as `gossamer train` takes it, with AdamW: the losses, balancing, clipping, the update.
+
+    With `pytorch_alone` every operation runs as on a machine without a compiler.
+    """
     from gossamer import device as devices
     from gossamer import ops
     from gossamer.data.packing import Batch
@@ -59,6 +52,7 @@ def gossamer_step(config: ModelConfig, rows: int, length: int, operations: dict[
     ids = random_tokens(config.vocab_size, rows, length)
     cu_seqlens = torch.arange(0, rows * length + 1, length, dtype=torch.int32)
     batch = Batch(ids, ids, cu_seqlens)
+    operations = ops.pytorch_alone() if pytorch_alone else {}
 
     def step() -> object:
         with ops.forced(**operations):

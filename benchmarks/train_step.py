@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from measure import Subject, describe, machine, table, take_turns
-from peers import PYTORCH_ALONE, dense_config, dense_step, gossamer_step, model_config, qwen3_next_step
+from peers import dense_config, dense_step, gossamer_step, model_config, qwen3_next_step
 
 EXPERTS = ("eager", "grouped_mm")
 
@@ -46,8 +46,8 @@ def measure(name: str, turns: int, quick: bool) -> dict[str, Any]:
     config, rows, length = model_config(size.recipe, size.changes), size.rows, size.length
     counts = config.counts(length)
     subjects = [
-        Subject("gossamer", gossamer_step, config, rows, length, {}),
-        Subject("gossamer, PyTorch alone", gossamer_step, config, rows, length, PYTORCH_ALONE),
+        Subject("gossamer", gossamer_step, config, rows, length),
+        Subject("gossamer, PyTorch alone", gossamer_step, config, rows, length, True),
     ]
     flops = dict.fromkeys([subject.name for subject in subjects], counts.training_flops)
     for experts in EXPERTS:

@@ -122,12 +122,10 @@ def delta_rule_backward_flops(
     key_heads: int, value_heads: int, key_dim: int, value_dim: int, chunk: int = CHUNK
 ) -> float:
     """Backward FLOPs a token of the chunked gated delta rule, what it computes again included (docs/delta-rule.md)."""
-    scores = key_heads * 4.0 * chunk * key_dim  # K Kᵀ and Q Kᵀ again
-    keys = 14.0 * chunk * key_dim  # W, G K, Gᵀ Q, Y, dW (β e^c K)ᵀ, H K, Hᵀ (β K)
-    values = 8.0 * chunk * value_dim  # Pᵀ dO, dO Ṽᵀ, X, dṼ (β V)ᵀ
-    inverse = 4.0 * chunk**2  # Aᵀ dA Aᵀ
-    state = 12.0 * key_dim * value_dim  # (e^c Q)ᵀ dO, (r K) dS', Wᵀ dṼ, dO Sᵀ, dṼ Sᵀ, Ṽ dS'ᵀ
-    return scores + value_heads * (keys + values + inverse + state)
+    scores = key_heads * 10.0 * chunk * key_dim  # K Kᵀ and Q Kᵀ again, Σ G K, Σ Gᵀ Q, (E + Eᵀ) K
+    within = value_heads * 2.0 * chunk * (key_dim + 4 * value_dim)  # W again, Pᵀ dO, dO Ṽᵀ, X, X Ṽᵀ
+    state = value_heads * 12.0 * key_dim * value_dim  # (e^c Q)ᵀ dO, (r K) dS', Wᵀ dṼ, dO Sᵀ, X Sᵀ, Ṽ dS'ᵀ
+    return scores + within + state
 
 
 def _full_attention(config: ModelConfig, name: str, context: int) -> Part:

@@ -36,22 +36,15 @@ class GatedDeltaNet(nn.Module):
 
     def forward(self, x: Tensor, cu_seqlens: Tensor | None = None, state: LinearState | None = None) -> Tensor:
         """[B, T, hidden] → [B, T, hidden]; `state` is read and replaced in place."""
-        repeats = self.value_heads // self.key_heads
-        # Both projections are interleaved: for each key head [q | k | r·v | r·z] and [r·b | r·a].
-        grouped = self.in_proj_qkvz(x).unflatten(-1, (self.key_heads, -1))
-        widths = [self.key_dim, self.key_dim, repeats * self.value_dim, repeats * self.value_dim]
-        q, k, v, z = (part.flatten(2) for part in grouped.split(widths, dim=-1))
-        b, a = self.in_proj_ba(x).unflatten(-1, (self.key_heads, -1)).chunk(2, dim=-1)
-
+        qkv, z, b, a = self._project(x)
         before = state or LinearState()
-        mixed, conv_state = ops.short_conv(
-            torch.cat([q, k, v], dim=-1), self.conv1d.weight.squeeze(1), before.conv, cu_seqlens
-        )
-        q, k, v = mixed.split([q.shape[-1], k.shape[-1], v.shape[-1]], dim=-1)
+        mixed, conv_state = ops.short_conv(qkv, self.conv1d.weight.squeeze(1), before.conv, cu_seqlens)
+        key_width, value_width = self.key_heads * self.key_dim, self.value_heads * self.value_dim
+        q, k, v = mixed.split([key_width, key_width, value_width], dim=-1)
 
         dtype = working_dtype(x)
-        beta = b.flatten(2).to(dtype).sigmoid()
-        g = -self.A_log.to(dtype).exp() * F.softplus(a.flatten(2).to(dtype) + self.dt_bias.to(dtype))
+        beta = b.to(dtype).sigmoid()
+        g = -self.A_log.to(dtype).exp() * F.softplus(a.to(dtype) + self.dt_bias.to(dtype))
         o, recurrent = ops.delta_rule(
             q.unflatten(-1, (self.key_heads, self.key_dim)),
             k.unflatten(-1, (self.key_heads, self.key_dim)),
@@ -65,3 +58,27 @@ class GatedDeltaNet(nn.Module):
             state.conv, state.recurrent = conv_state, recurrent
         out: Tensor = self.out_proj(self.norm(o, z.unflatten(-1, o.shape[-2:])).flatten(2))
         return out
+
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """[B, T, hidden] → [q | k | v], z, b and a, each with its heads one after the other.
+
+        In the checkpoint both projections are interleaved, [q | k | r·v | r·z] and [r·b | r·a] for each key head. Of
+        many tokens the weights are put in order, of few the results: whichever is less.
+        """
+        repeats = self.value_heads // self.key_heads
+        qkvz = [self.key_dim, self.key_dim, repeats * self.value_dim, repeats * self.value_dim]
+        projections = (self.in_proj_qkvz.weight, qkvz), (self.in_proj_ba.weight, [repeats, repeats])
+        if x.shape[0] * x.shape[1] < x.shape[2]:
+            parts = [self._in_order(F.linear(x, weight), widths, dim=2) for weight, widths in projections]
+            joined = torch.cat(parts, dim=2)
+        else:
+            joined = F.linear(x, torch.cat([self._in_order(weight, widths, dim=0) for weight, widths in projections]))
+        value_width = self.value_heads * self.value_dim
+        conv_width = joined.shape[2] - value_width - 2 * self.value_heads
+        qkv, z, b, a = joined.split([conv_width, value_width, self.value_heads, self.value_heads], dim=2)
+        return qkv, z, b, a
+
+    def _in_order(self, x: Tensor, widths: list[int], dim: int) -> Tensor:
+        """Along `dim`, parts of these widths for each key head → the parts, each with all heads."""
+        parts = x.unflatten(dim, (self.key_heads, -1)).split(widths, dim + 1)
+        return torch.cat([part.flatten(dim, dim + 1) for part in parts], dim)

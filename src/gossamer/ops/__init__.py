@@ -21,6 +21,7 @@ __all__ = [
     "gated_rms_norm",
     "grouped_mlp",
     "linear_cross_entropy",
+    "pytorch_alone",
     "rms_norm",
     "short_conv",
 ]
@@ -35,3 +36,8 @@ def describe(device: torch.device) -> dict[str, dict[str, object]]:
         }
         for name, operation in OPERATIONS.items()
     }
+
+
+def pytorch_alone() -> dict[str, str]:
+    """For each operation the implementation that needs nothing but PyTorch, for `forced`."""
+    return {name: operation.through_pytorch().name for name, operation in OPERATIONS.items()}

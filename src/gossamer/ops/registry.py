@@ -29,6 +29,11 @@ class Implementation:
     obstacle: Callable[[torch.device], str]
 
 
+def anywhere(device: torch.device) -> str:
+    """The obstacle of an implementation through PyTorch's own functions: none."""
+    return ""
+
+
 class Operation:
     """A named operation with its implementations, best first."""
 
@@ -38,7 +43,7 @@ class Operation:
         OPERATIONS[name] = self
 
     def register(
-        self, name: str, obstacle: Callable[[torch.device], str] = lambda device: ""
+        self, name: str, obstacle: Callable[[torch.device], str] = anywhere
     ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Add an implementation behind those already registered."""
 
@@ -65,6 +70,10 @@ class Operation:
                     raise UserError(f"{self.name} cannot run as {wanted!r} on {device}: {reason}; able here: {names}")
                 return candidate
         raise UserError(f"{self.name} has no implementation {wanted!r}; able here: {names}")
+
+    def through_pytorch(self) -> Implementation:
+        """The best implementation that needs nothing but PyTorch."""
+        return next(candidate for candidate in self.implementations if candidate.obstacle is anywhere)
 
     def __call__(self, device: torch.device, *args: Any) -> Any:
         """Run it. Autocast ends here: an implementation decides itself what it computes in."""

@@ -196,18 +196,17 @@ class _Chunked(torch.autograd.Function):
         dP = _bmm(dO, V_new.mT).tril_()
         O_state = _bmm(dO, states.mT)  # dO Sᵀ
         G = dP * decay.matrix
-        dQ = (O_state * decay.before + _bmm(G, K.expand_as(Q_in))).sum(2, keepdim=True)
-        dW = _bmm(dV_new, states.mT).neg_()
-        X, Y = _bmm(A.mT, dV_new), _bmm(A.mT, dW)
-        dA = _bmm(dV_new, (V * b).mT) + _bmm(dW, K_in.mT)
-        dlower = _bmm(A.mT, _bmm(dA, A.mT)).neg_().tril_(-1)
+        X = _bmm(A.mT, dV_new)
+        Y = _bmm(X, states.mT).neg_()
+        dlower = _bmm(X, V_new.mT).neg_().tril_(-1)
         H = dlower * decay.matrix
+        bH = H * b
         V_state = _bmm(V_new, dstates.mT)  # Ṽ dS'ᵀ
-        dK = _bmm(G.mT, Q.expand_as(Q_in)) + V_state * decay.after
-        dK += Y * (b * decay.before)
-        dK += _bmm(H, K.expand_as(K_in)) * b
-        dK += _bmm(H.mT, K * b)
-        dK = dK.sum(2, keepdim=True)
+        # Products with what the value heads of a key head share are taken of their sum.
+        shared_G, shared_H = G.sum(2, keepdim=True), (bH + bH.mT).sum(2, keepdim=True)
+        dQ = (O_state * decay.before).sum(2, keepdim=True) + _bmm(shared_G, K)
+        dK = (V_state * decay.after + Y * (b * decay.before)).sum(2, keepdim=True)
+        dK += _bmm(shared_G.mT, Q) + _bmm(shared_H, K)
         Y_dot_K = (Y * K).sum(-1, keepdim=True)
         db = (X * V).sum(-1, keepdim=True) + decay.before * Y_dot_K + (H * KK).sum(-1, keepdim=True)
         dmatrix = dP.mul_(P) + dlower.mul_(lower)

@@ -1,4 +1,4 @@
-"""The gated delta rule by the kernels of ops/native/delta_rule.cpp: one head's chunks after each other, in the cache."""
+"""The gated delta rule by ops/native/delta_rule.cpp: a head's chunks one after the other, in the cache."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ class _DeltaRule(torch.autograd.Function):
             chunks = sum(-(-length // CHUNK) for length in lengths)
             states = v.new_empty(chunks, value_heads, key_dim, value_dim)
         o, final = v.new_empty(v.shape), torch.empty_like(initial)
-        sizes = len(lengths), key_heads, value_heads // key_heads, key_dim, value_dim, CHUNK
-        sizes = (*sizes, q_stride, k_stride, v_stride)
+        heads = key_heads, value_heads // key_heads, key_dim, value_dim
+        sizes = len(lengths), *heads, CHUNK, q_stride, k_stride, v_stride
         documents = lengths_tensor(lengths)
         kernels.call("delta_rule", q, k, v, g, beta, initial, documents, o, final, states, *sizes)
         if states is not None:

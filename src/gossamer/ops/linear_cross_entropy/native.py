@@ -1,4 +1,4 @@
-"""The loss a block of tokens at a time, softmax and its gradient in place of the logits (ops/native/cross_entropy.cpp)."""
+"""The loss a block of tokens at a time, its gradient made in place of the logits (ops/native/cross_entropy.cpp)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """The native CPU kernels: built once with the C++ compiler of this machine, cached, and reached through ctypes.
 
-The kernels know nothing of PyTorch, so one plain compiler call of a few seconds builds them. The library lies in `GOSSAMER_CACHE` under a name made from sources, compiler and processor. What
-keeps it from being built or loaded is told once, and PyTorch's own functions serve instead.
+The kernels know nothing of PyTorch, so one plain compiler call of a few seconds builds them. The library lies in
+`GOSSAMER_CACHE` under a name made from sources, compiler and processor. What keeps it from being built or loaded is told
+once, and PyTorch's own functions serve instead.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from gossamer.device import cpu_name
 log = logging.getLogger("gossamer")
 
 _SOURCES = Path(__file__).parent
-_FLAGS = "-std=c++17 -O3 -fopenmp -fno-math-errno -fno-trapping-math -ffp-contract=fast -shared -fPIC -Wall -Wextra".split()
+_FLAGS = "-std=c++17 -O3 -fopenmp -fno-math-errno -fno-trapping-math -ffp-contract=fast -shared -fPIC".split()
 _PROCESSORS = ("-march=native", "-mcpu=native")  # x86 compilers know the first, some of ARM's the second alone
 
 
