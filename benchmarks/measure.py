@@ -21,6 +21,8 @@ import torch
 
 Call = Callable[[], object]
 
+PATIENCE = 20.0  # seconds of a call
+
 # What `gossamer` sets for itself (cli.py); every subject gets the same.
 SETTINGS = {"GOMP_SPINCOUNT": "1000", "THP_MEM_ALLOC_ENABLE": "1"}
 
@@ -48,8 +50,11 @@ class Subject:
         theirs.close()
 
     def turn(self, warm_up: bool = False) -> None:
-        """Call it once. What goes wrong is kept as `failure`, and later turns are passed over."""
-        if self.failure:
+        """Call it once. What goes wrong is kept as `failure`, and later turns are passed over.
+
+        A subject that takes longer than `PATIENCE` is not called again: its first call is its figure.
+        """
+        if self.failure or (self.seconds and self.seconds[0] > PATIENCE):
             return
         try:
             self._pipe.send("call")
@@ -60,7 +65,7 @@ class Subject:
             self.failure = answer
             return
         seconds, self.peak_bytes = answer
-        if not warm_up:
+        if not warm_up or seconds > PATIENCE:
             self.seconds.append(seconds)
 
     @property

@@ -1,8 +1,8 @@
 """The native CPU kernels: built once with the C++ compiler of this machine, cached, and reached through ctypes.
 
 The kernels know nothing of PyTorch, so one plain compiler call of a few seconds builds them. The library lies in
-`GOSSAMER_CACHE` under a name made from sources, compiler and processor. What keeps it from being built or loaded is told
-once, and PyTorch's own functions serve instead.
+`GOSSAMER_CACHE` under a name made from sources, compiler and processor. What keeps it from being built or loaded is
+told once, and PyTorch's own functions serve instead.
 """
 
 from __future__ import annotations
