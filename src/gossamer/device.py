@@ -12,6 +12,8 @@ import os
 import platform
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
+from importlib import metadata
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -90,6 +92,79 @@ def compute_dtype(device: torch.device, precision: str) -> torch.dtype:
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[Any]:
     """Compute products in `dtype` inside this context; float32 computes everything as it is."""
     return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
+
+
+def is_accelerator(device: torch.device) -> bool:
+    """Whether it is something other than the CPU."""
+    return device.type != "cpu"
+
+
+def current(device: torch.device) -> AbstractContextManager[Any]:
+    """Make it the device that kernels are launched on; PyTorch's own functions need no such help."""
+    return nullcontext() if device.index is None else torch.accelerator.device_index(device.index)
+
+
+def triton_obstacle(device: torch.device) -> str:
+    """What keeps Triton kernels from running there, or ""; on a CPU they run in Triton's interpreter, for tests."""
+    if not _installed("triton"):
+        return "no Triton"
+    if device.type == "cpu":
+        return "" if os.environ.get("TRITON_INTERPRET") == "1" else "a CPU, and TRITON_INTERPRET is not set"
+    target = _triton_target()
+    return "" if target and target[0] == device.type else f"this Triton has no driver for {device.type!r} here"
+
+
+def triton_dot_precisions(device: torch.device) -> tuple[str, str]:
+    """Words for Triton's `dot` of float32: the fastest that still beats bfloat16, and a fast one as good as float32."""
+    target = _triton_target() if is_accelerator(device) else None
+    return ("tf32", "tf32x3") if target and target[1] == "cuda" else ("ieee", "ieee")
+
+
+def fla_obstacle(device: torch.device) -> str:
+    """What keeps flash-linear-attention from running there, or ""."""
+    if not _installed("fla"):
+        return "flash-linear-attention is not installed"
+    if device.type == "cpu":
+        return "a CPU"
+    if (version := _fla_version()) < (0, 5):
+        return f"flash-linear-attention {'.'.join(map(str, version))} is older than 0.5"
+    return triton_obstacle(device)
+
+
+def grouped_mm_obstacle(device: torch.device) -> str:
+    """What keeps PyTorch's grouped matrix product from running there, or ""; a CPU has a simple form of it."""
+    if not hasattr(torch.nn.functional, "grouped_mm"):
+        return "this PyTorch has no grouped product"
+    if device.type not in ("cpu", "cuda", "xpu"):
+        return f"PyTorch has no grouped product for {device.type!r}"
+    return "" if device.type == "cpu" or has_fast_bfloat16(device) else "no bfloat16 units"
+
+
+@lru_cache
+def _installed(package: str) -> bool:
+    return find_spec(package) is not None
+
+
+@lru_cache
+def _triton_target() -> tuple[str, str] | None:
+    """PyTorch's name of the device type that Triton's driver is for, and the name of Triton's compiler for it."""
+    import triton
+
+    try:
+        driver = triton.runtime.driver.active
+        return driver.get_active_torch_device().type, driver.get_current_target().backend
+    except (RuntimeError, AttributeError):  # no driver, or more than one
+        return None
+
+
+@lru_cache
+def _fla_version() -> tuple[int, ...]:
+    for package in ("fla-core", "flash-linear-attention"):
+        try:
+            return tuple(int(part) for part in metadata.version(package).split(".")[:2])
+        except (metadata.PackageNotFoundError, ValueError):
+            continue
+    return (0,)
 
 
 def keep_freed_memory() -> None:

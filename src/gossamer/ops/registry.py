@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -22,11 +23,16 @@ _FORCED: dict[str, str] = {}
 
 @dataclass(frozen=True)
 class Implementation:
-    """A way to compute an operation; `obstacle(device)` says why it cannot run there, or "" if it can."""
+    """A way to compute an operation.
+
+    `obstacle(device)` says why it cannot run there, or "" if it can. Where `unasked(device)` is false it runs only when
+    it is forced: it can, but is not what anybody would want there.
+    """
 
     name: str
     function: Callable[..., Any]
     obstacle: Callable[[torch.device], str]
+    unasked: Callable[[torch.device], bool] = lambda device: True
 
 
 def anywhere(device: torch.device) -> str:
@@ -43,12 +49,15 @@ class Operation:
         OPERATIONS[name] = self
 
     def register(
-        self, name: str, obstacle: Callable[[torch.device], str] = anywhere
+        self,
+        name: str,
+        obstacle: Callable[[torch.device], str] = anywhere,
+        unasked: Callable[[torch.device], bool] = lambda device: True,
     ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Add an implementation behind those already registered."""
 
         def add(function: Callable[..., Any]) -> Callable[..., Any]:
-            self.implementations.append(Implementation(name, function, obstacle))
+            self.implementations.append(Implementation(name, function, obstacle, unasked))
             return function
 
         return add
@@ -62,7 +71,7 @@ class Operation:
         able = [candidate for candidate in self.implementations if not candidate.obstacle(device)]
         wanted = _FORCED.get(self.name) or _from_environment().get(self.name)
         if wanted is None:
-            return able[0]
+            return next(candidate for candidate in able if candidate.unasked(device))
         names = ", ".join(candidate.name for candidate in able)
         for candidate in self.implementations:
             if candidate.name == wanted:
@@ -82,6 +91,18 @@ class Operation:
             return function(*args)
         with torch.autocast(device.type, enabled=False):
             return function(*args)
+
+
+def deferred(module: str, function: str) -> Callable[..., Any]:
+    """A function that imports the module of the one it stands for when it is first called.
+
+    For implementations whose libraries take long to import, or are not everywhere.
+    """
+
+    def call(*args: Any) -> Any:
+        return getattr(import_module(module), function)(*args)
+
+    return call
 
 
 def autocast_input(x: torch.Tensor) -> torch.Tensor:

@@ -9,18 +9,23 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from gossamer import device as devices
 from gossamer.errors import UserError
 from gossamer.ops import native as kernels
 from gossamer.ops.delta_rule.chunked import CHUNK, chunked
 from gossamer.ops.delta_rule.native import native
 from gossamer.ops.delta_rule.reference import reference
 from gossamer.ops.packing import document_lengths
-from gossamer.ops.registry import Operation
+from gossamer.ops.registry import Operation, deferred
 
 __all__ = ["CHUNK", "delta_rule"]
 
 DELTA_RULE = Operation("delta_rule")
 DELTA_RULE.register("native", kernels.obstacle)(native)
+DELTA_RULE.register("fla", devices.fla_obstacle)(deferred("gossamer.ops.delta_rule.fla", "library"))
+DELTA_RULE.register("triton", devices.triton_obstacle, devices.is_accelerator)(
+    deferred("gossamer.ops.delta_rule.triton", "kernels")
+)
 DELTA_RULE.register("chunked")(chunked)
 DELTA_RULE.register("reference")(reference)
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from gossamer import device as devices
 from gossamer.errors import UserError
 from gossamer.ops import native as kernels
 from gossamer.ops.gated_rms_norm.native import native
 from gossamer.ops.gated_rms_norm.plain import plain
 from gossamer.ops.gated_rms_norm.reference import reference
-from gossamer.ops.registry import Operation
+from gossamer.ops.registry import Operation, deferred
 
 GATED_RMS_NORM = Operation("gated_rms_norm")
 GATED_RMS_NORM.register("native", kernels.obstacle)(native)
+GATED_RMS_NORM.register("triton", devices.triton_obstacle, devices.is_accelerator)(
+    deferred("gossamer.ops.gated_rms_norm.triton", "kernels")
+)
 GATED_RMS_NORM.register("plain")(plain)
 GATED_RMS_NORM.register("reference")(reference)
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from gossamer import device as devices
 from gossamer.errors import UserError
 from gossamer.ops import native as kernels
 from gossamer.ops.grouped_mlp.native import native
+from gossamer.ops.grouped_mlp.grouped_mm import grouped_mm
 from gossamer.ops.grouped_mlp.reference import reference
 from gossamer.ops.grouped_mlp.sorted import by_expert
 from gossamer.ops.registry import Operation, autocast_input
 
 GROUPED_MLP = Operation("grouped_mlp")
 GROUPED_MLP.register("native", kernels.obstacle)(native)
+GROUPED_MLP.register("grouped_mm", devices.grouped_mm_obstacle, devices.is_accelerator)(grouped_mm)
 GROUPED_MLP.register("sorted")(by_expert)
 GROUPED_MLP.register("reference")(reference)
 

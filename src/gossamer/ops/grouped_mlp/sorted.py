@@ -51,7 +51,7 @@ class _GroupedMLP(torch.autograd.Function):
 
         ctx.save_for_backward(rows, hidden, inner, token, order, rank, weights, gate_up, down)
         ctx.blocks = blocks
-        return _sum_by_token(scaled, rank, chosen)
+        return sum_by_token(scaled, rank, chosen)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -80,10 +80,10 @@ class _GroupedMLP(torch.autograd.Function):
         for expert, block in ctx.blocks:
             torch.mm(dhidden[block], gate_up[expert], out=drows[block])
             torch.mm(dhidden[block].mT, rows[block], out=dgate_up[expert])
-        dx = _sum_by_token(drows, rank, weights.shape[1])
+        dx = sum_by_token(drows, rank, weights.shape[1])
         return dx, None, dweights.view_as(weights), dgate_up, ddown
 
 
-def _sum_by_token(rows: Tensor, rank: Tensor, chosen: int) -> Tensor:
+def sum_by_token(rows: Tensor, rank: Tensor, chosen: int) -> Tensor:
     """Sorted rows back to their tokens, the `chosen` rows of a token added: [N·k, hidden] → [N, hidden]."""
     return rows.index_select(0, rank).view(-1, chosen, rows.shape[1]).sum(1)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from gossamer import device as devices
 from gossamer.errors import UserError
 from gossamer.ops import native as kernels
 from gossamer.ops.linear_cross_entropy.chunked import chunked
 from gossamer.ops.linear_cross_entropy.native import native
 from gossamer.ops.linear_cross_entropy.reference import reference
-from gossamer.ops.registry import Operation, autocast_input
+from gossamer.ops.registry import Operation, autocast_input, deferred
 
 __all__ = ["IGNORED", "linear_cross_entropy"]
 
@@ -17,6 +18,9 @@ IGNORED = -100  # the label of a token that is not predicted, as in Hugging Face
 
 LINEAR_CROSS_ENTROPY = Operation("linear_cross_entropy")
 LINEAR_CROSS_ENTROPY.register("native", kernels.obstacle)(native)
+LINEAR_CROSS_ENTROPY.register("triton", devices.triton_obstacle, devices.is_accelerator)(
+    deferred("gossamer.ops.linear_cross_entropy.triton", "kernels")
+)
 LINEAR_CROSS_ENTROPY.register("chunked")(chunked)
 LINEAR_CROSS_ENTROPY.register("reference")(reference)
 

@@ -13,7 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gossamer import device as devices
+
 CHUNK_BYTES = 8 << 20  # of logits held at once
+# An accelerator's products need more rows to be efficient, and each chunk costs it one pass over the weight's gradient.
+ACCELERATOR_CHUNKS = 32
 
 
 def chunked(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
@@ -22,12 +26,19 @@ def chunked(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
 
 
 def in_blocks(
-    hidden: Tensor, weight: Tensor, labels: Tensor, softmax_loss: Callable[[Tensor, Tensor], Tensor]
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    softmax_loss: Callable[[Tensor, Tensor], Tensor],
+    narrow: bool = False,
 ) -> Tensor:
-    """The loss block by block, each block of logits turned into its gradient by `softmax_loss` and spent at once."""
+    """The loss block by block, each block of logits turned into its gradient by `softmax_loss` and spent at once.
+
+    It gets the logits in float32 (float64 if hidden is), or, if `narrow`, in the type of hidden, as the product is.
+    """
     if not torch.is_grad_enabled():  # `needs_input_grad` below would still speak of the weight's gradient
         hidden, weight = hidden.detach(), weight.detach()
-    loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, labels, softmax_loss)
+    loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, labels, softmax_loss, narrow)
     return loss
 
 
@@ -47,7 +58,12 @@ def softmax_loss(logits: Tensor, labels: Tensor) -> Tensor:
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, softmax_loss: Callable[[Tensor, Tensor], Tensor]
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        labels: Tensor,
+        softmax_loss: Callable[[Tensor, Tensor], Tensor],
+        narrow: bool,
     ) -> Tensor:
         dtype = torch.promote_types(hidden.dtype, torch.float32)
         total = hidden.new_zeros((), dtype=dtype)
@@ -55,11 +71,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         dhidden = torch.empty_like(hidden) if needs_hidden else None
         dweight = torch.zeros_like(weight, dtype=dtype) if needs_weight else None
         w = weight.to(hidden.dtype)
-        rows = max(1, CHUNK_BYTES // (len(weight) * dtype.itemsize))
+        chunk_bytes = CHUNK_BYTES * (ACCELERATOR_CHUNKS if devices.is_accelerator(hidden.device) else 1)
+        rows = max(1, chunk_bytes // (len(weight) * dtype.itemsize))
         for start in range(0, len(hidden), rows):
             part = slice(start, start + rows)
             h = hidden[part]
-            logits = (h @ w.mT).to(dtype)
+            logits = (h @ w.mT).to(hidden.dtype if narrow else dtype)
             total += softmax_loss(logits, labels[part])
             dlogits = logits.to(hidden.dtype)
             if dhidden is not None:
@@ -81,6 +98,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return (
             None if dhidden is None else (dhidden * scale.to(dhidden.dtype)),
             None if dweight is None else (dweight * scale).to(ctx.weight_dtype),
+            None,
             None,
             None,
         )

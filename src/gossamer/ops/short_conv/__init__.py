@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from gossamer import device as devices
 from gossamer.errors import UserError
 from gossamer.ops import native as kernels
 from gossamer.ops.packing import document_lengths
-from gossamer.ops.registry import Operation
 from gossamer.ops.short_conv.native import native
+from gossamer.ops.registry import Operation, deferred
 from gossamer.ops.short_conv.reference import reference
 from gossamer.ops.short_conv.shifted import shifted
 
 SHORT_CONV = Operation("short_conv")
 SHORT_CONV.register("native", kernels.obstacle)(native)
+SHORT_CONV.register("triton", devices.triton_obstacle, devices.is_accelerator)(
+    deferred("gossamer.ops.short_conv.triton", "kernels")
+)
 SHORT_CONV.register("shifted")(shifted)
 SHORT_CONV.register("reference")(reference)
 
