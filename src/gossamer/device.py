@@ -120,6 +120,14 @@ def triton_dot_precisions(device: torch.device) -> tuple[str, str]:
     return ("tf32", "tf32x3") if target and target[1] == "cuda" else ("ieee", "ieee")
 
 
+def shared_memory(device: torch.device) -> int:
+    """Bytes of fast memory that one block of threads may have; a great many where the device does not say."""
+    if not is_accelerator(device):
+        return 1 << 30
+    properties = torch.get_device_module(device).get_device_properties(device)
+    return int(getattr(properties, "shared_memory_per_block_optin", 1 << 30))
+
+
 def fla_obstacle(device: torch.device) -> str:
     """What keeps flash-linear-attention from running there, or ""."""
     if not _installed("fla"):

@@ -108,6 +108,30 @@ def test_an_idle_expert_has_a_gradient_of_zero(implementation: str) -> None:
         assert stack.grad[1:].abs().sum() > 0
 
 
+@every_implementation
+@pytest.mark.parametrize("how", ["apart", "one", "skip"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_sizes_that_fill_whole_vectors(implementation: str, how: str, dtype: torch.dtype) -> None:
+    """Of a multiple of 16 bytes, which grouped products want; other sizes go another way there."""
+    inputs = inputs_of(tokens=37, chosen=3, experts=6, hidden=24, width=16, how=how)
+    check("grouped_mlp", implementation, cast(inputs, dtype), inner_tolerance(dtype))
+
+
+def test_what_a_grouped_product_leaves_for_idle_experts_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On some chips it leaves what lay in memory; here: not a number."""
+    product = F.grouped_mm
+
+    def careless(a: Tensor, b: Tensor, *, offs: Tensor) -> Tensor:
+        out = product(a, b, offs=offs)
+        if out.ndim == 3:
+            out[torch.diff(offs, prepend=offs.new_zeros(1)) == 0] = torch.nan
+        return out
+
+    monkeypatch.setattr(F, "grouped_mm", careless)
+    inputs = inputs_of(tokens=9, experts=6, hidden=16, width=8, how="skip")
+    check("grouped_mlp", "grouped_mm", cast(inputs, torch.bfloat16), inner_tolerance(torch.bfloat16))
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

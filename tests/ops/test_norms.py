@@ -7,7 +7,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from exactness import Inputs, cast, check, every_dtype, implementations, inner_tolerance, normal, seeds
+from exactness import DEVICE, Inputs, cast, check, every_dtype, implementations, inner_tolerance, normal, seeds
 from gossamer import ops
 from gossamer.errors import UserError
 
@@ -47,8 +47,8 @@ def test_gated_rms_norm(implementation: str, dtype: torch.dtype, shape: tuple[in
 @pytest.mark.parametrize("implementation", implementations("gated_rms_norm"))
 def test_gated_rms_norm_of_parts_of_a_larger_tensor(implementation: str) -> None:
     """Inputs as a split projection gives them, not contiguous, and a gradient that was broadcast."""
-    whole = normal(0)(4, 3, 24).float()
-    weight = normal(1)(8).float()
+    whole = normal(0)(4, 3, 24).float().to(DEVICE)
+    weight = normal(1)(8).float().to(DEVICE)
     x, gate = whole[..., :8].requires_grad_(), whole[..., 16:].requires_grad_()
     with ops.forced(gated_rms_norm=implementation):
         y = ops.gated_rms_norm(x, gate, weight, EPS)

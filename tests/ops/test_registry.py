@@ -30,6 +30,19 @@ def test_the_first_that_can_run_is_chosen(operation: Operation) -> None:
     assert operation.choose(torch.device("meta")).name == "elsewhere"
 
 
+def test_what_nobody_would_want_there_runs_only_when_forced() -> None:
+    operation = Operation("for_this_test")
+    operation.register("elsewhere", unasked=lambda device: device.type != "cpu")(lambda: "elsewhere")
+    operation.register("plain")(lambda: "plain")
+    try:
+        assert operation(CPU) == "plain"
+        assert operation.choose(torch.device("meta")).name == "elsewhere"
+        with ops.forced(for_this_test="elsewhere"):
+            assert operation(CPU) == "elsewhere"
+    finally:
+        del OPERATIONS["for_this_test"]
+
+
 def test_forced_by_context_and_restored_after_it(operation: Operation) -> None:
     with pytest.raises(ZeroDivisionError), ops.forced(for_this_test="plain"):
         assert operation(CPU) == "plain"

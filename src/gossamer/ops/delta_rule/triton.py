@@ -5,9 +5,10 @@ state in registers: Ṽ and the state before each chunk), `output` (all chunks a
 Backward: `local` (all chunks at once: Pᵀ dO, and W again), `scan_back`, `gradients` (all chunks at once; one program a
 key head, so that the gradients of its value heads add up in registers).
 
-Everything is computed in float32. Products of inputs narrower than that go to the matrix units where those take
-float32's range with fewer digits (TF32, three more digits than bfloat16); the inverse keeps all digits. float64, which
-only a CPU's interpreter multiplies everywhere, and heads beyond 128 run as chunked.py does.
+Everything is computed in float32. On a GPU the inputs are narrower than that, and their products go to the matrix units
+where those take float32's range with fewer digits (TF32, three bits more than bfloat16); the inverse keeps all digits.
+Inputs in float32 and float64, for which the GPU's own library is the better choice, and heads too large run as
+chunked.py does; a CPU's interpreter, which is there for tests, takes every type.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ from gossamer.ops.packing import cached_layout
 from gossamer.ops.tiles import accumulator, padded, token_rows
 
 LARGEST_HEAD = 128
+# `gradients` takes 147 to 164 KiB of fast memory with heads of 128 and 64 to 104 KiB with heads of 64, as compiled for
+# NVIDIA's sm_80 and sm_90; chips for desktops have 99 KiB, and take the former.
+AMPLE_MEMORY = 160 << 10
 SIDE = 16  # of the smallest tile that a `dot` takes
 COLUMNS = 32  # of a value head that a program of the scans has: more programs walk at once, and S fits the registers
 
@@ -35,14 +39,20 @@ def kernels(
 ) -> tuple[Tensor, Tensor]:
     """See `delta_rule`; `lengths` are the documents' lengths in tokens."""
     one_token = max(lengths, default=0) <= 1 and not torch.is_grad_enabled()  # decoding: no chunk to speak of
-    unfit = q.dtype == torch.float64 and devices.is_accelerator(q.device)
-    if unfit or one_token or not v.numel() or not q.numel() or max(q.shape[3], v.shape[3]) > LARGEST_HEAD:
+    wide = q.itemsize >= 4 and devices.is_accelerator(q.device)
+    if wide or one_token or not v.numel() or not q.numel() or max(q.shape[3], v.shape[3]) > _largest_head(q.device):
         return chunked(q, k, v, g, beta, initial_state, lengths)
     if initial_state is None:
         dtype = torch.promote_types(q.dtype, torch.float32)
         initial_state = v.new_zeros(len(lengths), v.shape[2], q.shape[3], v.shape[3], dtype=dtype)
     o, state = _Kernels.apply(q, k, v, g, beta, initial_state, lengths)
     return o, state
+
+
+def _largest_head(device: torch.device) -> int:
+    """AMD's compiler needs far less memory: 32 KiB of the 64 there are."""
+    ample = devices.triton_dot_precisions(device)[0] == "ieee" or devices.shared_memory(device) >= AMPLE_MEMORY
+    return LARGEST_HEAD if ample else LARGEST_HEAD // 2
 
 
 @dataclass(frozen=True)
@@ -78,14 +88,7 @@ def _chunks(lengths: tuple[int, ...], device: torch.device) -> Chunks:
 class _Kernels(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        g: Tensor,
-        beta: Tensor,
-        initial: Tensor,
-        lengths: tuple[int, ...],
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, initial: Tensor, lengths: tuple[int, ...]
     ) -> tuple[Tensor, Tensor]:
         chunks, shape = _chunks(lengths, q.device), _shape(q, v)
         q_rows, k_rows, v_rows = token_rows(q), token_rows(k), token_rows(v)
@@ -107,19 +110,9 @@ class _Kernels(torch.autograd.Function):
                 k_rows, v_rows, g_rows, b_rows, c, A, W, V_new, *table, *strides[1:], **compiled, num_stages=1
             )
             grid = (len(lengths) * heads, triton.cdiv(value_dim, shape["COLUMNS"]))
+            S = (initial.contiguous(), states, final)
             forward_kernels.scan[grid](
-                k_rows,
-                c,
-                W,
-                V_new,
-                initial.contiguous(),
-                states,
-                final,
-                *table,
-                chunks.edges,
-                strides[1],
-                **compiled,
-                num_stages=1,
+                k_rows, c, W, V_new, *S, *table, chunks.edges, strides[1], **compiled, num_stages=1
             )
             forward_kernels.output[(n, heads)](
                 q_rows, k_rows, c, V_new, states, o, *table, *strides[:2], **compiled, num_stages=1
@@ -135,10 +128,7 @@ class _Kernels(torch.autograd.Function):
         n, heads, size = c.shape
         key_heads = q_rows.shape[1]
         dq, dk, dv, dg, dbeta = (torch.empty(kind, dtype=dtype, device=c.device) for kind, dtype in ctx.like[:5])
-        W, dV_new, dstates = (
-            torch.empty_like(c.new_empty(n, heads, size, shape["DK"])),
-            *map(torch.empty_like, (V_new, states)),
-        )
+        W, dV_new, dstates = c.new_empty(n, heads, size, shape["DK"]), torch.empty_like(V_new), torch.empty_like(states)
         dinitial = torch.empty(ctx.like[5][0], dtype=c.dtype, device=c.device)
         do, dfinal = grads[0].contiguous(), grads[1].contiguous()
         table, compiled = (chunks.first, chunks.count), {"C": size, **shape}
@@ -148,51 +138,19 @@ class _Kernels(torch.autograd.Function):
                 q_rows, k_rows, b_rows, c, A, do, W, dV_new, *table, *strides[:2], **compiled, num_stages=1
             )
             grid = (len(dinitial) * heads, triton.cdiv(shape["DV"], shape["COLUMNS"]))
+            dS = (dstates, dfinal, dinitial)
             backward_kernels.scan_back[grid](
-                q_rows,
-                k_rows,
-                c,
-                W,
-                do,
-                dV_new,
-                dstates,
-                dfinal,
-                dinitial,
-                *table,
-                chunks.edges,
-                *strides[:2],
-                **compiled,
-                num_stages=1,
+                q_rows, k_rows, c, W, do, dV_new, *dS, *table, chunks.edges, *strides[:2], **compiled, num_stages=1
             )
-            backward_kernels.gradients[(n, key_heads)](
-                q_rows,
-                k_rows,
-                v_rows,
-                b_rows,
-                c,
-                A,
-                V_new,
-                states,
-                do,
-                dV_new,
-                dstates,
-                dq,
-                dk,
-                dv,
-                dg,
-                dbeta,
-                *table,
-                *strides,
-                **compiled,
-                num_warps=8,
-                num_stages=1,
-            )
+            kept, found = (A, V_new, states), (do, dV_new, dstates, dq, dk, dv, dg, dbeta)
+            rows, options = (q_rows, k_rows, v_rows, b_rows), {"num_warps": 8, "num_stages": 1}
+            backward_kernels.gradients[(n, key_heads)](*rows, c, *kept, *found, *table, *strides, **compiled, **options)
         return dq, dk, dv, dg, dbeta, dinitial.to(ctx.like[5][1]), None
 
 
 def _shape(q: Tensor, v: Tensor) -> dict[str, Any]:
     """What the kernels are compiled for, beside the chunk."""
-    fast, exact = devices.triton_dot_precisions(q.device) if q.itemsize < 4 else ("ieee", "ieee")
+    fast, exact = devices.triton_dot_precisions(q.device)
     key_dim, value_dim = q.shape[3], v.shape[3]
     return {
         "HK": q.shape[2],
