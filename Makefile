@@ -10,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-faults lint parity clean
+.PHONY: help demo test test-slow test-faults lint parity bench-gpu clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ lint: $(VENV)/.installed-dev ## check style, format and types
 
 parity: $(VENV)/.installed-dev ## compare this model with the one in transformers, number by number
 	$(BIN)/python benchmarks/parity.py
+
+bench-gpu: $(VENV)/.installed-dev ## on a GPU: check every operation against float64, time them and training steps (ARGS=--help)
+	$(BIN)/python benchmarks/gpu.py $(ARGS)
 
 clean: ## remove the virtual environment, caches and builds; runs stay
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -28,7 +28,9 @@ def model_config(recipe: str, changes: dict[str, Any]) -> ModelConfig:
     return recipe_from(load_recipe(recipe), {"model.num_nextn_predict_layers": 0} | overrides).model
 
 
-def gossamer_step(config: ModelConfig, rows: int, length: int, pytorch_alone: bool = False) -> Callable[[], object]:
+def gossamer_step(
+    config: ModelConfig, rows: int, length: int, pytorch_alone: bool = False, recompute: bool = False
+) -> Callable[[], object]:
     """A whole training step as `gossamer train` takes it, with AdamW: the losses, balancing, clipping, the update.
 
     With `pytorch_alone` every operation runs as on a machine without a compiler.
@@ -46,7 +48,7 @@ def gossamer_step(config: ModelConfig, rows: int, length: int, pytorch_alone: bo
         model=replace(config, max_position_embeddings=max(length, config.max_position_embeddings)),
         optimizer=OptimizerConfig(kind="adamw", learning_rate=LEARNING_RATE, grad_clip=GRAD_CLIP),
         schedule=ScheduleConfig(),
-        training=TrainingConfig(sequence_length=length, batch_size=rows),
+        training=TrainingConfig(sequence_length=length, batch_size=rows, recompute=recompute),
     )
     learner = Learner(CausalLM(config).to(devices.default_device()), recipe)
     ids = random_tokens(config.vocab_size, rows, length)
@@ -61,7 +63,9 @@ def gossamer_step(config: ModelConfig, rows: int, length: int, pytorch_alone: bo
     return step
 
 
-def transformers_step(config: Any, rows: int, length: int, compiled: bool = False) -> Callable[[], object]:
+def transformers_step(
+    config: Any, rows: int, length: int, compiled: bool = False, recompute: bool = False
+) -> Callable[[], object]:
     """The same step with a network of transformers': losses, balancing if it has experts, clipping, fused AdamW."""
     import transformers
 
@@ -73,6 +77,9 @@ def transformers_step(config: Any, rows: int, length: int, compiled: bool = Fals
     device = devices.default_device()
     with device:
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    if recompute:
+        model.gradient_checkpointing_enable()
+        model.train()
     sparse = hasattr(config, "num_experts")
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     ids = random_tokens(config.vocab_size, rows, length).to(device)
@@ -93,13 +100,13 @@ def transformers_step(config: Any, rows: int, length: int, compiled: bool = Fals
 
 
 def qwen3_next_step(
-    config: ModelConfig, experts: str, rows: int, length: int, compiled: bool = False
+    config: ModelConfig, experts: str, rows: int, length: int, compiled: bool = False, recompute: bool = False
 ) -> Callable[[], object]:
     """transformers' Qwen3-Next of the same sizes, with one of its implementations of the experts."""
     import transformers
 
     their_config = transformers.Qwen3NextConfig(**config.to_dict(), experts_implementation=experts)
-    return transformers_step(their_config, rows, length, compiled)
+    return transformers_step(their_config, rows, length, compiled, recompute)
 
 
 def dense_config(config: ModelConfig, parameters: int) -> Any:

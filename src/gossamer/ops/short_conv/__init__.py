@@ -8,8 +8,8 @@ from gossamer import device as devices
 from gossamer.errors import UserError
 from gossamer.ops import native as kernels
 from gossamer.ops.packing import document_lengths
-from gossamer.ops.short_conv.native import native
 from gossamer.ops.registry import Operation, deferred
+from gossamer.ops.short_conv.native import native
 from gossamer.ops.short_conv.reference import reference
 from gossamer.ops.short_conv.shifted import shifted
 
