@@ -10,7 +10,7 @@ extern "C" {
 
 // logits [rows, vocab] become softmax − one-hot; a row whose label is negative becomes zero and has no loss.
 void gossamer_softmax_loss(float *logits, const int64_t *labels, float *losses, int64_t rows, int64_t vocab) {
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (!is_small(rows * vocab))
     for (int64_t row = 0; row < rows; row++) {
         float *x = logits + row * vocab;
         if (labels[row] < 0) {

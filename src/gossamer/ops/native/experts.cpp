@@ -21,7 +21,7 @@ void gather(float *rows, const float *x, const int64_t *order, int chosen, int n
 
 // y_n = Σ_j rows[rank[n·k + j]], in the order of j.
 void sum_by_token(float *y, const float *rows, const int64_t *rank, int64_t tokens, int chosen, int hidden) {
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (!is_small(tokens * chosen * hidden))
     for (int64_t token = 0; token < tokens; token++) {
         float *out = y + token * hidden;
         std::memcpy(out, rows + rank[token * chosen] * hidden, sizeof(float) * hidden);
@@ -48,7 +48,7 @@ void gossamer_sort_by_expert(const int64_t *ids, int64_t assignments, int64_t ex
 void gossamer_experts(const float *x, const int64_t *order, const int64_t *rank, const int64_t *offsets,
                       const float *weights, const float *gate_up, const float *down, float *inner, float *outputs,
                       float *y, int64_t tokens, int64_t chosen, int64_t experts, int64_t hidden, int64_t width) {
-#pragma omp parallel
+#pragma omp parallel if (!is_small(tokens * chosen * hidden / 4))
     {
         Scratch scratch(int64_t(BLOCK) * (hidden + width));
         float *rows = scratch.take(int64_t(BLOCK) * hidden), *activated = scratch.take(int64_t(BLOCK) * width);
@@ -81,7 +81,7 @@ void gossamer_experts_backward(const float *dy, const float *x, const int64_t *o
                                const float *inner, float *drows, float *dx, float *dweights, float *dgate_up,
                                float *ddown, int64_t tokens, int64_t chosen, int64_t experts, int64_t hidden, int64_t width) {
     const int64_t up_size = int64_t(2) * width * hidden, down_size = int64_t(hidden) * width;
-#pragma omp parallel
+#pragma omp parallel if (!is_small(tokens * chosen * hidden / 4))
     {
         Scratch scratch(int64_t(BLOCK) * (2 * hidden + 4 * width));
         float *rows = scratch.take(int64_t(BLOCK) * hidden), *grads = scratch.take(int64_t(BLOCK) * hidden);

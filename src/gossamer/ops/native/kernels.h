@@ -39,6 +39,9 @@ inline float exp_(float x) {
 
 inline float sigmoid(float x) { return 1.0f / (1.0f + exp_(-x)); }
 
+// So few numbers that one thread is done before another has woken up.
+inline bool is_small(int64_t numbers) { return numbers < 1 << 15; }
+
 // Floats for one thread, aligned to a cache line.
 class Scratch {
   public:

@@ -6,6 +6,7 @@
 // Backward with u = dy · w (· SiLU(z)): dx = n (u − x · n² · mean(u · x)), dw = Σ_rows dy · x · n (· SiLU(z)),
 // dz = dy · x · n · w · SiLU'(z). What each thread adds up for dw lies apart, and is summed at the end in order.
 
+#include <algorithm>
 #include <cmath>
 #include <omp.h>
 
@@ -18,7 +19,9 @@ namespace {
 float inverse_rms(const float *x, int width, float eps) { return 1.0f / std::sqrt(dot(x, x, width) / width + eps); }
 
 // A block of rows for each thread, and a row of dw for each block: the same sums whatever runs when.
-int blocks_of(int64_t rows) { return static_cast<int>(rows < omp_get_max_threads() ? rows : omp_get_max_threads()); }
+int blocks_of(int64_t rows, int64_t width) {
+    return is_small(rows * width) ? 1 : static_cast<int>(std::min<int64_t>(rows, omp_get_max_threads()));
+}
 
 void sum_blocks(const std::vector<float> &parts, float *dw, int blocks, int width) {
     std::memset(dw, 0, sizeof(float) * width);
@@ -31,7 +34,7 @@ extern "C" {
 
 // x, y [rows, width]; inverse [rows] is kept for the backward pass.
 void gossamer_rms_norm(const float *x, const float *w, float *y, float *inverse, int64_t rows, int64_t width, float eps) {
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (!is_small(rows * width))
     for (int64_t row = 0; row < rows; row++) {
         const float *in = x + row * width;
         float *out = y + row * width;
@@ -44,9 +47,9 @@ void gossamer_rms_norm(const float *x, const float *w, float *y, float *inverse,
 
 void gossamer_rms_norm_backward(const float *dy, const float *x, const float *w, const float *inverse, float *dx,
                                 float *dw, int64_t rows, int64_t width) {
-    const int blocks = blocks_of(rows);
+    const int blocks = blocks_of(rows, width);
     std::vector<float> parts(int64_t(blocks) * width, 0.0f);
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (blocks > 1)
     for (int block = 0; block < blocks; block++) {
         float *part = parts.data() + int64_t(block) * width;
         for (int64_t row = rows * block / blocks; row < rows * (block + 1) / blocks; row++) {
@@ -70,7 +73,7 @@ void gossamer_rms_norm_backward(const float *dy, const float *x, const float *w,
 // z's rows of `heads` · width floats are z_stride floats apart: it may be a part of a wider projection.
 void gossamer_gated_rms_norm(const float *x, const float *z, const float *w, float *y, float *inverse, int64_t rows,
                              int64_t heads, int64_t width, int64_t z_stride, float eps) {
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (!is_small(rows * heads * width))
     for (int64_t row = 0; row < rows; row++) {
         for (int head = 0; head < heads; head++) {
             const int64_t at = row * heads + head;
@@ -87,9 +90,9 @@ void gossamer_gated_rms_norm(const float *x, const float *z, const float *w, flo
 void gossamer_gated_rms_norm_backward(const float *dy, const float *x, const float *z, const float *w,
                                       const float *inverse, float *dx, float *dz, float *dw, int64_t rows, int64_t heads,
                                       int64_t width, int64_t z_stride) {
-    const int blocks = blocks_of(rows);
+    const int blocks = blocks_of(rows, heads * width);
     std::vector<float> parts(int64_t(blocks) * width, 0.0f);
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (blocks > 1)
     for (int block = 0; block < blocks; block++) {
         float *part = parts.data() + int64_t(block) * width;
         for (int64_t row = rows * block / blocks; row < rows * (block + 1) / blocks; row++) {

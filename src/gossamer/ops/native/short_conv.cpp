@@ -62,7 +62,7 @@ template <int TAPS>
 void forward(const Rows<const float> &x, const float *weight, float *y, float *after,
              const std::vector<Stretch> &stretches) {
     const int64_t channels = x.channels;
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (!is_small(int64_t(stretches.size()) * STRETCH * channels))
     for (size_t number = 0; number < stretches.size(); number++) {
         const Stretch &s = stretches[number];
         for (int64_t first = 0; first < channels; first += CHANNELS) {
@@ -86,10 +86,11 @@ template <int TAPS>
 void backward(const float *dy, const float *dafter, const Rows<const float> &x, const Rows<float> &dx,
               const float *weight, float *dweight, const std::vector<Stretch> &stretches) {
     const int64_t channels = x.channels;
-    const int parts = static_cast<int>(std::min<int64_t>(omp_get_max_threads(), stretches.size()));
+    const int64_t most = is_small(int64_t(stretches.size()) * STRETCH * channels) ? 1 : omp_get_max_threads();
+    const int parts = static_cast<int>(std::min<int64_t>(most, stretches.size()));
     std::vector<float> sums(size_t(parts) * TAPS * channels, 0.0f);
     const float none[CHANNELS] = {};
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (parts > 1)
     for (int part = 0; part < parts; part++) {
         float ring[TAPS][CHANNELS];
         float *own = sums.data() + size_t(part) * TAPS * channels;
