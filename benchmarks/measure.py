@@ -24,7 +24,7 @@ Call = Callable[[], object]
 PATIENCE = 20.0  # seconds of a call
 
 # What `gossamer` sets for itself (cli.py); every subject gets the same.
-SETTINGS = {"GOMP_SPINCOUNT": "1000", "THP_MEM_ALLOC_ENABLE": "1"}
+SETTINGS = {"GOMP_SPINCOUNT": "1000"}
 
 
 class Subject:

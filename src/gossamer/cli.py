@@ -275,8 +275,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Read when PyTorch is imported. On a machine that others use too, threads that spin for long while they wait for
     # one another were measured to make a training step ten times slower; on an idle one this costs a few percent.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    # Large tensors come and go with every step; in pages of 2 MiB that costs a few faults instead of thousands.
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]

@@ -59,26 +59,24 @@ class GatedDeltaNet(nn.Module):
         out: Tensor = self.out_proj(self.norm(o, z.unflatten(-1, o.shape[-2:])).flatten(2))
         return out
 
-    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _project(self, x: Tensor) -> list[Tensor]:
         """[B, T, hidden] → [q | k | v], z, b and a, each with its heads one after the other.
 
         In the checkpoint both projections are interleaved, [q | k | r·v | r·z] and [r·b | r·a] for each key head. Of
         many tokens the weights are put in order, of few the results: whichever is less.
         """
         repeats = self.value_heads // self.key_heads
-        qkvz = [self.key_dim, self.key_dim, repeats * self.value_dim, repeats * self.value_dim]
-        projections = (self.in_proj_qkvz.weight, qkvz), (self.in_proj_ba.weight, [repeats, repeats])
+        values = repeats * self.value_dim
+        qkvz, ba = self.in_proj_qkvz.weight, self.in_proj_ba.weight
         if x.shape[0] * x.shape[1] < x.shape[2]:
-            parts = [self._in_order(F.linear(x, weight), widths, dim=2) for weight, widths in projections]
-            joined = torch.cat(parts, dim=2)
-        else:
-            joined = F.linear(x, torch.cat([self._in_order(weight, widths, dim=0) for weight, widths in projections]))
-        value_width = self.value_heads * self.value_dim
-        conv_width = joined.shape[2] - value_width - 2 * self.value_heads
-        qkv, z, b, a = joined.split([conv_width, value_width, self.value_heads, self.value_heads], dim=2)
-        return qkv, z, b, a
+            q, k, v, z = self._in_order(F.linear(x, qkvz), [self.key_dim, self.key_dim, values, values], dim=2)
+            return [torch.cat([q, k, v], dim=2), z, *self._in_order(F.linear(x, ba), [repeats, repeats], dim=2)]
+        q, k, v, z = self._in_order(qkvz, [self.key_dim, self.key_dim, values, values], dim=0)
+        gates = torch.cat(self._in_order(ba, [repeats, repeats], dim=0))
+        qkv, z = (F.linear(x, weight) for weight in (torch.cat([q, k, v]), z))
+        return [qkv, z, *F.linear(x, gates).chunk(2, dim=2)]
 
-    def _in_order(self, x: Tensor, widths: list[int], dim: int) -> Tensor:
+    def _in_order(self, x: Tensor, widths: list[int], dim: int) -> list[Tensor]:
         """Along `dim`, parts of these widths for each key head → the parts, each with all heads."""
         parts = x.unflatten(dim, (self.key_heads, -1)).split(widths, dim + 1)
-        return torch.cat([part.flatten(dim, dim + 1) for part in parts], dim)
+        return [part.flatten(dim, dim + 1) for part in parts]

@@ -94,8 +94,8 @@ def clip_grad_norm(parameters: Iterable[Tensor], limit: float, world: World) -> 
     if spread:
         square = square + world.sum_(nn.utils.get_total_norm(spread).square())
     norm = square.sqrt()
-    if limit < math.inf:
-        torch._foreach_mul_(plain + spread, (limit / (norm + 1e-6)).clamp(max=1.0))
+    if float(norm) > limit:  # a pass over all gradients that most steps of a run can do without
+        torch._foreach_mul_(plain + spread, limit / (norm + 1e-6))
     return norm
 
 
