@@ -182,14 +182,14 @@ def keep_freed_memory() -> None:
     fault for each 4 KiB, which was measured to be most of the time of a small model's backward pass. Does nothing
     where the C library is another one.
     """
-    trim_threshold, mmap_threshold, arena_max = -1, -3, -8  # parameter numbers of glibc's malloc.h
+    trim_threshold, mmap_max, arena_max = -1, -4, -8  # parameter numbers of glibc's malloc.h
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
         return
     mallopt(arena_max, 1)
     mallopt(trim_threshold, 2**31 - 1)
-    mallopt(mmap_threshold, 32 << 20)  # the largest value that glibc takes
+    mallopt(mmap_max, 0)  # the largest tensors, the experts' gradients, come from the heap as well
 
 
 def seed_everything(seed: int) -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from torch import Tensor
 
 from gossamer.errors import UserError
+from gossamer.ops import native as kernels
+from gossamer.ops.attention.native import native
 from gossamer.ops.attention.reference import reference
 from gossamer.ops.attention.sdpa import sdpa
 from gossamer.ops.packing import document_lengths
 from gossamer.ops.registry import Operation
 
 ATTENTION = Operation("attention")
+ATTENTION.register("native", kernels.obstacle)(native)
 ATTENTION.register("sdpa")(sdpa)
 ATTENTION.register("reference")(reference)
 

@@ -86,7 +86,7 @@ def _path(compiler: str) -> Path:
 
 def _build(compiler: str, path: Path) -> None:
     """Compile beside the target, then rename: processes that build at the same time do not disturb each other."""
-    log.info("building the native CPU kernels with %s, once; a few seconds …", compiler)
+    log.warning("building the native CPU kernels with %s, once; this takes some seconds", compiler)
     path.parent.mkdir(parents=True, exist_ok=True)
     sources = [str(source) for source in sorted(_SOURCES.glob("*.cpp"))]
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".build-") as folder:
@@ -96,6 +96,7 @@ def _build(compiler: str, path: Path) -> None:
             if done.returncode == 0:
                 break
         done.check_returncode()
+        ctypes.CDLL(str(made))  # one that cannot be loaded is not kept
         made.replace(path)
 
 
