@@ -10,7 +10,8 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
-from contextlib import AbstractContextManager, nullcontext
+import time
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import lru_cache
 from importlib import metadata
 from importlib.util import find_spec
@@ -225,6 +226,78 @@ def peak_memory(device: torch.device) -> int:
 
     unit = 1 if platform.system() == "Darwin" else 1024  # ru_maxrss: bytes on macOS, KiB on Linux
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def peak_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of a product of two large square matrices, the best of a few, in a fraction of a second.
+
+    It is measured as training computes: in this type, on the threads that PyTorch has, by its settings.
+    """
+    return _peak_rate(device, dtype, torch.get_num_threads())
+
+
+@lru_cache
+def _peak_rate(device: torch.device, dtype: torch.dtype, threads: int) -> float:
+    size, took = 256, 0.0
+    while True:
+        # No random numbers: training draws from their generators. Zeros would be faster than others on some chips.
+        a = torch.arange(size * size, device=device, dtype=torch.float32).sin_().view(size, size).to(dtype)
+        _seconds_of_product(a, 1)
+        took = _seconds_of_product(a, 1)
+        if took >= 5e-3 or size == 8192:
+            break
+        size *= 2
+    repeats = max(1, int(0.01 / took))  # in a row: an accelerator is told of the next product during the last
+    best = min(took, *(_seconds_of_product(a, repeats) for _ in range(3)))
+    if is_accelerator(device):  # what training will need at most is measured from here on
+        del a
+        with suppress(RuntimeError):  # a chip whose plug-in keeps no such figures
+            torch.accelerator.empty_cache()
+            torch.accelerator.reset_peak_memory_stats(device)
+    return 2.0 * size**3 / best
+
+
+def _seconds_of_product(a: torch.Tensor, repeats: int) -> float:
+    out = torch.empty_like(a)
+    _finish(a.device)
+    began = time.perf_counter()
+    for _ in range(repeats):
+        torch.mm(a, a, out=out)
+    _finish(a.device)
+    return (time.perf_counter() - began) / repeats
+
+
+def _finish(device: torch.device) -> None:
+    if is_accelerator(device):
+        torch.accelerator.synchronize(device)
+
+
+def energy(device: torch.device) -> float | None:
+    """Joules that an accelerator has used since some moment in the past; None if it does not say.
+
+    NVIDIA's management library, which comes with the driver, tells it of its GPUs since Volta.
+    """
+    if device.type != "cuda":
+        return None
+    try:
+        library, handle = _nvml(device)
+        used = ctypes.c_ulonglong()  # millijoules
+        return (
+            used.value / 1e3 if library.nvmlDeviceGetTotalEnergyConsumption(handle, ctypes.byref(used)) == 0 else None
+        )
+    except (OSError, AttributeError, RuntimeError):
+        return None
+
+
+@lru_cache
+def _nvml(device: torch.device) -> tuple[ctypes.CDLL, ctypes.c_void_p]:
+    """NVIDIA's management library and its handle of a device, found by its UUID: the two count devices differently."""
+    library, handle = ctypes.CDLL("libnvidia-ml.so.1"), ctypes.c_void_p()
+    uuid = str(torch.get_device_module(device).get_device_properties(device).uuid)
+    name = f"GPU-{uuid.removeprefix('GPU-')}".encode()
+    if library.nvmlInit_v2() or library.nvmlDeviceGetHandleByUUID(name, ctypes.byref(handle)):
+        raise OSError("no such device")
+    return library, handle
 
 
 def cpu_name() -> str:

@@ -25,7 +25,7 @@ STEPS, EVERY = 90, 3  # of the run, and from checkpoint to checkpoint
 KILLS = {"start": 5, "step": 6, "checkpoint": 11, "model": 3}
 LEAST_KILLS, LEAST_HITS = 20, 4  # a hit is a kill that leaves half a checkpoint behind
 HALF = {"checkpoint": "checkpoints/.partial-*", "model": ".model.tmp-*"}  # names of what is being written
-BY_THE_CLOCK = {"elapsed", "tokens_per_second", "memory", "seconds"}
+BY_THE_CLOCK = {"elapsed", "tokens_per_second", "mfu", "memory", "seconds", "flops", "device_seconds"}
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ def _moments(draw: random.Random) -> list[Moment]:
 
 
 def _measured(run: Path, event: str) -> list[dict[str, object]]:
-    """Everything of one kind of event that the clock does not decide."""
+    """Everything of one kind of event that neither the clock nor the kills decide."""
     found = [values for values in read_metrics(run) if values["event"] == event]
     return [{key: value for key, value in values.items() if key not in BY_THE_CLOCK} for values in found]
 

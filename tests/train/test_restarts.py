@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 TRAIN = Path(__file__).parents[2] / "recipes" / "cluster" / "train.sh"
 STEPS = 60
-BY_THE_CLOCK = {"elapsed", "tokens_per_second", "memory"}
+BY_THE_CLOCK = {"elapsed", "tokens_per_second", "mfu", "memory", "flops", "device_seconds"}
 
 
 @dataclass

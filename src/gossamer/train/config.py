@@ -100,6 +100,8 @@ class TrainingConfig:
         best_by: held-out set whose loss decides which checkpoint is the best; empty: the first
         log_every: distance of the lines in metrics.jsonl (optimizer steps)
         wandb_project: project of Weights & Biases that the numbers also go to; empty: none
+        price: cost of one device for an hour (money), which the ledger counts; null: not known
+        currency: label of that money
         device: auto, cpu, or a device type that PyTorch sees here, with an index if wanted (cuda:1)
     """
 
@@ -133,6 +135,8 @@ class TrainingConfig:
     best_by: str = ""
     log_every: int = 10
     wandb_project: str = ""
+    price: float | None = None
+    currency: str = "USD"
     device: str = "auto"
 
     def __post_init__(self) -> None:
@@ -143,6 +147,9 @@ class TrainingConfig:
             0,
         )
         for name, value in asdict(self).items():
-            if not isinstance(value, str | bool):
+            if not isinstance(value, str | bool) and name != "price":
                 require(f"training.{name}", value, value >= least.get(name, 1), f">= {least.get(name, 1)}")
+        require("training.price", self.price, self.price is None or self.price > 0, "> 0, or null")
+        label = self.currency.isprintable() and 1 <= len(self.currency) <= 8
+        require("training.currency", self.currency, label, "1 to 8 characters")
         require("training.mtp_decay", self.mtp_decay, self.mtp_decay <= 1, "<= 1")

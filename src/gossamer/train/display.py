@@ -13,6 +13,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from gossamer.train.config import TrainingConfig
 
+_WIDE = 130  # characters
+
 
 class Display:
     """Shows steps, losses and speed on standard error.
@@ -27,7 +29,9 @@ class Display:
         self.console, self._quiet = Console(stderr=True, highlight=False, quiet=quiet), quiet
         self._printed = time.monotonic()
         self._steps = "" if training.tokens or training.seconds else f"/{training.steps}"
-        self._values = dict[str, Any](loss=None, validation=None, speed=None)
+        self._values = dict[str, Any](loss=None, validation=None, speed=None, cost="")
+        # What there is to tell takes two lines of a narrow terminal.
+        self._between = "\n" if self.console.is_terminal and self.console.width < _WIDE else "  "
         self._bar = Progress(
             TextColumn("{task.fields[step]}"),
             BarColumn(bar_width=None),
@@ -43,8 +47,11 @@ class Display:
         """Print a line above the bar."""
         self._bar.console.print(line, markup=False, soft_wrap=True)
 
-    def step(self, step: int, done: float, elapsed: float, **values: float) -> None:
-        """Move the bar to `done` (0 to 1); `values` may be loss, validation (both nats) and speed (tokens/s)."""
+    def step(self, step: int, done: float, elapsed: float, **values: float | str) -> None:
+        """Move the bar to `done` (0 to 1).
+
+        `values` may be loss and validation (nats), speed (tokens/s) and cost (in words).
+        """
         self._values |= values
         left = timedelta(seconds=round(elapsed / done * (1 - done)))
         shown = f"step {step}{self._steps}"
@@ -66,7 +73,8 @@ class Display:
             "" if validation is None else f"validation {validation:.3f}",
             "" if speed is None else f"{speed:,.0f} tokens/s",
         ]
-        return "  ".join(part for part in parts if part)
+        learned = "  ".join(part for part in parts if part)
+        return self._between.join(part for part in (learned, self._values["cost"]) if part)
 
     def __enter__(self) -> Self:
         self._bar.start()

@@ -10,8 +10,7 @@ import logging
 import shlex
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -34,12 +33,14 @@ from gossamer.train.claim import claimed
 from gossamer.train.display import Display
 from gossamer.train.evaluate import Evaluation, evaluate
 from gossamer.train.memory import MemoryEstimate, estimate_peak
+from gossamer.train.meter import Meter
 from gossamer.train.metrics import MetricsWriter, forget_metrics, read_metrics, write_atomically
 from gossamer.train.parallel import gathered_model
 from gossamer.train.recipe import Recipe, to_yaml
 from gossamer.train.report import write_report
 from gossamer.train.saver import Saver
 from gossamer.train.schedule import learning_rate_factor, progress
+from gossamer.train.signals import interruptible
 from gossamer.train.step import Learner, Measured
 from gossamer.train.world import World
 
@@ -58,6 +59,7 @@ def train(recipe: Recipe, out: Path, resume: bool = False) -> None:
             is left half-written.
         KeyboardInterrupt: after Ctrl-C, once the run is saved.
     """
+    began = time.perf_counter()
     devices.keep_freed_memory()
     world = World.join(devices.resolve(recipe.training.device))
     with closing(world), claimed(out, world):
@@ -67,7 +69,7 @@ def train(recipe: Recipe, out: Path, resume: bool = False) -> None:
         # A run keeps the tokenizer it was begun with.
         tokenizer = None if checkpoint is None else Tokenizer.load(out / "model")
         dataset = prepare(recipe.corpus, tokenizer, progress=world.is_main)
-        run = _Run(_with_vocabulary(recipe, dataset.tokenizer.vocab_size), out, dataset, world)
+        run = _Run(_with_vocabulary(recipe, dataset.tokenizer.vocab_size), out, dataset, world, began)
         run.begin(checkpoint, again=resume and checkpoint is None)
         stopped_by = run.train()
     if stopped_by == signal.SIGINT:
@@ -90,7 +92,7 @@ class _Run:
 
     metrics: MetricsWriter | None = None  # on the main process alone
 
-    def __init__(self, recipe: Recipe, out: Path, dataset: Dataset, world: World) -> None:
+    def __init__(self, recipe: Recipe, out: Path, dataset: Dataset, world: World, began: float) -> None:
         self.recipe, self.out, self.dataset, self.world = recipe, out, dataset, world
         training = recipe.training
         best_by = training.best_by or next(iter(dataset.validation))
@@ -109,6 +111,7 @@ class _Run:
         )
         # Before the network is built: what the process takes without it belongs to the estimate.
         self.estimate = _estimate(recipe, world)
+        self.meter = Meter(out, recipe, world, began)
         devices.seed_everything(training.seed)
         self.learner = Learner(CausalLM(recipe.model).to(world.device), recipe, world)
         self.saver = Saver(out, dataset.tokenizer, training.keep_checkpoints, world)
@@ -122,17 +125,13 @@ class _Run:
         """The share of the run that lies behind it, 0 to 1."""
         return progress(self.recipe.training, self.step, self.tokens, self.elapsed)
 
-    @property
-    def tokens_per_step(self) -> int:
-        training = self.recipe.training
-        return training.batch_size * training.sequence_length * training.gradient_accumulation
-
     # Beginning.
 
     def begin(self, checkpoint: Path | None, again: bool = False) -> None:
         """Open the run's folder, from the state of a checkpoint if one is given; `again`: over an earlier beginning."""
+        saved = None
         if checkpoint is not None:
-            self._restore(checkpoint)
+            saved = self._restore(checkpoint)
             if self.done >= 1:
                 training = self.recipe.training
                 limit = "seconds" if training.seconds else "tokens" if training.tokens else "steps"
@@ -164,8 +163,8 @@ class _Run:
                 device=device,
                 parameters=counts.parameters,
                 active_parameters=counts.active_parameters,
-                flops_per_token=counts.training_flops,
-                tokens_per_step=self.tokens_per_step,
+                flops_per_token=self.meter.flops_per_token,
+                tokens_per_step=self.meter.tokens_per_step,
                 steps=training.steps,
                 corpus=self.dataset.description,
             )
@@ -173,7 +172,7 @@ class _Run:
         dtype = str(self.learner.dtype).removeprefix("torch.")
         self.display.say(
             f"{counts.parameters:,} parameters, {counts.active_parameters:,} active; steps of "
-            f"{self.tokens_per_step:,} tokens in {dtype} on {self.world.size} x {device}"
+            f"{self.meter.tokens_per_step:,} tokens in {dtype} on {self.world.size} x {device}"
         )
         self.display.say(self.estimate.describe())
         if not self.estimate.fits(self.world.device, self.world.sharing):
@@ -182,18 +181,21 @@ class _Run:
             )
         runs = ", ".join(f"{name}: {found['runs']}" for name, found in ops.describe(self.learner.device).items())
         self.display.say(f"operations: {runs}")
+        self.display.say(self.meter.describe_peak())
+        self.meter.begin(saved)
 
-    def _restore(self, checkpoint: Path) -> None:
+    def _restore(self, checkpoint: Path) -> dict[str, Any]:
         saved = load_checkpoint(checkpoint, self.learner.model, self.learner.optimizers, self.world)
         self.step, self.tokens, self.elapsed = (saved[name] for name in ("step", "tokens", "elapsed"))
         self.batches.load_state_dict(saved["data"])
+        return saved
 
     # Training.
 
     def train(self) -> int:
         """Take the steps that are left, then measure, sample and save. Returns the signal that ended it early, or 0."""
         training = self.recipe.training
-        with self.display, self.metrics or nullcontext(), self.saver, _interruptible() as signals:
+        with self.display, self.metrics or nullcontext(), self.meter, self.saver, interruptible() as signals:
             since_log = _Averages(self.elapsed)
             while self.done < 1 and not self._signal(signals):
                 measured = self._step()
@@ -224,6 +226,7 @@ class _Run:
                     f"validation loss {final.loss:.4f} nats a token, {final.bits_per_byte:.4f} bits per byte, "
                     f"after {self.tokens:,} tokens in {self.elapsed:.0f} s of training"
                 )
+            self.display.say(self.meter.summary())
         if self.world.is_main:
             self.display.say(f"report: {write_report(self.out)}")
             if not stopped_by:
@@ -242,10 +245,11 @@ class _Run:
         batches = [next(self.batches) for _ in range(training.gradient_accumulation)]
         measured = self.learner.step(batches, rate)
         self.step += 1
-        self.tokens += self.tokens_per_step
+        self.tokens += self.meter.tokens_per_step
         # The mean over processes, so that all of them agree when the run is over.
         took = torch.tensor(time.perf_counter() - began, dtype=torch.float64)
         self.elapsed += float(self.world.sum_(took)) / self.world.size
+        self.meter.step(measured.taken)
         self.load = measured.load
         self.skipped = 0 if measured.taken else self.skipped + 1
         return measured
@@ -268,7 +272,7 @@ class _Run:
                 "a smaller --optimizer.learning_rate or --optimizer.grad_clip may help"
             )
         step, tokens, elapsed, data = self.step, self.tokens, self.elapsed, self.batches.state_dict()
-        self._restore(checkpoint)
+        self.meter.go_back(self._restore(checkpoint))
         restored = self.step
         # Time and data go on: what was lost has been paid for.
         self.step, self.tokens, self.elapsed, self.skipped = step, tokens, elapsed, 0
@@ -284,21 +288,25 @@ class _Run:
 
     def _log(self, averages: _Averages) -> None:
         values = averages.means()
-        speed = averages.count * self.tokens_per_step / (self.elapsed - averages.began)
+        speed = averages.count * self.meter.tokens_per_step / (self.elapsed - averages.began)
+        mfu = self.meter.mfu(speed)
+        self.meter.update(self.done)
         self._write(
             "train",
             tokens=self.tokens,
             elapsed=self.elapsed,
             learning_rate=self.learner.optimizers[0].param_groups[0]["lr"],
             tokens_per_second=speed,
+            mfu=mfu,
             memory=devices.peak_memory(self.learner.device),
             **values,
         )
-        self.display.step(self.step, self.done, self.elapsed, loss=values["loss"], speed=speed)
+        cost = self.meter.brief(mfu)
+        self.display.step(self.step, self.done, self.elapsed, loss=values["loss"], speed=speed, cost=cost)
 
     def _evaluate(self, most_tokens: int, event: str) -> Evaluation:
         """Measure every held-out set; returns what `best_by` gave."""
-        training, results = self.recipe.training, {}
+        training, results, spent = self.recipe.training, {}, self.meter.spent()
         for name, shard in self.dataset.validation.items():
             rows, length, rank, size = training.batch_size, training.sequence_length, self.world.rank, self.world.size
             held_out = validation_batches(shard, rows, length, most_tokens, rank, size)
@@ -307,11 +315,12 @@ class _Run:
             measured = asdict(results[name])
             del measured["tokens"]  # here the tokens trained on
             measured["mtp_acceptance"] = list(measured["mtp_acceptance"]) or None
-            self._write(event, tokens=self.tokens, elapsed=self.elapsed, set=name, **measured)
+            self._write(event, tokens=self.tokens, elapsed=self.elapsed, **spent, set=name, **measured)
         if self.load is not None:
             self._write("experts", tokens=self.tokens, **describe_load(self.load))
         result = results[self.best_by]
         self.evaluated = self.step, result.loss
+        self.meter.lap("evaluation")
         self.display.step(self.step, self.done, self.elapsed, validation=result.loss)
         return result
 
@@ -319,6 +328,7 @@ class _Run:
         training, tokenizer = self.recipe.training, self.dataset.tokenizer
         model = gathered_model(self.learner.model, self.world)
         if model is None:
+            self.meter.lap("samples")
             return
         pieces = sample_text(
             model, tokenizer, training.sample_prompt, training.sample_tokens, Sampling(), seed=training.seed
@@ -327,6 +337,7 @@ class _Run:
         self._write("sample", text=text)
         with (self.out / SAMPLES_FILE).open("ab") as file:
             file.write(_sample_entry(self.step, text))
+        self.meter.lap("samples")
 
     def _keep_samples(self) -> None:
         """Leave in samples.txt what metrics.jsonl has kept: nothing from after the checkpoint, which comes again."""
@@ -340,11 +351,14 @@ class _Run:
 
     def _save(self, wait: bool = False) -> None:
         progress: dict[str, Any] = {"tokens": self.tokens, "elapsed": self.elapsed, "data": self.batches.state_dict()}
+        progress["ledger"] = self.meter.snapshot()
         step, loss = self.evaluated
         if step == self.step:
             progress["validation_loss"] = loss
         seconds = self.saver.save(self.step, self.learner.model, self.learner.optimizers, progress, wait)
         self._write("checkpoint", seconds=seconds)
+        self.meter.lap("checkpoints")
+        self.meter.update(self.done, write=True)
 
 
 class _Averages:
@@ -368,24 +382,3 @@ def _sample_entry(step: int, text: str) -> bytes:
 
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
-
-
-@contextmanager
-def _interruptible() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM, to be acted on between steps; a second Ctrl-C stops at once. Empty until then."""
-    caught: list[int] = []
-
-    def handle(number: int, frame: Any) -> None:
-        caught.append(number)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    try:
-        before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: whoever runs us there handles signals
-        yield caught
-        return
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -27,6 +27,8 @@ RESUMABLE = frozenset(
         "training.sample_tokens",
         "training.checkpoint_every",
         "training.keep_checkpoints",
+        "training.price",
+        "training.currency",
         "training.device",
         "corpus.cache_dir",
         "corpus.workers",

@@ -5,7 +5,21 @@ from __future__ import annotations
 import math
 from typing import Any
 
-__all__ = ["amount", "count", "duration", "flops", "human", "known", "number", "percent", "size", "size_unit"]
+__all__ = [
+    "amount",
+    "count",
+    "duration",
+    "energy",
+    "flops",
+    "hours",
+    "human",
+    "known",
+    "money",
+    "number",
+    "percent",
+    "size",
+    "size_unit",
+]
 
 _LETTERS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K"))
 
@@ -77,6 +91,27 @@ def flops(value: Any) -> str:
         return "–"
     power = min(max(int(math.log10(value)) // 3, 0), 8) if value >= 1 else 0
     return f"{number(value / 1000**power, 3)} {('', 'K', 'M', 'G', 'T', 'P', 'E', 'Z', 'Y')[power]}FLOP"
+
+
+def hours(value: Any) -> str:
+    """Write hours of devices, not as a time of the clock: 0.01234 -> "0.0123", 1234.5 -> "1,234"."""
+    if not known(value):
+        return "–"
+    return f"{value:,.0f}" if value >= 1000 else _plain(value, 3)
+
+
+def energy(kilowatt_hours: Any) -> str:
+    """Write an energy: 0.0123 -> "12.3 Wh", 12.3 -> "12.3 kWh"."""
+    if not known(kilowatt_hours):
+        return "–"
+    return f"{hours(kilowatt_hours)} kWh" if kilowatt_hours >= 1 else f"{_plain(1000 * kilowatt_hours, 3)} Wh"
+
+
+def money(value: Any, currency: str = "") -> str:
+    """Write an amount of money with its label: 1234.5 -> "1,234.50 USD"; less than a tenth with two digits."""
+    if not known(value):
+        return "–"
+    return f"{f'{value:,.2f}' if value >= 0.1 else _plain(value, 2)} {currency}".rstrip()
 
 
 def size_unit(most: float) -> tuple[int, str]:

@@ -1,0 +1,5 @@
+"""What a run costs: FLOPs, device-hours, energy and money."""
+
+from gossamer.cost.ledger import LEDGER_FILE, Estimate, Ledger, Work, flops_by_part, read_ledger
+
+__all__ = ["LEDGER_FILE", "Estimate", "Ledger", "Work", "flops_by_part", "read_ledger"]

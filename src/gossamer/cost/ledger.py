@@ -1,0 +1,316 @@
+"""A run's ledger: what it has spent, on what, and what it will have spent at its end (docs/ledger.md).
+
+Every device-second is booked once, on one account:
+
+    useful       steps that led to the weights as they are now
+    repeated     steps whose outcome a stop lost, so that they had to be taken again
+    failed       steps that were not taken, their gradient not being finite, and steps that a rollback undid
+    start        reading data, building the network, loading a checkpoint
+    evaluation, samples, checkpoints    what training stood still for
+
+Only the first three have steps, tokens and FLOPs. FLOPs are those of the model (`gossamer.model.counts`).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from gossamer.errors import UserError
+from gossamer.model.config import ModelConfig
+
+__all__ = [
+    "LEDGER_FILE",
+    "OVERHEADS",
+    "STEPS",
+    "Estimate",
+    "Ledger",
+    "Overhead",
+    "Work",
+    "flops_by_part",
+    "read_ledger",
+    "work_from",
+]
+
+LEDGER_FILE = "ledger.json"
+STEPS = ("useful", "repeated", "failed")
+OVERHEADS = ("start", "evaluation", "samples", "checkpoints")
+Overhead = Literal["start", "evaluation", "samples", "checkpoints"]
+
+_HOUR = 3600.0
+_KWH = 3.6e6  # joules
+_PARTS = {"full_attention": "attention", "router": "experts"}  # the other kinds go by their own names
+
+
+def flops_by_part(config: ModelConfig, context: int, mtp_steps: int) -> dict[str, float]:
+    """FLOPs of a training step for each of its tokens, by part of the network; parts without any are left out.
+
+    Args:
+        context: length of a row, taken for one document (tokens)
+        mtp_steps: how many times the multi-token-prediction head is applied; 0: not at all
+    """
+    found: dict[str, float] = {}
+    for kind, flops in config.counts(context).by_kind().items():
+        part = _PARTS.get(kind, kind)
+        found[part] = found.get(part, 0.0) + flops * (mtp_steps if part == "mtp" else 1)
+    return {part: flops for part, flops in found.items() if flops}
+
+
+@dataclass
+class Work:
+    """What was spent on one account.
+
+    Attributes:
+        steps: optimizer steps
+        tokens: of these steps
+        flops: of these steps, by part of the network
+        device_seconds: time of all devices together
+        possible_flops: what they could have computed in that time at their measured peak
+    """
+
+    steps: int = 0
+    tokens: int = 0
+    flops: dict[str, float] = field(default_factory=dict)
+    device_seconds: float = 0.0
+    possible_flops: float = 0.0
+
+    @property
+    def all_flops(self) -> float:
+        return math.fsum(self.flops.values())
+
+    def __add__(self, other: Work) -> Work:
+        parts = {part: self.flops.get(part, 0.0) + other.flops.get(part, 0.0) for part in self.flops | other.flops}
+        return Work(
+            self.steps + other.steps,
+            self.tokens + other.tokens,
+            parts,
+            self.device_seconds + other.device_seconds,
+            self.possible_flops + other.possible_flops,
+        )
+
+    def beyond(self, other: Work) -> Work:
+        """What this has more than the other; nothing where it has less."""
+        return Work(
+            max(self.steps - other.steps, 0),
+            max(self.tokens - other.tokens, 0),
+            {part: max(flops - other.flops.get(part, 0.0), 0.0) for part, flops in self.flops.items()},
+            max(self.device_seconds - other.device_seconds, 0.0),
+            max(self.possible_flops - other.possible_flops, 0.0),
+        )
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run will have spent when it is over; None: not known.
+
+    Attributes:
+        tokens, flops: of all steps, repeated and failed ones too
+        device_hours: of all devices together
+        energy: kWh
+        money: in the ledger's currency
+    """
+
+    tokens: float
+    flops: float
+    device_hours: float
+    energy: float | None
+    money: float | None
+
+
+@dataclass
+class Ledger:
+    """The accounts of a run.
+
+    Attributes:
+        device: name of the devices at work now
+        devices: how many of them there are
+        dtype: what products are computed in
+        peak: FLOP/s that one device was measured to reach in products of that type
+        price: money for a device-hour; None: none is known
+        currency: label of the money
+        accounts: by name, see above
+        joules: energy as the machine reported it; None: it never did
+        joules_seconds: device-seconds during which it did
+        begun_after: steps the run had taken when this ledger was begun
+        done: share of the run that lies behind it, 0 to 1
+    """
+
+    device: str = ""
+    devices: int = 1
+    dtype: str = "float32"
+    peak: float = 0.0
+    price: float | None = None
+    currency: str = "USD"
+    accounts: dict[str, Work] = field(default_factory=lambda: {name: Work() for name in (*STEPS, *OVERHEADS)})
+    joules: float | None = None
+    joules_seconds: float = 0.0
+    begun_after: int = 0
+    done: float = 0.0
+
+    # Booking.
+
+    def step(self, taken: bool, tokens: int, flops: Mapping[str, float], seconds: float) -> None:
+        """Book a step of so many tokens, FLOPs for each of them, and seconds of the clock."""
+        account = "useful" if taken else "failed"
+        own = {part: tokens * each for part, each in flops.items()}
+        self.accounts[account] += Work(1, tokens, own, *self._time(seconds))
+
+    def overhead(self, account: Overhead, seconds: float) -> None:
+        """Book seconds of the clock in which no step was taken."""
+        self.accounts[account] += Work(0, 0, {}, *self._time(seconds))
+
+    def energy_used(self, joules: float | None, seconds: float) -> None:
+        """Book the energy of all devices in the last so many seconds; None: the machine does not report it."""
+        if joules is not None:
+            self.joules = (self.joules or 0.0) + joules
+            self.joules_seconds += seconds * self.devices
+
+    def go_back(self, to: Work, account: Literal["repeated", "failed"]) -> None:
+        """Training goes on from the weights that the useful work `to` led to: what was done beyond that is lost."""
+        self.accounts[account] += self.accounts["useful"].beyond(to)
+        self.accounts["useful"] = to
+
+    def _time(self, seconds: float) -> tuple[float, float]:
+        device_seconds = seconds * self.devices
+        return device_seconds, device_seconds * self.peak
+
+    # Sums.
+
+    @property
+    def useful(self) -> Work:
+        return self.accounts["useful"]
+
+    @property
+    def work(self) -> Work:
+        """All steps: useful, repeated and failed."""
+        return sum((self.accounts[name] for name in STEPS), Work())
+
+    @property
+    def total(self) -> Work:
+        """All accounts."""
+        return sum(self.accounts.values(), Work())
+
+    @property
+    def device_hours(self) -> float:
+        return self.total.device_seconds / _HOUR
+
+    @property
+    def mfu(self) -> float | None:
+        """FLOPs of all steps, as a share of what the devices could have computed in the time of these steps."""
+        work = self.work
+        return work.all_flops / work.possible_flops if work.possible_flops else None
+
+    @property
+    def utilization(self) -> float | None:
+        """FLOPs of useful steps, as a share of what the devices could have computed in all their time."""
+        possible = self.total.possible_flops
+        return self.useful.all_flops / possible if possible else None
+
+    @property
+    def kilowatt_hours(self) -> float | None:
+        return None if self.joules is None else self.joules / _KWH
+
+    @property
+    def energy_share(self) -> float:
+        """The share of the device-hours that the energy is known of, 0 to 1."""
+        seconds = self.total.device_seconds
+        return min(self.joules_seconds / seconds, 1.0) if seconds else 0.0
+
+    @property
+    def money(self) -> float | None:
+        return self.cost_of(self.total.device_seconds)
+
+    def cost_of(self, device_seconds: float) -> float | None:
+        """Money for so much time of devices."""
+        return None if self.price is None else device_seconds / _HOUR * self.price
+
+    def estimate(self) -> Estimate | None:
+        """What all will have cost at the end, if the rest goes as so far but without a stop; None before a step.
+
+        The steps' time and what interrupts them grow with the share that is done; start, repeated and failed work stay
+        as they are.
+        """
+        moved = self.useful + self.accounts["failed"]  # both have brought the run nearer to its end
+        if not (self.done and moved.steps):
+            return None
+        more = (1 - self.done) / self.done
+        pauses = math.fsum(self.accounts[name].device_seconds for name in OVERHEADS if name != "start")
+        spent, work = self.total.device_seconds, self.work
+        seconds = spent + more * (moved.device_seconds + pauses)
+        known = self.kilowatt_hours is not None and self.joules_seconds > 0
+        return Estimate(
+            tokens=work.tokens + more * moved.tokens,
+            flops=work.all_flops + more * moved.all_flops,
+            device_hours=seconds / _HOUR,
+            energy=(self.joules or 0.0) / self.joules_seconds * seconds / _KWH if known else None,
+            money=self.cost_of(seconds),
+        )
+
+    # On disk.
+
+    def to_json(self) -> bytes:
+        """The accounts, then their sums for whoever reads the file."""
+        estimate, work = self.estimate(), self.work
+        sums = {
+            "tokens": work.tokens,
+            "flops": work.all_flops,
+            "mfu": self.mfu,
+            "utilization": self.utilization,
+            "device_hours": self.device_hours,
+            "kilowatt_hours": self.kilowatt_hours,
+            "money": self.money,
+        }
+        record = asdict(self) | {"total": sums, "estimate": None if estimate is None else asdict(estimate)}
+        return json.dumps(record, indent=1, allow_nan=False).encode() + b"\n"
+
+    @classmethod
+    def from_json(cls, content: bytes) -> Ledger:
+        """What `to_json` has written.
+
+        Raises:
+            ValueError: it is no ledger.
+        """
+        record = json.loads(content)
+        if not isinstance(record, dict):
+            raise ValueError("no JSON object")
+        empty = cls()
+        values = {item.name: record.get(item.name, getattr(empty, item.name)) for item in fields(cls)}
+        try:
+            accounts = {name: work_from(own) for name, own in values["accounts"].items()}
+            if not all(isinstance(values[name], int | float) for name in ("devices", "peak", "begun_after", "done")):
+                raise TypeError("a figure is no number")
+        except (TypeError, AttributeError) as error:
+            raise ValueError(str(error)) from error
+        return cls(**values | {"accounts": {name: accounts.get(name, Work()) for name in empty.accounts}})
+
+
+def work_from(record: Mapping[str, Any] | None) -> Work:
+    """An account as `dataclasses.asdict` gives it; an empty one of None.
+
+    Raises:
+        TypeError: it is none.
+    """
+    work = Work(**record or {})
+    figures = [work.steps, work.tokens, work.device_seconds, work.possible_flops, *dict(work.flops).values()]
+    if not all(isinstance(figure, int | float) for figure in figures):
+        raise TypeError("a figure is no number")
+    return work
+
+
+def read_ledger(run: Path) -> Ledger | None:
+    """The ledger in a run's folder; None if it has none.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    path = run / LEDGER_FILE
+    try:
+        return Ledger.from_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); restore or delete it") from None
