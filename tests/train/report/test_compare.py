@@ -48,7 +48,7 @@ def test_runs_side_by_side(tmp_path: Path) -> None:
     assert row(page, "time to loss 2.500") == ["32.5 s", "15 s"]
     assert "tales & fables · cpu (a chip) · validation on held-out" in page
     assert row(page, "parameters") == ["57.0M", "57.0M"]
-    assert [value for name, value in page.attributes if (name, value) == ("class", "best")] == ["best"] * 5
+    assert [value for name, value in page.attributes if (name, value) == ("class", "best")] == ["best"] * 8
     tables = [json.loads(text) for text in page.text("script") if text.startswith("{")]
     assert [[curve["label"] for curve in table["curves"]] for table in tables] == [["a", "b"]] * len(tables)
     assert all([curve["color"] for curve in table["curves"]] == ["train", "validation"] for table in tables)

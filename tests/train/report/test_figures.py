@@ -6,6 +6,7 @@ import math
 
 import pytest
 
+from gossamer.train.report import figures
 from gossamer.train.report.figures import amount, count, duration, flops, human, known, number, percent, size, size_unit
 
 
@@ -50,3 +51,10 @@ def test_what_is_no_number_is_not_known(value: object) -> None:
 )  # fmt: skip
 def test_human(value: float, digits: int, text: str) -> None:
     assert human(value, digits) == text
+
+
+def test_costs() -> None:
+    assert [figures.hours(value) for value in (0.01234, 1.5, 1234.5, None)] == ["0.0123", "1.5", "1,234", "–"]
+    assert [figures.energy(value) for value in (0.0123, 12.34, None)] == ["12.3 Wh", "12.3 kWh", "–"]
+    assert [figures.money(value, "EUR") for value in (1234.5, 0.5, 0.0123)] == ["1,234.50 EUR", "0.50 EUR", "0.012 EUR"]
+    assert (figures.money(2.0), figures.money(None)) == ("2.00", "–")

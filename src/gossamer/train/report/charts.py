@@ -130,6 +130,7 @@ def machine_charts(history: History) -> list[Chart]:
     stalls = curve(history.of("checkpoint"), "seconds", "seconds", "train", dots=True, line=False)
     charts = [
         _single(history, "tokens_per_second", "Throughput", "tokens a second", "tokens/s"),
+        _single(history, "mfu", "MFU", "share of the measured peak", "MFU", from_zero=True),
         Chart("Peak memory", name, (peak,), from_zero=True),
         Chart("Checkpoints", "seconds that training stood still", (stalls,), from_zero=True),
     ]

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gossamer import __version__
+from gossamer.cost.ledger import read_ledger
 from gossamer.errors import UserError
+from gossamer.train.report.costs import costs_to_losses
 from gossamer.train.report.figures import known
 from gossamer.train.report.history import AXES, Event, History, nth, read_history
 from gossamer.train.report.page import configuration, render, sections, write_page
@@ -46,17 +48,19 @@ def write_comparison(runs: Sequence[Path], path: Path | None = None) -> Path:
     for index, (name, folder, history) in enumerate(zip(_names(runs), runs, histories, strict=True)):
         color, dashed = SERIES[index % len(SERIES)], index >= len(SERIES)
         evaluations = history.evaluations().get(chosen[index], [])
-        columns.append(Run(name, color, dashed, history, evaluations, _settings(folder)))
+        columns.append(Run(name, color, dashed, history, evaluations, _settings(folder), read_ledger(folder)))
     found = [history.ends() for history in histories]
     ends = {axis: max(end[axis] for end in found) for axis in AXES}
     compared = _charts(columns)
+    same_text = len({name for name in chosen if name}) < 2
     page = render(
         "compare.html.jinja",
         title=f"{len(runs)} runs compared",
         remark=_remark(histories, chosen),
         warnings=_warnings(columns, chosen),
         runs=columns,
-        rows=list(result_rows(columns, same_text=len({name for name in chosen if name}) < 2)),
+        rows=list(result_rows(columns, same_text)),
+        goals=costs_to_losses(columns) if same_text and vocabularies(columns) < 2 else [],
         charts=[drawn(chart, ends, WIDE) for chart in compared[:1]] + pairs(compared[1:], ends),
         settings=_differences(columns),
         version=__version__,

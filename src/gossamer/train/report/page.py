@@ -18,6 +18,8 @@ __all__ = ["CONFIG_FILE", "configuration", "render", "sections", "visible", "wri
 
 CONFIG_FILE = "config.yaml"
 
+_FIGURES = ("amount", "count", "duration", "energy", "flops", "hours", "money", "number", "percent", "size")
+
 # Characters that HTML forbids or that would act on the text around them are shown as pictures of themselves.
 _VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {127: 0x2421}
 
@@ -34,7 +36,7 @@ def render(template: str, **values: Any) -> str:
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.globals |= {name: getattr(figures, name) for name in ("amount", "count", "duration", "number", "size")}
+    environment.globals |= {name: getattr(figures, name) for name in _FIGURES}
     return environment.get_template(template).render(palette=PALETTE | HEAT, **values)
 
 

@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from gossamer.train.report.figures import count, duration, flops, known, number, percent, size
+from gossamer.cost.ledger import Ledger
+from gossamer.train.report.figures import count, duration, energy, flops, hours, known, money, number, percent, size
 from gossamer.train.report.history import Event, History, numbers
 
-__all__ = ["Cell", "Row", "Run", "result_rows", "vocabularies"]
+__all__ = ["Cell", "Row", "Run", "reached", "result_rows", "vocabularies", "with_best"]
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Run:
     history: History
     evaluations: list[Event]  # on the held-out set that is compared
     settings: dict[str, str]  # by dotted name
+    ledger: Ledger | None = None
 
     @property
     def last(self) -> Event:
@@ -64,12 +66,13 @@ def result_rows(runs: list[Run], same_text: bool) -> Iterator[Row]:
         comparable = {"validation loss": same_tokens, "bits per byte": same_text, "drafts accepted": same_text}.get(
             label, True
         )
-        yield _with_best(Row(label, cells)) if comparable else Row(label, cells)
+        yield with_best(Row(label, cells)) if comparable else Row(label, cells)
         if label == "bits per byte" and same_tokens:
-            yield from map(_with_best, _to_loss(runs))
+            yield from map(with_best, _to_loss(runs))
 
 
-def _with_best(row: Row) -> Row:
+def with_best(row: Row) -> Row:
+    """Mark the lowest of the values, if there are several."""
     values = [cell.value for cell in row.cells if cell.value is not None and known(cell.value)]
     if len(set(values)) < 2:
         return row
@@ -111,6 +114,8 @@ def _speed(run: Run) -> Cell:
 
 
 def _compute(run: Run) -> Cell:
+    if run.ledger is not None:
+        return Cell(flops(run.ledger.work.all_flops))
     cost, tokens = run.history.last("start").get("flops_per_token"), run.history.newest("tokens")
     return Cell(flops(cost * tokens) if known(cost) and known(tokens) else "–")
 
@@ -118,6 +123,10 @@ def _compute(run: Run) -> Cell:
 def _memory(run: Run) -> Cell:
     found = [event["memory"] for event in run.history.of("train") if known(event.get("memory"))]
     return Cell(size(max(found)), value=max(found)) if found else Cell("–")
+
+
+def _booked(write: Callable[[Ledger], str]) -> Callable[[Run], Cell]:
+    return lambda run: Cell("–" if run.ledger is None else write(run.ledger))
 
 
 def _started_on(key: str) -> Callable[[Run], Cell]:
@@ -134,6 +143,10 @@ _LINES: dict[str, Callable[[Run], Cell]] = {
     "tokens/s": _speed,
     "peak memory": _memory,
     "compute": _compute,
+    "MFU": _booked(lambda ledger: percent(ledger.mfu)),
+    "device-hours": _booked(lambda ledger: hours(ledger.device_hours)),
+    "energy": _booked(lambda ledger: energy(ledger.kilowatt_hours)),
+    "money": _booked(lambda ledger: money(ledger.money, "" if ledger.money is None else ledger.currency)),
     "device": _started_on("device"),
     "corpus": _started_on("corpus"),
 }
@@ -142,17 +155,17 @@ _LINES: dict[str, Callable[[Run], Cell]] = {
 def _to_loss(runs: list[Run]) -> Iterator[Row]:
     """How soon each run came to the loss that all of them reached: the fairest measure of how fast they learn."""
     lowest = [min((event["loss"] for event in run.evaluations if known(event["loss"])), default=None) for run in runs]
-    reached = [loss for loss in lowest if loss is not None]
-    if len(reached) < 2:
+    found = [loss for loss in lowest if loss is not None]
+    if len(found) < 2:
         return
-    goal = max(reached)
+    goal = max(found)
     for axis, write in (("tokens", count), ("elapsed", duration)):
-        places = [_reached(run.evaluations, goal, axis) for run in runs]
+        places = [reached(run.evaluations, goal, axis) for run in runs]
         name = "time" if axis == "elapsed" else axis
         yield Row(f"{name} to loss {number(goal)}", [Cell(write(place), value=place) for place in places])
 
 
-def _reached(evaluations: list[Event], goal: float, axis: str) -> float | None:
+def reached(evaluations: list[Event], goal: float, axis: str) -> float | None:
     """Where the loss first came down to a goal, on the straight line between the evaluations around."""
     before: Event | None = None
     for event in evaluations:

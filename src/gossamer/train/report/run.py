@@ -9,8 +9,22 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from gossamer.cost.ledger import Ledger, read_ledger
 from gossamer.train.metrics import write_atomically
-from gossamer.train.report.figures import amount, count, duration, flops, known, number, percent, size
+from gossamer.train.report.costs import costs
+from gossamer.train.report.figures import (
+    amount,
+    count,
+    duration,
+    energy,
+    flops,
+    hours,
+    known,
+    money,
+    number,
+    percent,
+    size,
+)
 from gossamer.train.report.history import Event, History, numbers, read_history, spread
 from gossamer.train.report.page import configuration, render, sections, visible, write_page
 
@@ -43,7 +57,7 @@ def write_report(run: Path, path: Path | None = None) -> Path:
     Raises:
         UserError: the folder has no ``metrics.jsonl``, or a damaged one.
     """
-    history = read_history(run)
+    history, ledger = read_history(run), read_ledger(run)
     # Imported here, as they bring NumPy: other verbs than `report` must not wait for them.
     from gossamer.train.report import charts, heat
 
@@ -60,7 +74,7 @@ def write_report(run: Path, path: Path | None = None) -> Path:
         start=history.last("start"),
         date=history.date(),
         state=history.state(config),
-        facts=_facts(history),
+        facts=_facts(history, ledger),
         warning=_warning(history),
         sets=_sets(history),
         learning=learning,
@@ -68,6 +82,7 @@ def write_report(run: Path, path: Path | None = None) -> Path:
         heat_maps=[found for found in (heat.load_over_time(history, names), heat.latest_load(history, names)) if found],
         balance=_balance(history, names),
         machine=charts.pairs(charts.machine_charts(history), ends),
+        costs=costs(ledger),
         evaluations=_evaluations(history),
         incidents=spread(incidents, _INCIDENTS)[::-1],
         incident_count=len(incidents),
@@ -108,9 +123,27 @@ def _measured(history: History) -> Event:
     return next(iter(history.evaluations().values()), [{}])[-1]
 
 
-def _facts(history: History) -> list[Fact]:
+def _facts(history: History, ledger: Ledger | None) -> list[Fact]:
     """The figures at the head of the page; those not measured are left out."""
-    return [*_quality(history), *_effort(history)]
+    return [*_quality(history), *_effort(history), *([] if ledger is None else _cost(ledger))]
+
+
+def _cost(ledger: Ledger) -> list[Fact]:
+    facts = []
+    if ledger.mfu is not None:
+        facts.append(Fact("MFU", percent(ledger.mfu), f"of {flops(ledger.peak)}/s, measured"))
+    if ledger.device_hours:
+        lost = sum(ledger.accounts[name].device_seconds for name in ("repeated", "failed")) / 3600
+        facts.append(
+            Fact("device-hours", hours(ledger.device_hours), f"{hours(lost)} repeated or failed" if lost else "")
+        )
+    if ledger.kilowatt_hours is not None:
+        share = ledger.energy_share
+        remark = f"known of {percent(share)} of the time" if share < 0.99 else "as the machine reports"
+        facts.append(Fact("energy", energy(ledger.kilowatt_hours), remark))
+    if ledger.money is not None:
+        facts.append(Fact("money", money(ledger.money, ledger.currency), f"{money(ledger.price)} for a device-hour"))
+    return facts
 
 
 def _quality(history: History) -> list[Fact]:
