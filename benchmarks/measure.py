@@ -19,12 +19,11 @@ from typing import Any
 
 import torch
 
+from gossamer.cli import ENVIRONMENT
+
 Call = Callable[[], object]
 
 PATIENCE = 20.0  # seconds of a call
-
-# What `gossamer` sets for itself (cli.py); every subject gets the same.
-SETTINGS = {"GOMP_SPINCOUNT": "1000"}
 
 
 class Subject:
@@ -41,8 +40,8 @@ class Subject:
         self.seconds: list[float] = []
         self.peak_bytes = 0
         self.failure = ""
-        for variable, value in SETTINGS.items():
-            os.environ.setdefault(variable, value)  # read when the new process imports PyTorch
+        for variable, value in ENVIRONMENT.items():  # as gossamer sets it for itself; every subject gets the same
+            os.environ.setdefault(variable, value)
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, build, arguments), daemon=True)

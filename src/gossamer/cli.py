@@ -18,6 +18,13 @@ from typing import Any, Literal
 from gossamer import __version__
 from gossamer.errors import UserError, nearest
 
+# Of the process, unless the user has set them; read when PyTorch is imported.
+ENVIRONMENT = {
+    # On a machine that others use too, threads that spin for long while they wait for one another were measured to make
+    # a training step ten times slower; on an idle one this costs a few percent.
+    "GOMP_SPINCOUNT": "1000",
+}
+
 
 def train(
     recipe: str | None = None,
@@ -272,9 +279,8 @@ def _reason(error: BaseException) -> str | None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit status: 0, 2 for a mistake, 130 interrupted, 141 for a closed pipe."""
-    # Read when PyTorch is imported. On a machine that others use too, threads that spin for long while they wait for
-    # one another were measured to make a training step ten times slower; on an idle one this costs a few percent.
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]

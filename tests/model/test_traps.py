@@ -19,6 +19,7 @@ from parity_cases import TINY, pair
 from torch import Tensor
 from transformers.models.qwen3_next.modeling_qwen3_next import load_balancing_loss_func
 
+from exactness import implementations
 from gossamer import ops
 from gossamer.model.causal_lm import CausalLM
 from gossamer.model.config import LINEAR, ModelConfig
@@ -147,7 +148,7 @@ def test_trap_4_which_norms_there_are() -> None:
     assert {"model.norm", "mtp.norm", "mtp.pre_fc_norm_hidden", "model.layers.3.self_attn.q_norm"} <= plain
 
 
-@pytest.mark.parametrize("implementation", [one.name for one in ops.OPERATIONS["delta_rule"].implementations])
+@pytest.mark.parametrize("implementation", implementations("delta_rule"))
 @pytest.mark.parametrize(("key_heads", "value_heads"), [(2, 4), (2, 6), (3, 6)])
 def test_trap_5_value_head_h_reads_key_head_h_over_r(implementation: str, key_heads: int, value_heads: int) -> None:
     torch.manual_seed(0)
@@ -268,7 +269,7 @@ def test_trap_10_balancing_is_per_layer_with_one_softmax() -> None:
     assert abs(out.aux_loss - 2 * load_balancing_loss_func(tuple(logits), 2, 1)) > 1e-3  # what mixing would give
 
 
-@pytest.mark.parametrize("implementation", [one.name for one in ops.OPERATIONS["delta_rule"].implementations])
+@pytest.mark.parametrize("implementation", implementations("delta_rule"))
 @pytest.mark.parametrize("size", [1e-4, 1e-3, 1e-2])
 def test_trap_11_epsilon_is_added_to_the_sum_of_squares(implementation: str, size: float) -> None:
     """One token from a zero state: o = (q̂ · k̂) β v / √d, with q and k so short that ε matters."""

@@ -15,9 +15,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from gossamer import device as devices
+from gossamer import ops
+from gossamer.cli import ENVIRONMENT
 from gossamer.data.packing import Batch
 from gossamer.errors import UserError
 from gossamer.model.causal_lm import CausalLM
+from gossamer.ops import native
 from gossamer.train.memory import MemoryEstimate, estimate_peak
 from gossamer.train.recipe import Recipe, load_recipe, recipe_from
 from gossamer.train.step import Learner
@@ -92,18 +95,31 @@ KINDS = {
     "head apart": {"training.mtp_trunk_gradient": False},
     "tied": {"model.tie_word_embeddings": True, "model.vocab_size": 20_000},
 }
+NATIVE = pytest.mark.skipif(bool(native.obstacle(CPU)), reason="there are no native kernels here")
+WAYS = [pytest.param({}, marks=NATIVE, id="native"), pytest.param(ops.pytorch_alone(), id="pytorch")]
 
 
+def check_tensors(recipe: Recipe, tolerance: float) -> None:
+    assert estimate_peak(recipe, CPU).tensors == pytest.approx(living_tensors(recipe), rel=tolerance)
+
+
+@NATIVE
 @pytest.mark.parametrize("kind", KINDS)
 def test_tensors_of_a_step(kind) -> None:
-    recipe = recipe_of("nano", **(SMALL | KINDS[kind]))
-    assert estimate_peak(recipe, CPU).tensors == pytest.approx(living_tensors(recipe), rel=0.08)
+    check_tensors(recipe_of("nano", **(SMALL | KINDS[kind])), 0.03)
 
 
-def test_tensors_under_autocast(monkeypatch) -> None:
+@pytest.mark.parametrize("kind", ["muon", "recompute", "dense", "three drafts"])
+def test_tensors_of_a_step_through_pytorch_alone(kind) -> None:
+    with ops.forced(**ops.pytorch_alone()):
+        check_tensors(recipe_of("nano", **(SMALL | KINDS[kind])), 0.03)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_tensors_under_autocast(way, monkeypatch) -> None:
     monkeypatch.setattr(devices, "compute_dtype", lambda device, precision: torch.bfloat16)
-    recipe = recipe_of("nano", **(SMALL | {"model.num_hidden_layers": 2}))
-    assert estimate_peak(recipe, CPU).tensors == pytest.approx(living_tensors(recipe), rel=0.1)
+    with ops.forced(**way):
+        check_tensors(recipe_of("nano", **(SMALL | {"model.num_hidden_layers": 2})), 0.03)
 
 
 # The whole process, its base and the heap's holes included.
@@ -133,7 +149,7 @@ def check_process(name: str, changes: dict) -> None:
     arguments = [str(Path(__file__).parent), name, json.dumps(changes)]
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(MEASURE), *arguments],
-        capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, env=ENVIRONMENT | os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     measured = json.loads(done.stdout)

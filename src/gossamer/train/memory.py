@@ -11,6 +11,7 @@ tokens between them is not counted either.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,6 +24,8 @@ from gossamer.errors import UserError
 from gossamer.model.block import Block
 from gossamer.model.causal_lm import CausalLM
 from gossamer.model.config import FULL
+from gossamer.model.experts import SparseMLP
+from gossamer.ops.registry import OPERATIONS
 from gossamer.train import activations
 from gossamer.train.activations import Activations, Shape
 from gossamer.train.muon import Split, matrix_splits
@@ -117,7 +120,8 @@ def estimate_peak(recipe: Recipe, device: torch.device, processes: int = 1) -> M
     training, on_cpu = recipe.training, device.type == "cpu"
     base = _base() if on_cpu else 0  # before this function adds to it
     itemsize = devices.compute_dtype(device, training.precision).itemsize
-    shape = Shape(max(1, training.batch_size // processes), training.sequence_length, itemsize)
+    native = frozenset(name for name, operation in OPERATIONS.items() if operation.choose(device).name == "native")
+    shape = Shape(max(1, training.batch_size // processes), training.sequence_length, itemsize, native)
     with torch.device("meta"):
         model = CausalLM(recipe.model, random_weights=False)
     steps = training.mtp_steps if model.mtp is not None and training.mtp_loss_weight else 0
@@ -159,6 +163,7 @@ class _Stage:
         working: what its backward pass needs beside that at its fullest moment, each tensor
         again: what the backward pass computes again
         released: of `stored` and `again`, what it has let go of before its fullest moment
+        lasting: of `stored`, what stays until the backward pass of all parts is through
         weights: what it gives gradients of, by name, in float32
     """
 
@@ -167,6 +172,7 @@ class _Stage:
     working: Sequence[int] = ()
     again: int = 0
     released: int = 0
+    lasting: int = 0
     weights: dict[str, int] = field(default_factory=dict)
 
 
@@ -210,17 +216,20 @@ def _block(
     everything, mlp = _bytes(block.parameters()), _bytes(block.mlp.parameters())
     first, second = activations.mixer(recipe.model, mixer, shape), activations.feed_forward(recipe.model, sparse, shape)
     attention = _stage(mixer, first, {f"{name} mixer": everything - mlp}, _copies(everything - mlp, shape))
-    feed_forward = _stage("experts" if sparse else "dense", second, {f"{name} mlp": mlp}, _copies(mlp, shape))
-    if recompute:  # the stream that enters the block is all that stays
+    cast = mlp
+    if isinstance(block.mlp, SparseMLP) and activations.experts_native(recipe.model, shape):
+        cast -= _bytes(block.mlp.experts.parameters())
+    feed_forward = _stage("experts" if sparse else "dense", second, {f"{name} mlp": mlp}, _copies(cast, shape))
+    if recompute:  # the stream that enters the block is all that stays, as long as there is the network's graph
         again, stream = attention.stored - first.kept[0], first.kept[0]
-        attention = replace(attention, stored=stream, again=again)
+        attention = replace(attention, stored=stream, again=again, lasting=stream)
         feed_forward = replace(feed_forward, stored=0, again=again + feed_forward.stored)
     yield from (attention, feed_forward)
 
 
 def _stage(kind: str, part: Activations, weights: dict[str, int], copies: int = 0) -> _Stage:
     """A stage; `copies` are its weights in a narrower computing type: they are kept, and so come their gradients."""
-    return _Stage(kind, sum(part.kept) + copies, [*part.working, copies], 0, part.released, weights)
+    return _Stage(kind, sum(part.kept) + copies, [*part.working, copies], 0, part.released, part.lasting, weights)
 
 
 def _copies(weights: int, shape: Shape) -> int:
@@ -240,7 +249,7 @@ def _moments(stages: list[_Stage], shape: Shape, recipe: Recipe, gradients: int,
         there |= stage.weights
         held = gradients if before else sum(there.values()) // processes
         yield _Moment(stage.kind, held, stored + stage.again - stage.released, [*stage.working, *added])
-        stored -= stage.stored
+        stored -= stage.stored - stage.lasting
 
 
 def _slack(moments: Iterable[_Moment]) -> int:
@@ -279,6 +288,7 @@ def _bytes(parameters: Iterable[Tensor]) -> int:
 
 def _base() -> int:
     """Bytes of the process as it stands, and of what PyTorch loads when it first computes."""
+    importlib.import_module("torch._dynamo")  # as the first optimizer will: more where Triton is installed
     statm = Path("/proc/self/statm")
     if not statm.exists():  # the most that the process ever had is the best that can be known
         return devices.peak_memory(torch.device("cpu")) + _FIRST_USE

@@ -8,10 +8,12 @@ from gossamer import device as devices
 from gossamer.errors import UserError
 from gossamer.ops import native as kernels
 from gossamer.ops.grouped_mlp.grouped_mm import grouped_mm
-from gossamer.ops.grouped_mlp.native import native
+from gossamer.ops.grouped_mlp.native import native, runs_natively
 from gossamer.ops.grouped_mlp.reference import reference
 from gossamer.ops.grouped_mlp.sorted import by_expert
 from gossamer.ops.registry import Operation, autocast_input
+
+__all__ = ["grouped_mlp", "runs_natively"]
 
 GROUPED_MLP = Operation("grouped_mlp")
 GROUPED_MLP.register("native", kernels.obstacle)(native)

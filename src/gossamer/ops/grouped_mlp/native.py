@@ -13,10 +13,15 @@ from gossamer.ops.grouped_mlp.sorted import by_expert
 
 def native(x: Tensor, expert_ids: Tensor, weights: Tensor, gate_up_proj: Tensor, down_proj: Tensor) -> Tensor:
     """See `grouped_mlp`. float64, and experts too few to keep the threads busy, take the path of PyTorch."""
-    if x.dtype == torch.float64 or len(gate_up_proj) < 2 * torch.get_num_threads():
+    if x.dtype == torch.float64 or not runs_natively(len(gate_up_proj)):
         return by_expert(x, expert_ids, weights, gate_up_proj, down_proj)
     y: Tensor = _Experts.apply(x.float(), expert_ids, weights.float(), gate_up_proj.float(), down_proj.float())
     return y.to(x.dtype)
+
+
+def runs_natively(experts: int) -> bool:
+    """Whether so many experts keep the threads busy."""
+    return experts >= 2 * torch.get_num_threads()
 
 
 class _Experts(torch.autograd.Function):
