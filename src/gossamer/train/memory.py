@@ -34,11 +34,11 @@ from gossamer.train.recipe import Recipe
 # Loaded by PyTorch's first network, products and backward pass: measured with a network of no size to speak of.
 _FIRST_USE = 56 << 20
 # glibc keeps tensors in a heap where each kind of part leaves holes of its own sizes, which no other part's temporaries
-# fit into. Fitted, not derived: of 20 runs of 0.5 to 5 GB most left 0.7 to 1.6 times the sum over all kinds of the
-# largest workspace of each. AdamW's state with few activations left 4 times that little; the total was 12% too low.
+# fit into; what recomputation makes again counts to them. Fitted, not derived: of 11 runs of 0.5 to 2.4 GB the total was
+# 8% too low to 11% too high.
 _HOLES = 1.1
-# A tensor of this size and more (`devices.keep_freed_memory`) lies in the heap only where there is room: half of them.
-_MAPPED = 32 << 20
+# Of tensors of this size and more half are found a place again.
+_LARGE = 32 << 20
 # How far above the truth the estimate may be: what is more than a device has by this much cannot fit.
 _ERROR = 1.15
 _FLOAT = 4  # bytes of a float32, which weights, gradients and optimizer state are in
@@ -248,7 +248,7 @@ def _moments(stages: list[_Stage], shape: Shape, recipe: Recipe, gradients: int,
         added = [size for name, size in stage.weights.items() if before or name in there]
         there |= stage.weights
         held = gradients if before else sum(there.values()) // processes
-        yield _Moment(stage.kind, held, stored + stage.again - stage.released, [*stage.working, *added])
+        yield _Moment(stage.kind, held, stored - stage.released, [*stage.working, stage.again, *added])
         stored -= stage.stored - stage.lasting
 
 
@@ -256,7 +256,7 @@ def _slack(moments: Iterable[_Moment]) -> int:
     """Bytes of holes in the C library's heap; see `_HOLES`."""
     largest: dict[str, int] = {}
     for moment in moments:
-        counted = sum(size if size < _MAPPED else size // 2 for size in moment.workspace)
+        counted = sum(size if size < _LARGE else size // 2 for size in moment.workspace)
         largest[moment.kind] = max(counted, largest.get(moment.kind, 0))
     return int(_HOLES * sum(largest.values()))
 
