@@ -34,8 +34,8 @@ from gossamer.train.recipe import Recipe
 # Loaded by PyTorch's first network, products and backward pass: measured with a network of no size to speak of.
 _FIRST_USE = 56 << 20
 # glibc keeps tensors in a heap where each kind of part leaves holes of its own sizes, which no other part's temporaries
-# fit into; what recomputation makes again counts to them. Fitted, not derived: of 11 runs of 0.5 to 2.4 GB the total was
-# 8% too low to 11% too high.
+# fit into; what recomputation makes again counts to them. Fitted, not derived: of 11 runs of 0.5 to 2.4 GB the total
+# was 8% too low to 11% too high.
 _HOLES = 1.1
 # Of tensors of this size and more half are found a place again.
 _LARGE = 32 << 20
