@@ -10,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-faults lint parity bench-gpu clean
+.PHONY: help demo test test-slow test-faults lint parity bench bench-gpu clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +49,13 @@ lint: $(VENV)/.installed-dev ## check style, format and types
 
 parity: $(VENV)/.installed-dev ## compare this model with the one in transformers, number by number
 	$(BIN)/python benchmarks/parity.py
+
+# Records go to bench/; the last command compares their ratios with benchmarks/recorded.json and fails if one fell.
+bench: $(VENV)/.installed-dev ## benchmarks beside transformers in about eight minutes, and what fell since last recorded
+	$(BIN)/python benchmarks/train_step.py --quick --turns 3 --json bench/train_step.json
+	$(BIN)/python benchmarks/operations.py --short --json bench/operations.json
+	$(BIN)/python benchmarks/long_context.py --quick --json bench/long_context.json
+	$(BIN)/python benchmarks/regressions.py
 
 bench-gpu: $(VENV)/.installed-dev ## on a GPU: check every operation against float64, time them and training steps (ARGS=--help)
 	$(BIN)/python benchmarks/gpu.py $(ARGS)

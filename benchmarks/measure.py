@@ -8,7 +8,6 @@ run, never with figures of another day or machine.
 from __future__ import annotations
 
 import multiprocessing
-import os
 import statistics
 import sys
 import time
@@ -17,9 +16,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
+import environment  # noqa: F401 (every subject's process inherits it)
 import torch
-
-from gossamer.cli import ENVIRONMENT
 
 Call = Callable[[], object]
 
@@ -40,8 +38,6 @@ class Subject:
         self.seconds: list[float] = []
         self.peak_bytes = 0
         self.failure = ""
-        for variable, value in ENVIRONMENT.items():  # as gossamer sets it for itself; every subject gets the same
-            os.environ.setdefault(variable, value)
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, build, arguments), daemon=True)
@@ -114,14 +110,36 @@ def take_turns(subjects: Sequence[Subject], turns: int, warm_up: int = 1) -> Non
 def seconds_of(call: Call, least_seconds: float = 0.2, least_calls: int = 3) -> float:
     """Median seconds of a call in this process, after one that is not counted."""
     call()
-    _synchronize()
     times: list[float] = []
     while len(times) < least_calls or sum(times) < least_seconds:
-        began = time.perf_counter()
-        call()
-        _synchronize()
-        times.append(time.perf_counter() - began)
+        times.append(seconds_of_one(call))
     return statistics.median(times)
+
+
+def in_turns(calls: Mapping[str, Call], least_seconds: float = 1.0, least_turns: int = 3) -> dict[str, float]:
+    """Median seconds of each call, A B C A B C … in this process, all of them warm already.
+
+    Args:
+        calls: by name
+        least_seconds: time that all of them together are given at least
+        least_turns: times that each is called at least
+    """
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    began, turns = time.perf_counter(), 0
+    while calls and (turns < least_turns or time.perf_counter() - began < least_seconds):
+        turns += 1
+        for name, call in calls.items():
+            times[name].append(seconds_of_one(call))
+    return {name: statistics.median(found) for name, found in times.items()}
+
+
+def seconds_of_one(call: Call) -> float:
+    """Seconds of one call, what it started on an accelerator included."""
+    _synchronize()
+    began = time.perf_counter()
+    call()
+    _synchronize()
+    return time.perf_counter() - began
 
 
 def gemm_rate(dtype: torch.dtype = torch.float32, size: int = 2048) -> float:

@@ -109,6 +109,51 @@ def qwen3_next_step(
     return transformers_step(their_config, rows, length, compiled, recompute)
 
 
+def gossamer_forward(config: ModelConfig, rows: int, length: int) -> Callable[[], object]:
+    """The forward pass without gradients, logits of the last token alone: what a prompt costs."""
+    from gossamer import device as devices
+    from gossamer.model.causal_lm import CausalLM
+
+    devices.keep_freed_memory()
+    devices.seed_everything(0)
+    device = devices.default_device()
+    config = replace(config, max_position_embeddings=max(length, config.max_position_embeddings))
+    model = CausalLM(config).to(device).eval()
+    ids = random_tokens(config.vocab_size, rows, length).to(device)
+    dtype = devices.compute_dtype(device, "auto")
+
+    @torch.inference_mode()
+    def forward() -> object:
+        with devices.autocast(device, dtype):
+            return model(ids, last_only=True).logits
+
+    return forward
+
+
+def qwen3_next_forward(config: ModelConfig, experts: str, rows: int, length: int) -> Callable[[], object]:
+    """The same with transformers' Qwen3-Next."""
+    import transformers
+
+    from gossamer import device as devices
+
+    transformers.utils.logging.set_verbosity_error()
+    warnings.filterwarnings("ignore")
+    torch.manual_seed(0)
+    device = devices.default_device()
+    their_config = transformers.Qwen3NextConfig(**config.to_dict(), experts_implementation=experts)
+    with device:
+        model = transformers.AutoModelForCausalLM.from_config(their_config, dtype=torch.float32).eval()
+    ids = random_tokens(config.vocab_size, rows, length).to(device)
+    dtype = devices.compute_dtype(device, "auto")
+
+    @torch.inference_mode()
+    def forward() -> object:
+        with devices.autocast(device, dtype):
+            return model(input_ids=ids, use_cache=False, logits_to_keep=1).logits
+
+    return forward
+
+
 def dense_config(config: ModelConfig, parameters: int) -> Any:
     """A dense Qwen3 of transformers' with the same layers, width and heads and about so many parameters in all."""
     import transformers

@@ -57,8 +57,8 @@ def training(monkeypatch: pytest.MonkeyPatch) -> Calls:
 
 
 def trained(calls: Calls) -> tuple[Recipe, Path, bool]:
-    ((recipe, folder, resume), rest) = calls.pop()
-    assert not calls and not rest
+    ((recipe, folder, resume, profile), rest) = calls.pop()
+    assert not calls and not rest and not profile
     return recipe, folder, resume
 
 
@@ -273,6 +273,12 @@ def test_train_resumes_by_the_runs_own_recipe(run: str, training: Calls) -> None
     assert main(["train", "--out", run, "--resume", "--training.steps", "77"]) == 0
     recipe, folder, resume = trained(training)
     assert (recipe.model, recipe.training.steps, folder, resume) == (own.model, 77, Path(run), True)
+
+
+def test_train_hands_on_that_a_profile_is_wanted(run: str, training: Calls) -> None:
+    assert main(["train", "--out", run, "--resume", "--profile"]) == 0
+    (((*_, resume, profile), _),) = training
+    assert resume and profile
 
 
 def test_train_refuses_a_changed_network_on_resume(

@@ -33,6 +33,7 @@ def train(
     errors: Literal["strict", "replace"] | None = None,
     out: str | None = None,
     resume: bool = False,
+    profile: bool = False,
     device: str | None = None,
     overrides: dict[str, Any] | None = None,
 ) -> None:
@@ -46,6 +47,8 @@ def train(
         errors: what to do about bytes that are not UTF-8; short for --corpus.errors
         out: folder of the run (default: runs/<recipe>)
         resume: go on with the run in that folder from its newest checkpoint, if it has one, by its own config.yaml
+        profile: write a trace of three steps, after three of warm-up, to the profile folder of the run, for Perfetto,
+            chrome://tracing or TensorBoard
         device: auto, cpu, cuda, cuda:1, npu …; short for --training.device
         overrides: values of the recipe by dotted name
     """
@@ -70,7 +73,7 @@ def train(
     merged = resumed_recipe(folder, recipe, wanted) if resume else fresh_recipe(folder, chosen, wanted)
     from gossamer.train.loop import train as run_training
 
-    run_training(merged, folder, resume)
+    run_training(merged, folder, resume, profile)
 
 
 def sample(

@@ -36,6 +36,7 @@ from gossamer.train.memory import MemoryEstimate, estimate_peak
 from gossamer.train.meter import Meter
 from gossamer.train.metrics import MetricsWriter, forget_metrics, read_metrics, write_atomically
 from gossamer.train.parallel import gathered_model
+from gossamer.train.profile import StepProfile
 from gossamer.train.recipe import Recipe, to_yaml
 from gossamer.train.report import write_report
 from gossamer.train.saver import Saver
@@ -49,8 +50,10 @@ log = logging.getLogger("gossamer")
 SAMPLES_FILE = "samples.txt"
 
 
-def train(recipe: Recipe, out: Path, resume: bool = False) -> None:
+def train(recipe: Recipe, out: Path, resume: bool = False, profile: bool = False) -> None:
     """Train by `recipe` into the folder `out`; with `resume` go on from its newest checkpoint, or begin again.
+
+    With `profile` a trace of a few steps is written there, too; of several processes the main one is looked at.
 
     SIGTERM and Ctrl-C are acted on between steps: the run is saved, and this function returns or raises.
 
@@ -71,7 +74,7 @@ def train(recipe: Recipe, out: Path, resume: bool = False) -> None:
         dataset = prepare(recipe.corpus, tokenizer, progress=world.is_main)
         run = _Run(_with_vocabulary(recipe, dataset.tokenizer.vocab_size), out, dataset, world, began)
         run.begin(checkpoint, again=resume and checkpoint is None)
-        stopped_by = run.train()
+        stopped_by = run.train(profile)
     if stopped_by == signal.SIGINT:
         raise KeyboardInterrupt
 
@@ -192,13 +195,24 @@ class _Run:
 
     # Training.
 
-    def train(self) -> int:
+    def train(self, profile: bool = False) -> int:
         """Take the steps that are left, then measure, sample and save. Returns the signal that ended it early, or 0."""
         training = self.recipe.training
-        with self.display, self.metrics or nullcontext(), self.meter, self.saver, interruptible() as signals:
+        profiled = profile and self.world.is_main
+        profiler = StepProfile(self.out, self.world.device, self.step, self.display.say) if profiled else None
+        with (
+            self.display,
+            self.metrics or nullcontext(),
+            self.meter,
+            self.saver,
+            profiler or nullcontext(),
+            interruptible() as signals,
+        ):
             since_log = _Averages(self.elapsed)
             while self.done < 1 and not self._signal(signals):
                 measured = self._step()
+                if profiler is not None:
+                    profiler.step()
                 if not measured.taken:
                     self._skip(measured)
                     continue

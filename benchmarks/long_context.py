@@ -1,0 +1,176 @@
+"""What do long texts cost? The delta rule's time a token, and a whole network's beside transformers'.
+
+    python benchmarks/long_context.py [--quick] [--lengths 512 …] [--network-lengths 512 …] [--peer-most 8192]
+                                      [--json FILE]
+
+The delta rule, forward and backward, one row of 512 to 32,768 tokens at micro's heads: a turn passes the same number of
+tokens at every length, in rows of that length, so that all turns take as long. Flatness is the least time a token over
+the largest. Then the micro network on one row: the forward pass without gradients (logits of the last token alone), and
+a training step; gossamer beside transformers with its grouped_mm experts, each in a process of its own, in turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import environment  # noqa: F401 (before PyTorch)
+from inputs import caller, cast, inputs_of
+from measure import Call, Subject, describe, in_turns, machine, table, take_turns
+from peers import gossamer_forward, gossamer_step, model_config, qwen3_next_forward, qwen3_next_step
+
+from gossamer import device as devices
+from gossamer.model.config import ModelConfig
+
+LENGTHS = (512, 1024, 2048, 4096, 8192, 16384, 32768)
+QUICK_LENGTHS, QUICK_NETWORK_LENGTHS = (512, 4096, 32768), (512, 2048)
+PEER_MOST = 8192  # tokens that transformers is given: beyond, a step of its takes minutes on two cores
+EXPERTS = "grouped_mm"
+
+
+def delta_rule(config: ModelConfig, lengths: tuple[int, ...], turns: int) -> dict[int, float]:
+    """Seconds a token, forward and backward, for each length of the row."""
+    device = devices.default_device()
+    dtype, most = devices.compute_dtype(device, "auto"), max(lengths)
+
+    def passes(length: int) -> Call:
+        inputs = cast(inputs_of("delta_rule", config, [length], device), dtype)
+        inputs.pop("initial_state")
+        call, times = caller("delta_rule", inputs), max(1, most // length)
+
+        def run() -> None:
+            for _ in range(times):
+                call()
+
+        run()  # warm
+        return run
+
+    calls = {str(length): passes(length) for length in lengths}
+    medians = in_turns(calls, least_seconds=0.0, least_turns=turns)
+    return {length: medians[str(length)] / (length * max(1, most // length)) for length in lengths}
+
+
+def flatness(per_token: dict[int, float]) -> float:
+    """The least time a token over the largest: 1 if a token of a long text costs what one of a short text does."""
+    return min(per_token.values()) / max(per_token.values())
+
+
+def network(config: ModelConfig, lengths: tuple[int, ...], peer_most: int, turns: int) -> list[dict[str, Any]]:
+    """A row for each length, kind of work and program: seconds a token and the process's peak memory."""
+    rows = []
+    for length in lengths:
+        for kind in ("forward", "training step"):
+            subjects = [_subject(config, program, kind, length) for program in _programs(length, peer_most)]
+            take_turns(subjects, turns)
+            for program, subject in zip(_programs(length, peer_most), subjects, strict=True):
+                row = {"length": length, "kind": kind, "program": program}
+                if subject.failure:
+                    rows.append(row | {"failure": subject.failure})
+                else:
+                    took = subject.median
+                    rows.append(row | {"seconds_per_token": took / length, "peak_bytes": subject.peak_bytes})
+    return rows
+
+
+def _programs(length: int, peer_most: int) -> tuple[str, ...]:
+    return ("gossamer", "transformers") if length <= peer_most else ("gossamer",)
+
+
+def _subject(config: ModelConfig, program: str, kind: str, length: int) -> Subject:
+    builders: dict[tuple[str, str], tuple[Callable[..., Call], tuple[Any, ...]]] = {
+        ("gossamer", "forward"): (gossamer_forward, (config, 1, length)),
+        ("gossamer", "training step"): (gossamer_step, (config, 1, length)),
+        ("transformers", "forward"): (qwen3_next_forward, (config, EXPERTS, 1, length)),
+        ("transformers", "training step"): (qwen3_next_step, (config, EXPERTS, 1, length)),
+    }
+    build, arguments = builders[program, kind]
+    return Subject(program, build, *arguments)
+
+
+def _of(record: dict[str, Any], kind: str, length: int, program: str) -> dict[str, Any]:
+    """The row of one program, empty if it was not given this length or failed."""
+    for row in record["network"]:
+        if (row["kind"], row["length"], row["program"]) == (kind, length, program) and "failure" not in row:
+            return dict(row)
+    return {}
+
+
+def ratios(record: dict[str, Any]) -> dict[str, float]:
+    """What is compared between runs: flatness, and gossamer against transformers at each length that both had."""
+    shortest, longest = min(record["delta_rule"], key=int), max(record["delta_rule"], key=int)
+    found = {f"delta rule, flatness from {shortest} to {longest}": record["flatness"]}
+    for row in record["network"]:
+        ours, theirs = (_of(record, row["kind"], row["length"], name) for name in ("gossamer", "transformers"))
+        if ours and theirs:
+            where = f"{row['kind']}, {row['length']} tokens"
+            found[f"{where}: speed over transformers"] = theirs["seconds_per_token"] / ours["seconds_per_token"]
+            found[f"{where}: memory under transformers"] = theirs["peak_bytes"] / ours["peak_bytes"]
+    return found
+
+
+def report_delta_rule(record: dict[str, Any]) -> str:
+    per_token = {int(length): seconds for length, seconds in record["delta_rule"].items()}
+    first = per_token[min(per_token)]
+    rows = [(f"{length:,}", f"{1e6 * seconds:.2f}", f"{seconds / first:.2f}") for length, seconds in per_token.items()]
+    return f"{table(('tokens', 'µs a token', '× shortest'), rows)}\n\nflatness {record['flatness']:.2f}"
+
+
+def report_network(record: dict[str, Any]) -> str:
+    rows = []
+    for kind in ("forward", "training step"):
+        for length in dict.fromkeys(row["length"] for row in record["network"]):
+            cells = [f"{kind}, {length:,} tokens"]
+            ours, theirs = (_of(record, kind, length, name) for name in ("gossamer", "transformers"))
+            for found in (ours, theirs):
+                cells += (
+                    [f"{1e6 * found['seconds_per_token']:.0f}", f"{found['peak_bytes'] / 2**20:.0f}"]
+                    if found
+                    else [_why_not(record, kind, length, found is theirs), ""]
+                )
+            ratio = theirs["seconds_per_token"] / ours["seconds_per_token"] if ours and theirs else None
+            rows.append((*cells, "" if ratio is None else f"{ratio:.2f}"))
+    columns = ("", "gossamer, µs a token", "peak MiB", "transformers, µs a token", "peak MiB", "× transformers")
+    return table(columns, rows)
+
+
+def _why_not(record: dict[str, Any], kind: str, length: int, theirs: bool) -> str:
+    program = "transformers" if theirs else "gossamer"
+    for row in record["network"]:
+        if (row["kind"], row["length"], row["program"]) == (kind, length, program):
+            return str(row["failure"])
+    return "not tried"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--lengths", nargs="*", type=int, help="of the delta rule's row (tokens)")
+    parser.add_argument("--network-lengths", nargs="*", type=int, help="of the network's row (tokens)")
+    parser.add_argument("--peer-most", type=int, default=PEER_MOST, help="longest row that transformers is given")
+    parser.add_argument("--turns", type=int, help="turns that are counted")
+    parser.add_argument("--quick", action="store_true", help="fewer lengths and turns")
+    parser.add_argument("--json", type=Path, help="write the record to this file")
+    arguments = parser.parse_args()
+    quick = arguments.quick
+    lengths = tuple(arguments.lengths or (QUICK_LENGTHS if quick else LENGTHS))
+    network_lengths = tuple(arguments.network_lengths or (QUICK_NETWORK_LENGTHS if quick else LENGTHS))
+    devices.keep_freed_memory()
+    config = model_config("micro", {})
+    record: dict[str, Any] = {"machine": machine()}
+    print(f"### Long texts, micro\n\n{describe(record['machine'])}\n", flush=True)
+    per_token = delta_rule(config, lengths, arguments.turns or (3 if quick else 7))
+    record |= {"delta_rule": {str(length): took for length, took in per_token.items()}, "flatness": flatness(per_token)}
+    print(f"Delta rule, forward and backward, one row\n\n{report_delta_rule(record)}\n", flush=True)
+    record["network"] = network(config, network_lengths, arguments.peer_most, arguments.turns or (2 if quick else 3))
+    print(
+        f"The network, one row; transformers given up to {arguments.peer_most:,} tokens\n\n{report_network(record)}\n"
+    )
+    if arguments.json:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(json.dumps(record, indent=1))
+
+
+if __name__ == "__main__":
+    main()
