@@ -21,7 +21,7 @@ import torch
 
 Call = Callable[[], object]
 
-PATIENCE = 20.0  # seconds of a call
+PATIENCE = 60.0  # seconds of a call
 
 
 class Subject:

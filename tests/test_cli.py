@@ -276,6 +276,7 @@ def test_train_resumes_by_the_runs_own_recipe(run: str, training: Calls) -> None
 
 
 def test_train_hands_on_that_a_profile_is_wanted(run: str, training: Calls) -> None:
+    Path(run, "config.yaml").write_text(to_yaml(recipe_from(load_recipe("nano"))))
     assert main(["train", "--out", run, "--resume", "--profile"]) == 0
     (((*_, resume, profile), _),) = training
     assert resume and profile

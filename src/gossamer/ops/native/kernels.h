@@ -7,7 +7,6 @@
 #pragma once
 
 #include <cstdint>
-#include <cstdlib>
 #include <cstring>
 #include <vector>
 
@@ -42,13 +41,16 @@ inline float sigmoid(float x) { return 1.0f / (1.0f + exp_(-x)); }
 // So few numbers that one thread is done before another has woken up.
 inline bool is_small(int64_t numbers) { return numbers < 1 << 15; }
 
-// Floats for one thread, aligned to a cache line.
+// Floats for one thread, aligned to a cache line. A thread keeps its memory for the next kernel: fresh pages would cost
+// more than the work on a short text. One at a time in a thread.
 class Scratch {
   public:
     // Room for `total` floats in all, and the padding of up to 64 tensors.
-    explicit Scratch(size_t total)
-        : memory_(static_cast<float *>(std::aligned_alloc(64, (total + 64 * 16 + 15) / 16 * 64))), next_(memory_) {}
-    ~Scratch() { std::free(memory_); }
+    explicit Scratch(size_t total) {
+        thread_local std::vector<float> memory;
+        if (memory.size() < total + 65 * 16) memory.resize(total + 65 * 16);
+        next_ = memory.data() + (64 - reinterpret_cast<uintptr_t>(memory.data()) % 64) % 64 / sizeof(float);
+    }
     Scratch(const Scratch &) = delete;
     Scratch &operator=(const Scratch &) = delete;
     float *take(size_t count) {
@@ -58,7 +60,7 @@ class Scratch {
     }
 
   private:
-    float *memory_, *next_;
+    float *next_;
 };
 
 // y += a · x
