@@ -142,6 +142,21 @@ def seconds_of_one(call: Call) -> float:
     return time.perf_counter() - began
 
 
+LARGE_PRODUCTS_FLOPS = 8 * 2.0 * 2048**3
+
+
+def large_products() -> Call:
+    """Square matrix products in float32 on all threads, `LARGE_PRODUCTS_FLOPS` of them in a call; for a `Subject`."""
+    a, b = (torch.randn(2048, 2048, device=_device()) for _ in range(2))
+    out = torch.empty_like(a)
+
+    def call() -> None:
+        for _ in range(8):
+            torch.mm(a, b, out=out)
+
+    return call
+
+
 def gemm_rate(dtype: torch.dtype = torch.float32, size: int = 2048) -> float:
     """FLOP/s of a square matrix product on all threads: what a training step is measured against."""
     device = _device()

@@ -174,6 +174,14 @@ def dense_config(config: ModelConfig, parameters: int) -> Any:
     )
 
 
+def dense_flops(config: Any, length: int) -> float:
+    """FLOPs a token of a training step of `dense_config`'s network in rows of `length` tokens."""
+    heads, layers, hidden = config.num_attention_heads, config.num_hidden_layers, config.hidden_size
+    attention = config.head_dim * (2 * heads + 2 * config.num_key_value_heads)
+    matrices = config.vocab_size * hidden + layers * hidden * (3 * config.intermediate_size + attention)
+    return 3 * (2.0 * matrices + 2.0 * layers * heads * config.head_dim * (length + 1))
+
+
 def dense_step(config: ModelConfig, parameters: int, rows: int, length: int) -> Callable[[], object]:
     """A step of `dense_config`'s network."""
     return transformers_step(dense_config(config, parameters), rows, length)

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from measure import Subject, describe, machine, table, take_turns
-from peers import dense_config, dense_step, gossamer_step, model_config, qwen3_next_step
+from measure import LARGE_PRODUCTS_FLOPS, Subject, describe, large_products, machine, table, take_turns
+from peers import dense_config, dense_flops, dense_step, gossamer_step, model_config, qwen3_next_step
 
 EXPERTS = ("eager", "grouped_mm")
 
@@ -46,6 +46,7 @@ def measure(name: str, turns: int, quick: bool) -> dict[str, Any]:
     size = SIZES[name]
     config, rows, length = model_config(size.recipe, size.changes), size.rows, size.length
     counts = config.counts(length)
+    products = Subject("matrix products", large_products)  # take their turn, too: the rate that a step is set against
     subjects = [
         Subject("gossamer", gossamer_step, config, rows, length),
         Subject("gossamer, PyTorch alone", gossamer_step, config, rows, length, True),
@@ -64,17 +65,9 @@ def measure(name: str, turns: int, quick: bool) -> dict[str, Any]:
         for kind, parameters in (("active", counts.active_parameters), ("total", counts.parameters)):
             dense = dense_config(config, parameters)
             subjects.append(Subject(f"dense Qwen3, equal {kind} size", dense_step, config, parameters, rows, length))
-            attention = 3 * 2.0 * config.num_attention_heads * config.head_dim * (length + 1) * config.num_hidden_layers
-            embedding = config.vocab_size * config.hidden_size
-            size_of = embedding + config.num_hidden_layers * config.hidden_size * (
-                3 * dense.intermediate_size
-                + config.head_dim * (2 * config.num_attention_heads + 2 * config.num_key_value_heads)
-            )
-            flops[subjects[-1].name] = 6.0 * size_of + attention
-    found = machine()
-    take_turns(subjects, turns, warm_up=2)
-    after = machine()
-    found["gemm_gflops"] = (found["gemm_gflops"] + after["gemm_gflops"]) / 2
+            flops[subjects[-1].name] = dense_flops(dense, length)
+    take_turns([products, *subjects], turns, warm_up=2)
+    found = machine() | {"gemm_gflops": LARGE_PRODUCTS_FLOPS / products.median / 1e9}
     results = {}
     for subject in subjects:
         if subject.failure:
