@@ -198,6 +198,14 @@ def dense_config(config: ModelConfig, parameters: int) -> Any:
     )
 
 
+def equal_active(config: ModelConfig) -> int:
+    """Parameters in all of a dense network that uses as many on a token as this one.
+
+    Of the table of embeddings a token uses one row in both, so that it comes on top.
+    """
+    return config.counts(1).active_parameters + config.vocab_size * config.hidden_size
+
+
 def dense_flops(config: Any, length: int) -> float:
     """FLOPs a token of a training step of `dense_config`'s network in rows of `length` tokens."""
     heads, layers, hidden = config.num_attention_heads, config.num_hidden_layers, config.hidden_size
