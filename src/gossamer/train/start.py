@@ -18,6 +18,7 @@ RESUMABLE = frozenset(
         "training.steps",
         "training.tokens",
         "training.seconds",
+        "training.budget",
         "training.log_every",
         "training.eval_every",
         "training.eval_tokens",
