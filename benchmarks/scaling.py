@@ -1,11 +1,11 @@
 """What loss do a size, a text and a time of training lead to? The runs that the budget dial's law is fitted to.
 
-    python benchmarks/scaling.py --novels PATH --shakespeare FILE [--only N …]    trains what runs.jsonl lacks
-    python benchmarks/scaling.py --fit                                     writes src/gossamer/cost/scaling.json
+    python benchmarks/scaling.py --novels PATH --shakespeare FILE    trains what runs.jsonl lacks
+    python benchmarks/scaling.py --fit                               writes src/gossamer/cost/scaling.json
 
-Every run is one by recipes/budget.yaml, sized by train/sized.py as the dial would, for seconds of training, in a process
-of its own; a line in benchmarks/scaling/runs.jsonl tells what went in and what came out. Lines of another recipe or
-family stay there and are left out of a fit. The fit tells how well it predicts runs it has not seen.
+Every run is one by recipes/budget.yaml, sized by train/sized.py as the dial would, for seconds of training, in a
+process of its own; a line in benchmarks/scaling/runs.jsonl tells what went in and what came out. Lines of another
+recipe or family stay there and are left out of a fit. The fit tells how well it predicts runs it has not seen.
 """
 
 from __future__ import annotations

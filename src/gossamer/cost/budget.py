@@ -12,7 +12,7 @@ from gossamer.errors import UserError, nearest
 __all__ = ["LEAST_FLOPS", "LEAST_SECONDS", "Budget", "parse_budget"]
 
 LEAST_SECONDS = 20.0
-"""Loading PyTorch, looking at the text and measuring the device leave too little of a shorter time to learn anything."""
+"""Loading PyTorch, looking at the text and measuring the device leave too little of less to learn anything."""
 
 LEAST_FLOPS = 2e11
 """What a few dozen steps of the smallest network take."""
@@ -96,7 +96,7 @@ def _require_enough(budget: Budget, price: float | None, currency: str) -> None:
     if seconds is None:
         if budget.amount < LEAST_FLOPS:
             raise UserError(f"budget {budget.text!r} is too small to train anything; the least is {LEAST_FLOPS:g}flop")
-    elif seconds < LEAST_SECONDS:
+    elif seconds < LEAST_SECONDS * (1 - 1e-9):  # a price of a third leaves it a hair short
         least = f"{LEAST_SECONDS:g}s"
         if budget.kind == "money":
             assert price is not None
@@ -107,4 +107,4 @@ def _require_enough(budget: Budget, price: float | None, currency: str) -> None:
 def _rounded_up(value: float) -> str:
     """A number of two digits, not less than the value."""
     unit = 10.0 ** (math.floor(math.log10(value)) - 1)
-    return f"{math.ceil(value / unit - 1e-9) * unit:.2g}"
+    return f"{float(f'{math.ceil(value / unit - 1e-9) * unit:.2g}'):g}"

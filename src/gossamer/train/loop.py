@@ -31,6 +31,7 @@ from gossamer.model.causal_lm import CausalLM
 from gossamer.train.balance import describe_load
 from gossamer.train.checkpoint import checkpoint_to_resume, load_checkpoint, newest_checkpoint
 from gossamer.train.claim import claimed
+from gossamer.train.dial import Plan, choose, read_plan
 from gossamer.train.display import Display
 from gossamer.train.evaluate import Evaluation, evaluate
 from gossamer.train.length import Length
@@ -53,10 +54,18 @@ SAMPLES_FILE = "samples.txt"
 Batches = Iterator[Batch]
 
 
-def train(recipe: Recipe, out: Path, resume: bool = False, profile: bool = False, began: float | None = None) -> None:
+def train(
+    recipe: Recipe,
+    out: Path,
+    resume: bool = False,
+    profile: bool = False,
+    dial: bool = False,
+    began: float | None = None,
+) -> None:
     """Train by `recipe` into the folder `out`; with `resume` go on from its newest checkpoint, or begin again.
 
     With `profile` a trace of a few steps is written there, too; of several processes the main one is looked at.
+    With `dial` the size, the batch and the learning rate are chosen for the recipe's budget before it begins.
     `began` is when the command began, by `time.perf_counter`, where that was before this call.
 
     SIGTERM and Ctrl-C are acted on between steps: the run is saved, and this function returns or raises.
@@ -76,7 +85,11 @@ def train(recipe: Recipe, out: Path, resume: bool = False, profile: bool = False
         # A run keeps the tokenizer it was begun with.
         tokenizer = None if checkpoint is None else Tokenizer.load(out / "model")
         dataset = prepare(recipe.corpus, tokenizer, progress=world.is_main)
-        run = _Run(_with_vocabulary(recipe, dataset.tokenizer.vocab_size), out, dataset, world, began)
+        recipe = _with_vocabulary(recipe, dataset.tokenizer.vocab_size)
+        plan = world.on_main(lambda: read_plan(out)) if resume else None
+        if dial:
+            recipe, plan = choose(recipe, dataset, world, began)
+        run = _Run(recipe, out, dataset, world, began, plan)
         run.begin(checkpoint, again=resume and checkpoint is None)
         stopped_by = run.train(profile)
     if stopped_by == signal.SIGINT:
@@ -99,8 +112,10 @@ class _Run:
 
     metrics: MetricsWriter | None = None  # on the main process alone
 
-    def __init__(self, recipe: Recipe, out: Path, dataset: Dataset, world: World, began: float) -> None:
-        self.recipe, self.out, self.dataset, self.world = recipe, out, dataset, world
+    def __init__(
+        self, recipe: Recipe, out: Path, dataset: Dataset, world: World, began: float, plan: Plan | None = None
+    ) -> None:
+        self.recipe, self.out, self.dataset, self.world, self.plan = recipe, out, dataset, world, plan
         training = recipe.training
         best_by = training.best_by or next(iter(dataset.validation))
         if best_by not in dataset.validation:
@@ -175,12 +190,18 @@ class _Run:
                 steps=training.steps,
                 corpus=self.dataset.description,
             )
+            if self.plan is not None:
+                self._write("plan", **asdict(self.plan))
         self.display.say(self.dataset.description)
         dtype = str(self.learner.dtype).removeprefix("torch.")
         self.display.say(
             f"{counts.parameters:,} parameters, {counts.active_parameters:,} active; steps of "
             f"{self.meter.tokens_per_step:,} tokens in {dtype} on {self.world.size} x {device}"
         )
+        if self.plan is not None:
+            self.display.say(self.plan.describe(training.budget))
+            if self.world.is_main and (warning := self.plan.warning(training.budget, self.dataset.train.num_bytes)):
+                log.warning(warning)
         self.display.say(self.estimate.describe())
         if not self.estimate.fits(self.world.device, self.world.sharing):
             log.warning(
@@ -254,6 +275,8 @@ class _Run:
                     f"validation loss {final.loss:.4f} nats a token, {final.bits_per_byte:.4f} bits per byte, "
                     f"after {self.tokens:,} tokens in {self.elapsed:.0f} s of training"
                 )
+                if self.plan is not None:
+                    self.display.say(self.plan.outcome(final.bits_per_byte))
             self.display.say(self.meter.summary())
         if self.world.is_main:
             self.display.say(f"report: {write_report(self.out)}")

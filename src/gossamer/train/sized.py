@@ -12,7 +12,6 @@ __all__ = ["sized_recipe"]
 
 _WIDTH, _TOKENS = 128, 1e6  # that the recipe's learning rate and batch are meant for
 _LEAST_ROWS = 4
-_LEAST_READ = 4096  # tokens of an evaluation
 
 
 def sized_recipe(base: Recipe, width: int, tokens: float, processes: int = 1) -> Recipe:
@@ -21,14 +20,16 @@ def sized_recipe(base: Recipe, width: int, tokens: float, processes: int = 1) ->
     The learning rate falls with the root of the width: Muon's step has a spectral norm that grows with the root of a
     matrix's size, whose activations should change by as much whatever it is (arXiv 2310.17813). The batch grows with
     the root of the tokens, as the batch beyond which more rows save no steps does (arXiv 2410.21676), in powers of two
-    and shared equally by the processes. A tenth of the steps at most warms up. Evaluations on the way and the last one take some percent of the time.
+    and shared equally by the processes. A tenth of the steps at most warms up. Evaluations on the way and the last one
+    read a few percent of what is trained on.
     """
     training = base.training
     wanted = training.batch_size * math.sqrt(tokens / _TOKENS)
     rows = max(_LEAST_ROWS, 2 ** round(math.log2(wanted)))
     rows = math.ceil(rows / processes) * processes
-    steps = int(tokens / (rows * training.sequence_length))
-    read = {"eval_tokens": 0.005 * tokens, "final_eval_tokens": 0.05 * tokens}
+    a_batch = rows * training.sequence_length
+    steps = int(tokens / a_batch)
+    read = {"eval_tokens": max(0.005 * tokens, a_batch), "final_eval_tokens": max(0.05 * tokens, 8 * a_batch)}
     return replace(
         base,
         model=sized(base.model, width),
@@ -39,7 +40,7 @@ def sized_recipe(base: Recipe, width: int, tokens: float, processes: int = 1) ->
             batch_size=rows,
             eval_every=max(1, steps // 8),
             sample_every=max(1, steps // 2),
-            checkpoint_every=max(1, steps // 4),
-            **{name: min(getattr(training, name), max(_LEAST_READ, round(share))) for name, share in read.items()},
+            checkpoint_every=max(1, steps // 10),
+            **{name: min(getattr(training, name), round(most)) for name, most in read.items()},
         ),
     )

@@ -37,6 +37,23 @@ RESUMABLE = frozenset(
 )
 
 
+# What a budget decides.
+_DIALLED = frozenset(
+    f"training.{name}"
+    for name in "steps tokens seconds batch_size gradient_accumulation eval_every sample_every checkpoint_every".split()
+) | {"optimizer.learning_rate", "schedule.warmup_steps"}
+
+
+def require_dialled(recipe: str | None, overrides: Mapping[str, Any]) -> None:
+    """Refuse (UserError) beside --budget what it is there to decide."""
+    own = "--recipe R --training.budget B keeps a recipe's network and all you say of it"
+    if recipe is not None:
+        raise UserError(f"--budget chooses the network, as does --recipe {recipe}; give one of them, or {own}")
+    for key in overrides:
+        if key in _DIALLED or key.startswith("model."):
+            raise UserError(f"--budget decides --{key}; leave one of them out, or {own}")
+
+
 def fresh_recipe(folder: Path, name: str, overrides: Mapping[str, Any]) -> Recipe:
     """The recipe of a run that begins in `folder`, overrides by dotted name.
 
