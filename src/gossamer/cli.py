@@ -43,8 +43,8 @@ def train(
     """Train a model by a recipe, or for a budget; any value of the recipe can be overridden by its dotted name.
 
     Args:
-        recipe: one that comes with gossamer (80b-a3b, budget, demo, micro, mini, nano, novels, shakespeare-char, small),
-            or path of a YAML file (default: demo)
+        recipe: one that comes with gossamer (80b-a3b, budget, demo, micro, mini, nano, novels, shakespeare-char,
+            small), or path of a YAML file (default: demo)
         data: text to train on, files and folders; short for --corpus.paths
         tokenizer: bpe, char, or a folder with a tokenizer.json; short for --corpus.tokenizer
         errors: what to do about bytes that are not UTF-8; short for --corpus.errors
