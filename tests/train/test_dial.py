@@ -135,6 +135,19 @@ def test_harder_text_needs_more_bits(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_killed_run_goes_on_with_what_is_left(tmp_path):
+    out, command = tmp_path / "run", [sys.executable, "-m", "gossamer.cli", "train", "--budget", "40s"]
+    subprocess.run([*command, "--out", str(tmp_path / "warm")], check=True)  # fills the cache
+    began = time.perf_counter()
+    with pytest.raises(subprocess.TimeoutExpired):
+        subprocess.run([*command, "--out", str(out)], timeout=25)
+    subprocess.run([*command, "--out", str(out), "--resume"], check=True)
+    assert 36 < time.perf_counter() - began < 42
+    kinds = [event["event"] for event in read_metrics(out)]
+    assert kinds.count("plan") == kinds.count("end") == 1
+
+
+@pytest.mark.slow
 def test_a_run_keeps_its_budget_and_its_prediction(tmp_path):
     """A minute on the standard library's source: all of the command's time, start of Python included."""
     out, seconds = tmp_path / "run", 60

@@ -1,15 +1,19 @@
 """How far a run is, by whichever measure it has, and a budget of the clock above all."""
 
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
+from gossamer.cost import budget
+from gossamer.cost.ledger import read_ledger
 from gossamer.errors import UserError
 from gossamer.train import loop
 from gossamer.train.config import TrainingConfig
 from gossamer.train.length import Length
 from gossamer.train.metrics import read_metrics
+from gossamer.train.step import Learner
 from gossamer.train.world import ALONE
 
 
@@ -79,6 +83,27 @@ def test_the_last_evaluation_stops_in_time_but_reads_something():
     assert list(run.in_time(iter("abc"))) == ["a"]
     meter.seconds = 10.0
     assert list(run.in_time(iter("abc"))) == ["a", "b", "c"]
+
+
+def test_a_machine_that_becomes_slower_has_the_decay_complete_in_time(tiny_recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(budget, "LEAST_SECONDS", 1.0)
+    seconds, began, step = 6.0, time.perf_counter(), Learner.step
+
+    def slower(self, *args):
+        if time.perf_counter() - began > seconds / 3:
+            time.sleep(0.1)
+        return step(self, *args)
+
+    monkeypatch.setattr(Learner, "step", slower)
+    training = replace(tiny_recipe.training, budget=f"{seconds}s", eval_every=20, checkpoint_every=20, sample_every=20)
+    loop.train(replace(tiny_recipe, training=training), tmp_path / "run", began=began)
+    ledger = read_ledger(tmp_path / "run")
+    assert ledger is not None
+    assert 0.6 * seconds < ledger.total.device_seconds < seconds
+    events = [event for event in read_metrics(tmp_path / "run") if event["event"] == "train"]
+    rates = [event["learning_rate"] for event in events]
+    assert rates[0] == max(rates) and rates[-1] < 0.2 * rates[0]
+    assert rates == sorted(rates, reverse=True)
 
 
 def test_a_run_by_flops_ends_within_them_and_its_rate_falls_to_the_end(tiny_recipe, tmp_path):

@@ -178,13 +178,17 @@ class _Choice:
     def _fitting(self, recipe: Recipe) -> Recipe | None:
         """The recipe with its batch in as many parts as memory demands; None if none is small enough."""
         training = recipe.training
-        while not estimate_peak(recipe, self.world.device, self.world.size).fits(self.world.device, self.world.sharing):
+        while self.world.max(0 if self._fits(recipe) else 1):
             rows, odd = divmod(training.batch_size, 2)
             if odd or rows % self.world.size:
                 return None
             training = replace(training, batch_size=rows, gradient_accumulation=2 * training.gradient_accumulation)
             recipe = replace(recipe, training=training)
         return recipe
+
+    def _fits(self, recipe: Recipe) -> bool:
+        world = self.world
+        return estimate_peak(recipe, world.device, world.size).fits(world.device, world.sharing)
 
     def _measure(self, recipe: Recipe, width: int) -> None:
         began = time.perf_counter()
