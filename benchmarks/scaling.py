@@ -3,8 +3,8 @@
     python benchmarks/scaling.py --novels PATH --shakespeare FILE    trains what runs.jsonl lacks
     python benchmarks/scaling.py --fit                               writes src/gossamer/cost/scaling.json
 
-Every run is one by recipes/budget.yaml, sized by train/sized.py as the dial would, for seconds of training, in a
-process of its own; a line in benchmarks/scaling/runs.jsonl tells what went in and what came out. Lines of another
+Every run is one by recipes/budget.yaml, sized by train/sized.py as the dial would, for the tokens that so many
+seconds buy here, in a process of its own; a line in benchmarks/scaling/runs.jsonl tells what went in and what came out. Lines of another
 recipe or family stay there and are left out of a fit. The fit tells how well it predicts runs it has not seen.
 """
 
@@ -143,7 +143,8 @@ def _train(corpus: str, tokenizer: str, width: int, seconds: float, recipe: str,
     speed = tokens_per_second(sized_recipe(base, width, 1e6), dataset, World(devices.resolve()), seconds=2.0)
     chosen = sized_recipe(base, width, speed * seconds)
     never = {"eval_every": 0, "sample_every": 0, "checkpoint_every": 0, "sample_tokens": 1}
-    training = replace(chosen.training, seconds=seconds, final_eval_tokens=65_536, **never)
+    # By tokens, so that nothing depends on what else the machine does meanwhile.
+    training = replace(chosen.training, tokens=round(speed * seconds), final_eval_tokens=65_536, **never)
     with tempfile.TemporaryDirectory() as folder:
         train(replace(chosen, training=training), Path(folder))
         events = read_metrics(Path(folder))
