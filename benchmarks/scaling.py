@@ -4,8 +4,9 @@
     python benchmarks/scaling.py --fit                               writes src/gossamer/cost/scaling.json
 
 Every run is one by recipes/budget.yaml, sized by train/sized.py as the dial would, for the tokens that so many seconds
-buy here, in a process of its own; a line in benchmarks/scaling/runs.jsonl tells what went in and what came out. Lines of
-another recipe or family stay there and are left out of a fit. The fit tells how well it predicts runs it has not seen.
+buy here, in a process of its own; a line in benchmarks/scaling/runs.jsonl tells what went in and what came out. Lines
+of another recipe or family stay there and are left out of a fit. The fit tells how well it predicts runs it has not
+seen.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from typing import Any
 
 RUNS = Path(__file__).with_name("scaling") / "runs.jsonl"
 
-# Corpus and tokenizer, width, about so many seconds of training. The texts differ in kind and size: the small one is read again and
-# again by the small networks.
+# Corpus and tokenizer, width, about so many seconds of training. The texts differ in kind and size: the small one is
+# read again and again by the small networks.
 GRID: list[tuple[str, str, int, int]] = [
     *(("novels", "bpe", width, seconds) for width, seconds in (
         (128, 20), (192, 60), (64, 15), (256, 90), (96, 30), (128, 45), (192, 30), (64, 45), (128, 90), (192, 120),
