@@ -10,10 +10,11 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from functools import lru_cache
+from typing import Any
 
 from gossamer.model.config import ModelConfig
 
-__all__ = ["WIDTHS", "sized", "trunk_parameters"]
+__all__ = ["DIMENSIONS", "WIDTHS", "sized", "trunk_parameters"]
 
 WIDTHS = (64, 96, 128, 192, 256, 320, 384, 512, 768, 1024, 1536, 2048)
 """The sizes that a budget is spent on."""
@@ -21,14 +22,17 @@ WIDTHS = (64, 96, 128, 192, 256, 320, 384, 512, 768, 1024, 1536, 2048)
 
 def sized(base: ModelConfig, width: int) -> ModelConfig:
     """The network of this width; what has no size, such as `rope_theta` or the MTP head's presence, is the base's."""
+    return replace(base, **_dimensions(width))
+
+
+def _dimensions(width: int) -> dict[str, Any]:
     doublings = math.floor(math.log2(width / 128))
     head_dim = 64 if width % 64 == 0 and width >= 128 else 32
     heads = width // head_dim
     wide = width >= 384
     value_heads = width // 32 if wide else 4
     linear_dim = 64 if wide else width // 4
-    return replace(
-        base,
+    return dict(
         hidden_size=width,
         intermediate_size=3 * width,
         num_hidden_layers=4 * max(1, math.ceil(math.log2(width / 128))),
@@ -49,6 +53,10 @@ def sized(base: ModelConfig, width: int) -> ModelConfig:
         mlp_only_layers=(),
         decoder_sparse_step=1,
     )
+
+
+DIMENSIONS = frozenset(_dimensions(WIDTHS[0]))
+"""The keys that the width decides."""
 
 
 @lru_cache

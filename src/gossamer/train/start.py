@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from gossamer.cost.sizes import DIMENSIONS
 from gossamer.data import hub_dataset
 from gossamer.errors import UserError
 from gossamer.train.claim import require_unclaimed
@@ -50,7 +51,7 @@ def require_dialled(recipe: str | None, overrides: Mapping[str, Any]) -> None:
     if recipe is not None:
         raise UserError(f"--budget chooses the network, as does --recipe {recipe}; give one of them, or {own}")
     for key in overrides:
-        if key in _DIALLED or key.startswith("model."):
+        if key in _DIALLED or key.removeprefix("model.") in DIMENSIONS:
             raise UserError(f"--budget decides --{key}; leave one of them out, or {own}")
 
 

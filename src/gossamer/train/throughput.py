@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 
 import torch
@@ -16,14 +17,14 @@ from gossamer.train.world import World
 
 __all__ = ["tokens_per_second"]
 
-_STEPS = 6
+_STEPS = 12
 
 
 def tokens_per_second(recipe: Recipe, dataset: Dataset, world: World, seconds: float) -> float:
     """Measure training by `recipe` for about so many seconds; every process calls this and gets the same.
 
-    The fastest of the steps counts: what else the machine did meanwhile only made them slower. The first one, in which
-    kernels are loaded and memory is found, does not count where there is time for another. At least one is taken.
+    The median step counts: what else the machine does now, it will do then, too. The first one, in which kernels are
+    loaded and memory is found, does not count where there is time for another. At least one is taken.
     """
     began, training = time.perf_counter(), recipe.training
     devices.seed_everything(training.seed)
@@ -41,4 +42,4 @@ def tokens_per_second(recipe: Recipe, dataset: Dataset, world: World, seconds: f
         times.append(float(world.sum_(torch.tensor(now - at, dtype=torch.float64))) / world.size)
         late = world.max(int(now - began + times[-1] > seconds))
     tokens = training.batch_size * training.sequence_length * training.gradient_accumulation
-    return tokens / min(times[1:] or times)
+    return tokens / statistics.median(times[1:] or times)
