@@ -17,15 +17,21 @@ SIZES, LENGTHS = st.floats(1e5, 1e10), st.floats(1e4, 1e13)
 def test_more_of_anything_is_better(size, length, more):
     text = Text(1e6, 2.2)
     here = LAW.bits_per_byte(size, length, text)
-    assert LAW.bits_per_byte(size * more, length, text) < here
+    assert LAW.bits_per_byte(size * more, length, text) <= here
     assert LAW.bits_per_byte(size, length * more, text) <= here
-    assert LAW.bits_per_byte(size, length * more, Text(1e6 * more, 2.2)) < here
+    assert LAW.bits_per_byte(size * more, length * more, Text(1e6 * more, 2.2)) < here
 
 
 def test_harder_text_costs_in_its_power():
     easy, hard = (LAW.bits_per_byte(1e6, 1e6, Text(1e9, bits)) for bits in (2.0, 4.0))
     assert hard / easy == pytest.approx(2**1.5)
-    assert easy == pytest.approx(0.7 + 0.2 + 0.8)
+    assert easy == pytest.approx(0.7 + (0.2**4 + 0.8**4) ** 0.25)
+
+
+def test_what_there_is_less_of_decides():
+    text = Text(1e15, 2.0)
+    assert LAW.bits_per_byte(1e6, 1e15, text) == pytest.approx(0.7 + 0.2, rel=1e-3)
+    assert LAW.bits_per_byte(1e15, 1e6, text) == pytest.approx(0.7 + 0.8, rel=1e-3)
 
 
 def test_text_read_again_is_worth_less_each_time():

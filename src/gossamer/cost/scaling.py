@@ -1,12 +1,13 @@
 """What loss a network of this family reaches: a law whose constants were fitted to runs (benchmarks/scaling.py).
 
-    bits per byte = (c / c0)^γ · (E + A / N^α + B / D'^β)
+    bits per byte = (c / c0)^γ · (E + ((A / N^α)^(1/β) + (B / D'^β)^(1/β))^β)
     D' = U + U R (1 - exp(-(D / U - 1) / R))        where D > U, else D
 
 N: trunk parameters that a token passes, in millions. D: bytes of text read, in millions. U: different ones among them;
 reading them again is worth less each time (arXiv 2305.16264). c: bits that a compressor needs for a byte of the text,
-c0 of the text that most runs read: harder text is harder to learn. The form in N and D is that of arXiv 2203.15556;
-bytes and bits, not tokens and nats, let texts and tokenizers be compared.
+c0 of the text that most runs read: harder text is harder to learn. Size and data are joined as in arXiv 2001.08361:
+what there is less of decides, so that after little text all sizes are alike, which a sum of both would deny. Bytes and
+bits, not tokens and nats, let texts and tokenizers be compared.
 """
 
 from __future__ import annotations
@@ -75,7 +76,8 @@ class Law:
         """What a network is predicted to need for a byte of held-out text, having read so many bytes of its kind."""
         data = self.worth(read_bytes, text.unique_bytes) / _MILLION
         size = trunk_parameters / _MILLION
-        bits = self.E + self.A * size**-self.alpha + self.B * data**-self.beta
+        by_size, by_data = self.A * size**-self.alpha, self.B * data**-self.beta
+        bits = self.E + (by_size ** (1 / self.beta) + by_data ** (1 / self.beta)) ** self.beta
         return (text.compressed_bits / self.c0) ** self.gamma * bits
 
     def worth(self, read_bytes: float, unique_bytes: float) -> float:
