@@ -16,9 +16,9 @@ from gossamer.cost.scaling import Law, Text, write_law
 Run = dict[str, Any]
 
 NOISE = 0.01  # of the logarithm of a loss, from seed to seed and from machine to machine
-# What is known before: value and spread. A and alpha: what arXiv 2001.08361 gives for networks of a million to a hundred
-# million parameters, above E, with as much data as they can use; runs of a minute say little of either. beta: arXiv
-# 2203.15556; R: arXiv 2305.16264; E: what large models need for a byte of English; difficulty: as a compressor's.
+# What is known before: value and spread. A and alpha: what arXiv 2001.08361 gives for networks of a million to a
+# hundred million parameters, above E, with as much data as they can use; runs of a minute say little of either. beta:
+# arXiv 2203.15556; R: arXiv 2305.16264; E: what large models need for a byte of English; gamma: as a compressor does.
 PRIOR = {
     "E": (math.log(0.7), 0.3),
     "A": (math.log(0.5), 0.5),
