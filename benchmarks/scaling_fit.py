@@ -18,14 +18,14 @@ Run = dict[str, Any]
 NOISE = 0.01  # of the logarithm of a loss, from seed to seed and from machine to machine
 # What is known before: value and spread. A and alpha: what arXiv 2001.08361 gives for networks of a million to a
 # hundred million parameters, above E, with as much data as they can use; runs of a minute say little of either. beta:
-# arXiv 2203.15556; R: arXiv 2305.16264; E: what large models need for a byte of English; gamma: as a compressor does.
+# arXiv 2203.15556; R: arXiv 2305.16264; E: what large models need for a byte of English; gamma: texts are alike.
 PRIOR = {
     "E": (math.log(0.7), 0.3),
     "A": (math.log(0.5), 0.5),
     "alpha": (0.25, 0.08),
     "B": (math.log(1.0), 2.0),
     "beta": (0.28, 0.15),
-    "gamma": (1.0, 0.5),
+    "gamma": (0.0, 0.1),
     "R": (math.log(15.4), 0.5),
 }
 _LOGARITHMS = ("E", "A", "B", "R")
@@ -64,6 +64,7 @@ def fit_and_write(runs: list[Run]) -> None:
     c0 = next(run["compressed_bits"] for run in runs if run["corpus"] == most)
     found = fit(runs, c0)
     unseen = [abs(_error(fit(runs[:i] + runs[i + 1 :], c0), run)) for i, run in enumerate(runs)]
+    own = [error for run, error in zip(runs, unseen, strict=True) if run["corpus"] == most]
     others = []
     for corpus in sorted({run["corpus"] for run in runs} - {most}):
         without = fit([run for run in runs if run["corpus"] != corpus], c0)
@@ -78,8 +79,8 @@ def fit_and_write(runs: list[Run]) -> None:
         found,
         trunk_parameters=(min(sizes), max(sizes)),
         bytes=(min(lengths), max(lengths)),
-        error=statistics.fmean(unseen),
-        worst=max(unseen),
+        error=statistics.fmean(own),
+        worst=max(own),
         other_text=statistics.fmean(others) if others else math.nan,
         runs=len(runs),
         texts=tuple(sorted(set(names))),

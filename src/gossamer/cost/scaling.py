@@ -47,7 +47,7 @@ class Law:
         c0: bits that bzip2 needs for a byte of the text that most runs read
         trunk_parameters: fewest and most of the runs' networks
         bytes: least and most text that a run read
-        error: mean relative error for a run left out of the fit
+        error: mean relative error for a run on the text that most read, left out of the fit
         worst: the largest of these
         other_text: mean relative error for the runs on a text none of which was in the fit
         runs: how many
