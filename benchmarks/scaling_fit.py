@@ -46,7 +46,8 @@ def fit(runs: Sequence[Run], c0: float) -> Law:
         shrunk = np.where(abs(errors) <= 2, errors, np.sign(errors) * np.sqrt(np.maximum(4 * abs(errors) - 4, 0)))
         return np.concatenate([shrunk, (values - means) / spreads])
 
-    return law(least_squares(residuals, means, x_scale=spreads).x)
+    lowest = [0.02 if name in ("alpha", "beta") else -np.inf for name in PRIOR]
+    return law(least_squares(residuals, means, x_scale=spreads, bounds=(lowest, np.inf)).x)
 
 
 def _error(law: Law, run: Run) -> float:

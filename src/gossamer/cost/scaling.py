@@ -77,7 +77,8 @@ class Law:
         data = self.worth(read_bytes, text.unique_bytes) / _MILLION
         size = trunk_parameters / _MILLION
         by_size, by_data = self.A * size**-self.alpha, self.B * data**-self.beta
-        bits = self.E + (by_size ** (1 / self.beta) + by_data ** (1 / self.beta)) ** self.beta
+        less, more = sorted((by_size, by_data))
+        bits = self.E + more * (1 + (less / more) ** (1 / self.beta)) ** self.beta
         return (text.compressed_bits / self.c0) ** self.gamma * bits
 
     def worth(self, read_bytes: float, unique_bytes: float) -> float:
