@@ -13,6 +13,8 @@ from chip.faults import reset
 from chip.state import CHIP, allocated, peak
 from chip.tensor import run
 
+# PyTorch composes every other factory of the first two, and the third of others for a device that does not say it has it.
+_KERNELS = ("empty.memory_format", "empty_strided", "silu_backward")
 _LIBRARY = torch.library.Library("aten", "IMPL")
 
 
@@ -21,9 +23,8 @@ def install(name: str = "testchip") -> torch.device:
     if not CHIP.name:
         CHIP.name, CHIP.present = name, True
         _setup_privateuseone_for_python_backend(name, backend_module=_Module(f"torch.{name}"), hook=_Hooks())
-        # Every other factory is composed of these two and of operators on what they made.
-        for operator in ("empty.memory_format", "empty_strided"):
-            _LIBRARY.impl(operator, _factory(operator), "PrivateUse1")
+        for operator in _KERNELS:
+            _LIBRARY.impl(operator, _kernel(operator), "PrivateUse1")
         _LIBRARY.impl("_copy_from", _copy_from, "PrivateUse1")
     if name != CHIP.name:
         raise ValueError(f"this process has the chip as {CHIP.name!r}; PyTorch cannot rename it")
@@ -41,7 +42,7 @@ def plug() -> None:
     reset()
 
 
-def _factory(operator: str) -> Any:
+def _kernel(operator: str) -> Any:
     name, _, overload = operator.partition(".")
     func = getattr(getattr(torch.ops.aten, name), overload or "default")
     return lambda *args, **kwargs: run(func, args, kwargs)

@@ -63,10 +63,12 @@ def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         NotImplementedError: the chip lacks the operator.
         torch.OutOfMemoryError: the results do not fit.
     """
-    # In inference mode nothing above has composed it of others.
-    if (composed := func.decompose(*args, **kwargs)) is not NotImplemented:
-        return composed
     name = func._schema.name
+    # In inference mode nothing above has composed it of others. Where CPUs have a kernel of its own, so has the chip.
+    if not torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CPU"):
+        composed = func.decompose(*args, **kwargs)
+        if composed is not NotImplemented:
+            return composed
     operands = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
     _check_present(name)
     _check_operands(name, operands, kwargs.get("generator"))
