@@ -13,7 +13,7 @@ from chip.faults import reset
 from chip.state import CHIP, allocated, peak
 from chip.tensor import run
 
-# PyTorch composes every other factory of the first two, and the third of others for a device that does not say it has it.
+# PyTorch composes every other factory of the first two; the third it composes of others, unless a device has it.
 _KERNELS = ("empty.memory_format", "empty_strided", "silu_backward")
 _LIBRARY = torch.library.Library("aten", "IMPL")
 
