@@ -14,6 +14,7 @@ from unittest import mock
 import torch
 
 import chip
+from gossamer import device as devices
 from gossamer import ops
 from gossamer.infer.sample import sample_run
 from gossamer.model.causal_lm import CausalLM
@@ -77,3 +78,8 @@ def attempt(code: str, **faults: Any) -> str:
         return f"{type(error).__name__}: {error}"
     finally:
         chip.plug()
+
+
+def described() -> dict[str, Any]:
+    """What `gossamer doctor` says of the chip."""
+    return devices.describe(torch.device("testchip", 0))

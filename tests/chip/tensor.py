@@ -6,6 +6,7 @@ arrives here is what the kernels of a real chip would be called for.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Collection, Iterator
 from contextlib import nullcontext
 from functools import cache
@@ -59,12 +60,14 @@ class Operator:
     """An overload of an operator, and what the chip has to know of it each time it is called."""
 
     def __init__(self, func: Any) -> None:
-        self.func, self.name = func, func._schema.name
+        self.name, self.full_name = func._schema.name, func.name()
         self.names = str(func), str(func.overloadpacket)
         self.random = torch.Tag.nondeterministic_seeded in func.tags
         self.crossing = self.name in _CROSSING
         # In inference mode nothing above has composed it of others. What CPUs have a kernel for, the chip has.
-        self.composed = func._can_decompose() and not torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CPU")
+        self.composed = func._can_decompose() and not torch._C._dispatch_has_kernel_for_dispatch_key(
+            self.full_name, "CPU"
+        )
         self.written = [
             place
             for place, argument in enumerate(func._schema.arguments)
@@ -131,13 +134,16 @@ def _check_dtype(dtype: torch.dtype) -> None:
 
 
 def _count(operator: Operator) -> None:
+    name, full_name = operator.names[0], operator.full_name
     if operator.among(CHIP.lacking):
-        name = operator.func.name()
         raise NotImplementedError(
-            f"Could not run '{name}' with arguments from the '{CHIP.name}' backend: it is missing"
+            f"Could not run '{full_name}' with arguments from the '{CHIP.name}' backend: it has no such operator"
         )
-    counts = CHIP.ran_on_host if operator.among(CHIP.on_host) else CHIP.ran
-    counts[operator.names[0]] += 1
+    if operator.among(CHIP.on_host):
+        CHIP.ran_on_host[name] += 1
+        warnings.warn(f"{full_name} is not supported on {CHIP.name!r} and falls back to the CPU", stacklevel=2)
+    else:
+        CHIP.ran[name] += 1
 
 
 def _spoil(written: list[Any], result: Any, factor: float) -> None:
