@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,21 +12,24 @@ import torch
 import chip_runs
 from gossamer import device as devices
 from gossamer.cli import main
+from gossamer.device import flags
 from gossamer.errors import UserError
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def plugged(monkeypatch: pytest.MonkeyPatch) -> Any:
+def plugged(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A stand-in for the module of a CUDA-like device: `plugged(is_bf16_supported=…)`."""
 
     def plug(name: str, **module: Any) -> torch.device:
         module["get_device_properties"] = lambda device: SimpleNamespace(name=name)
         monkeypatch.setattr(torch, "get_device_module", lambda device: SimpleNamespace(**module))
-        return torch.device("cuda", hash(name) % 100)  # answers are kept by device
+        flags._capabilities.cache_clear()  # answers are kept
+        return torch.device("cuda", 0)
 
-    return plug
+    yield plug
+    flags._capabilities.cache_clear()
 
 
 def test_a_cpu_has_float64_and_talks_through_gloo() -> None:
