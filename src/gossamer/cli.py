@@ -230,6 +230,8 @@ def _answer(values: dict[str, Any], json: bool) -> None:
 
 
 def _short(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
@@ -285,6 +287,8 @@ def _reason(error: BaseException) -> str | None:
         return "no space left on the disk"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    if missing := re.search(r"Could not run '(\S+)' with arguments from the '(\w+)' backend", str(error)):
+        return f"{missing[2]!r} has no operator {missing[1]}; docs/new-chip.md says what to do about it"
     starved = isinstance(error, RuntimeError) and re.search("out of memory|can't allocate memory", str(error), re.I)
     if isinstance(error, MemoryError) or starved:
         return "out of memory; training needs less with a smaller --training.batch_size or --training.sequence_length"
