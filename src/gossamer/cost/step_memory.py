@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 from gossamer.cost import activations
 from gossamer.cost.activations import Activations, Shape
@@ -59,6 +60,7 @@ class WeightBytes:
     total: int
 
 
+@lru_cache(maxsize=64)
 def weight_bytes(config: ModelConfig) -> WeightBytes:
     """Count the weights of a network; a test holds them to the module's."""
     parts = {part.name: part.parameters * _FLOAT for part in config.counts().parts}
@@ -177,25 +179,36 @@ def _stages(config: ModelConfig, step: Step, weights: WeightBytes) -> Iterator[_
     shape, embedding = step.shape, weights.embedding
     head = {"embedding" if config.tie_word_embeddings else "head": embedding}
     yield _Stage("embedding", weights={"embedding": embedding})
+    parts: dict[tuple[str, bool], tuple[Activations, Activations]] = {}  # layers of a kind are alike
     for index, (kind, block) in enumerate(zip(config.mixers, weights.blocks, strict=True)):
-        yield from _block(config, step, block, f"layer {index}", kind, config.is_sparse(index), step.recompute)
+        key = kind, config.is_sparse(index)
+        if key not in parts:
+            parts[key] = activations.mixer(config, kind, shape), activations.feed_forward(config, key[1], shape)
+        yield from _block(config, step, block, f"layer {index}", kind, parts[key], step.recompute)
     yield _stage("loss", activations.loss(config, shape, True), head)
     for _ in range(step.mtp_steps):
         assert weights.draft is not None
         teaches, fc = step.mtp_trunk_gradient, weights.fc
         joined = _stage("draft", activations.draft_input(config, shape), {"mtp": fc}, _copies(fc, step))
         yield replace(joined, weights=joined.weights | ({"embedding": embedding} if teaches else {}))
-        yield from _block(config, step, weights.draft, "mtp", FULL, config.num_experts > 0, recompute=False)
+        own = activations.mixer(config, FULL, shape), activations.feed_forward(config, config.num_experts > 0, shape)
+        yield from _block(config, step, weights.draft, "mtp", FULL, own, recompute=False)
         yield _stage("loss", activations.loss(config, shape, teaches), head if teaches else {})
 
 
 def _block(
-    config: ModelConfig, step: Step, block: BlockBytes, name: str, mixer: str, sparse: bool, recompute: bool
+    config: ModelConfig,
+    step: Step,
+    block: BlockBytes,
+    name: str,
+    mixer: str,
+    parts: tuple[Activations, Activations],
+    recompute: bool,
 ) -> Iterator[_Stage]:
-    shape = step.shape
-    first, second = activations.mixer(config, mixer, shape), activations.feed_forward(config, sparse, shape)
+    first, second = parts
+    sparse = block.experts > 0
     attention = _stage(mixer, first, {f"{name} mixer": block.mixer}, _copies(block.mixer, step))
-    cast = block.other if sparse and activations.experts_native(config, shape) else block.mlp
+    cast = block.other if sparse and activations.experts_native(config, step.shape) else block.mlp
     feed_forward = _stage("experts" if sparse else "dense", second, {f"{name} mlp": block.mlp}, _copies(cast, step))
     if recompute:  # the stream that enters the block is all that stays, as long as there is the network's graph
         again, stream = attention.stored - first.kept[0], first.kept[0]
