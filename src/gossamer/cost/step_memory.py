@@ -139,8 +139,9 @@ def moments(config: ModelConfig, step: Step, weights: WeightBytes, gradients: in
 
 
 def stored(config: ModelConfig, step: Step, weights: WeightBytes) -> int:
-    """Bytes that a micro-batch's forward pass leaves for its backward pass."""
-    return sum(stage.stored for stage in _stages(config, step, weights))
+    """Bytes that a micro-batch's forward pass leaves in the trunk's blocks for its backward pass."""
+    alone = replace(step, mtp_steps=0)
+    return sum(stage.stored for stage in _stages(config, alone, weights) if stage.kind != "loss")
 
 
 def gathered(weights: WeightBytes, itemsize: int) -> int:

@@ -96,7 +96,8 @@ def _grouped(keys: _Keys, window: int, normed: bool) -> Mixer:
         parameters=sum(inputs * outputs for inputs, outputs in products) + (2 * size if normed else 0),
         score_width=2 * width,
         window=window,
-        moved=5 * hidden + (4 if normed else 2) * (width + kv),
+        # Norm and residual sum; norms and rotation of q and k; what attention itself reads and writes.
+        moved=5 * hidden + (4 if normed else 2) * (width + kv) + 2 * width + 2 * kv,
         cache=2 * kv,
     )
 
@@ -113,8 +114,8 @@ def _latent(keys: _Keys) -> Mixer:
         products=products,
         parameters=sum(inputs * outputs for inputs, outputs in products) + rank + queries,
         score_width=heads * (plain + rotary + value),
-        # Norm and residual sum, the latent norms, rotation, and keys put together from both their halves.
-        moved=5 * hidden + 2 * (rank + queries) + 4 * heads * rotary + 2 * width,
+        # Norm and residual sum, the latent norms, rotation, keys put together from both halves; attention itself.
+        moved=5 * hidden + 2 * (rank + queries) + 4 * heads * rotary + 2 * width + 2 * (width + heads * value),
         cache=rank + rotary,
     )
 

@@ -51,6 +51,7 @@ def chip_memory(
     mtp_steps: int,
     itemsize: int = _NARROW,
     native: frozenset[str] = frozenset(),
+    trained: float = 1.0,
 ) -> ChipMemory:
     """What a chip of a layout holds at the fullest moment of a step.
 
@@ -60,12 +61,13 @@ def chip_memory(
         mtp_steps: how often the multi-token-prediction head is applied
         itemsize: bytes of a number in the computing type
         native: operations that run by the native CPU kernels
+        trained: share of the parameters that is trained; below 1 the others are held in bfloat16
     """
-    alone = layout.chips == 1
+    alone = layout.chips == 1 and trained == 1
     tokens = max(1, length // (layout.context * layout.tensor))
     shape = Shape(layout.rows, tokens, itemsize, native)
     step = Step(shape, layout.recompute, micro_batches > 1, mtp_steps, casts=alone)
-    walk = _walk(work.twin, layout.pipeline, layout.tensor, layout.expert, step)
+    walk = _walk(work.twin, layout.pipeline, layout.tensor, layout.expert, step, trained)
     dense, experts = (work.dense_parameters + work.vocabulary_parameters), work.expert_parameters
     mine = dense / layout.pipeline / layout.tensor
     mine_experts = experts / layout.pipeline / layout.expert
@@ -73,11 +75,12 @@ def chip_memory(
     whole = mine + mine_experts
     under_way = min(layout.pipeline, micro_batches) - 1
     if layout.spread_weights:
-        weights, optimizer = spread * _FLOAT, spread * _FLOAT * _MOMENTS
-        gradients, aside = spread * _FLOAT, 0 if alone else walk.gathered
+        weights = spread * (_FLOAT if trained == 1 else _NARROW + _FLOAT * trained)
+        optimizer, gradients = spread * _FLOAT * _MOMENTS * trained, spread * _FLOAT * trained
+        aside = walk.gathered if layout.copies > 1 else 0
     else:
-        weights, optimizer = whole * _NARROW, spread * _FLOAT * (_MOMENTS + 1)
-        gradients, aside = whole * _FLOAT, 0
+        weights, optimizer = whole * _NARROW, spread * _FLOAT * (_MOMENTS + 1) * trained
+        gradients, aside = whole * _FLOAT * trained, 0
     fullest = max(walk.moments, key=lambda moment: moment.total if alone else sum(moment.workspace) + moment.kept)
     return ChipMemory(
         weights=int(weights),
@@ -96,12 +99,15 @@ class _Walk:
 
 
 @lru_cache(maxsize=4096)
-def _walk(config: ModelConfig, pipeline: int, tensor: int, expert: int, step: Step) -> _Walk:
-    """A step of one pipeline stage, taken to have both embedding and head, with this chip's share of the weights."""
-    stage = _first_layers(config, -(-config.num_hidden_layers // pipeline))
+def _walk(config: ModelConfig, pipeline: int, tensor: int, expert: int, step: Step, trained: float) -> _Walk:
+    """A step of one pipeline stage, taken to have both embedding and head, with this chip's share of the weights.
+
+    What a block's gathered weights take is counted in full, its gradients as far as it is trained.
+    """
+    stage = _stage(config, -(-config.num_hidden_layers // pipeline), tensor)
     whole = weight_bytes(stage)
     weights = WeightBytes(
-        embedding=whole.embedding // tensor,
+        embedding=whole.embedding,
         blocks=tuple(_share(block, tensor, expert) for block in whole.blocks),
         draft=_share(whole.draft, tensor, expert) if whole.draft else None,
         fc=whole.fc // tensor,
@@ -110,12 +116,28 @@ def _walk(config: ModelConfig, pipeline: int, tensor: int, expert: int, step: St
     blocks = [*weights.blocks, *([weights.draft] if weights.draft else [])]
     whole_blocks = [*whole.blocks, *([whole.draft] if whole.draft else [])]
     always = whole.total - sum(block.total for block in whole_blocks)
-    weights = replace(weights, total=always // tensor + sum(block.total for block in blocks))
+    weights = replace(weights, total=always + sum(block.total for block in blocks))
+    aside = gathered(weights, step.shape.itemsize)
+    if trained < 1:
+        weights = _scaled(weights, trained)
     passed = moments(stage, step, weights, weights.total)
     return _Walk(
         moments=(*passed, Moment("optimizer", weights.total, 0, [0])),
         stored=stored(stage, step, weights),
-        gathered=gathered(weights, step.shape.itemsize),
+        gathered=aside,
+    )
+
+
+def _scaled(weights: WeightBytes, share: float) -> WeightBytes:
+    def scale(block: BlockBytes) -> BlockBytes:
+        return BlockBytes(int(block.mixer * share), int(block.experts * share), int(block.other * share))
+
+    return WeightBytes(
+        embedding=int(weights.embedding * share),
+        blocks=tuple(scale(block) for block in weights.blocks),
+        draft=scale(weights.draft) if weights.draft else None,
+        fc=int(weights.fc * share),
+        total=int(weights.total * share),
     )
 
 
@@ -123,8 +145,15 @@ def _share(block: BlockBytes, tensor: int, expert: int) -> BlockBytes:
     return BlockBytes(block.mixer // tensor, block.experts // expert, block.other // tensor)
 
 
-def _first_layers(config: ModelConfig, count: int) -> ModelConfig:
-    if count == config.num_hidden_layers:
+def _stage(config: ModelConfig, count: int, tensor: int) -> ModelConfig:
+    """The network with fewer layers and a part of the vocabulary."""
+    if count == config.num_hidden_layers and tensor == 1:
         return config
     kept = tuple(index for index in config.mlp_only_layers if index < count)
-    return replace(config, num_hidden_layers=count, layer_types=config.mixers[:count], mlp_only_layers=kept)
+    return replace(
+        config,
+        vocab_size=-(-config.vocab_size // tensor),
+        num_hidden_layers=count,
+        layer_types=config.mixers[:count],
+        mlp_only_layers=kept,
+    )

@@ -2,8 +2,10 @@
 
 A part's time is that of its FLOPs at the rate that products reach, and that of the bytes it moves at the rate that
 memory reaches, one after the other: large products are hardly slowed by it, small ones as much as they are in practice.
-Collectives move bytes over the link within a node and over the network between nodes. A pipeline of p stages waits
-(p − 1) / (v m) of its time for m micro-batches and v parts of a stage (arXiv 2104.04473).
+Collectives move bytes over the link within a node and over the network between nodes; what gathers weights, sums
+gradients and sends tokens to experts hides behind the computing of another micro-batch (as in arXiv 2412.19437, 3.2),
+tensor parallelism does not. A pipeline of p stages waits (p − 1) / (v m) of its time for m micro-batches and v parts of
+a stage (arXiv 2104.04473).
 """
 
 from __future__ import annotations
@@ -83,9 +85,14 @@ class StepTimer:
         # Stages with a layer more than others are waited for.
         uneven = -(-self.work.depth // layout.pipeline) * layout.pipeline / self.work.depth
         one = {part: seconds * uneven / layout.pipeline for part, seconds in found.items()}
+        exchange = one.pop("expert exchange", 0.0)
+        computing = sum(one.values())
+        gather, once = self._weights(layout)
+        shown = _shown(exchange + gather, computing)
         step = {part: count * seconds for part, seconds in one.items()}
+        step["expert exchange"] = count * shown * exchange
         working = sum(step.values())
-        step["weights and gradients"] = self._weights(layout, count, sum(one.values()))
+        step["weights and gradients"] = count * shown * gather + once * _shown(once, computing)
         step["optimizer"] = self._optimizer(layout)
         step["pipeline bubble"] = working * self._bubble(layout, count)
         return {part: step[part] for part in PARTS if step.get(part)}
@@ -109,7 +116,7 @@ class StepTimer:
             started += _KERNELS["dense"]
         if ffn.width:
             found["products"] += passes * self._swiglu(tokens, ffn.width, layout.tensor)
-            found["memory-bound"] += self._moved(tokens * 3 * ffn.width / layout.tensor, layout)
+            found["memory-bound"] += self._moved(tokens * 5 * ffn.width / layout.tensor, layout)
         found["memory-bound"] += self._moved(5 * self.work.hidden * tokens / layout.tensor, layout)
         found["memory-bound"] += started * KERNEL_SECONDS * (3 + layout.recompute)
         found["tensor exchange"] = self._tensor_exchange(tokens, layout)
@@ -148,7 +155,7 @@ class StepTimer:
         # The router computes in float32; its probabilities are read and written a few times for the softmax, the
         # choice, the load and the loss. A row goes to its expert's place and back; SwiGLU is between.
         logits = 2 * tokens * hidden * ffn.experts / (self._flops / 2) * passes
-        moved = tokens * ffn.experts * 12 + rows * (4 * hidden + 3 * width)
+        moved = tokens * ffn.experts * 12 + rows * (4 * hidden + 5 * width)
         return {
             "experts": passes * products,
             "router and dispatch": logits + self._moved(moved, layout),
@@ -189,21 +196,15 @@ class StepTimer:
         numbers = mixer.cache * tokens / layout.tensor * (layout.context - 1) + mixer.state * layout.rows
         return 3 * _NARROW * numbers / self._between(layout.context * layout.tensor)
 
-    def _weights(self, layout: Layout, count: int, one: float) -> float:
-        """Weights that are gathered and gradients that are summed over the copies, as far as nothing hides it.
-
-        Args:
-            one: seconds of computing for a micro-batch
-        """
+    def _weights(self, layout: Layout) -> tuple[float, float]:
+        """Seconds of gathering weights and summing gradients over the copies: for each micro-batch, and once a step."""
         dense = (self.work.dense_parameters + self.work.vocabulary_parameters) / layout.pipeline / layout.tensor
         experts = self.work.expert_parameters / layout.pipeline / layout.expert
         gather = self._collective(dense, layout.copies, layout.tensor)
         gather += self._collective(experts, layout.expert_copies, layout.expert)
         if layout.spread_weights:  # in the forward and in the backward pass, and then the gradients in float32
-            seconds = gather * (2 * _NARROW + _FLOAT * self.job.trained)
-            return count * max(seconds - one, NEVER_HIDDEN * seconds)
-        seconds = gather * (_NARROW + _FLOAT) * self.job.trained
-        return max(seconds - one, NEVER_HIDDEN * seconds)
+            return gather * (2 * _NARROW + _FLOAT * self.job.trained), 0.0
+        return 0.0, gather * (_NARROW + _FLOAT) * self.job.trained
 
     def _collective(self, numbers: float, chips: int, inner: int) -> float:
         """Seconds a byte of each number, for gathering so many numbers on each of `chips`.
@@ -239,3 +240,8 @@ class StepTimer:
 def _reached(places: float, chosen: int) -> float:
     """How many of so many places a token goes to that chooses at random, each once."""
     return places * (1 - (1 - 1 / places) ** chosen)
+
+
+def _shown(collective: float, computing: float) -> float:
+    """The share of a collective's time that the computing of a micro-batch cannot hide."""
+    return max(1 - computing / collective, NEVER_HIDDEN) if collective else 0.0

@@ -216,8 +216,8 @@ def _full_attention(config: ModelConfig) -> Mixer:
         products=products,
         parameters=sum(inputs * outputs for inputs, outputs in products) + biases + 2 * config.head_dim,
         score_width=2 * width,
-        # Norm and residual sum; norms and rotation of q and k; the gate.
-        moved=5 * hidden + 4 * (width + kv) + 3 * width,
+        # Norm and residual sum; norms and rotation of q and k; what attention itself reads and writes; the gate.
+        moved=5 * hidden + 4 * (width + kv) + 2 * (width + kv) + 3 * width,
         cache=2 * kv,
     )
 
