@@ -37,8 +37,21 @@ class Efficiency:
     availability: float
 
 
-def fitted() -> Efficiency:
+@dataclass(frozen=True)
+class Fitted:
+    """What efficiency.yaml holds.
+
+    Attributes:
+        rates: the shares
+        error: root mean square of the logarithmic errors of the runs held out
+    """
+
+    rates: Efficiency
+    error: float
+
+
+def fitted() -> Fitted:
     """The shares that were fitted to published runs."""
-    names = frozenset(item.name for item in fields(Efficiency))
-    values = {name: place.number(0.01, 1) for name, place in read_lined(FITTED).items(names)}
-    return Efficiency(**values)
+    names = [item.name for item in fields(Efficiency)]
+    values = {name: place.number(0.01, 1) for name, place in read_lined(FITTED).items(frozenset([*names, "error"]))}
+    return Fitted(Efficiency(**{name: values[name] for name in names}), values["error"])

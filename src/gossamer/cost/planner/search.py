@@ -36,8 +36,8 @@ class Option:
         return sum(self.parts.values())
 
     @property
-    def tokens(self) -> float:
-        """Of an optimizer step, in rows."""
+    def rows(self) -> float:
+        """Rows of an optimizer step."""
         return self.micro_batches * self.layout.rows * self.layout.data
 
 

@@ -233,7 +233,7 @@ class StepTimer:
         return (dense + experts) / layout.pipeline * self.job.trained * 7 * _FLOAT / self._bytes
 
     def _bubble(self, layout: Layout, count: int) -> float:
-        parts = max(1, min(4, self.work.depth // layout.pipeline // 2))
+        parts = max(1, min(4, self.work.depth // layout.pipeline))
         return (layout.pipeline - 1) / count / parts
 
 

@@ -105,6 +105,9 @@ def _run(name: str, values: dict[str, Any], config: dict[str, Any], catalogue: C
         measured = float(values["throughput"])
     else:
         measured = float(values["tokens"]) / float(values.get("hours", 1)) / 3600
+    if config.get("layer_types") == "sliding_3_of_4":
+        kinds = ["sliding_attention", "sliding_attention", "sliding_attention", "full_attention"]
+        config = config | {"layer_types": kinds * (config["num_hidden_layers"] // 4)}
     job = Job(
         length=values["length"],
         batch=values["batch"],
