@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from gossamer.cost.planner.workload import Workload
 
 _POWERS = (1, 2, 4, 8, 16, 32, 64)
-SHORTEST = 512  # tokens that a chip should have at least of a sequence that is spread over several
+SHORTEST = 2048  # tokens that a chip should have at least of a sequence that is spread over several
 
 
 @dataclass(frozen=True)
@@ -55,12 +55,12 @@ class Layout:
         return self.stage // self.expert
 
     def describe(self) -> str:
-        """In short: data 64 × tensor 2 × expert 8, 4 rows, recompute."""
+        """The split in short: `data 64 × tensor 2, experts 8`."""
         names = ("data", "tensor", "pipeline", "context")
         parts = [f"{name} {getattr(self, name)}" for name in names if getattr(self, name) > 1] or ["one chip"]
         line = " × ".join(parts)
         if self.expert > 1:
-            line += f", experts over {self.expert}"
+            line += f", experts {self.expert}"
         return line
 
 
@@ -76,7 +76,7 @@ def layouts(work: Workload, chips: int, node: int, length: int, batch: int) -> I
     experts = max((layer.feed_forward.experts for layer, _ in work.layers), default=0)
     for tensor in _divisors(chips, min(node, 8, heads)):
         for pipeline in _divisors(chips // tensor, min(work.depth, 64)):
-            for context in _divisors(chips // tensor // pipeline, max(1, length // SHORTEST // tensor)):
+            for context in _divisors(chips // tensor // pipeline, max(1, length // SHORTEST)):
                 data = chips // tensor // pipeline // context
                 for expert in _expert_counts(experts, data * tensor * context):
                     for rows in (1, 2, 4, 8, 16):

@@ -133,7 +133,7 @@ def _decoding(
     states = batch * sum(count * _NARROW * layer.mixer.state for layer, count in work.layers)
     scores = sum(count * 2 * layer.mixer.score_width * context for layer, count in work.layers)
     found = {
-        "experts' weights": _NARROW * experts / speed,
+        "experts": _NARROW * experts / speed,
         "other weights": _NARROW * others / speed,
         "caches and states": (caches + states) / speed,  # states are written, too
         "computing": batch * (2 * work.active_parameters / flops + scores / (flops * ATTENTION)),

@@ -36,12 +36,12 @@ def draw_plans(plans: Sequence[Plan], kind: str) -> bytes:
 
     first, muted = plans[0], PALETTE["muted"][0]
     with matplotlib.rc_context({"font.size": 10, "svg.hashsalt": "gossamer"}):
-        figure = Figure(figsize=(10.4, 1.95 + 0.47 * len(plans)), facecolor="white")
-        top = 1 - 0.95 / figure.get_figheight()
+        figure = Figure(figsize=(11, 1.75 + 0.47 * len(plans)), facecolor="white")
+        top = 1 - 0.85 / figure.get_figheight()
         days, money, time = figure.subplots(
             1, 3, sharey=True,
-            gridspec_kw={"width_ratios": (1, 1, 1.5), "left": 0.155, "right": 0.985, "top": top,
-                         "bottom": 0.92 / figure.get_figheight(), "wspace": 0.1},
+            gridspec_kw={"width_ratios": (1, 1, 1.45), "left": 0.215, "right": 0.985, "top": top,
+                         "bottom": 0.82 / figure.get_figheight(), "wspace": 0.1},
         )  # fmt: skip
         _bars(days, plans, [plan.days for plan in plans], [0.0] * len(plans), "days")
         _bars(money, plans, [plan.dollars for plan in plans], [plan.price_error for plan in plans], "US dollars")
@@ -100,8 +100,8 @@ def _stacks(axes: Any, plans: Sequence[Plan]) -> None:
     axes.set_xlim(0, 100)
     axes.set_xticks([])
     axes.legend(
-        frameon=False, fontsize=8, ncols=3, loc="upper left", bbox_to_anchor=(-0.01, -0.01), handlelength=0.9,
-        columnspacing=1.0,
+        frameon=False, fontsize=8, ncols=3, loc="upper right", bbox_to_anchor=(1.01, -0.01), handlelength=0.9,
+        columnspacing=1.0, borderaxespad=0.2,
     )  # fmt: skip
 
 

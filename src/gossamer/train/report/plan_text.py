@@ -45,8 +45,8 @@ def describe_plans(plans: Sequence[Plan]) -> str:
     )
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     columns = (
-        ("chip", "left"), ("days", "right"), ("from", "right"), ("to", "right"), ("tokens/s a chip", "right"),
-        ("MFU", "right"), ("device-hours", "right"), ("energy", "right"), ("money", "right"), ("figures", "left"),
+        ("chip", "left"), ("days", "right"), ("range", "right"), ("tokens/s a chip", "right"), ("MFU", "right"),
+        ("energy", "right"), ("money", "right"), ("figures", "left"),
         ("layout", "left"),
     )  # fmt: skip
     for name, side in columns:
@@ -55,11 +55,9 @@ def describe_plans(plans: Sequence[Plan]) -> str:
         low, high = plan.between(plan.days)
         money = "–" if plan.dollars is None else f"${human(plan.dollars)}"
         table.add_row(
-            plan.chip.key, _days(plan.days), _days(low), _days(high),
-            human(plan.tokens_per_second() / plan.count), percent(plan.mfu()), human(plan.device_hours),
-            "–" if plan.kilowatt_hours is None else f"{human(plan.kilowatt_hours / 1000)}Wh".replace("KWh", "GWh")
-            if plan.kilowatt_hours >= 1e6 else f"{human(plan.kilowatt_hours / 1000)} MWh",
-            money, plan.chip.worst_grade, plan.best.layout.describe(),
+            plan.chip.key, _days(plan.days), f"{_days(low)} to {_days(high)}",
+            human(plan.tokens_per_second() / plan.count), percent(plan.mfu()),
+            "–" if plan.kilowatt_hours is None else _megawatt_hours(plan.kilowatt_hours), money, plan.chip.worst_grade, plan.best.layout.describe(),
         )  # fmt: skip
     return f"{head}\n{_printed(table)}"
 
@@ -70,23 +68,23 @@ def describe_serving(services: Sequence[Serving]) -> str:
     head = f"{first.work.name}: {first.batch:,} sequences of {first.context:,} tokens, weights in bfloat16"
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("chip")
-    for name in ("chips", "weights", "caches", "tokens/s", "a sequence", "$ a million", "prompt tokens/s", "$ a million"):
+    for name in ("chips", "weights", "caches", "tokens/s", "each", "$/million", "prompts: tokens/s", "$/million"):
         table.add_column(name, justify="right")
-    table.add_column("slowest part")
+    table.add_column("mostly")
     for one in services:
         slowest = max(one.parts, key=one.parts.__getitem__)
         own, prompt = one.million(one.tokens_per_second), one.million(one.prompt_tokens_per_second)
         table.add_row(
             one.chip.key, f"{one.chips}", size(one.weights), size(one.caches), human(one.tokens_per_second),
-            human(one.tokens_per_second / one.batch), _cents(own), human(one.prompt_tokens_per_second), _cents(prompt),
-            f"{slowest}, {percent(one.parts[slowest] / sum(one.parts.values()))}",
+            human(one.tokens_per_second / one.batch, 2), _cents(own), human(one.prompt_tokens_per_second), _cents(prompt),
+            f"{slowest} {percent(one.parts[slowest] / sum(one.parts.values()))}",
         )  # fmt: skip
     return f"{head}\n{_printed(table)}"
 
 
 def _layouts(plan: Plan) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for name in ("layout", "weights", "rows", "recompute"):
+    for name in ("layout", "weights", "rows × micro-batches", "recompute"):
         table.add_column(name)
     for name in ("step", "tokens/s", "MFU", "memory"):
         table.add_column(name, justify="right")
@@ -158,4 +156,8 @@ def _dollars(plan: Plan) -> str:
 def _energy(plan: Plan) -> str:
     if plan.kilowatt_hours is None:
         return "unknown: the chip's power is not published"
-    return f"{human(plan.kilowatt_hours / 1000)} MWh at the chips' full power"
+    return f"{_megawatt_hours(plan.kilowatt_hours)} at the chips' full power"
+
+
+def _megawatt_hours(kilowatt_hours: float) -> str:
+    return f"{kilowatt_hours / 1000:,.0f} MWh" if kilowatt_hours >= 1e4 else f"{number(kilowatt_hours / 1000, 2)} MWh"
