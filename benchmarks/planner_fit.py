@@ -71,8 +71,8 @@ def fit(runs: list[Run]) -> Efficiency:
 
 def write_shares(rates: Efficiency, error: float) -> None:
     lines = [
-        "# Written by benchmarks/planner_fit.py --write: shares of a chip's figures, fitted to the runs of runs.yaml whose",
-        "# role is `fit`; and the root mean square of the logarithmic errors of those held out.",
+        "# Written by benchmarks/planner_fit.py --write: shares of a chip's figures, fitted to the runs of runs.yaml",
+        "# whose role is `fit`; and the root mean square of the logarithmic errors of those held out.",
         *(f"{name}: {value}" for name, value in asdict(rates).items()),
         f"error: {error:.3f}",
     ]

@@ -122,9 +122,7 @@ def training_plans(work: Workload, wanted: Wanted, count: int, tokens: float, jo
             raise UserError(f"--{option} {value:g}: must be >= {least:,}")
     if count > 1 << 20:
         raise UserError(f"--count {count}: must be <= {1 << 20:,}")
-    return [
-        make_plan(work, chip, count, job, tokens, shares, *wanted.price_of(chip)) for chip, shares in wanted.chips
-    ]
+    return [make_plan(work, chip, count, job, tokens, shares, *wanted.price_of(chip)) for chip, shares in wanted.chips]
 
 
 def serving_plans(work: Workload, wanted: Wanted, count: int, batch: int, context: int) -> list[Serving]:

@@ -104,7 +104,9 @@ class Catalogue:
         found = self.chips.get(key.lower())
         if found is None:
             hint = nearest(key.lower(), self.chips)
-            raise UserError(f"unknown chip {key!r}{hint} (one of {', '.join(self.chips)}; --catalogue FILE adds others)")
+            raise UserError(
+                f"unknown chip {key!r}{hint} (one of {', '.join(self.chips)}; --catalogue FILE adds others)"
+            )
         return found
 
     def dollars(self, chip: Chip) -> float | None:
@@ -134,7 +136,8 @@ def load_catalogue(extra: Sequence[Path] = ()) -> Catalogue:
 
 
 def _chip(key: str, place: Place) -> Chip:
-    name, devices, currency = key, (), "USD"
+    name, currency = key, "USD"
+    devices: tuple[str, ...] = ()
     figures: dict[str, Figure] = {}
     for field, item in place.items(frozenset({"name", "devices", *_RANGES})):
         if field == "name":

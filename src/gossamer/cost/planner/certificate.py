@@ -42,7 +42,9 @@ def certified(path: Path, chip: Chip, rates: Efficiency) -> Efficiency:
         raise UserError(f"{path}: holds no section 'measured'")
     products = _share(path, "gemm_flops.bfloat16", _of(measured, "gemm_flops", "bfloat16"), chip.flops.value)
     copies = _share(path, "copy_bytes_per_second", measured.get("copy_bytes_per_second"), chip.bandwidth.value)
-    links = _share(path, "collective_bytes_per_second", measured.get("collective_bytes_per_second"), chip.link.value / 2)
+    links = _share(
+        path, "collective_bytes_per_second", measured.get("collective_bytes_per_second"), chip.link.value / 2
+    )
     return replace(
         rates,
         products=rates.products if products is None else products,

@@ -43,7 +43,9 @@ def workload_from(values: Mapping[str, Any], name: str) -> Workload:
     windows = _windows(keys, depth)
     for index in range(depth):
         mixer = _latent(keys) if family in _LATENT else _grouped(keys, windows[index], "qwen3" in str(family))
-        layers[Layer(mixer, _feed_forward(keys, family not in _DENSE and index >= keys("first_k_dense_replace", 0)))] += 1
+        layers[
+            Layer(mixer, _feed_forward(keys, family not in _DENSE and index >= keys("first_k_dense_replace", 0)))
+        ] += 1
     last = next(reversed(layers))
     return Workload(
         name=name,

@@ -1,8 +1,8 @@
 """Decoding and prompt processing on a few chips: tokens a second, and what a million of them costs.
 
-A decoding step reads every weight that its tokens touch once, each sequence's cache and state once, and writes the state
-back; it computes little, and starts as many kernels as ever. Chips share all of it, and sum what they computed after
-each half of a layer. Nothing here is fitted: no published serving figure is in runs.yaml.
+A decoding step reads every weight that its tokens touch once, each sequence's cache and state once, and writes the
+state back; it computes little, and starts as many kernels as ever. Chips share all of it, and sum what they computed
+after each half of a layer. Nothing here is fitted: no published serving figure is in runs.yaml.
 """
 
 from __future__ import annotations

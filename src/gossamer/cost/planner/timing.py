@@ -10,7 +10,7 @@ a stage (arXiv 2104.04473).
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from dataclasses import dataclass
 
 from gossamer.cost.planner.catalogue import Chip
@@ -75,7 +75,7 @@ class StepTimer:
     def parts(self, layout: Layout) -> dict[str, float]:
         """Seconds of an optimizer step by part; their sum is its time."""
         count = micro_batches(layout, self.job)
-        found: Counter[str] = Counter()
+        found: dict[str, float] = defaultdict(float)
         drafts = [(layer, self.job.mtp_steps) for layer in self.work.drafts[:1]]
         for layer, often in [*self.work.layers, *drafts]:
             for part, seconds in self._layer(layer, layout).items():

@@ -6,7 +6,7 @@ holds parameters and FLOPs to `gossamer.model.counts`.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -144,7 +144,7 @@ class Workload:
         Args:
             drafts: steps of multi-token prediction; None: one for each of its layers
         """
-        found: Counter[str] = Counter()
+        found: dict[str, float] = defaultdict(float)
         for layer, count in self.layers:
             for part, flops in _layer_flops(layer, self.hidden, context):
                 found[part] += count * flops

@@ -79,8 +79,8 @@ def _bars(axes: Any, plans: Sequence[Plan], values: list[float | None], more: li
         axes.errorbar(value, row, xerr=bars, color=PALETTE["ink"][0], linewidth=1.1, capsize=2.5)
         text = f"{value:,.0f}" if unit == "days" and value >= 10 else human(value, 2)
         axes.annotate(text, (high, row), xytext=(5, 0), textcoords="offset points", va="center", fontsize=9.5)
-    for row, value in enumerate(values):
-        if value is None:
+    for row, missing in enumerate(values):
+        if missing is None:
             axes.annotate("no price published", (0, row), xytext=(5, 0), textcoords="offset points", va="center",
                           fontsize=8.5, color=PALETTE["muted"][0])  # fmt: skip
     axes.set_xlim(0, longest * 1.28)

@@ -57,7 +57,8 @@ def describe_plans(plans: Sequence[Plan]) -> str:
         table.add_row(
             plan.chip.key, _days(plan.days), f"{_days(low)} to {_days(high)}",
             human(plan.tokens_per_second() / plan.count), percent(plan.mfu()),
-            "–" if plan.kilowatt_hours is None else _megawatt_hours(plan.kilowatt_hours), money, plan.chip.worst_grade, plan.best.layout.describe(),
+            "–" if plan.kilowatt_hours is None else _megawatt_hours(plan.kilowatt_hours), money,
+            plan.chip.worst_grade, plan.best.layout.describe(),
         )  # fmt: skip
     return f"{head}\n{_printed(table)}"
 
@@ -76,7 +77,8 @@ def describe_serving(services: Sequence[Serving]) -> str:
         own, prompt = one.million(one.tokens_per_second), one.million(one.prompt_tokens_per_second)
         table.add_row(
             one.chip.key, f"{one.chips}", size(one.weights), size(one.caches), human(one.tokens_per_second),
-            human(one.tokens_per_second / one.batch, 2), _cents(own), human(one.prompt_tokens_per_second), _cents(prompt),
+            human(one.tokens_per_second / one.batch, 2), _cents(own),
+            human(one.prompt_tokens_per_second), _cents(prompt),
             f"{slowest} {percent(one.parts[slowest] / sum(one.parts.values()))}",
         )  # fmt: skip
     return f"{head}\n{_printed(table)}"
@@ -92,7 +94,8 @@ def _layouts(plan: Plan) -> Table:
         layout = option.layout
         share = option.memory.total / plan.chip.memory.value
         table.add_row(
-            layout.describe(), "spread" if layout.spread_weights else "whole", f"{layout.rows} × {option.micro_batches}",
+            layout.describe(), "spread" if layout.spread_weights else "whole",
+            f"{layout.rows} × {option.micro_batches}",
             "yes" if layout.recompute else "no", f"{number(option.seconds, 3)} s",
             human(plan.tokens_per_second(option)), percent(plan.mfu(option)),
             f"{size(option.memory.total)}, {percent(share)}",
