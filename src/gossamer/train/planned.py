@@ -23,6 +23,7 @@ from gossamer.cost.planner import (
     workload_from,
     workload_of,
 )
+from gossamer.cost.planner.search import MOST_CHIPS
 from gossamer.errors import UserError, nearest
 from gossamer.hub.find import find_model, read_json
 from gossamer.hub.names import CONFIG
@@ -120,8 +121,8 @@ def training_plans(work: Workload, wanted: Wanted, count: int, tokens: float, jo
     ):
         if not (math.isfinite(value) and value >= least):
             raise UserError(f"--{option} {value:g}: must be >= {least:,}")
-    if count > 1 << 20:
-        raise UserError(f"--count {count}: must be <= {1 << 20:,}")
+    if count > MOST_CHIPS:
+        raise UserError(f"--count {count}: must be <= {MOST_CHIPS:,}")
     return [make_plan(work, chip, count, job, tokens, shares, *wanted.price_of(chip)) for chip, shares in wanted.chips]
 
 

@@ -11,7 +11,7 @@ from gossamer.cost.planner.memory import RESERVED, ChipMemory, chip_memory
 from gossamer.cost.planner.timing import Job, StepTimer, micro_batches
 from gossamer.cost.planner.workload import Workload
 
-_MOST_CHIPS = 1 << 20
+MOST_CHIPS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def least_chips(work: Workload, chip: Chip, job: Job) -> int | None:
     high = 1
     while not fits(high):
         high *= 2
-        if high > _MOST_CHIPS:
+        if high > MOST_CHIPS:
             return None
     low = high // 2  # does not fit, or is 0
     while high - low > 1:
