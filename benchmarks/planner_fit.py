@@ -20,7 +20,7 @@ import numpy as np
 
 from gossamer.cost.planner import Job, Plan
 from gossamer.cost.planner.catalogue import load_catalogue
-from gossamer.cost.planner.efficiency import FITTED, Efficiency
+from gossamer.cost.planner.efficiency import FITTED, Efficiency, fitted
 from gossamer.cost.planner.layout import Layout
 from gossamer.cost.planner.validation import FIT, Check, Run, checks, published, spread, table
 from gossamer.train.planned import planned_network, training_plans, wanted_chips
@@ -111,7 +111,9 @@ def comparison(plans: list[Plan]) -> str:
 
 def document(text: str, found: list[Check], plans: list[Plan]) -> str:
     """docs/planning.md with both its tables made anew."""
-    return section(section(text, "validation", table(found)), "comparison", comparison(plans))
+    shares = ", ".join(f"{name} {share}" for name, share in asdict(fitted().rates).items())
+    validation = f"Fitted shares: {shares}.\n\n{table(found)}"
+    return section(section(text, "validation", validation), "comparison", comparison(plans))
 
 
 def main() -> None:

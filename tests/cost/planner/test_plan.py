@@ -68,10 +68,17 @@ def test_what_does_not_fit_says_how_many_would(catalogue: Catalogue, shares: Fit
     assert options(timer, least, 1) and not options(timer, least - 1, 1)
 
 
-def test_what_fits_on_no_number_of_chips(catalogue: Catalogue, released: Workload) -> None:
+def test_more_copies_than_rows(catalogue: Catalogue, shares: Fitted, released: Workload) -> None:
+    with pytest.raises(UserError, match=r"^9,973 × NVIDIA H20 cannot share a step of 16,777,216 tokens.* fits is \d+$"):
+        make_plan(released, catalogue.chip("h20"), 9973, JOB, 15e12, shares)
+
+
+def test_what_fits_on_no_number_of_chips(catalogue: Catalogue, shares: Fitted, released: Workload) -> None:
     chip = catalogue.chip("h20")
     tiny = replace(chip, memory=replace(chip.memory, value=1e8))
     assert least_chips(released, tiny, JOB) is None
+    with pytest.raises(UserError, match=r"^80b-a3b fits on no number of NVIDIA H20 with rows of 4,096 tokens$"):
+        make_plan(released, tiny, 64, JOB, 15e12, shares)
 
 
 def test_four_chips_in_under_five_seconds(catalogue: Catalogue, shares: Fitted, released: Workload) -> None:

@@ -149,10 +149,7 @@ def make_plan(
     timer = StepTimer(work, chip, efficiency.rates, job)
     found = options(timer, count)
     if not found:
-        least = least_chips(work, chip, job)
-        remedy = "no number of them is enough" if least is None else f"the least that fits is {least:,}"
-        smaller = ", or a shorter --sequence_length" if job.length > 1024 else ""
-        raise UserError(f"{work.name} does not fit {count:,} × {chip.name} in any layout; {remedy}{smaller}")
+        raise _misfit(work, chip, count, job)
     return Plan(
         work=work,
         chip=chip,
@@ -164,6 +161,21 @@ def make_plan(
         time_error=math.hypot(efficiency.error, *_sensitivities(timer, found, efficiency)),
         price=price,
         price_error=price_error,
+    )
+
+
+def _misfit(work: Workload, chip: Chip, count: int, job: Job) -> UserError:
+    """Why no layout of so many chips fits, and what would."""
+    least = least_chips(work, chip, job)
+    if least is None:
+        return UserError(f"{work.name} fits on no number of {chip.name} with rows of {job.length:,} tokens")
+    if least <= count:  # enough of them, but each copy of the network needs a row of its own
+        return UserError(
+            f"{count:,} × {chip.name} cannot share a step of {job.batch:,} tokens in rows of {job.length:,}: raise "
+            f"--batch_tokens, or take a --count of more factors of two; the least that fits is {least:,}"
+        )
+    return UserError(
+        f"{work.name} does not fit {count:,} × {chip.name} in any layout; the least that fits is {least:,}"
     )
 
 
