@@ -66,7 +66,7 @@ def test_serving_and_fine_tuning(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     "words, message",
     [
-        ("--chip h201", "unknown chip 'h201'; did you mean 'h200'?"),
+        ("--chip p80", "unknown chip 'p80'; did you mean 'p800'?"),
         ("--chip ,", "which chip? one of h100, h200"),
         ("--compare h20,h2o", "unknown chip 'h2o'; did you mean 'h20'?"),
         ("--model smal", "unknown model 'smal'; did you mean 'small'?"),
