@@ -11,7 +11,7 @@ from rich.table import Table
 
 from gossamer.cost.planner import Plan, Serving
 from gossamer.cost.planner.search import Option
-from gossamer.train.report.figures import human, number, percent, size
+from gossamer.train.report.figures import duration, human, number, percent, size
 
 __all__ = ["describe_plan", "describe_plans", "describe_serving"]
 
@@ -27,7 +27,7 @@ def describe_plan(plan: Plan) -> str:
         f"{human(plan.tokens)} tokens in rows of {job.length:,}, {human(job.batch)} a step",
         f"{plan.count:,} × {plan.chip.name} (figures: {plan.chip.worst_grade} at worst)",
         "",
-        f"{_days(plan.days)} days ({_days(low)} to {_days(high)}), {human(plan.device_hours)} device-hours, "
+        f"{_time(plan.days)} ({_time(low)} to {_time(high)}), {human(plan.device_hours)} device-hours, "
         f"{plan.availability:.0%} of them in steps",
         f"{human(plan.tokens_per_second())} tokens/s, {human(plan.tokens_per_second() / plan.count)} a chip; "
         f"MFU {percent(plan.mfu())} ({percent(plan.simple_mfu)} by 6·N·D)",
@@ -135,6 +135,10 @@ def _printed(*tables: Table) -> str:
         console.print(beside)
     text = console.file.getvalue()  # type: ignore[attr-defined]
     return "\n".join(line.rstrip() for line in text.splitlines()) + "\n"
+
+
+def _time(days: float) -> str:
+    return f"{_days(days)} days" if days >= 2 else duration(days * 86400)
 
 
 def _days(days: float) -> str:
