@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import sys
 from collections.abc import Iterable
@@ -28,7 +29,7 @@ from typing import Any
 from contestants import Dense, Gossamer, Peer, Runner
 from measure import describe, machine, table
 
-from gossamer.train.recipe import Recipe, load_recipe, recipe_from
+from gossamer.train.recipe import Recipe, flatten, load_recipe, recipe_from
 
 ROOT = Path(__file__).parent.parent
 LEARNING_RATES = Path(__file__).with_name("learning_rates.json")
@@ -66,14 +67,20 @@ RIVALS = [NANO_GPT, ACTIVE, TOTAL, OWN]
 
 
 def recipe_for(race: Race, file: Path, texts: Path, seed: int, seconds: float = 0.0) -> Recipe:
-    """The recipe on a race's text, with its budget or another."""
+    """The recipe on a race's text, with its budget or another; the batch grows with the budget's root, in powers of 2.
+
+    That is the budget dial's rule (train/sized.py).
+    """
+    recipe, seconds = recipe_from(load_recipe(str(file))), seconds or race.seconds
+    growth = math.sqrt(seconds / recipe.training.seconds)
     changes: dict[str, Any] = {
         "corpus.paths": tuple(str(texts / path) for path in race.paths),
         "corpus.tokenizer": race.tokenizer,
-        "training.seconds": seconds or race.seconds,
+        "training.seconds": seconds,
         "training.seed": seed,
+        "training.batch_size": max(1, 2 ** round(math.log2(recipe.training.batch_size * growth))),
     }
-    return recipe_from(load_recipe(str(file)), changes)
+    return recipe_from({}, flatten(recipe) | changes)
 
 
 def dense_trunk(recipe: Recipe) -> Recipe:
