@@ -309,12 +309,18 @@ def cpu_name() -> str:
         return platform.processor() or platform.machine()
 
 
+def product_name(device: torch.device) -> str:
+    """A device's name as its maker gives it."""
+    if device.type == "cpu":
+        return cpu_name()
+    properties = torch.get_device_module(device).get_device_properties(device)
+    return str(getattr(properties, "name", "unnamed"))
+
+
 def device_name(device: torch.device) -> str:
     """A device's name for people, such as `cpu (AMD EPYC, 2 threads)`."""
-    if device.type == "cpu":
-        return f"cpu ({cpu_name()}, {torch.get_num_threads()} threads)"
-    properties = torch.get_device_module(device).get_device_properties(device)
-    return f"{device.type} ({getattr(properties, 'name', 'unnamed')})"
+    threads = "" if is_accelerator(device) else f", {torch.get_num_threads()} threads"
+    return f"{device.type} ({product_name(device)}{threads})"
 
 
 def memory_bytes(device: torch.device) -> int:

@@ -61,9 +61,8 @@ class Check:
         assert self.status == "pass" or self.message, f"{self.name}: {self.status} without a reason"
 
     def to_dict(self) -> dict[str, Any]:
-        """What the certificate holds: empty fields are left out, an error that is no number is null."""
-        found = {key: value for key, value in asdict(self).items() if value not in ("", None)}
-        return found | ({"error": None} if self.error is not None and self.error != self.error else {})
+        """What the certificate holds; empty fields are left out."""
+        return {key: value for key, value in asdict(self).items() if value not in ("", None)}
 
     def describe(self) -> str:
         """A failure, or what could not be run, in a line: operation, type, inputs, error, where to look."""
