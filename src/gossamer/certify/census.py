@@ -81,7 +81,7 @@ def _broken(shadow: Shadow, problem: str, dtype: str) -> Iterator[Check]:
     if not shadow.wrong:
         yield Check("operators", "two training steps", "fail", problem, dtype, where="src/gossamer/train/step.py")
     wanted = Shadow(CPU, each=0)
-    learner = network.learner(CPU)
+    learner = network.learner(CPU, "fp32", torch.float64)
     with ops.forced(**ops.pytorch_alone()), wanted:
         network.train(learner, network.batches(2))
     missed = sorted(set(wanted.calls) - set(shadow.calls))

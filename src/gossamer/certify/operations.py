@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -97,9 +95,8 @@ def _compare(
 
 
 def source_of(one: Implementation) -> str:
-    """The file that an implementation is written in, below the package."""
-    path = Path(inspect.getsourcefile(inspect.unwrap(one.function)) or "")
-    return "/".join(path.parts[path.parts.index("gossamer") :]) if "gossamer" in path.parts else path.name
+    """The file that an implementation is written in."""
+    return f"src/{one.function.__module__.replace('.', '/')}.py"
 
 
 def _call(operation: str, views: bool, **inputs: Any) -> Any:

@@ -14,7 +14,7 @@ from gossamer.certify.checks import GROUPS, Check, failed
 from gossamer.certify.run import Findings
 from gossamer.certify.table import worst_of
 from gossamer.train.report import page
-from gossamer.train.report.figures import duration, size
+from gossamer.train.report.figures import amount, duration, flops, size
 
 __all__ = ["write_page"]
 
@@ -46,12 +46,11 @@ def _facts(record: dict[str, Any]) -> list[tuple[str, str, str]]:
     """Figures at the head of the page: label, figure, remark."""
     device, measured = record["device"], record["measured"]
     counts = Counter(check["status"] for check in record["checks"])
-    remark = f"{counts['fail']} failed, {counts['not run']} not run"
-    facts = [("checks passed", f"{counts['pass']:,}", remark)]
+    facts = [("checks passed", f"{counts['pass']:,}", f"{counts['fail']} failed, {counts['not run']} not run")]
     memory = size(device["memory_bytes"])
-    facts.append(("memory", memory, f"{device['count']} device{'s' if device['count'] != 1 else ''}"))
+    facts.append(("memory", memory, amount(device["count"], "device")))
     for dtype, rate in measured["gemm_flops"].items():
-        facts.append((f"products in {dtype}", f"{rate / 1e12:.3g} TFLOP/s", "large square matrices"))
+        facts.append((f"products in {dtype}", f"{flops(rate)}/s", "large square matrices"))
     if rate := measured["copy_bytes_per_second"]:
         facts.append(("copies", f"{rate / 1e9:.3g} GB/s", "read and written"))
     if rate := measured["collective_bytes_per_second"]:

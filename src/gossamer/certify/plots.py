@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from markupsafe import Markup, escape
 
 from gossamer.certify import network
 from gossamer.certify.checks import Check
-from gossamer.train.report.charts import WIDE, Drawn
+from gossamer.certify.training import TOLERANCE
+from gossamer.train.report.charts import NARROW, WIDE, Drawn
 from gossamer.train.report.curves import SERIES, Chart, Curve, table
 from gossamer.train.report.draw import draw_svg
 
@@ -84,6 +86,8 @@ def difference_chart(losses: dict[str, list[float]]) -> Chart:
     for dtype, values, color in _runs(losses):
         share = np.abs(np.array(values) - reference) / reference
         curves.append(_curve(np.where(share > 0, share, math.nan).tolist(), dtype, color, dots=True))
+        allowed = [TOLERANCE[getattr(torch, dtype)]] * len(values)
+        curves.append(_curve(allowed, f"allowed in {dtype}", color, dashed=True))
     return Chart("Difference", "share of the CPU's loss", tuple(curves), logarithmic=True)
 
 
@@ -98,8 +102,11 @@ def _curve(values: list[float], label: str, color: str, **style: Any) -> Curve:
     return Curve(label, color, steps, tokens, steps, np.array(values, dtype=np.float64), **style)
 
 
-def drawn_over_tokens(chart: Chart, size: tuple[int, int] = (WIDE[0], 280)) -> Drawn:
-    """A chart with its picture; every run here takes the same tokens, and time is not what is looked at."""
+def drawn_over_tokens(chart: Chart) -> Drawn:
+    """A chart with its pictures; every run here takes the same tokens, and time is not what is looked at."""
     end = max((float(item.tokens[-1]) for item in chart.curves if len(item.tokens)), default=1.0)
-    pictures = [{"axis": "tokens", "shape": "", "picture": draw_svg(chart, "tokens", end, *size)}]
+    sizes = (("wide", (WIDE[0], 280)), ("narrow", NARROW))
+    pictures = [
+        {"axis": "tokens", "shape": shape, "picture": draw_svg(chart, "tokens", end, *size)} for shape, size in sizes
+    ]
     return Drawn(chart, chart.curves, pictures, True, {"curves": table(chart.curves), "marks": []})

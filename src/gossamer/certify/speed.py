@@ -18,6 +18,7 @@ from gossamer.data.packing import Batch
 from gossamer.model.causal_lm import CausalLM
 from gossamer.train.memory import estimate_peak
 from gossamer.train.recipe import Recipe, load_recipe, recipe_from, recipe_names
+from gossamer.train.report.figures import flops
 from gossamer.train.step import Learner
 
 PRESETS = ("nano", "micro", "mini", "small")
@@ -50,7 +51,7 @@ def check_speed(
         name = f"products in {named(dtype)}"
         try:
             rate = measured.gemm_flops[named(dtype)] = devices.peak_rate(device, dtype)
-            yield Check("speed", name, "pass", f"{rate / 1e12:.3g} TFLOP/s", named(dtype))
+            yield Check("speed", name, "pass", f"{flops(rate)}/s", named(dtype))
         except Exception as error:
             yield Check("speed", name, "fail", first_line(error), named(dtype), where="aten::mm.out")
     try:
@@ -87,7 +88,7 @@ def _training(preset: str, device: torch.device, quick: bool, measured: Measured
     if reason:
         return Check("speed", name, "not run", f"{reason}, with one row a step")
     training = recipe.training
-    tokens, flops = training.batch_size * training.sequence_length, _flops(recipe)
+    tokens, each = training.batch_size * training.sequence_length, _flops(recipe)
     try:
         seconds = seconds_a_step(recipe, device, 2.0 if quick else 10.0)
     except Exception as error:
@@ -97,14 +98,14 @@ def _training(preset: str, device: torch.device, quick: bool, measured: Measured
         {
             "preset": preset,
             "tokens_per_second": speed,
-            "mfu": speed * flops / peak,
+            "mfu": speed * each / peak,
             "dtype": named(dtype),
             "batch_size": training.batch_size,
             "sequence_length": training.sequence_length,
             "seconds_per_step": seconds,
         }
     )
-    return Check("speed", name, "pass", f"{speed:,.0f} tokens/s, MFU {speed * flops / peak:.0%}", named(dtype))
+    return Check("speed", name, "pass", f"{speed:,.0f} tokens/s, MFU {speed * each / peak:.0%}", named(dtype))
 
 
 def _too_much(recipe: Recipe, device: torch.device, peak: float, most_seconds: float) -> str:

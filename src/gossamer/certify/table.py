@@ -12,6 +12,7 @@ from rich.text import Text
 
 from gossamer.certify.checks import GROUPS, Check, Status, failed, verdict
 from gossamer.certify.run import Findings
+from gossamer.train.report.figures import flops
 
 __all__ = ["show", "summary", "worst_of"]
 
@@ -83,7 +84,7 @@ def _speeds(findings: Findings) -> list[Table]:
     measured = findings.measured
     table = Table(title="\nSpeed", title_justify="left", box=None, show_header=False)
     for dtype, rate in measured.gemm_flops.items():
-        table.add_row(f"products in {dtype}", f"{rate / 1e12:.3g} TFLOP/s")
+        table.add_row(f"products in {dtype}", f"{flops(rate)}/s")
     if measured.copy_bytes_per_second:
         table.add_row("copies", f"{measured.copy_bytes_per_second / 1e9:.3g} GB/s")
     if measured.collective_bytes_per_second:
