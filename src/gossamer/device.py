@@ -13,7 +13,7 @@ import platform
 import time
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import lru_cache
-from importlib import metadata
+from importlib import import_module, metadata
 from importlib.util import find_spec
 from typing import Any
 
@@ -29,8 +29,7 @@ def default_device() -> torch.device:
     """The accelerator PyTorch sees, or the CPU. `GOSSAMER_DEVICE` overrides it."""
     if wanted := os.environ.get("GOSSAMER_DEVICE"):
         return resolve(wanted)
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    return accelerator or torch.device("cpu")
+    return torch.device(available_devices()[0])
 
 
 def resolve(name: str = "auto") -> torch.device:
@@ -55,8 +54,19 @@ def resolve(name: str = "auto") -> torch.device:
 
 def available_devices() -> list[str]:
     """Device types a user can name here, best first."""
+    _load_plugin()
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     return ([accelerator.type] if accelerator else []) + ["cpu"]
+
+
+@lru_cache
+def _load_plugin() -> None:
+    """Import the module that GOSSAMER_PLUGIN names, for a chip whose plug-in PyTorch does not load by itself."""
+    if name := os.environ.get("GOSSAMER_PLUGIN"):
+        try:
+            import_module(name)
+        except ImportError as error:
+            raise UserError(f"GOSSAMER_PLUGIN {name!r} cannot be imported: {error}") from error
 
 
 def device_count(device: torch.device) -> int:
@@ -216,7 +226,7 @@ def set_random_state(state: dict[str, torch.Tensor], device: torch.device) -> No
 def peak_memory(device: torch.device) -> int:
     """Peak memory in bytes: of the process on a CPU, of the allocator on an accelerator."""
     if device.type != "cpu":
-        return torch.accelerator.max_memory_allocated(device)
+        return int(_call(device, "max_memory_allocated"))
     try:  # the kernel's own mark of this program: ru_maxrss begins with that of the program that started it
         with open("/proc/self/status") as lines:
             return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM:"))
@@ -252,8 +262,8 @@ def _peak_rate(device: torch.device, dtype: torch.dtype, threads: int) -> float:
     if is_accelerator(device):  # what training will need at most is measured from here on
         del a
         with suppress(RuntimeError):  # a chip whose plug-in keeps no such figures
-            torch.accelerator.empty_cache()
-            torch.accelerator.reset_peak_memory_stats(device)
+            torch.get_device_module(device).empty_cache()
+            _call(device, "reset_peak_memory_stats")
     return 2.0 * size**3 / best
 
 
@@ -269,7 +279,12 @@ def _seconds_of_product(a: torch.Tensor, repeats: int) -> float:
 
 def _finish(device: torch.device) -> None:
     if is_accelerator(device):
-        torch.accelerator.synchronize(device)
+        _call(device, "synchronize")
+
+
+def _call(device: torch.device, name: str) -> Any:
+    """Ask the device's own module, as `torch.npu` is, or else `torch.accelerator`, which not every plug-in serves."""
+    return getattr(torch.get_device_module(device), name, getattr(torch.accelerator, name))(device)
 
 
 def energy(device: torch.device) -> float | None:
@@ -326,7 +341,8 @@ def device_name(device: torch.device) -> str:
 def memory_bytes(device: torch.device) -> int:
     """Memory in bytes that the device has in all."""
     if device.type != "cpu":
-        return torch.accelerator.get_memory_info(device)[1]
+        own = getattr(torch.get_device_module(device), "mem_get_info", torch.accelerator.get_memory_info)
+        return int(own(device)[1])
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 

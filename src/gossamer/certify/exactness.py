@@ -13,7 +13,9 @@ Inputs = dict[str, Any]
 # Largest difference over largest magnitude. Seen in thousands of examples on a CPU: 1e-13, 3e-5 (gradients through the
 # norm of a vector that happens to be short; all else 1e-5) and 4e-3 (one rounding to bfloat16, at the end).
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 1e-2}
-INNER_ROUNDING = 5e-2  # for operations that round to bfloat16 in between, too; 2e-2 seen
+# For operations that round to bfloat16 in between, too; 8.9e-2 seen, where large terms nearly cancel in a gradient. The
+# mathematics is held by float32, and here what a wrong data type does.
+INNER_ROUNDING = 0.15
 # These compute in float32 whatever comes in and round once, at the end; flash-linear-attention does not.
 _ROUNDED_ONCE = {("delta_rule", name) for name in ("native", "triton", "chunked", "reference")}
 

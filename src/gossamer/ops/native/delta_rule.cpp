@@ -117,9 +117,18 @@ void correct(const Chunk &chunk, const float *K, const float *v, const float *S,
              float *W, float *N) {
     const int dk = shape.key_dim, dv = shape.value_dim, C = shape.chunk;
     scale_rows(Kc, chunk.before, K, n, dk);
-    gemm(PLAIN, PLAIN, n, dk, n, chunk.Ab, C, Kc, dk, W, dk);
-    gemm(PLAIN, PLAIN, n, dv, n, chunk.Ab, C, v, static_cast<int>(shape.v_stride), N, dv);
+    gemm(PLAIN, PLAIN, n, dk, n, chunk.Ab, C, Kc, dk, W, dk, 1.0f, 0.0f, LOWER_LEFT);
+    gemm(PLAIN, PLAIN, n, dv, n, chunk.Ab, C, v, static_cast<int>(shape.v_stride), N, dv, 1.0f, 0.0f, LOWER_LEFT);
     gemm(PLAIN, PLAIN, n, dv, dk, W, dk, S, dv, N, dv, -1.0f, 1.0f);
+}
+
+// P = Q Kᵀ ∘ M, zero above the diagonal.
+void weigh(const Chunk &chunk, const float *QK, int n, int C, float *P) {
+    for (int i = 0; i < n; i++) {
+#pragma omp simd
+        for (int j = 0; j <= i; j++) P[i * C + j] = QK[i * C + j] * chunk.M[i * C + j];
+        for (int j = i + 1; j < n; j++) P[i * C + j] = 0.0f;
+    }
 }
 
 void forward_head(const Shape &shape, const float *q, const float *k, const float *v, const float *g, const float *beta,
@@ -137,22 +146,19 @@ void forward_head(const Shape &shape, const float *q, const float *k, const floa
         const int n = static_cast<int>(length - start < C ? length - start : C);
         normalise(q + start * shape.q_stride, shape.q_stride, n, dk, shape.scale, Q, inverse);
         normalise(k + start * shape.k_stride, shape.k_stride, n, dk, 1.0f, K, inverse);
-        gemm(PLAIN, TRANSPOSED, n, n, dk, K, dk, K, dk, KK, C);
-        gemm(PLAIN, TRANSPOSED, n, n, dk, Q, dk, K, dk, QK, C);
+        gemm(PLAIN, TRANSPOSED, n, n, dk, K, dk, K, dk, KK, C, 1.0f, 0.0f, LOWER_RESULT);
+        gemm(PLAIN, TRANSPOSED, n, n, dk, Q, dk, K, dk, QK, C, 1.0f, 0.0f, LOWER_RESULT);
         for (int r = 0; r < R; r++) {
             chunk.set(g + start * Hv + r, beta + start * Hv + r, Hv, KK, n, C);
             float *S = final_state + r * shape.state_size();
             if (states)
                 std::memcpy(states + (number * Hv + r) * shape.state_size(), S, sizeof(float) * shape.state_size());
             correct(chunk, K, v + start * shape.v_stride + r * dv, S, shape, n, Kc, W, N);
-            for (int i = 0; i < n; i++) {
-#pragma omp simd
-                for (int j = 0; j < n; j++) P[i * C + j] = QK[i * C + j] * chunk.M[i * C + j];
-            }
+            weigh(chunk, QK, n, C, P);
             scale_rows(Qc, chunk.before, Q, n, dk);
             float *out = o + (start * Hv + r) * dv;
             gemm(PLAIN, PLAIN, n, dv, dk, Qc, dk, S, dv, out, Hv * dv);
-            gemm(PLAIN, PLAIN, n, dv, n, P, C, N, dv, out, Hv * dv, 1.0f, 1.0f);
+            gemm(PLAIN, PLAIN, n, dv, n, P, C, N, dv, out, Hv * dv, 1.0f, 1.0f, LOWER_LEFT);
             scale_rows(Kc, chunk.after, K, n, dk);
             gemm(TRANSPOSED, PLAIN, dk, dv, n, Kc, dk, N, dv, S, dv, 1.0f, chunk.whole);
         }
@@ -179,8 +185,8 @@ void backward_head(const Shape &shape, const float *q, const float *k, const flo
         const int n = static_cast<int>(length - start < C ? length - start : C);
         normalise(q + start * shape.q_stride, shape.q_stride, n, dk, shape.scale, Q, q_inverse);
         normalise(k + start * shape.k_stride, shape.k_stride, n, dk, 1.0f, K, k_inverse);
-        gemm(PLAIN, TRANSPOSED, n, n, dk, K, dk, K, dk, KK, C);
-        gemm(PLAIN, TRANSPOSED, n, n, dk, Q, dk, K, dk, QK, C);
+        gemm(PLAIN, TRANSPOSED, n, n, dk, K, dk, K, dk, KK, C, 1.0f, 0.0f, LOWER_RESULT);
+        gemm(PLAIN, TRANSPOSED, n, n, dk, Q, dk, K, dk, QK, C, 1.0f, 0.0f, LOWER_RESULT);
         std::memset(dQ, 0, sizeof(float) * n * dk);
         std::memset(dK, 0, sizeof(float) * n * dk);
         std::memset(G, 0, sizeof(float) * C * C);
@@ -192,19 +198,16 @@ void backward_head(const Shape &shape, const float *q, const float *k, const flo
             const float *dO = grad_o + (start * Hv + r) * dv;
             float *dS = dstate + r * shape.state_size();
             correct(chunk, K, V, S, shape, n, Kc, W, N);
-            for (int i = 0; i < n; i++) {
-#pragma omp simd
-                for (int j = 0; j < n; j++) P[i * C + j] = QK[i * C + j] * chunk.M[i * C + j];
-            }
+            weigh(chunk, QK, n, C, P);
             scale_rows(Kr, chunk.after, K, n, dk);
             scale_rows(Qc, chunk.before, Q, n, dk);
-            gemm(TRANSPOSED, PLAIN, n, dv, n, P, C, dO, Hv * dv, dN, dv);
+            gemm(TRANSPOSED, PLAIN, n, dv, n, P, C, dO, Hv * dv, dN, dv, 1.0f, 0.0f, UPPER_LEFT);
             gemm(PLAIN, PLAIN, n, dv, dk, Kr, dk, dS, dv, dN, dv, 1.0f, 1.0f);
-            gemm(PLAIN, TRANSPOSED, n, n, dv, dO, Hv * dv, N, dv, dP, C);
+            gemm(PLAIN, TRANSPOSED, n, n, dv, dO, Hv * dv, N, dv, dP, C, 1.0f, 0.0f, LOWER_RESULT);
             gemm(PLAIN, TRANSPOSED, n, dk, dv, dO, Hv * dv, S, dv, OS, dk);
-            gemm(TRANSPOSED, PLAIN, n, dv, n, chunk.A, C, dN, dv, X, dv);
+            gemm(TRANSPOSED, PLAIN, n, dv, n, chunk.A, C, dN, dv, X, dv, 1.0f, 0.0f, UPPER_LEFT);
             gemm(PLAIN, TRANSPOSED, n, dk, dv, X, dv, S, dv, Y, dk, -1.0f);
-            gemm(PLAIN, TRANSPOSED, n, n, dv, X, dv, N, dv, dL, C, -1.0f);
+            gemm(PLAIN, TRANSPOSED, n, n, dv, X, dv, N, dv, dL, C, -1.0f, 0.0f, LOWER_RESULT);
             gemm(PLAIN, TRANSPOSED, n, dk, dv, N, dv, dS, dv, NS, dk);
 
             double dc[C_MOST], tails = 0.0;
@@ -216,14 +219,16 @@ void backward_head(const Shape &shape, const float *q, const float *k, const flo
                 const float *OS_i = OS + int64_t(i) * dk;
                 float *G_i = G + i * C, *E_i = E + i * C, *dP_i = dP + i * C, *dL_i = dL + i * C;
                 const float *M_i = chunk.M + i * C, *KK_i = KK + i * C, *P_i = P + i * C, *L_i = chunk.L + i * C;
-                float H_KK = 0.0f, row = 0.0f;
+                G_i[i] += dP_i[i] * M_i[i];
+                dP_i[i] *= P_i[i];
+                float H_KK = 0.0f, row = dP_i[i];
 #pragma omp simd reduction(+ : H_KK, row)
-                for (int j = 0; j < n; j++) {
+                for (int j = 0; j < i; j++) {
                     G_i[j] += dP_i[j] * M_i[j];
-                    const float H = j < i ? dL_i[j] * M_i[j] : 0.0f;
+                    const float H = dL_i[j] * M_i[j];
                     E_i[j] += b * H;
                     H_KK += H * KK_i[j];
-                    dP_i[j] = dP_i[j] * P_i[j] + (j < i ? dL_i[j] * L_i[j] : 0.0f);  // P is zero above the diagonal
+                    dP_i[j] = dP_i[j] * P_i[j] + dL_i[j] * L_i[j];
                     row += dP_i[j];
                 }
                 const float YK = dot(Y_i, K_i, dk);
@@ -239,7 +244,7 @@ void backward_head(const Shape &shape, const float *q, const float *k, const flo
                     dK_i[d] += chunk.after[i] * NS_i[d] + b * decay * Y_i[d];
                 }
             }
-            for (int i = 0; i < n; i++) add_scaled(columns, 1.0f, dP + i * C, n);
+            for (int i = 0; i < n; i++) add_scaled(columns, 1.0f, dP + i * C, i + 1);
             for (int i = 0; i < n; i++) dc[i] -= columns[i];
             dc[n - 1] += tails + double(chunk.whole) * dot(S, dS, static_cast<int>(shape.state_size()));
             double sum = 0.0;
@@ -249,10 +254,10 @@ void backward_head(const Shape &shape, const float *q, const float *k, const flo
             gemm(TRANSPOSED, PLAIN, dk, dv, n, W, dk, dN, dv, dS, dv, -1.0f, 1.0f);
         }
         // What all value heads of the key head share: dQ += G K, dK += Gᵀ Q + (E + Eᵀ) K with E = Σ b H.
-        gemm(PLAIN, PLAIN, n, dk, n, G, C, K, dk, dQ, dk, 1.0f, 1.0f);
-        gemm(TRANSPOSED, PLAIN, n, dk, n, G, C, Q, dk, dK, dk, 1.0f, 1.0f);
-        gemm(PLAIN, PLAIN, n, dk, n, E, C, K, dk, dK, dk, 1.0f, 1.0f);
-        gemm(TRANSPOSED, PLAIN, n, dk, n, E, C, K, dk, dK, dk, 1.0f, 1.0f);
+        gemm(PLAIN, PLAIN, n, dk, n, G, C, K, dk, dQ, dk, 1.0f, 1.0f, LOWER_LEFT);
+        gemm(TRANSPOSED, PLAIN, n, dk, n, G, C, Q, dk, dK, dk, 1.0f, 1.0f, UPPER_LEFT);
+        gemm(PLAIN, PLAIN, n, dk, n, E, C, K, dk, dK, dk, 1.0f, 1.0f, LOWER_LEFT);
+        gemm(TRANSPOSED, PLAIN, n, dk, n, E, C, K, dk, dK, dk, 1.0f, 1.0f, UPPER_LEFT);
         const int64_t stride = int64_t(shape.key_heads) * dk;
         normalise_backward(dQ, q + start * shape.q_stride, shape.q_stride, q_inverse, n, dk, shape.scale,
                            dq + start * stride, stride);

@@ -25,6 +25,9 @@ typedef float Vector __attribute__((vector_size(LANES * sizeof(float)), aligned(
 typedef float Eight __attribute__((vector_size(32), aligned(4), may_alias));
 
 enum Form { PLAIN, TRANSPOSED };
+// Of a product with something triangular, what is left out: the zeros of a square op(A), with its diagonal kept, or what
+// lies above the diagonal of a square result, which is then not written, or holds anything.
+enum Part { ALL, LOWER_LEFT, UPPER_LEFT, LOWER_RESULT };
 
 inline float dot(const float *a, const float *b, int64_t n) {
     float sum = 0.0f;
@@ -115,18 +118,19 @@ inline void tile(const float *a, int64_t row, int64_t step, const float *panel, 
     }
 }
 
-// The rows that are left over at the end: ROWS, or fewer.
+// The same for as many rows as are left: ROWS, or fewer.
 template <int ROWS>
-inline void last_tile(int rows, const float *a, int64_t row, int64_t step, const float *panel, int depth, float *c,
-                      int64_t ldc, int columns, float alpha, float beta) {
+inline void tile_of(int rows, const float *a, int64_t row, int64_t step, const float *panel, int depth, float *c,
+                    int64_t ldc, int columns, float alpha, float beta) {
     if (rows == ROWS) return tile<ROWS>(a, row, step, panel, depth, c, ldc, columns, alpha, beta);
-    if constexpr (ROWS > 1) last_tile<ROWS - 1>(rows, a, row, step, panel, depth, c, ldc, columns, alpha, beta);
+    if constexpr (ROWS > 1) tile_of<ROWS - 1>(rows, a, row, step, panel, depth, c, ldc, columns, alpha, beta);
 }
 
 // C [m, n] = alpha · op(A) op(B) + beta · C for row-major matrices with rows `lda`, `ldb`, `ldc` floats apart.
-// A TRANSPOSED operand lies in memory as [k, m] or [n, k]. With beta = 0 what C held is not read.
+// A TRANSPOSED operand lies in memory as [k, m] or [n, k]. With beta = 0 what C held is not read. A triangular op(A) has
+// at most DEPTH rows.
 inline void gemm(Form a_form, Form b_form, int m, int n, int k, const float *a, int64_t lda, const float *b,
-                 int64_t ldb, float *c, int64_t ldc, float alpha = 1.0f, float beta = 0.0f) {
+                 int64_t ldb, float *c, int64_t ldc, float alpha = 1.0f, float beta = 0.0f, Part part = ALL) {
     if (m <= 2 && a_form == PLAIN && b_form == TRANSPOSED) {  // too few rows for packing to pay
         for (int i = 0; i < m; i++)
             for (int j = 0; j < n; j++) {
@@ -143,13 +147,14 @@ inline void gemm(Form a_form, Form b_form, int m, int n, int k, const float *a, 
         for (int j = 0; j < n; j += COLUMNS) {
             const int columns = std::min(COLUMNS, n - j);
             pack(b_form, b_form == PLAIN ? b + from * ldb + j : b + j * ldb + from, ldb, depth, columns, panel);
-            const float *left = a + from * step;
-            int i = 0;
-            for (; i + TILE_ROWS <= m; i += TILE_ROWS)
-                tile<TILE_ROWS>(left + i * row, row, step, panel, depth, c + i * ldc + j, ldc, columns, alpha, keep);
-            if (i < m)
-                last_tile<TILE_ROWS - 1>(m - i, left + i * row, row, step, panel, depth, c + i * ldc + j, ldc, columns,
-                                         alpha, keep);
+            for (int i = 0; i < m; i += TILE_ROWS) {
+                const int rows = std::min(TILE_ROWS, m - i);
+                if (part == LOWER_RESULT && j >= i + rows) continue;
+                const int first = part == UPPER_LEFT ? i : 0;
+                const int last = part == LOWER_LEFT ? std::min(depth, i + rows) : depth;
+                tile_of<TILE_ROWS>(rows, a + (from + first) * step + i * row, row, step, panel + first * COLUMNS,
+                                     last - first, c + i * ldc + j, ldc, columns, alpha, keep);
+            }
         }
     }
 }
