@@ -19,7 +19,7 @@ from typing import Any
 import environment  # noqa: F401 (every subject's process inherits it)
 import torch
 
-from gossamer.certify.rates import Call, copy_rate, seconds_of, seconds_of_one, synchronize
+from gossamer.certify.rates import Call, copy_rate, seconds_of, seconds_of_one
 
 PATIENCE = 60.0  # seconds of a call
 
@@ -74,7 +74,7 @@ class Subject:
 
 
 def _serve(pipe: Connection, build: Callable[..., Call], arguments: Sequence[Any]) -> None:
-    from gossamer.device import default_device, peak_memory
+    from gossamer.device import default_device, peak_memory, synchronize
 
     try:
         call = build(*arguments)

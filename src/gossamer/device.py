@@ -238,6 +238,14 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def reset_peak_memory(device: torch.device) -> None:
+    """Let go of memory that no tensor holds, and measure the peak of an accelerator's memory from here on."""
+    if is_accelerator(device):
+        with suppress(RuntimeError, AttributeError):  # a chip whose plug-in keeps no such figures
+            torch.get_device_module(device).empty_cache()
+            _call(device, "reset_peak_memory_stats")
+
+
 def peak_rate(device: torch.device, dtype: torch.dtype) -> float:
     """FLOP/s of a product of two large square matrices, the best of a few, in a fraction of a second.
 
@@ -259,25 +267,23 @@ def _peak_rate(device: torch.device, dtype: torch.dtype, threads: int) -> float:
         size *= 2
     repeats = max(1, int(0.01 / took))  # in a row: an accelerator is told of the next product during the last
     best = min(took, *(_seconds_of_product(a, repeats) for _ in range(3)))
-    if is_accelerator(device):  # what training will need at most is measured from here on
-        del a
-        with suppress(RuntimeError):  # a chip whose plug-in keeps no such figures
-            torch.get_device_module(device).empty_cache()
-            _call(device, "reset_peak_memory_stats")
+    del a
+    reset_peak_memory(device)  # what training will need at most is measured from here on
     return 2.0 * size**3 / best
 
 
 def _seconds_of_product(a: torch.Tensor, repeats: int) -> float:
     out = torch.empty_like(a)
-    _finish(a.device)
+    synchronize(a.device)
     began = time.perf_counter()
     for _ in range(repeats):
         torch.mm(a, a, out=out)
-    _finish(a.device)
+    synchronize(a.device)
     return (time.perf_counter() - began) / repeats
 
 
-def _finish(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
+    """Wait until a device has done what it was told."""
     if is_accelerator(device):
         _call(device, "synchronize")
 

@@ -6,6 +6,7 @@ arrives here is what the kernels of a real chip would be called for.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -131,8 +132,11 @@ def _count(func: Any) -> None:
         raise NotImplementedError(
             f"Could not run '{func.name()}' with arguments from the '{CHIP.name}' backend: it has no such operator"
         )
-    counts = CHIP.ran_on_host if _named(func, CHIP.on_host.__contains__) else CHIP.ran
-    counts[str(func)] += 1
+    if not _named(func, CHIP.on_host.__contains__):
+        CHIP.ran[str(func)] += 1
+        return
+    CHIP.ran_on_host[str(func)] += 1
+    warnings.warn(f"{func.name()} is not supported on {CHIP.name!r} and falls back to the CPU", stacklevel=2)
 
 
 def _spoil(func: Any, args: tuple[Any, ...], result: Any) -> None:

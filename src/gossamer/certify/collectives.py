@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.multiprocessing as multiprocessing
 
-from gossamer.certify.rates import synchronize
+from gossamer import device as devices
 from gossamer.train.world import World
 
 _REPEATS = 5
@@ -42,12 +42,12 @@ def _serve(rank: int, device_type: str, processes: int, port: int, megabytes: in
     total = processes * (processes + 1) / 2
     if not bool((world.sum_(own.clone()) == total).all()):
         raise RuntimeError(f"the sum over {processes} devices is wrong")
-    synchronize(world.device)
+    devices.synchronize(world.device)
     world.barrier()
     began = time.perf_counter()
     for _ in range(_REPEATS):
         world.sum_(own)
-    synchronize(world.device)
+    devices.synchronize(world.device)
     rates.put(own.nbytes * _REPEATS / (time.perf_counter() - began))
     world.close()
 

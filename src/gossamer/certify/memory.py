@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -52,7 +51,6 @@ def _uncounted(device: torch.device) -> str:
     if not devices.is_accelerator(device):
         return ""
     try:
-        torch.accelerator.reset_peak_memory_stats(device)
         held = torch.ones(1 << 20, device=device)
         counted = devices.peak_memory(device) >= held.nbytes
     except Exception as error:
@@ -64,8 +62,7 @@ def measured_peak(preset: str, device: torch.device) -> dict[str, int]:
     """Bytes at the peak of two training steps of a preset on a device, and what was estimated of it."""
     recipe = preset_recipe(preset)
     estimate = estimate_peak(recipe, device).total
-    if devices.is_accelerator(device):
-        torch.accelerator.reset_peak_memory_stats(device)
+    devices.reset_peak_memory(device)
     learner = Learner(CausalLM(recipe.model).to(device), recipe)
     for batches in synthetic_batches(recipe, 2):
         learner.step(batches, 1e-4)
@@ -119,8 +116,7 @@ def _fill(device: torch.device, total: int) -> str:
         return "" if is_out_of_memory(error) else f"not told as out of memory: {first_line(error)}"
     finally:
         held.clear()
-        with suppress(RuntimeError):  # a plug-in that keeps no freed memory has nothing to give back
-            torch.accelerator.empty_cache()
+        devices.reset_peak_memory(device)
     return f"gave {'a petabyte' if device.type == 'cpu' else '1.25 times the memory that it has'}"
 
 

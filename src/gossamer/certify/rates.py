@@ -13,18 +13,12 @@ from gossamer import device as devices
 Call = Callable[[], object]
 
 
-def synchronize(device: torch.device) -> None:
-    """Wait until a device has done what it was told."""
-    if devices.is_accelerator(device):
-        torch.accelerator.synchronize(device)
-
-
 def seconds_of_one(call: Call, device: torch.device) -> float:
     """Seconds of one call, what it started on the device included."""
-    synchronize(device)
+    devices.synchronize(device)
     began = time.perf_counter()
     call()
-    synchronize(device)
+    devices.synchronize(device)
     return time.perf_counter() - began
 
 

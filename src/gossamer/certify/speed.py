@@ -12,7 +12,7 @@ import torch
 from gossamer import device as devices
 from gossamer.certify.checks import Check, first_line, named
 from gossamer.certify.collectives import collective_rate
-from gossamer.certify.rates import copy_rate, synchronize
+from gossamer.certify.rates import copy_rate
 from gossamer.cost.ledger import flops_by_part
 from gossamer.data.packing import Batch
 from gossamer.model.causal_lm import CausalLM
@@ -130,11 +130,11 @@ def seconds_a_step(recipe: Recipe, device: torch.device, least_seconds: float) -
     rate = recipe.optimizer.learning_rate
     for _ in range(2):
         learner.step(batches, rate)
-    synchronize(device)
+    devices.synchronize(device)
     began, steps = time.perf_counter(), 0
     while steps < 3 or time.perf_counter() - began < least_seconds:
         learner.step(batches, rate)
-        synchronize(device)
+        devices.synchronize(device)
         steps += 1
     return (time.perf_counter() - began) / steps
 
