@@ -239,6 +239,8 @@ def _answer(values: dict[str, Any], json: bool) -> None:
 
 
 def _short(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 

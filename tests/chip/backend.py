@@ -13,8 +13,12 @@ from chip.faults import reset
 from chip.state import CHIP, allocated, peak
 from chip.tensor import run
 
-# PyTorch composes every other factory of the first two, and the third of others for a device that does not say it has it.
-_KERNELS = ("empty.memory_format", "empty_strided", "silu_backward")
+# PyTorch composes every other factory of the first two, and silu_backward of others for a device that does not say it
+# has it. What it would compose of an empty tensor that grows is a kernel, too: a wrapper's shape cannot grow.
+_KERNELS = (
+    "empty.memory_format", "empty_strided", "silu_backward", "arange", "arange.start", "arange.start_step", "eye",
+    "eye.m", "linspace", "randperm",
+)  # fmt: skip
 _LIBRARY = torch.library.Library("aten", "IMPL")
 
 

@@ -62,7 +62,7 @@ def measured_peak(preset: str, device: torch.device) -> dict[str, int]:
     """Bytes at the peak of two training steps of a preset on a device, and what was estimated of it."""
     recipe = preset_recipe(preset)
     estimate = estimate_peak(recipe, device).total
-    devices.reset_peak_memory(device)
+    devices.forget_peak_memory(device)
     learner = Learner(CausalLM(recipe.model).to(device), recipe)
     for batches in synthetic_batches(recipe, 2):
         learner.step(batches, 1e-4)
@@ -116,7 +116,7 @@ def _fill(device: torch.device, total: int) -> str:
         return "" if is_out_of_memory(error) else f"not told as out of memory: {first_line(error)}"
     finally:
         held.clear()
-        devices.reset_peak_memory(device)
+        devices.forget_peak_memory(device)
     return f"gave {'a petabyte' if device.type == 'cpu' else '1.25 times the memory that it has'}"
 
 

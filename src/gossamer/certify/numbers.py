@@ -16,17 +16,12 @@ _ALLOWED = {torch.float64: 1e-14, torch.float32: 2e-6, torch.bfloat16: 1e-2}
 
 
 def claimed(device: torch.device) -> dict[torch.dtype, str]:
-    """Types that certification is about, each with what the device is said to lack of it, or ""."""
-    bf16 = "" if device.type == "cpu" or devices.has_fast_bfloat16(device) else "no bfloat16 units, by its plug-in"
-    fp64 = "" if _has_float64(device) else "no float64"
+    """Types that certification is about, each with what the device lacks of it by its flags, or ""."""
+    can = devices.capabilities(device)
+    # A CPU computes in bfloat16 anyhow, if slowly.
+    bf16 = "" if can.bf16 or not devices.is_accelerator(device) else "no products in bfloat16, by the device's flags"
+    fp64 = "" if can.fp64 else "no float64, by the device's flags"
     return {torch.float32: "", torch.bfloat16: bf16, torch.float64: fp64}
-
-
-def _has_float64(device: torch.device) -> bool:
-    try:
-        return bool(torch.ones(2, dtype=torch.float64, device=device).sum().cpu() == 2)
-    except (RuntimeError, TypeError):
-        return False
 
 
 def check_numbers(device: torch.device) -> Iterator[Check]:

@@ -84,6 +84,8 @@ def identity(device: torch.device) -> dict[str, Any]:
             "name": devices.product_name(device),
             "count": devices.device_count(device),
             "memory_bytes": devices.memory_bytes(device),
+            "backend": machine["backend"],
+            "capabilities": machine["capabilities"],
             "collective_backend": machine["collective_backend"],
         },
         "software": {name: machine[name] for name in ("torch", "python", "system")}

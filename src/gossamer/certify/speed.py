@@ -71,7 +71,7 @@ def _collectives(device: torch.device, measured: Measured) -> Check:
     try:
         rate = measured.collective_bytes_per_second = collective_rate(device.type, count)
     except Exception as error:
-        return Check("speed", "collectives", "fail", first_line(error), where="device.COLLECTIVE_BACKENDS")
+        return Check("speed", "collectives", "fail", first_line(error), where="src/gossamer/device/backends.py")
     return Check("speed", "collectives", "pass", f"{rate / 1e9:.3g} GB/s over {count} devices")
 
 
