@@ -14,8 +14,9 @@ from gossamer.certify.checks import Check, first_line, judge, named
 
 CPU = torch.device("cpu")
 STEPS = 50
-# Of each step's loss. Seen on a CPU: 2e-7, with products in bfloat16 8e-4.
-TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 1e-2}
+# Of each step's loss. Seen on a CPU: 2e-7, with products in bfloat16 1e-3. On an accelerator Muon orthogonalises in
+# bfloat16 whatever the products are computed in, and a token between two experts may go to the other one.
+TOLERANCE = {torch.float32: 2e-3, torch.bfloat16: 1e-2}
 LEARNT = 0.7  # the last loss over the first at most; less tells nothing of a curve
 REPEATED = 3  # steps
 
