@@ -54,7 +54,7 @@ def _facts(record: dict[str, Any]) -> list[tuple[str, str, str]]:
     if rate := measured["copy_bytes_per_second"]:
         facts.append(("copies", f"{rate / 1e9:.3g} GB/s", "read and written"))
     if rate := measured["collective_bytes_per_second"]:
-        facts.append(("sums over all devices", f"{rate / 1e9:.3g} GB/s", device["collective_backend"]))
+        facts.append(("sums over all devices", f"{rate / 1e9:.3g} GB/s", device["capabilities"]["collective"]))
     facts.append(("took", duration(record["seconds"]), "quick: fewer inputs" if record["quick"] else "all inputs"))
     return facts
 

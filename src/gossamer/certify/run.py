@@ -5,9 +5,10 @@ A device that stops answering ends it: what was not asked yet is `not run`, and 
 
 from __future__ import annotations
 
+import platform
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -77,19 +78,26 @@ def examine(device: torch.device, quick: bool, listener: Listener = lambda group
 
 def identity(device: torch.device) -> dict[str, Any]:
     """What the device says of itself; asked first, since it may not answer later."""
-    machine = devices.describe(device)
+    name = devices.product_name(device)
+    try:
+        memory = devices.memory_bytes(device)
+    except Exception:  # a plug-in need not know
+        memory = None
     return {
         "device": {
             "type": device.type,
-            "name": devices.product_name(device),
+            "name": name,
             "count": devices.device_count(device),
-            "memory_bytes": devices.memory_bytes(device),
-            "backend": machine["backend"],
-            "capabilities": machine["capabilities"],
-            "collective_backend": machine["collective_backend"],
+            "memory_bytes": memory,
+            "backend": devices.backend_of(device.type, name).name,
+            "capabilities": asdict(devices.capabilities(device)),
         },
-        "software": {name: machine[name] for name in ("torch", "python", "system")}
-        | {"threads": torch.get_num_threads()},
+        "software": {
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+            "threads": torch.get_num_threads(),
+        },
         "implementations": {name: found["runs"] for name, found in ops.describe(device).items()},
     }
 

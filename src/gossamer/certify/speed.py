@@ -55,7 +55,7 @@ def check_speed(
         except Exception as error:
             yield Check("speed", name, "fail", first_line(error), named(dtype), where="aten::mm.out")
     try:
-        rate = measured.copy_bytes_per_second = copy_rate(device, 64 if quick else 256)
+        rate = measured.copy_bytes_per_second = copy_rate(device, 256 if quick else 1024)
         yield Check("speed", "copies", "pass", f"{rate / 1e9:.3g} GB/s")
     except Exception as error:
         yield Check("speed", "copies", "fail", first_line(error), where="aten::copy_")
@@ -81,6 +81,12 @@ def _training(preset: str, device: torch.device, quick: bool, measured: Measured
     peak = measured.gemm_flops.get(named(dtype))
     if peak is None:
         return Check("speed", name, "not run", "the rate of products could not be measured")
+    try:
+        devices.memory_bytes(device)
+    except Exception as error:
+        return Check(
+            "speed", name, "not run", f"the plug-in does not tell how much memory there is: {first_line(error)}"
+        )
     reason = _too_much(recipe, device, peak, MOST_SECONDS[quick])
     while reason and recipe.training.batch_size > 1:  # a smaller batch tells nearly as much
         recipe = replace(recipe, training=replace(recipe.training, batch_size=recipe.training.batch_size // 2))
@@ -93,6 +99,8 @@ def _training(preset: str, device: torch.device, quick: bool, measured: Measured
         seconds = seconds_a_step(recipe, device, 2.0 if quick else 10.0)
     except Exception as error:
         return Check("speed", name, "fail", first_line(error), named(dtype), where="src/gossamer/train/step.py")
+    finally:
+        devices.forget_peak_memory(device)
     speed = tokens / seconds
     measured.training.append(
         {
