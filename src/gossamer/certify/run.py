@@ -24,7 +24,7 @@ from gossamer.certify.operations import check_operations
 from gossamer.certify.speed import Measured, check_speed
 from gossamer.certify.storage import check_storage
 from gossamer.certify.training import Curves, check_determinism, check_training
-from gossamer.errors import is_out_of_memory
+from gossamer.errors import UserError, is_out_of_memory
 
 Listener = Callable[[str, list[Check], float], None]
 
@@ -62,8 +62,15 @@ def examine(device: torch.device, quick: bool, listener: Listener = lambda group
     Args:
         quick: with fewer inputs, under a minute on two CPU cores
         listener: told of each kind of check when it is through: which, its checks, and the seconds they took
+
+    Raises:
+        UserError: the device does not answer at all.
     """
-    findings, began = Findings(device, quick, identity(device)), time.perf_counter()
+    began = time.perf_counter()
+    try:
+        findings = Findings(device, quick, identity(device))
+    except RuntimeError as error:
+        raise UserError(f"{device} does not answer: {first_line(error)}") from error
     for group in GROUPS:
         start, checks = time.perf_counter(), list[Check]()
         if findings.lost:

@@ -45,7 +45,7 @@ def _weights(model: CausalLM, folder: Path, target: torch.device) -> Check:
     before, after = model.state_dict(), loaded.state_dict()
     changed = [key for key in before if not torch.equal(before[key].cpu(), after[key].cpu())]
     if changed:
-        return Check("storage", name, "fail", f"{changed[0]} and {len(changed) - 1} others changed", where="copies")
+        return Check("storage", name, "fail", f"{changed[0]} has changed, of {len(changed)} in all", where="copies")
     return Check("storage", name, "pass", error=0.0, tolerance=0.0)
 
 
