@@ -42,7 +42,9 @@ def main(folder: Path) -> None:
             if name == "unplugged" and group == "numbers":
                 chip.unplug()
 
-        write_certificate(certificate(run.examine(device, True, unplug)), folder / name)
+        findings = run.examine(device, True, unplug)
+        print(f"{name}: {findings.seconds:.1f} s")
+        write_certificate(certificate(findings), folder / name)
 
 
 if __name__ == "__main__":

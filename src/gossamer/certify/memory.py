@@ -36,6 +36,8 @@ def _peak(device: torch.device, preset: str) -> Check:
     name, where = f"peak of {preset}", "src/gossamer/train/memory.py"
     if reason := _uncounted(device):
         return Check("memory", name, "not run", reason)
+    if reason := _too_little(device, preset):
+        return Check("memory", name, "not run", reason)
     try:
         found = measured_apart(preset) if device.type == "cpu" else measured_peak(preset, device)
     except Exception as error:
@@ -51,11 +53,21 @@ def _uncounted(device: torch.device) -> str:
     if not devices.is_accelerator(device):
         return ""
     try:
-        held = torch.ones(1 << 20, device=device)
+        held = torch.ones(1 << 10, device=device)
         counted = devices.peak_memory(device) >= held.nbytes
     except Exception as error:
         return f"the plug-in keeps no such figures: {first_line(error)}"
     return "" if counted else "the plug-in does not count what tensors take"
+
+
+def _too_little(device: torch.device, preset: str) -> str:
+    """How much memory a preset needs and the device has, if that is too little; "" if nobody knows."""
+    try:
+        there = devices.memory_bytes(device)
+    except Exception:
+        return ""
+    needed = estimate_peak(preset_recipe(preset), device).most
+    return f"it needs {needed / 2**20:.0f} MiB, there are {there / 2**20:.0f}" if needed > there else ""
 
 
 def measured_peak(preset: str, device: torch.device) -> dict[str, int]:

@@ -109,4 +109,5 @@ def _decoding(device: torch.device, dtype: torch.dtype) -> Check:
     except Exception as error:
         return Check("network", name, "fail", f"{first_line(error)}{culprit(run, device)}", named(dtype), where=_WHERE)
     off = largest_error(found, expected)
-    return judge("network", name, off, LOGITS[dtype], where="src/gossamer/model/state.py", dtype=named(dtype))
+    check = judge("network", name, off, LOGITS[dtype], where="src/gossamer/model/state.py", dtype=named(dtype))
+    return check if check.status == "pass" else replace(check, message=check.message + culprit(run, device))
