@@ -160,6 +160,11 @@ def test_debug_shows_the_traceback_too(capsys: pytest.CaptureFixture[str]) -> No
         (OSError(28, "No space left on device"), 2, "no space left on the disk"),
         (RuntimeError("I/O error: No space left on device (os error 28)"), 2, "no space left on the disk"),
         (PermissionError(13, "Permission denied", "runs/demo"), 2, "Permission denied: runs/demo"),
+        (
+            NotImplementedError("Could not run 'aten::topk' with arguments from the 'npu' backend. This could be"),
+            2,
+            "'npu' has no operator aten::topk; docs/new-chip.md says what to do about it",
+        ),
         (MemoryError(), 2, "out of memory; training needs less with a smaller --training.batch_size"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 2, "out of memory; "),
     ],

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json as jsonlib
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -298,6 +299,8 @@ def _reason(error: BaseException) -> str | None:
         return "no space left on the disk"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    if missing := re.search(r"Could not run '(\S+)' with arguments from the '(\w+)' backend", str(error)):
+        return f"{missing[2]!r} has no operator {missing[1]}; docs/new-chip.md says what to do about it"
     if is_out_of_memory(error):
         return "out of memory; training needs less with a smaller --training.batch_size or --training.sequence_length"
     return None

@@ -25,7 +25,8 @@ class State:
         capacity: of its memory, in bytes
         ran, ran_on_host: how often each operator ran
         held: bytes of each storage in its memory, by the storage's address
-        peak: most bytes there since the last reset
+        used: bytes of all of them
+        peak: most of these since the last reset
         generator_state: of its random numbers
     """
 
@@ -38,6 +39,7 @@ class State:
     ran: Counter[str] = field(default_factory=Counter)
     ran_on_host: Counter[str] = field(default_factory=Counter)
     held: dict[int, int] = field(default_factory=dict)
+    used: int = 0
     peak: int = 0
     generator_state: torch.Tensor = field(default_factory=lambda: torch.Generator().manual_seed(0).get_state())
 
@@ -48,16 +50,20 @@ class State:
             torch.OutOfMemoryError: it does not fit.
         """
         key, size = storage._cdata, storage.nbytes()
-        grown = size - self.held.get(key, 0)
-        used = sum(self.held.values())
-        if used + grown > self.capacity:
+        if (grown := size - self.held.get(key, 0)) == 0:
+            return
+        if self.used + grown > self.capacity:
             raise torch.OutOfMemoryError(
-                f"{self.name} out of memory: {used:,} of {self.capacity:,} bytes are taken, {grown:,} more asked for"
+                f"{self.name} out of memory: {self.used:,} of {self.capacity:,} bytes taken, {grown:,} more asked for"
             )
         if key not in self.held:
-            weakref.finalize(storage, self.held.pop, key)
+            weakref.finalize(storage, self._release, key)
         self.held[key] = size
-        self.peak = max(self.peak, used + grown)
+        self.used += grown
+        self.peak = max(self.peak, self.used)
+
+    def _release(self, key: int) -> None:
+        self.used -= self.held.pop(key)
 
     @contextmanager
     def randomness(self) -> Iterator[None]:
@@ -86,7 +92,7 @@ def host_census() -> Counter[str]:
 
 def allocated() -> int:
     """Bytes that tensors take on the chip now."""
-    return sum(CHIP.held.values())
+    return CHIP.used
 
 
 def peak() -> int:

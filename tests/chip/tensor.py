@@ -7,12 +7,12 @@ arrives here is what the kernels of a real chip would be called for.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from contextlib import nullcontext
+from functools import cache
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_leaves, tree_map
 
 from chip.state import CHIP
 
@@ -56,6 +56,32 @@ class ChipTensor(torch.Tensor):
         return f"ChipTensor({self.host})"
 
 
+class Operator:
+    """An overload of an operator, and what the chip has to know of it each time it is called."""
+
+    def __init__(self, func: Any) -> None:
+        self.name, self.full_name = func._schema.name, func.name()
+        self.names = str(func), str(func.overloadpacket)
+        self.random = torch.Tag.nondeterministic_seeded in func.tags
+        self.crossing = self.name in _CROSSING
+        # In inference mode nothing above has composed it of others. What CPUs have a kernel for, the chip has.
+        self.composed = func._can_decompose() and not torch._C._dispatch_has_kernel_for_dispatch_key(
+            self.full_name, "CPU"
+        )
+        self.written = [
+            place
+            for place, argument in enumerate(func._schema.arguments)
+            if argument.alias_info is not None and argument.alias_info.is_write
+        ]
+
+    def among(self, names: Collection[str]) -> str:
+        """Its name, or that of the operator whose overload it is, if it is one of `names`; or else ""."""
+        return next((name for name in self.names if name in names), "")
+
+
+_operator = cache(Operator)
+
+
 def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Call an operator on tensors of the chip, or have one made there.
 
@@ -64,43 +90,42 @@ def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         NotImplementedError: the chip lacks the operator.
         torch.OutOfMemoryError: the results do not fit.
     """
-    name = func._schema.name
-    # In inference mode nothing above has composed it of others. Where CPUs have a kernel of its own, so has the chip.
-    if not torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CPU"):
-        composed = func.decompose(*args, **kwargs)
-        if composed is not NotImplemented:
-            return composed
-    operands = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
-    _check_present(name)
-    _check_operands(name, operands, kwargs.get("generator"))
-    _count(func)
-    target = torch.device(kwargs["device"]) if kwargs.get("device") is not None else None
-    options = tree_map(_host_of, kwargs)
-    if target is not None:
+    operator = _operator(func)
+    if operator.composed:
+        return func.decompose(*args, **kwargs)
+    operands = list(_tensors((args, kwargs)))
+    _check(operator, operands, kwargs.get("generator"))
+    _count(operator)
+    options = _mapped(kwargs, _host_of)
+    target = CHIP.name
+    if kwargs.get("device") is not None:
+        target = torch.device(kwargs["device"]).type
         options |= {"device": torch.device("cpu")} | ({"pin_memory": False} if "pin_memory" in kwargs else {})
-    random = torch.Tag.nondeterministic_seeded in func.tags
-    with CHIP.randomness() if random else nullcontext():
-        result = func(*tree_map(_host_of, args), **options)
-    _spoil(func, args, result)
+    with CHIP.randomness() if operator.random else nullcontext():
+        result = func(*_mapped(args, _host_of), **options)
+    if factor := CHIP.wrong.get(operator.among(CHIP.wrong)):
+        _spoil([args[place] for place in operator.written if place < len(args)], result, factor)
+    if target != CHIP.name:
+        return result
     # A result that is an operand, as of `add_`, comes back as that operand.
     same = {id(_host_of(operand)): operand for operand in operands}
-    elsewhere = target is not None and target.type != CHIP.name
-    return tree_map(lambda leaf: _delivered(leaf, same, elsewhere), result)
+    return _mapped(result, lambda leaf: same[id(leaf)] if id(leaf) in same else ChipTensor(leaf))
 
 
-def _delivered(leaf: Any, same: dict[int, torch.Tensor], elsewhere: bool) -> Any:
-    if not isinstance(leaf, torch.Tensor) or elsewhere:
-        return leaf
-    return same[id(leaf)] if id(leaf) in same else ChipTensor(leaf)
-
-
-def _host_of(value: Any) -> Any:
-    return value.host if isinstance(value, ChipTensor) else value
-
-
-def _check_present(name: str) -> None:
+def _check(operator: Operator, operands: list[torch.Tensor], generator: torch.Generator | None) -> None:
     if not CHIP.present:
-        raise RuntimeError(f"{name}: device {CHIP.name!r} does not answer")
+        raise RuntimeError(f"{operator.name}: device {CHIP.name!r} does not answer")
+    if generator is not None:
+        raise RuntimeError(f"{operator.name}: expected a generator of {CHIP.name!r}, got one of another")
+    if operator.crossing:
+        return
+    for operand in operands:
+        if not isinstance(operand, ChipTensor):
+            if operand.ndim > 0:
+                raise RuntimeError(
+                    f"{operator.name}: expected all tensors to be on {CHIP.name!r}, got one on {operand.device.type!r}"
+                )
+            _check_dtype(operand.dtype)
 
 
 def _check_dtype(dtype: torch.dtype) -> None:
@@ -108,46 +133,47 @@ def _check_dtype(dtype: torch.dtype) -> None:
         raise RuntimeError(f"{CHIP.name} has no {str(dtype).removeprefix('torch.')}")
 
 
-def _check_operands(name: str, operands: list[torch.Tensor], generator: torch.Generator | None) -> None:
-    if generator is not None:
-        raise RuntimeError(f"{name}: expected a generator of {CHIP.name!r}, got one of {generator.device.type!r}")
-    if name in _CROSSING:
-        return
-    for operand in operands:
-        if not isinstance(operand, ChipTensor):
-            if operand.ndim > 0:
-                raise RuntimeError(
-                    f"{name}: expected all tensors to be on {CHIP.name!r}, got one on {operand.device.type!r}"
-                )
-            _check_dtype(operand.dtype)
-
-
-def _named(func: Any, names: Callable[[str], Any]) -> Any:
-    """What `names` gives for an overload, or else for the operator whose overload it is."""
-    return names(str(func)) or names(str(func.overloadpacket))
-
-
-def _count(func: Any) -> None:
-    if _named(func, CHIP.lacking.__contains__):
+def _count(operator: Operator) -> None:
+    name, full_name = operator.names[0], operator.full_name
+    if operator.among(CHIP.lacking):
         raise NotImplementedError(
-            f"Could not run '{func.name()}' with arguments from the '{CHIP.name}' backend: it has no such operator"
+            f"Could not run '{full_name}' with arguments from the '{CHIP.name}' backend: it has no such operator"
         )
-    if not _named(func, CHIP.on_host.__contains__):
-        CHIP.ran[str(func)] += 1
-        return
-    CHIP.ran_on_host[str(func)] += 1
-    warnings.warn(f"{func.name()} is not supported on {CHIP.name!r} and falls back to the CPU", stacklevel=2)
+    if operator.among(CHIP.on_host):
+        CHIP.ran_on_host[name] += 1
+        warnings.warn(f"{full_name} is not supported on {CHIP.name!r} and falls back to the CPU", stacklevel=2)
+    else:
+        CHIP.ran[name] += 1
 
 
-def _spoil(func: Any, args: tuple[Any, ...], result: Any) -> None:
+def _spoil(written: list[Any], result: Any, factor: float) -> None:
     """Multiply the results of an operator that is computed wrongly, those it writes in place included."""
-    if scale := _named(func, CHIP.wrong.get):
-        written = [
-            value
-            for value, argument in zip(args, func._schema.arguments, strict=False)
-            if argument.alias_info is not None and argument.alias_info.is_write
-        ]
-        leaves = {id(leaf): leaf for leaf in map(_host_of, tree_leaves((written, result)))}
-        for leaf in leaves.values():
-            if isinstance(leaf, torch.Tensor) and leaf.is_floating_point():
-                leaf.mul_(scale)
+    leaves = {id(leaf): leaf for leaf in _tensors(_mapped((written, result), _host_of))}
+    for leaf in leaves.values():
+        if leaf.is_floating_point():
+            leaf.mul_(factor)
+
+
+def _host_of(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.host if isinstance(tensor, ChipTensor) else tensor
+
+
+# PyTorch's own walks through nested arguments know more kinds of them, and take longer than the operators do.
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, list | tuple | dict):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(item)
+
+
+def _mapped(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    if isinstance(value, torch.Tensor):
+        return change(value)
+    if isinstance(value, list | tuple):
+        return type(value)([_mapped(item, change) for item in value])
+    if isinstance(value, dict):
+        return {name: _mapped(item, change) for name, item in value.items()}
+    return value
