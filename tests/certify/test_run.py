@@ -37,8 +37,8 @@ def test_the_cpu_passes() -> None:
     assert {row["operator"] for row in findings.census.operators} >= {"aten::mm", "aten::_fused_adamw_"}
 
 
-@pytest.mark.usefixtures("hurried")
-def test_a_wrong_operator_is_found_wherever_it_is_used() -> None:
+def test_a_wrong_operator_is_found_wherever_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "GROUPS", ("operators", "network"))
     with Faulty("aten::rsqrt", lambda x: 1.001 * x):
         findings = examine(CPU, True)
     wrong = failed(findings.checks)
@@ -47,8 +47,8 @@ def test_a_wrong_operator_is_found_wherever_it_is_used() -> None:
     assert verdict(findings.checks)[0] == "fail"
 
 
-@pytest.mark.usefixtures("hurried")
-def test_an_operator_that_is_not_there_is_named() -> None:
+def test_an_operator_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "GROUPS", ("operators", "network"))
     lacking = NotImplementedError("aten::bmm is not there")
     with Faulty("aten::bmm", lacking):
         findings = examine(CPU, True)
