@@ -24,7 +24,7 @@ import operations
 import torch
 from inputs import Inputs, inputs_of, training_inputs
 from measure import Subject, copy_rate, gemm_rate, table, take_turns
-from peers import gossamer_step, model_config, qwen3_next_step
+from peers import Variant, gossamer_step, model_config, qwen3_next_step
 
 from gossamer import device as devices
 from gossamer import ops
@@ -41,7 +41,7 @@ DTYPES = (torch.bfloat16, torch.float32)
 def errors(config: ModelConfig, device: torch.device) -> list[Check]:
     """Each operation's every implementation, in bfloat16 and float32, against float64, as `gossamer certify` does."""
     found: list[Check] = []
-    for name in ops.OPERATIONS:
+    for name in ops.training_operations():
         case = Case("packed documents", partial(inputs_of, name, config, DOCUMENTS))
         found += check_operation(name, [case], DTYPES, device)
     return found
@@ -50,8 +50,12 @@ def errors(config: ModelConfig, device: torch.device) -> list[Check]:
 def steps(config: ModelConfig, rows: int, length: int, recompute: bool, turns: int, peak: float) -> Inputs:
     """Training steps: tokens a second, MFU and peak memory of each subject."""
     subjects: list[tuple[str, Callable[..., Any], tuple[Any, ...]]] = [
-        ("gossamer", gossamer_step, (config, rows, length, False, recompute)),
-        ("gossamer, PyTorch alone", gossamer_step, (config, rows, length, True, recompute)),
+        ("gossamer", gossamer_step, (config, rows, length, Variant(recompute=recompute))),
+        (
+            "gossamer, PyTorch alone",
+            gossamer_step,
+            (config, rows, length, Variant(pytorch_alone=True, recompute=recompute)),
+        ),
         *[
             (f"transformers {experts}", qwen3_next_step, (config, experts, rows, length, False, recompute))
             for experts in EXPERTS

@@ -39,7 +39,7 @@ def training_inputs(
 ) -> dict[str, Inputs]:
     """For each operation what a training step calls it with: `rows` documents of `length` tokens, and no state."""
     found = {}
-    for name in ops.OPERATIONS:
+    for name in ops.training_operations():
         found[name] = moved(cast(inputs_of(name, config, [length] * rows), dtype), device)
         found[name].pop("initial_state", None)
     return found

@@ -10,6 +10,7 @@ import json as jsonlib
 import os
 import re
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -35,12 +36,14 @@ def train(
     resume: bool = False,
     profile: bool = False,
     device: str | None = None,
+    budget: str | None = None,
+    price: float | None = None,
     overrides: dict[str, Any] | None = None,
 ) -> None:
-    """Train a model by a recipe; any value of the recipe can be overridden by its dotted name.
+    """Train a model by a recipe, or for a budget; any value of the recipe can be overridden by its dotted name.
 
     Args:
-        recipe: name of a recipe that comes with gossamer (80b-a3b, demo, micro, mini, nano, novels, shakespeare-char,
+        recipe: one that comes with gossamer (80b-a3b, budget, demo, micro, mini, nano, novels, shakespeare-char,
             small), or path of a YAML file (default: demo)
         data: text to train on, files and folders; short for --corpus.paths
         tokenizer: bpe, char, or a folder with a tokenizer.json; short for --corpus.tokenizer
@@ -50,12 +53,16 @@ def train(
         profile: write a trace of three steps, after three of warm-up, to the profile folder of the run, for Perfetto,
             chrome://tracing or TensorBoard
         device: auto, cpu, cuda, cuda:1, npu …; short for --training.device
+        budget: what the run may take, as 90s, 10m, 2h, 5usd or 1e17flop, in place of a recipe: the network's size, its
+            batch and learning rate are chosen for it on this device
+        price: cost of one device for an hour (money); short for --training.price
         overrides: values of the recipe by dotted name
     """
-    from gossamer.train.recipe import DEFAULT_RECIPE
-    from gossamer.train.start import fresh_recipe, resumed_recipe
+    began = time.perf_counter()
+    from gossamer.train.recipe import BUDGET_RECIPE, DEFAULT_RECIPE
+    from gossamer.train.start import fresh_recipe, require_dialled, resumed_recipe
 
-    chosen = DEFAULT_RECIPE if recipe is None else recipe
+    chosen = (DEFAULT_RECIPE if budget is None else BUDGET_RECIPE) if recipe is None else recipe
     folder = Path(out).expanduser() if out is not None else Path("runs") / Path(chosen).stem
     wanted = dict(overrides or {})
     for short, key, value in (
@@ -63,6 +70,8 @@ def train(
         ("tokenizer", "corpus.tokenizer", tokenizer),
         ("errors", "corpus.errors", errors),
         ("device", "training.device", device),
+        ("budget", "training.budget", budget),
+        ("price", "training.price", price),
     ):
         if value is not None:
             if key in wanted:
@@ -70,10 +79,12 @@ def train(
             wanted[key] = value
     if "model.vocab_size" in wanted:
         raise UserError("--model.vocab_size follows from the tokenizer; --corpus.vocab_size sets a trained one's size")
+    if budget is not None:
+        require_dialled(recipe, wanted)
     merged = resumed_recipe(folder, recipe, wanted) if resume else fresh_recipe(folder, chosen, wanted)
     from gossamer.train.loop import train as run_training
 
-    run_training(merged, folder, resume, profile)
+    run_training(merged, folder, resume, profile, dial=budget is not None and not resume, began=began)
 
 
 def sample(

@@ -50,13 +50,10 @@ def test_it_goes_on_from_a_checkpoint_of_either_device(recipe, tmp_path, on_chip
     assert_same_weights(whole, cut)
 
 
-def test_a_step_waits_for_the_device_a_few_times(recipe, on_chip):
-    """Where the gradient is cut, whether the step is taken, how many targets there are, and how many tokens each
-    layer's experts get, which only kernels for grouped products could do without."""
+def test_a_step_reads_two_numbers_of_the_device(recipe, on_chip):
+    """The gradient's norm, to cut it and to see whether it is finite. What it reads in one piece is not among them."""
     census = on_chip(chip_runs.census_of_a_step, recipe)
-    assert census["aten._local_scalar_dense.default"] == 2
-    assert census["aten.bincount.default"] == 3
-    print(census)
+    assert 0 < census["aten._local_scalar_dense.default"] <= 2
 
 
 def command(recipe, out, tmp_path, **environment):

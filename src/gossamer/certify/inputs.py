@@ -69,6 +69,8 @@ def inputs_of(operation: str, config: ModelConfig, lengths: list[int]) -> Inputs
             labels = torch.randint(config.vocab_size, (tokens,), generator=generator)
             labels[::7] = -100
             return {"hidden": normal(tokens, hidden), "weight": scaled(config.vocab_size, hidden), "labels": labels}
+        case "orthogonalize":
+            return {"matrices": normal(3, 2 * config.moe_intermediate_size, hidden)}
     raise ValueError(operation)
 
 

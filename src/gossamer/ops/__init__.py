@@ -9,7 +9,8 @@ from gossamer.ops.delta_rule import delta_rule
 from gossamer.ops.gated_rms_norm import gated_rms_norm
 from gossamer.ops.grouped_mlp import grouped_mlp
 from gossamer.ops.linear_cross_entropy import linear_cross_entropy
-from gossamer.ops.registry import OPERATIONS, forced
+from gossamer.ops.orthogonalize import orthogonalize
+from gossamer.ops.registry import OPERATIONS, Operation, forced
 from gossamer.ops.rms_norm import rms_norm
 from gossamer.ops.short_conv import short_conv
 
@@ -21,9 +22,11 @@ __all__ = [
     "gated_rms_norm",
     "grouped_mlp",
     "linear_cross_entropy",
+    "orthogonalize",
     "pytorch_alone",
     "rms_norm",
     "short_conv",
+    "training_operations",
 ]
 
 
@@ -36,6 +39,11 @@ def describe(device: torch.device) -> dict[str, dict[str, object]]:
         }
         for name, operation in OPERATIONS.items()
     }
+
+
+def training_operations() -> dict[str, Operation]:
+    """Those that have a gradient."""
+    return {name: operation for name, operation in OPERATIONS.items() if operation.trains}
 
 
 def pytorch_alone() -> dict[str, str]:
