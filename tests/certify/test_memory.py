@@ -21,8 +21,12 @@ def test_the_peak_is_held_against_the_estimate(monkeypatch, peak: int, estimate:
 
 
 def test_a_process_that_ends_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    check = memory._peak(CPU, "no-such-preset")
-    assert check.status == "fail" and check.where
+    def ended(preset: str) -> None:
+        raise RuntimeError("its process ended")
+
+    monkeypatch.setattr(memory, "measured_apart", ended)
+    check = memory._peak(CPU, "nano")
+    assert check.status == "fail" and check.where and "its process ended" in check.message
 
 
 def test_the_cpu_refuses_a_petabyte_and_works_again() -> None:
