@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,11 +16,9 @@ import chip
 from gossamer import device as devices
 from gossamer import ops
 from gossamer.infer.sample import sample_run
-from gossamer.model.causal_lm import CausalLM
 from gossamer.train.loop import train
 from gossamer.train.metrics import read_metrics
 from gossamer.train.recipe import Recipe
-from gossamer.train.step import Learner
 
 # Of a step repeated, the cost comes twice.
 BY_THE_CLOCK = {"elapsed", "tokens_per_second", "mfu", "memory", "seconds", "device_seconds", "flops"}
@@ -52,20 +49,6 @@ def written(run: Path, device: str) -> str:
     """What the model of a run writes on a device."""
     with through_pytorch():
         return "".join(sample_run(run, prompt="line 1", tokens=40, device=device))
-
-
-def census_of_a_step(recipe: Recipe) -> Counter[str]:
-    """The operators of one training step."""
-    from gossamer.data.packing import Batch
-
-    with through_pytorch():
-        learner = Learner(CausalLM(recipe.model).to(torch.device("testchip", 0)), recipe)
-        ids = torch.arange(2 * 64).remainder(recipe.model.vocab_size).view(2, 64)
-        batch = Batch(input_ids=ids, labels=ids, cu_seqlens=torch.tensor([0, 30, 64, 128]))
-        learner.step([batch], 1e-3)
-        chip.reset()
-        learner.step([batch], 1e-3)
-    return chip.census()
 
 
 def attempt(code: str, **faults: Any) -> str:

@@ -86,7 +86,9 @@ RULES = {
             ("train/evaluate.py", 1, "sums over a held-out set, on the host"),
             ("train/loop.py", 1, "seconds, on the host"),
             ("train/meter.py", 2, "rates and joules, on the host"),
-            ("train/muon.py", 1, "for a gradient that is in float64 already"),
+            ("train/length.py", 2, "seconds, on the host"),
+            ("train/throughput.py", 1, "seconds, on the host"),
+            ("ops/orthogonalize/batched.py", 1, "for matrices that are in float64 already"),
         ),
     ),
     "complex numbers": Rule(

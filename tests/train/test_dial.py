@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from gossamer.cost.scaling import Law
 from gossamer.data.config import CorpusConfig
@@ -16,6 +17,7 @@ from gossamer.errors import UserError
 from gossamer.train import dial
 from gossamer.train.compressed import compressed_bits
 from gossamer.train.dial import Plan, choose
+from gossamer.train.memory import estimate_peak
 from gossamer.train.metrics import read_metrics
 from gossamer.train.recipe import BUDGET_RECIPE, load_recipe, recipe_from
 from gossamer.train.world import ALONE
@@ -79,8 +81,9 @@ def test_a_budget_of_flops_needs_no_clock_and_is_spent(base, speeds):
 
 
 def test_a_size_that_does_not_fit_is_passed_over(base, speeds, monkeypatch):
-    _, free = chosen(base, "10h")
-    monkeypatch.setattr(dial.devices, "memory_bytes", lambda device: 1 << 30)
+    large, free = chosen(base, "10h")
+    room = estimate_peak(large, torch.device("cpu")).base + (1 << 29)  # this process's own size is counted, too
+    monkeypatch.setattr(dial.devices, "memory_bytes", lambda device: room)
     recipe, plan = chosen(base, "10h")
     assert plan.width < free.width
     assert recipe.model.hidden_size == plan.width

@@ -45,9 +45,9 @@ class Backend:
 
 # float64 and int64: FlagGems' lists of vendors without them (FlagOpen/FlagGems, runtime/backend) and the descriptors of
 # its plug-ins. Plug-ins' device types: pytorch/pytorch#165958. Marks: what programs for those chips look at. The words
-# of Hygon, T-Head and Kunlunxin are taken from their products' names and were seen on no device, and so is that Hygon and
-# MetaX have float64; GOSSAMER_DEVICE_FLAGS corrects what is wrong. Triton's compilers differ from vendor to vendor;
-# whether one is installed is asked for itself.
+# of Hygon, T-Head and Kunlunxin are taken from their products' names and were seen on no device; that Hygon and MetaX
+# have float64 is a guess, too; GOSSAMER_DEVICE_FLAGS corrects what is wrong. Triton's compilers differ from vendor to
+# vendor; whether one is installed is asked for itself.
 BACKENDS = (
     Backend("cpu", "cpu", "gloo", fp64=True, compile=True, grouped_mm=True),
     # Disguised as cuda; the first that fits counts.

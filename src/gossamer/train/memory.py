@@ -23,6 +23,7 @@ from gossamer.cost.activations import Shape
 from gossamer.cost.step_memory import Moment, Step, gathered, moments, weight_bytes
 from gossamer.errors import UserError
 from gossamer.model.causal_lm import CausalLM
+from gossamer.ops.orthogonalize.native import LARGEST
 from gossamer.ops.registry import OPERATIONS
 from gossamer.train.muon import Split, matrix_splits
 from gossamer.train.recipe import Recipe
@@ -162,11 +163,15 @@ def _slack(passed: Iterable[Moment]) -> int:
 def _muon_workspace(parameter: Tensor, split: Split, device: torch.device, processes: int) -> int:
     """Bytes that Muon's update of a parameter takes: the update, and the rounds on one of its parts at a time."""
     shared = processes if parameter.ndim > 2 else 1  # experts are spread as wholes, a matrix is gathered
+    native = OPERATIONS["orthogonalize"].choose(device).name == "native"  # keeps its rounds in the threads' caches
     itemsize = devices.compute_dtype(device, "auto").itemsize
     most = 0
     for matrices in split(parameter):
         part, small = matrices.numel() // shared, min(matrices.shape[-2:])
         gram = part // max(matrices.shape[-2:]) * small
+        if native and small <= LARGEST:
+            most = max(most, part * _FLOAT)
+            continue
         # X, a X, (b G + c G²) X and their sum beside G; or X and a X beside all that it takes to make b G + c G².
         rounds = itemsize * max(4 * part + gram, 2 * part + 5 * gram)
         most = max(most, rounds + (part * _FLOAT if itemsize < _FLOAT else 0))
