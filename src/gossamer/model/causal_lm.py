@@ -25,6 +25,7 @@ from gossamer import ops
 from gossamer.errors import UserError
 from gossamer.model.block import Block
 from gossamer.model.config import ModelConfig
+from gossamer.model.deltanet import GatedDeltaNet
 from gossamer.model.experts import Routing, load_balancing_loss, stack_routing
 from gossamer.model.initialize import initialize
 from gossamer.model.mtp import ONE_STEP, MTPTraining, MultiTokenPrediction
@@ -80,7 +81,11 @@ class Trunk(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(
-        self, input_ids: Tensor, rotary: tuple[Tensor, Tensor], cu_seqlens: Tensor | None, state: State | BatchState | None
+        self,
+        input_ids: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        cu_seqlens: Tensor | None,
+        state: State | BatchState | None,
     ) -> tuple[Tensor, list[Routing]]:
         """[B, T] → hidden states [B, T, hidden] and the routing of each layer with experts."""
         x, layers = self.embed_tokens(input_ids), []
@@ -144,8 +149,8 @@ class CausalLM(nn.Module):
     @torch.inference_mode()
     def settle(self, pool: StatePool, slots: tuple[int, ...], kept: tuple[int, ...]) -> None:
         """Take the first `kept` tokens of the slots' last steps in for good; the next step keeps 0."""
-        layers = [block.linear_attn.step_weights for block in self.model.layers if block.is_linear]
-        settle(pool, slots, kept, layers)
+        mixers = (getattr(block, "linear_attn", None) for block in self.model.layers)
+        settle(pool, slots, kept, [mixer.step_weights for mixer in mixers if isinstance(mixer, GatedDeltaNet)])
 
     def forward(
         self,

@@ -211,5 +211,3 @@ def settle(pool: StatePool, slots: tuple[int, ...], kept: tuple[int, ...], layer
         config, x = pool.config, memory.conv
         qkvz = x.new_empty(0, 2 * (config.linear_key_dim + config.linear_value_dim))
         ops.delta_step(qkvz, x.new_empty(0, 2 * config.linear_num_value_heads), weights, memory, sequences)
-
-

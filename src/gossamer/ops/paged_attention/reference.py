@@ -14,9 +14,7 @@ def reference(q: Tensor, k_pages: Tensor, v_pages: Tensor, sequences: Sequences)
     repeats, outputs = q.shape[1] // k_pages.shape[2], []
     for number, queries in enumerate(q.to(dtype).split(list(sequences.lengths))):
         held = sequences.held(number).to(q.device)
-        k, v = (
-            pages.flatten(0, 1)[held].to(dtype).repeat_interleave(repeats, dim=1) for pages in (k_pages, v_pages)
-        )
+        k, v = (pages.flatten(0, 1)[held].to(dtype).repeat_interleave(repeats, dim=1) for pages in (k_pages, v_pages))
         scores = torch.einsum("thd,shd->hts", queries, k) * q.shape[-1] ** -0.5
         unseen = torch.ones(len(queries), len(held), dtype=torch.bool, device=q.device).triu(
             1 + len(held) - len(queries)
