@@ -40,7 +40,7 @@ ALLOWED = {torch.bfloat16: 5e-2, torch.float32: 1e-4}
 def errors(config: ModelConfig, device: torch.device) -> list[dict[str, Any]]:
     """Each operation's every implementation that can run here, in bfloat16 and float32, against float64."""
     rows = []
-    for name, operation in ops.OPERATIONS.items():
+    for name, operation in ops.training_operations().items():
         for dtype in ALLOWED:
             inputs = cast(inputs_of(name, config, DOCUMENTS, device), dtype)
             with ops.forced(**{name: "reference"}):

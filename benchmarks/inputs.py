@@ -115,7 +115,7 @@ def training_inputs(
 ) -> dict[str, Inputs]:
     """For each operation what a training step calls it with: `rows` documents of `length` tokens, and no state."""
     found = {}
-    for name in ops.OPERATIONS:
+    for name in ops.training_operations():
         found[name] = cast(inputs_of(name, config, [length] * rows, device), dtype)
         found[name].pop("initial_state", None)
     return found

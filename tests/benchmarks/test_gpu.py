@@ -25,7 +25,7 @@ def test_errors_cover_every_operation(config: ModelConfig) -> None:
     measured = [row for row in found if "error" in row]
     assert not [row for row in found if "failure" in row]
     assert all(row["right"] for row in measured), measured
-    assert {row["operation"] for row in measured} == set(gpu.ops.OPERATIONS)
+    assert {row["operation"] for row in measured} == set(gpu.ops.training_operations())
     assert any(row.get("obstacle") for row in found)  # fla, Triton
     assert "delta_rule chunked" in gpu.report_errors(found)
 

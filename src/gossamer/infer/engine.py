@@ -95,6 +95,9 @@ class Engine:
         for token in (*prompt, *sampling.logit_bias, *sampling.stop_token_ids):
             if not 0 <= token < vocab:
                 raise UserError(f"token id {token} is outside the vocabulary of {vocab}")
+        for boundary in request.boundaries:
+            if not 0 <= boundary <= len(prompt):
+                raise UserError(f"boundary {boundary} lies outside the prompt of {len(prompt)} tokens")
         matcher = self._grammars.matcher(sampling.grammar) if sampling.grammar is not None else None
         sequence = Sequence(request, self._tokenizer, matcher)
         self._sequences[request.id] = sequence

@@ -44,8 +44,8 @@ class EngineOptions:
             raise UserError(f"prefix_cache_bytes: {self.prefix_cache_bytes} must be 0 (no prefix reuse) or more")
         if self.cache_tokens is not None and self.cache_tokens < self.page_size:
             raise UserError(f"cache_tokens: {self.cache_tokens} must hold at least one page of {self.page_size}")
-        if self.draft_length != "auto" and self.draft_length < 0:
-            raise UserError(f"draft_length: {self.draft_length} must be 'auto', 0 or more")
+        if self.draft_length != "auto" and not (isinstance(self.draft_length, int) and self.draft_length >= 0):
+            raise UserError(f"draft_length: {self.draft_length!r} must be 'auto', 0 or more")
         if self.max_draft < 1:
             raise UserError(f"max_draft: {self.max_draft} must be at least 1 (draft_length 0 turns drafts off)")
 

@@ -12,7 +12,7 @@ from gossamer.ops.gated_rms_norm import gated_rms_norm
 from gossamer.ops.grouped_mlp import grouped_mlp
 from gossamer.ops.linear_cross_entropy import linear_cross_entropy
 from gossamer.ops.paged_attention import paged_attention
-from gossamer.ops.registry import OPERATIONS, forced
+from gossamer.ops.registry import OPERATIONS, Operation, forced
 from gossamer.ops.rms_norm import rms_norm
 from gossamer.ops.short_conv import short_conv
 
@@ -30,6 +30,7 @@ __all__ = [
     "pytorch_alone",
     "rms_norm",
     "short_conv",
+    "training_operations",
 ]
 
 
@@ -42,6 +43,11 @@ def describe(device: torch.device) -> dict[str, dict[str, object]]:
         }
         for name, operation in OPERATIONS.items()
     }
+
+
+def training_operations() -> dict[str, Operation]:
+    """Those that have a gradient; the others decode."""
+    return {name: operation for name, operation in OPERATIONS.items() if operation.trains}
 
 
 def pytorch_alone() -> dict[str, str]:

@@ -41,10 +41,10 @@ def anywhere(device: torch.device) -> str:
 
 
 class Operation:
-    """A named operation with its implementations, best first."""
+    """A named operation with its implementations, best first; one that only decodes has no gradient."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, trains: bool = True) -> None:
+        self.name, self.trains = name, trains
         self.implementations: list[Implementation] = []
         OPERATIONS[name] = self
 

@@ -17,12 +17,12 @@ from gossamer.ops.sequences import Sequences
 
 __all__ = ["LayerSizes", "LayerTensors", "Layers", "decode_layers"]
 
-DECODE_LAYERS = Operation("decode_layers")
+DECODE_LAYERS = Operation("decode_layers", trains=False)
 DECODE_LAYERS.register("native", kernels.obstacle)(native)
 
 
-@DECODE_LAYERS.register("modules")
-def modules(x: Tensor, layers: Layers, sequences: Sequences) -> Tensor:
+@DECODE_LAYERS.register("reference")
+def reference(x: Tensor, layers: Layers, sequences: Sequences) -> Tensor:
     """See `decode_layers`."""
     return layers.plain(x, sequences)
 
