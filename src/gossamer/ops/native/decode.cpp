@@ -5,7 +5,10 @@
 // what is small (norms, the choice of experts) each computes for itself.
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
+#include <omp.h>
+#include <sched.h>
 
 #include "attention.h"
 #include "delta_step.h"
@@ -16,6 +19,27 @@ using namespace gossamer;
 namespace {
 
 constexpr int UNIT = 16;  // rows of a matrix that a thread takes at a time
+
+// The threads that work together, and where they wait for one another. The work between two meetings is too short to
+// sleep over, as OpenMP's own barrier would; on a machine that others use, too, a thread that waits long makes room.
+class Team {
+  public:
+    int threads = 1;
+    void meet() {
+        const int now = phase_.load(std::memory_order_relaxed);
+        if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == threads) {
+            arrived_.store(0, std::memory_order_relaxed);
+            phase_.store(now + 1, std::memory_order_release);
+            return;
+        }
+        for (int turn = 0; phase_.load(std::memory_order_acquire) == now; turn++)
+            if (turn > SPINS) sched_yield();
+    }
+
+  private:
+    static constexpr int SPINS = 20000;  // some ten microseconds
+    std::atomic<int> arrived_{0}, phase_{0};
+};
 
 // A layer as ops/decode_layers lists it: addresses and sizes, 8 bytes each. Of a linear layer the pages, of a layer of
 // full attention the memory is not there.
@@ -48,7 +72,9 @@ struct Shared {  // by all threads
     std::vector<float> projected, more, mixed, logits, acts, cos, sin;
 };
 
-struct Own {  // of a thread
+struct Own {  // of a thread, number `thread` of its team
+    Team *team;
+    int thread;
     std::vector<float> normed, sums, weights;
     std::vector<const float *> rows;
     std::vector<int64_t> ids, order, offsets;
@@ -67,11 +93,10 @@ void point_at(std::vector<const float *> &rows, const float *x, int64_t count, i
     for (int64_t i = 0; i < count; i++) rows[i] = x + i * width;
 }
 
-// out [T, rows] = x Wᵀ + bias, shared out among the threads that call it; a barrier is the caller's business.
-void linear(const std::vector<const float *> &x, const float *w, const float *bias, int64_t rows, int64_t width, float *out,
-            int64_t ldo) {
-#pragma omp for schedule(static) nowait
-    for (int64_t first = 0; first < rows; first += UNIT) {
+// out [T, rows] = x Wᵀ + bias: this thread's share of the rows.
+void linear(const Own &own, const float *w, const float *bias, int64_t rows, int64_t width, float *out, int64_t ldo) {
+    const std::vector<const float *> &x = own.rows;
+    for (int64_t first = own.thread * UNIT; first < rows; first += own.team->threads * UNIT) {
         const int n = int(std::min<int64_t>(UNIT, rows - first));
         products(int(x.size()), n, x.data(), w + first * width, width, int(width), out + first, ldo);
         if (bias)
@@ -79,11 +104,10 @@ void linear(const std::vector<const float *> &x, const float *w, const float *bi
     }
 }
 
-// x += out Wᵀ + bias, likewise.
-void add_linear(const std::vector<const float *> &in, const float *w, const float *bias, int64_t rows, int64_t width,
-                float *x) {
-#pragma omp for schedule(static)
-    for (int64_t first = 0; first < rows; first += UNIT) {
+// x += in Wᵀ + bias, likewise.
+void add_linear(const Own &own, const float *w, const float *bias, int64_t rows, int64_t width, float *x) {
+    const std::vector<const float *> &in = own.rows;
+    for (int64_t first = own.thread * UNIT; first < rows; first += own.team->threads * UNIT) {
         const int n = int(std::min<int64_t>(UNIT, rows - first));
         float sums[4 * UNIT];
         for (size_t t = 0; t < in.size(); t += 4) {
@@ -160,30 +184,31 @@ void mix(const Layer &l, const Sizes &z, const Batch &batch, float eps, Shared &
                      int(z.most), eps};
         const Memory memory{l.conv, l.recurrent, l.keys, l.updates, l.gates};
         const int64_t wide = z.key_heads * s.projected();
-        linear(own.rows, l.qkvz, nullptr, wide, hidden, projected, wide);
-        linear(own.rows, l.ba, nullptr, 2 * z.value_heads, hidden, more, 2 * z.value_heads);
-#pragma omp barrier
-#pragma omp for schedule(static)
-        for (int64_t task = 0; task < batch.sequences * z.key_heads; task++) {
+        linear(own, l.qkvz, nullptr, wide, hidden, projected, wide);
+        linear(own, l.ba, nullptr, 2 * z.value_heads, hidden, more, 2 * z.value_heads);
+        own.team->meet();
+        for (int64_t task = own.thread; task < batch.sequences * z.key_heads; task += own.team->threads) {
             const int64_t n = task / z.key_heads, at = batch.starts[n];
             step_head(s, memory, batch.slots[n], int(batch.kept[n]), int(batch.lengths[n]), int(task % z.key_heads),
                       projected + at * wide, more + at * 2 * z.value_heads, l.conv_weight, l.A_log, l.dt_bias,
                       l.gated_norm, mixed + at * z.value_heads * z.value_dim);
         }
+        own.team->meet();
         point_at(own.rows, mixed, T, z.value_heads * z.value_dim);
-        add_linear(own.rows, l.linear_out, nullptr, hidden, z.value_heads * z.value_dim, x);
+        add_linear(own, l.linear_out, nullptr, hidden, z.value_heads * z.value_dim, x);
     } else {
         const int64_t wide = 2 * z.heads * z.head_dim, kv = z.kv_heads * z.head_dim;
-        linear(own.rows, l.q, l.q_bias, wide, hidden, projected, wide);
-        linear(own.rows, l.k, l.k_bias, kv, hidden, more, 2 * kv);
-        linear(own.rows, l.v, l.v_bias, kv, hidden, more + kv, 2 * kv);
-#pragma omp barrier
-#pragma omp for schedule(dynamic, 1)
-        for (int64_t task = 0; task < batch.sequences * z.kv_heads; task++)
+        linear(own, l.q, l.q_bias, wide, hidden, projected, wide);
+        linear(own, l.k, l.k_bias, kv, hidden, more, 2 * kv);
+        linear(own, l.v, l.v_bias, kv, hidden, more + kv, 2 * kv);
+        own.team->meet();
+        for (int64_t task = own.thread; task < batch.sequences * z.kv_heads; task += own.team->threads)
             attend(l, z, batch, task / z.kv_heads, task % z.kv_heads, projected, more, eps, shared, mixed);
+        own.team->meet();
         point_at(own.rows, mixed, T, z.heads * z.head_dim);
-        add_linear(own.rows, l.o, l.o_bias, hidden, z.heads * z.head_dim, x);
+        add_linear(own, l.o, l.o_bias, hidden, z.heads * z.head_dim, x);
     }
+    own.team->meet();
 }
 
 // From the router's logits of all tokens: which tokens each expert has, sorted by expert, and with what weight.
@@ -238,9 +263,9 @@ void feed_forward(const Layer &l, const Sizes &z, const Batch &batch, float eps,
     point_at(own.rows, own.normed.data(), T, hidden);
     std::vector<float> open(T, 1.0f);
     if (l.router) {
-        linear(own.rows, l.router, nullptr, E, hidden, shared.logits.data(), ldl);
-        linear(own.rows, l.shared_gate, nullptr, 1, hidden, shared.logits.data() + E, ldl);
-#pragma omp barrier
+        linear(own, l.router, nullptr, E, hidden, shared.logits.data(), ldl);
+        linear(own, l.shared_gate, nullptr, 1, hidden, shared.logits.data() + E, ldl);
+        own.team->meet();
         route(l, z, T, shared.logits.data(), ldl, own);
         for (int64_t t = 0; t < T; t++) open[t] = sigmoid(shared.logits[t * ldl + E]);
     }
@@ -255,8 +280,8 @@ void feed_forward(const Layer &l, const Sizes &z, const Batch &batch, float eps,
     for (int64_t e = 0; e < E; e++)
         if (own.offsets[e] < own.offsets[e + 1]) active.push_back(e);
     const int64_t units = (I + UNIT - 1) / UNIT, shared_units = (J + UNIT - 1) / UNIT;
-#pragma omp for schedule(dynamic, 1)
-    for (int64_t unit = 0; unit < int64_t(active.size()) * units + shared_units; unit++) {
+    const int64_t all = int64_t(active.size()) * units + shared_units;
+    for (int64_t unit = own.thread; unit < all; unit += own.team->threads) {
         const int64_t routed = unit - shared_units;
         if (routed < 0) {
             const int64_t first = unit * UNIT;
@@ -269,9 +294,9 @@ void feed_forward(const Layer &l, const Sizes &z, const Batch &batch, float eps,
                      int(std::min<int64_t>(UNIT, I - first)), weights.data() + from, acts + from * I + first, I);
         }
     }
+    own.team->meet();
     // Second products: each unit of the result gathers what all experts add to it, in the order of their numbers.
-#pragma omp for schedule(dynamic, 1)
-    for (int64_t first = 0; first < hidden; first += UNIT) {
+    for (int64_t first = own.thread * UNIT; first < hidden; first += own.team->threads * UNIT) {
         const int n = int(std::min<int64_t>(UNIT, hidden - first));
         float sums[4 * UNIT];
         const float *in[4];
@@ -291,6 +316,7 @@ void feed_forward(const Layer &l, const Sizes &z, const Batch &batch, float eps,
                 [&](int64_t i) { return own.order[from + i] / k; });
         }
     }
+    own.team->meet();
 }
 
 }  // namespace
@@ -326,24 +352,19 @@ void gossamer_decode_layers(float *x, const int64_t *layers, const int64_t *size
                 shared.cos[t * z.rotary_half + i] = std::cos(angle), shared.sin[t * z.rotary_half + i] = std::sin(angle);
             }
     Shared &everybodys = shared;
-#pragma omp parallel
+    Team team;
+    const int64_t work = T * z.hidden * (linear_wide + 3 * widest);  // of a layer
+#pragma omp parallel if (!is_small(work / 4))
     {
+#pragma omp single
+        team.threads = omp_get_num_threads();
         thread_local Own own;
+        own.team = &team, own.thread = omp_get_thread_num();
         own.normed.resize(T * z.hidden);
         for (int64_t i = 0; i < z.layers; i++) {
             mix(list[i], z, batch, eps, everybodys, own, x);
             feed_forward(list[i], z, batch, eps, everybodys, own, x);
         }
-    }
-}
-
-// out [T, rows] = x Wᵀ for few tokens.
-void gossamer_few_rows(const float *x, const float *w, float *out, int64_t tokens, int64_t rows, int64_t width) {
-#pragma omp parallel if (!is_small(rows * width / 4))
-    {
-        std::vector<const float *> pointers;
-        point_at(pointers, x, tokens, width);
-        linear(pointers, w, nullptr, rows, width, out, rows);
     }
 }
 
