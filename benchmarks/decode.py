@@ -2,11 +2,12 @@
 
     python benchmarks/decode.py [--turns 5] [--size micro] [--quick] [--run DIR] [--json FILE]
 
-A network of a recipe's size with random weights, in float32. Every subject has a process of its own and they take turns;
-medians are compared. A request has a prompt of 16 tokens and is continued greedily, its time includes the prompt's.
-Prompts of 4,096 tokens are continued by one token: new to the engine each time, or with the same 4,096 tokens in front of
-16 others. transformers decodes with `generate` and its cache, experts in its grouped_mm implementation. With --run, a
-trained model with a multi-token-prediction head is decoded without drafts and with as many as pay, at temperature 0.8.
+A network of a recipe's size with random weights, in float32. Every subject has a process of its own and they take
+turns; medians are compared. A request has a prompt of 16 tokens and is continued greedily by 64, its time includes the
+prompt's. Prompts of 4,096 + 16 tokens are continued by one token: new to the engine each time, or with the same 4,096
+tokens in front of 16 others. transformers decodes with `generate` and its cache, experts in its grouped_mm
+implementation. With --run, a trained model with a multi-token-prediction head is decoded without drafts and with as
+many as pay, at temperature 0.8.
 """
 
 from __future__ import annotations

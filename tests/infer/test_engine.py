@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from engines import VOCAB, engine, greedy, ids, network, request, run, tokenizer, tokens
 from torch import Tensor
 
+from engines import VOCAB, engine, greedy, ids, network, request, run, tokenizer, tokens
 from gossamer.errors import UserError
 from gossamer.infer.engine import EngineOptions
 from gossamer.infer.request import Grammar, Request, SamplingParams
@@ -71,7 +71,8 @@ def test_what_might_have_become_a_stop_string_is_shown_when_it_did_not() -> None
 
 
 def test_logprobs_are_of_the_models_own_distribution() -> None:
-    deltas = run(engine(draft_length=2), [request("x", PROMPT, 8, logprobs=3, temperature=2.0, logit_bias={4: 3.0})])["x"]
+    asked = request("x", PROMPT, 8, logprobs=3, temperature=2.0, logit_bias={4: 3.0})
+    deltas = run(engine(draft_length=2), [asked])["x"]
     made = ids(deltas)
     entries = [entry for delta in deltas for entry in delta.logprobs or ()]
     with torch.no_grad():
@@ -93,15 +94,18 @@ def test_a_grammar_is_kept_to_and_ends_the_answer(draft_length: int) -> None:
 
 
 def refusals() -> list[Any]:
+    params = SamplingParams(1)
+    biased, stopping = SamplingParams(1, logit_bias={VOCAB: 1.0}), SamplingParams(1, stop_token_ids=(99,))
+    unreadable, long = SamplingParams(1, grammar=Grammar("regex", "(")), SamplingParams(13)
     return [
-        pytest.param(Request("x", (), SamplingParams(1)), "prompt is empty", id="empty"),
-        pytest.param(Request("x", (VOCAB,), SamplingParams(1)), f"token id {VOCAB}", id="token"),
-        pytest.param(Request("x", (-1,), SamplingParams(1)), "token id -1", id="negative"),
-        pytest.param(Request("x", (1,), SamplingParams(1, logit_bias={VOCAB: 1.0})), f"token id {VOCAB}", id="bias"),
-        pytest.param(Request("x", (1,), SamplingParams(1, stop_token_ids=(99,))), "token id 99", id="stop"),
-        pytest.param(Request("x", (1,) * 500, SamplingParams(13)), r"500 \+ 13 tokens exceed the model's 512", id="long"),
-        pytest.param(Request("x", (1,), SamplingParams(1, grammar=Grammar("regex", "("))), "grammar: regex", id="grammar"),
-        pytest.param(Request("x", (1,) * 5, SamplingParams(1), boundaries=(9,)), "boundary 9", id="boundary"),
+        pytest.param(Request("x", (), params), "prompt is empty", id="empty"),
+        pytest.param(Request("x", (VOCAB,), params), f"token id {VOCAB}", id="token"),
+        pytest.param(Request("x", (-1,), params), "token id -1", id="negative"),
+        pytest.param(Request("x", (1,), biased), f"token id {VOCAB}", id="bias"),
+        pytest.param(Request("x", (1,), stopping), "token id 99", id="stop"),
+        pytest.param(Request("x", (1,) * 500, long), r"500 \+ 13 tokens exceed the model's 512", id="long"),
+        pytest.param(Request("x", (1,), unreadable), "grammar: regex", id="grammar"),
+        pytest.param(Request("x", (1,) * 5, params, boundaries=(9,)), "boundary 9", id="boundary"),
     ]
 
 

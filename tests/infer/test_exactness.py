@@ -5,13 +5,14 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from engines import VOCAB, engine, greedy, ids, network, request, run, tokens
 
+from engines import VOCAB, engine, greedy, ids, network, request, run, tokens
 from gossamer import ops
 from gossamer.infer.engine import Engine
 from gossamer.infer.request import Request, SamplingParams
@@ -21,6 +22,7 @@ PROMPTS = [tokens(length, seed=length) for length in (1, 3, 20, 45, 70)]
 ANSWER = 24  # tokens
 
 
+@cache
 def answers() -> list[tuple[int, ...]]:
     return [greedy(network(), prompt, ANSWER) for prompt in PROMPTS]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from engines import greedy, network, tokenizer
 
+from engines import greedy, network, tokenizer
 from gossamer.errors import UserError
 from gossamer.infer.request import SamplingParams
 from gossamer.infer.sample import sample_text

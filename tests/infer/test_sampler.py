@@ -104,8 +104,8 @@ def test_penalties_and_biases_change_the_logits_as_their_definitions_say() -> No
 
 
 def test_random_numbers_are_even_and_belong_to_their_place() -> None:
-    numbers = torch.tensor([uniform(seed, place) for seed in range(50) for place in range(200)])
-    assert len(numbers.unique()) == len(numbers) and 0 <= numbers.min() and numbers.max() < 1
+    numbers = torch.tensor([uniform(seed, place) for seed in range(50) for place in range(200)], dtype=torch.float64)
+    assert len(numbers.unique()) == len(numbers) and numbers.min() >= 0 and numbers.max() < 1
     counts = torch.histc(numbers, 10, 0, 1)
     assert float(((counts - 1000) ** 2 / 1000).sum()) < 30  # chi-square of 9 degrees of freedom
     assert uniform(2**70 + 3, 1) == uniform(2**70 + 3, 1) != uniform(3, 2)

@@ -25,6 +25,7 @@ from gossamer.infer.scheduler import Scheduler
 from gossamer.infer.sequence import Sequence
 from gossamer.model.causal_lm import CausalLM
 from gossamer.model.decoder import Decoder
+from gossamer.model.int8 import round_to_int8
 from gossamer.model.pool import StatePool
 from gossamer.ops.sequences import Sequences
 
@@ -65,7 +66,7 @@ class Engine:
         pool = StatePool(
             model.config, options.max_batch, total_pages, page, self._lengths.most + 1, weight.device, weight.dtype
         )
-        self._decoder = Decoder(model, pool)
+        self._decoder = Decoder(model, pool, round_to_int8(model) if options.weights == "int8" else None)
         self._scheduler = Scheduler(self._decoder, options, total_pages, drafting)
         self._drafter = Drafter(self._decoder, self._scheduler, options.prefill_chunk) if drafting else None
         self._grammars = Grammars(tokenizer, model.config.vocab_size)

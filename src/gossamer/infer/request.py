@@ -29,7 +29,9 @@ class Grammar:
     def __post_init__(self) -> None:
         if self.kind not in get_args(GrammarKind):
             kinds = get_args(GrammarKind)
-            raise UserError(f"grammar: unknown kind {self.kind!r}{nearest(self.kind, kinds)}; known: {', '.join(kinds)}")
+            raise UserError(
+                f"grammar: unknown kind {self.kind!r}{nearest(self.kind, kinds)}; known: {', '.join(kinds)}"
+            )
 
 
 @dataclass(frozen=True)

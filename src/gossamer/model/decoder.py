@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -11,7 +13,7 @@ from gossamer.model.causal_lm import CausalLM
 from gossamer.model.deltanet import GatedDeltaNet
 from gossamer.model.experts import SparseMLP
 from gossamer.model.pool import BatchState, StatePool
-from gossamer.ops.decode_layers import Layers, LayerSizes, LayerTensors
+from gossamer.ops.decode_layers import Int8, Layers, LayerSizes, LayerTensors, Matrix
 from gossamer.ops.sequences import Sequences
 
 
@@ -21,10 +23,12 @@ class Decoder:
     Args:
         model: in evaluation mode; its weights are not to change or move while this lives
         pool: the sequences' memory
+        int8: parameters of the model that are to be read as int8 (`round_to_int8`)
     """
 
-    def __init__(self, model: CausalLM, pool: StatePool) -> None:
-        self.model, self.pool = model, pool
+    def __init__(self, model: CausalLM, pool: StatePool, int8: Mapping[nn.Parameter, Int8] | None = None) -> None:
+        self.model, self.pool, self._int8 = model, pool, int8 or {}
+        self._lm_head = self._matrix(model.lm_head.weight)
         trunk = range(len(model.model.layers))
         self._trunk = self._layers(list(model.model.layers), list(trunk))
         self._head = self._layers(list(model.mtp.layers), [len(trunk)]) if model.mtp is not None else None
@@ -70,8 +74,7 @@ class Decoder:
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
         """[T, hidden] → [T, V]."""
-        logits: Tensor = self.model.lm_head(hidden)
-        return logits
+        return ops.few_rows(hidden, self._lm_head)
 
     @torch.inference_mode()
     def settle(self, slots: tuple[int, ...], kept: tuple[int, ...]) -> None:
@@ -114,38 +117,42 @@ class Decoder:
             renormalise=int(config.norm_topk_prob),
             page_size=pool.page_size,
         )
-        tensors = tuple(_tensors(block, index, pool) for block, index in zip(blocks, indices, strict=True))
+        tensors = tuple(self._tensors(block, index) for block, index in zip(blocks, indices, strict=True))
         exponents = torch.arange(0, config.rotary_dim, 2, dtype=torch.float32) / config.rotary_dim
         return Layers(tensors, sizes, 1.0 / config.rope_theta**exponents, config.rms_norm_eps, plain)
 
+    @torch.no_grad()
+    def _tensors(self, block: nn.Module, index: int) -> LayerTensors:
+        """A block's weights and its part of the memory."""
+        assert isinstance(block, Block)
+        pool, matrix = self.pool, self._matrix
+        found: dict[str, Matrix | None] = {
+            "input_norm": 1.0 + block.input_layernorm.weight,
+            "post_norm": 1.0 + block.post_attention_layernorm.weight,
+        }
+        if block.is_linear:
+            mixer = block.linear_attn
+            found |= {"qkvz": matrix(mixer.in_proj_qkvz.weight), "ba": matrix(mixer.in_proj_ba.weight)}
+            found |= {"linear_out": matrix(mixer.out_proj.weight)}
+            conv_weight, A_log, dt_bias, norm, _ = mixer.step_weights
+            found |= {"conv_weight": conv_weight, "A_log": A_log, "dt_bias": dt_bias, "gated_norm": norm}
+            found |= pool.memory[index]._asdict()
+        else:
+            attention = block.self_attn
+            for name in "qkvo":
+                projection = getattr(attention, f"{name}_proj")
+                found |= {name: matrix(projection.weight), f"{name}_bias": projection.bias}
+            found |= {"q_norm": 1.0 + attention.q_norm.weight, "k_norm": 1.0 + attention.k_norm.weight}
+            found |= dict(zip(("k_pages", "v_pages"), pool.pages[index], strict=True))
+        network = block.mlp
+        if isinstance(network, SparseMLP):
+            found |= {"router": matrix(network.gate.weight), "router_bias": network.gate.e_score_correction_bias}
+            found |= {"gate_up": matrix(network.experts.gate_up_proj), "down": matrix(network.experts.down_proj)}
+            found |= {"shared_gate": matrix(network.shared_expert_gate.weight)}
+            network = network.shared_expert
+        found |= {"gate": matrix(network.gate_proj.weight), "up": matrix(network.up_proj.weight)}
+        found |= {"shared_down": matrix(network.down_proj.weight)}
+        return LayerTensors(**found)  # type: ignore[arg-type]
 
-@torch.no_grad()
-def _tensors(block: nn.Module, index: int, pool: StatePool) -> LayerTensors:
-    """A block's weights and its part of the memory."""
-    assert isinstance(block, Block)
-    found: dict[str, Tensor | None] = {
-        "input_norm": 1.0 + block.input_layernorm.weight,
-        "post_norm": 1.0 + block.post_attention_layernorm.weight,
-    }
-    if block.is_linear:
-        mixer = block.linear_attn
-        found |= {"qkvz": mixer.in_proj_qkvz.weight, "ba": mixer.in_proj_ba.weight}
-        found |= {"linear_out": mixer.out_proj.weight}
-        conv_weight, A_log, dt_bias, norm, _ = mixer.step_weights
-        found |= {"conv_weight": conv_weight, "A_log": A_log, "dt_bias": dt_bias, "gated_norm": norm}
-        found |= pool.memory[index]._asdict()
-    else:
-        attention = block.self_attn
-        for name in "qkvo":
-            projection = getattr(attention, f"{name}_proj")
-            found |= {name: projection.weight, f"{name}_bias": projection.bias}
-        found |= {"q_norm": 1.0 + attention.q_norm.weight, "k_norm": 1.0 + attention.k_norm.weight}
-        found |= dict(zip(("k_pages", "v_pages"), pool.pages[index], strict=True))
-    network = block.mlp
-    if isinstance(network, SparseMLP):
-        found |= {"router": network.gate.weight, "router_bias": network.gate.e_score_correction_bias}
-        found |= {"gate_up": network.experts.gate_up_proj, "down": network.experts.down_proj}
-        found |= {"shared_gate": network.shared_expert_gate.weight}
-        network = network.shared_expert
-    found |= {"gate": network.gate_proj.weight, "up": network.up_proj.weight, "shared_down": network.down_proj.weight}
-    return LayerTensors(**{name: None if x is None else x.detach() for name, x in found.items()})  # type: ignore[arg-type]
+    def _matrix(self, weight: nn.Parameter) -> Matrix:
+        return self._int8.get(weight) or weight.detach()

@@ -8,6 +8,7 @@ from gossamer.ops.attention import attention
 from gossamer.ops.decode_layers import decode_layers
 from gossamer.ops.delta_rule import delta_rule
 from gossamer.ops.delta_step import delta_step
+from gossamer.ops.few_rows import few_rows
 from gossamer.ops.gated_rms_norm import gated_rms_norm
 from gossamer.ops.grouped_mlp import grouped_mlp
 from gossamer.ops.linear_cross_entropy import linear_cross_entropy
@@ -22,6 +23,7 @@ __all__ = [
     "delta_rule",
     "delta_step",
     "describe",
+    "few_rows",
     "forced",
     "gated_rms_norm",
     "grouped_mlp",

@@ -13,8 +13,8 @@ MOST_TOKENS = 128  # beyond, products of whole matrices are faster
 
 
 def native(x: Tensor, layers: Layers, sequences: Sequences) -> Tensor:
-    """See `decode_layers`. Other types than float32, and more tokens than a few, pass through the modules."""
-    if not layers.is_float32 or len(x) > MOST_TOKENS or sequences.page_size > MOST_PAGE:
+    """See `decode_layers`. Other types than float32 and int8, and more tokens than a few, pass through the modules."""
+    if not layers.fits_kernel or len(x) > MOST_TOKENS or sequences.page_size > MOST_PAGE:
         return layers.plain(x, sequences)
     x, table = x.contiguous(), sequences.page_table
     tensors = layers.addresses, layers.size_list, sequences.steps, table, layers.frequencies

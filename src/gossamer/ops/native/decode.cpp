@@ -46,13 +46,17 @@ class Team {
 struct Layer {
     const float *input_norm, *post_norm;  // 1 + w
     // linear attention
-    const float *qkvz, *ba, *conv_weight, *A_log, *dt_bias, *gated_norm, *linear_out;
+    Matrix qkvz, ba, linear_out;
+    const float *conv_weight, *A_log, *dt_bias, *gated_norm;
     float *conv, *recurrent, *keys, *updates, *gates;
     // full attention; biases may be null
-    const float *q, *k, *v, *o, *q_bias, *k_bias, *v_bias, *o_bias, *q_norm, *k_norm;
+    Matrix q, k, v, o;
+    const float *q_bias, *k_bias, *v_bias, *o_bias, *q_norm, *k_norm;
     float *k_pages, *v_pages;
     // feed-forward: router (null in a dense layer), experts, and the shared expert or dense network
-    const float *router, *router_bias, *gate_up, *down, *shared_gate, *gate, *up, *shared_down;
+    Matrix router;
+    const float *router_bias;
+    Matrix gate_up, down, shared_gate, gate, up, shared_down;
     int64_t shared_width;
 };
 
@@ -94,25 +98,25 @@ void point_at(std::vector<const float *> &rows, const float *x, int64_t count, i
 }
 
 // out [T, rows] = x Wᵀ + bias: this thread's share of the rows.
-void linear(const Own &own, const float *w, const float *bias, int64_t rows, int64_t width, float *out, int64_t ldo) {
+void linear(const Own &own, const Matrix &w, const float *bias, int64_t rows, int64_t width, float *out, int64_t ldo) {
     const std::vector<const float *> &x = own.rows;
     for (int64_t first = own.thread * UNIT; first < rows; first += own.team->threads * UNIT) {
         const int n = int(std::min<int64_t>(UNIT, rows - first));
-        products(int(x.size()), n, x.data(), w + first * width, width, int(width), out + first, ldo);
+        products(int(x.size()), n, x.data(), w.from(first, width), int(width), out + first, ldo);
         if (bias)
             for (size_t t = 0; t < x.size(); t++) add_scaled(out + t * ldo + first, 1.0f, bias + first, n);
     }
 }
 
 // x += in Wᵀ + bias, likewise.
-void add_linear(const Own &own, const float *w, const float *bias, int64_t rows, int64_t width, float *x) {
+void add_linear(const Own &own, const Matrix &w, const float *bias, int64_t rows, int64_t width, float *x) {
     const std::vector<const float *> &in = own.rows;
     for (int64_t first = own.thread * UNIT; first < rows; first += own.team->threads * UNIT) {
         const int n = int(std::min<int64_t>(UNIT, rows - first));
         float sums[4 * UNIT];
         for (size_t t = 0; t < in.size(); t += 4) {
             const int some = int(std::min<size_t>(4, in.size() - t));
-            products(some, n, in.data() + t, w + first * width, width, int(width), sums, UNIT);
+            products(some, n, in.data() + t, w.from(first, width), int(width), sums, UNIT);
             for (int i = 0; i < some; i++) {
                 float *to = x + (t + i) * rows + first;
                 add_scaled(to, 1.0f, sums + i * UNIT, n);
@@ -240,13 +244,13 @@ void route(const Layer &l, const Sizes &z, int64_t T, const float *logits, int64
 }
 
 // acts[i] = weight_i · SiLU(G x_i) ⊙ U x_i for rows `first` to `first` + n of G and U.
-void activate(const float *const *x, int count, const float *gate, const float *up, int64_t hidden, int n,
+void activate(const float *const *x, int count, const Matrix &gate, const Matrix &up, int64_t hidden, int n,
               const float *weights, float *acts, int64_t ld) {
     float g[4 * UNIT], u[4 * UNIT];
     for (int t = 0; t < count; t += 4) {
         const int some = std::min(4, count - t);
-        products(some, n, x + t, gate, hidden, int(hidden), g, UNIT);
-        products(some, n, x + t, up, hidden, int(hidden), u, UNIT);
+        products(some, n, x + t, gate, int(hidden), g, UNIT);
+        products(some, n, x + t, up, int(hidden), u, UNIT);
         for (int i = 0; i < some; i++)
             for (int r = 0; r < n; r++) {
                 const float open = g[i * UNIT + r];
@@ -285,12 +289,12 @@ void feed_forward(const Layer &l, const Sizes &z, const Batch &batch, float eps,
         const int64_t routed = unit - shared_units;
         if (routed < 0) {
             const int64_t first = unit * UNIT;
-            activate(own.rows.data(), int(T), l.gate + first * hidden, l.up + first * hidden, hidden,
+            activate(own.rows.data(), int(T), l.gate.from(first, hidden), l.up.from(first, hidden), hidden,
                      int(std::min<int64_t>(UNIT, J - first)), open.data(), shared_acts + first, J);
         } else {
             const int64_t e = active[routed / units], first = routed % units * UNIT, from = own.offsets[e];
-            const float *gate = l.gate_up + (e * 2 * I + first) * hidden;
-            activate(sorted.data() + from, int(own.offsets[e + 1] - from), gate, gate + I * hidden, hidden,
+            const Matrix gate = l.gate_up.from(e * 2 * I + first, hidden), up = gate.from(I, hidden);
+            activate(sorted.data() + from, int(own.offsets[e + 1] - from), gate, up, hidden,
                      int(std::min<int64_t>(UNIT, I - first)), weights.data() + from, acts + from * I + first, I);
         }
     }
@@ -300,11 +304,11 @@ void feed_forward(const Layer &l, const Sizes &z, const Batch &batch, float eps,
         const int n = int(std::min<int64_t>(UNIT, hidden - first));
         float sums[4 * UNIT];
         const float *in[4];
-        auto add = [&](const float *w, int64_t width, const float *from, int64_t count, auto token_of) {
+        auto add = [&](const Matrix &w, int64_t width, const float *from, int64_t count, auto token_of) {
             for (int64_t t = 0; t < count; t += 4) {
                 const int some = int(std::min<int64_t>(4, count - t));
                 for (int i = 0; i < some; i++) in[i] = from + (t + i) * width;
-                products(some, n, in, w + first * width, width, int(width), sums, UNIT);
+                products(some, n, in, w.from(first, width), int(width), sums, UNIT);
                 for (int i = 0; i < some; i++)
                     add_scaled(x + token_of(t + i) * hidden + first, 1.0f, sums + i * UNIT, n);
             }
@@ -312,7 +316,7 @@ void feed_forward(const Layer &l, const Sizes &z, const Batch &batch, float eps,
         add(l.shared_down, J, shared_acts, T, [](int64_t t) { return t; });
         for (const int64_t e : active) {
             const int64_t from = own.offsets[e];
-            add(l.down + e * hidden * I, I, acts + from * I, own.offsets[e + 1] - from,
+            add(l.down.from(e * hidden, I), I, acts + from * I, own.offsets[e + 1] - from,
                 [&](int64_t i) { return own.order[from + i] / k; });
         }
     }
@@ -366,6 +370,18 @@ void gossamer_decode_layers(float *x, const int64_t *layers, const int64_t *size
             feed_forward(list[i], z, batch, eps, everybodys, own, x);
         }
     }
+}
+
+// out [T, rows] = x [T, width] Wᵀ for few tokens; int8 if there are scales.
+void gossamer_few_rows(const float *x, const void *w, const float *scales, float *out, int64_t tokens, int64_t rows,
+                       int64_t width) {
+    const Matrix matrix{w, scales};
+    std::vector<const float *> vectors;
+    point_at(vectors, x, tokens, width);
+#pragma omp parallel for schedule(static) if (!is_small(rows * width / 4))
+    for (int64_t first = 0; first < rows; first += UNIT)
+        products(int(tokens), int(std::min<int64_t>(UNIT, rows - first)), vectors.data(), matrix.from(first, width),
+                 int(width), out + first, rows);
 }
 
 }  // extern "C"
