@@ -18,6 +18,7 @@ from gossamer.model.causal_lm import CausalLM
 from gossamer.model.config import ModelConfig
 from gossamer.model.decoder import Decoder
 from gossamer.model.pool import StatePool
+from gossamer.ops.decode_layers import Int8
 from gossamer.ops.delta_step import DeltaMemory, DeltaWeights
 from gossamer.ops.sequences import Sequences
 from model_configs import configs
@@ -176,6 +177,21 @@ def test_more_tokens_than_there_is_room_for_are_refused() -> None:
         ops.delta_step(qkvz, ba, weights, memory, sequences)
     with pytest.raises(UserError, match="do not fit"):
         ops.delta_step(qkvz[:2], ba, weights, memory, sequences)
+
+
+@pytest.mark.parametrize("implementation", implementations("few_rows", but="reference"))
+@pytest.mark.parametrize("is_int8", [False, True])
+@given(st.integers(0, 70), st.integers(1, 40), st.integers(1, 70), seeds)
+def test_few_rows(implementation: str, is_int8: bool, tokens: int, rows: int, width: int, seed: int) -> None:
+    random = normal(seed)
+    x, weight = random(tokens, width).to(DEVICE, torch.float32), random(rows, width).to(DEVICE, torch.float32)
+    matrix = (
+        Int8((weight * 30).round().clamp(-127, 127).to(torch.int8), weight[:, 0].contiguous()) if is_int8 else weight
+    )
+    with ops.forced(few_rows="reference"):
+        expected = ops.few_rows(x, matrix)
+    with ops.forced(few_rows=implementation):
+        close(ops.few_rows(x, matrix), expected, torch.float32)
 
 
 @pytest.mark.parametrize("implementation", implementations("decode_layers", but="reference"))

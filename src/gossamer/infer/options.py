@@ -22,7 +22,7 @@ class EngineOptions:
         it runs; 0: none, also where the model has no such head
     max_draft: of "auto" at most
     weights: "int8" rounds the model's matrices, in place, and reads them as int8 where a few tokens pass through them:
-        faster on a CPU, for a small loss (docs/engine.md); "stored" leaves them
+        less to read on a CPU, for answers that are not quite the stored model's; "stored" leaves them
     """
 
     max_batch: int = 16
