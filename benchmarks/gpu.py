@@ -23,7 +23,7 @@ import operations
 import torch
 from inputs import Inputs, caller, cast, inputs_of, training_inputs
 from measure import Subject, copy_rate, gemm_rate, table, take_turns
-from peers import gossamer_step, model_config, qwen3_next_step
+from peers import Variant, gossamer_step, model_config, qwen3_next_step
 from torch import Tensor
 
 from gossamer import device as devices
@@ -74,8 +74,12 @@ def _compare(
 def steps(config: ModelConfig, rows: int, length: int, recompute: bool, turns: int, peak: float) -> Inputs:
     """Training steps: tokens a second, MFU and peak memory of each subject."""
     subjects: list[tuple[str, Callable[..., Any], tuple[Any, ...]]] = [
-        ("gossamer", gossamer_step, (config, rows, length, False, recompute)),
-        ("gossamer, PyTorch alone", gossamer_step, (config, rows, length, True, recompute)),
+        ("gossamer", gossamer_step, (config, rows, length, Variant(recompute=recompute))),
+        (
+            "gossamer, PyTorch alone",
+            gossamer_step,
+            (config, rows, length, Variant(pytorch_alone=True, recompute=recompute)),
+        ),
         *[
             (f"transformers {experts}", qwen3_next_step, (config, experts, rows, length, False, recompute))
             for experts in EXPERTS

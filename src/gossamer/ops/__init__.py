@@ -12,6 +12,7 @@ from gossamer.ops.few_rows import few_rows
 from gossamer.ops.gated_rms_norm import gated_rms_norm
 from gossamer.ops.grouped_mlp import grouped_mlp
 from gossamer.ops.linear_cross_entropy import linear_cross_entropy
+from gossamer.ops.orthogonalize import orthogonalize
 from gossamer.ops.paged_attention import paged_attention
 from gossamer.ops.registry import OPERATIONS, Operation, forced
 from gossamer.ops.rms_norm import rms_norm
@@ -28,6 +29,7 @@ __all__ = [
     "gated_rms_norm",
     "grouped_mlp",
     "linear_cross_entropy",
+    "orthogonalize",
     "paged_attention",
     "pytorch_alone",
     "rms_norm",
@@ -48,7 +50,7 @@ def describe(device: torch.device) -> dict[str, dict[str, object]]:
 
 
 def training_operations() -> dict[str, Operation]:
-    """Those that have a gradient; the others decode."""
+    """Those that have a gradient."""
     return {name: operation for name, operation in OPERATIONS.items() if operation.trains}
 
 

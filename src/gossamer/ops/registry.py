@@ -41,7 +41,7 @@ def anywhere(device: torch.device) -> str:
 
 
 class Operation:
-    """A named operation with its implementations, best first; one that only decodes has no gradient."""
+    """A named operation with its implementations, best first; one that no gradient passes does not `train`."""
 
     def __init__(self, name: str, trains: bool = True) -> None:
         self.name, self.trains = name, trains
