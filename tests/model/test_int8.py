@@ -43,4 +43,3 @@ def test_the_engine_says_what_the_rounded_network_says() -> None:
     tried = engine(model, weights="int8", draft_length=1)
     prompt = tokens(20)
     assert ids(run(tried, [request("x", prompt, 16)])["x"]) == greedy(model, prompt, 16)
-

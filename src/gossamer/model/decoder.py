@@ -26,7 +26,7 @@ class Decoder:
         int8: parameters of the model that are to be read as int8 (`round_to_int8`)
     """
 
-    def __init__(self, model: CausalLM, pool: StatePool, int8: Mapping[nn.Parameter, Int8] | None = None) -> None:
+    def __init__(self, model: CausalLM, pool: StatePool, int8: Mapping[Tensor, Int8] | None = None) -> None:
         self.model, self.pool, self._int8 = model, pool, int8 or {}
         self._lm_head = self._matrix(model.lm_head.weight)
         trunk = range(len(model.model.layers))
@@ -154,5 +154,5 @@ class Decoder:
         found |= {"shared_down": matrix(network.down_proj.weight)}
         return LayerTensors(**found)  # type: ignore[arg-type]
 
-    def _matrix(self, weight: nn.Parameter) -> Matrix:
+    def _matrix(self, weight: Tensor) -> Matrix:
         return self._int8.get(weight) or weight.detach()

@@ -13,16 +13,16 @@ _KEPT = ("shared_expert_gate", "in_proj_ba")  # small, and what they say is pass
 
 
 @torch.no_grad()
-def round_to_int8(model: CausalLM) -> dict[nn.Parameter, Int8]:
+def round_to_int8(model: CausalLM) -> dict[Tensor, Int8]:
     """Round matrices to 255 steps a row, in place, and give them as such.
 
     The rows of every projection, expert and of the output head; routers, gates, convolutions, norms and embeddings stay
     (but for an embedding that is the output head). A row's scale is its largest magnitude over 127.
     """
-    rounded: dict[nn.Parameter, Int8] = {}
+    rounded: dict[Tensor, Int8] = {}
     for name, module in model.named_modules():
         if isinstance(module, Experts):
-            parameters = [module.gate_up_proj, module.down_proj]
+            parameters: list[Tensor] = [module.gate_up_proj, module.down_proj]
         elif isinstance(module, nn.Linear) and not name.endswith(_KEPT):
             parameters = [module.weight]
         else:
