@@ -19,7 +19,7 @@ from typing import Any
 import environment  # noqa: F401 (every subject's process inherits it)
 import torch
 
-Call = Callable[[], object]
+from gossamer.certify.rates import Call, copy_rate, seconds_of, seconds_of_one
 
 PATIENCE = 60.0  # seconds of a call that is not the first, which may compile something
 
@@ -76,7 +76,7 @@ class Subject:
 
 
 def _serve(pipe: Connection, build: Callable[..., Call], arguments: Sequence[Any]) -> None:
-    from gossamer.device import default_device, peak_memory
+    from gossamer.device import default_device, peak_memory, synchronize
 
     try:
         call = build(*arguments)
@@ -84,18 +84,13 @@ def _serve(pipe: Connection, build: Callable[..., Call], arguments: Sequence[Any
             pipe.recv()
             began = time.perf_counter()
             call()
-            _synchronize()
+            synchronize(default_device())
             pipe.send((time.perf_counter() - began, peak_memory(default_device())))
     except EOFError:
         return
     except Exception as error:
         traceback.print_exc(file=sys.stderr)
         pipe.send(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:120])
-
-
-def _synchronize() -> None:
-    if torch.accelerator.is_available():
-        torch.accelerator.synchronize()
 
 
 def take_turns(subjects: Sequence[Subject], turns: int, warm_up: int = 1) -> None:
@@ -107,15 +102,6 @@ def take_turns(subjects: Sequence[Subject], turns: int, warm_up: int = 1) -> Non
     print(file=sys.stderr)
     for subject in subjects:
         subject.close()
-
-
-def seconds_of(call: Call, least_seconds: float = 0.2, least_calls: int = 3) -> float:
-    """Median seconds of a call in this process, after one that is not counted."""
-    call()
-    times: list[float] = []
-    while len(times) < least_calls or sum(times) < least_seconds:
-        times.append(seconds_of_one(call))
-    return statistics.median(times)
 
 
 def in_turns(calls: Mapping[str, Call], least_seconds: float = 1.0, least_turns: int = 3) -> dict[str, float]:
@@ -131,17 +117,8 @@ def in_turns(calls: Mapping[str, Call], least_seconds: float = 1.0, least_turns:
     while calls and (turns < least_turns or time.perf_counter() - began < least_seconds):
         turns += 1
         for name, call in calls.items():
-            times[name].append(seconds_of_one(call))
+            times[name].append(seconds_of_one(call, _device()))
     return {name: statistics.median(found) for name, found in times.items()}
-
-
-def seconds_of_one(call: Call) -> float:
-    """Seconds of one call, what it started on an accelerator included."""
-    _synchronize()
-    began = time.perf_counter()
-    call()
-    _synchronize()
-    return time.perf_counter() - began
 
 
 LARGE_PRODUCTS_FLOPS = 8 * 2.0 * 2048**3
@@ -164,14 +141,7 @@ def gemm_rate(dtype: torch.dtype = torch.float32, size: int = 2048) -> float:
     device = _device()
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     out = torch.empty_like(a)
-    return 2.0 * size**3 / seconds_of(lambda: torch.mm(a, b, out=out))
-
-
-def copy_rate(megabytes: int = 256) -> float:
-    """Bytes a second that a copy moves, reading and writing counted, far outside the caches."""
-    source = torch.ones(megabytes << 18, device=_device())
-    target = torch.empty_like(source)
-    return 2.0 * source.nbytes / seconds_of(lambda: target.copy_(source))
+    return 2.0 * size**3 / seconds_of(lambda: torch.mm(a, b, out=out), device)
 
 
 def _device() -> torch.device:
@@ -189,7 +159,7 @@ def machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "date": time.strftime("%Y-%m-%d"),
         "gemm_gflops": gemm_rate() / 1e9,
-        "copy_gbytes": copy_rate() / 1e9,
+        "copy_gbytes": copy_rate(_device()) / 1e9,
     }
 
 

@@ -69,7 +69,7 @@ def trained(calls: Calls) -> tuple[Recipe, Path, bool]:
 # Mistakes.
 
 MISTAKES = [
-    ("", "which verb? one of train, sample, eval, report, export, plan, doctor (gossamer --help)"),
+    ("", "which verb? one of train, sample, eval, report, export, plan, doctor, certify (gossamer --help)"),
     ("trian", "unknown verb 'trian'; did you mean 'train'?"),
     ("--hepl", "unknown option '--hepl'; did you mean '--help'?"),
     ("frobnicate x", "unknown verb 'frobnicate'"),

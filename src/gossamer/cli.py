@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gossamer import __version__
-from gossamer.errors import UserError, nearest
+from gossamer.errors import UserError, is_out_of_memory, nearest
 
 # Of the process, unless the user has set them; read when PyTorch is imported.
 ENVIRONMENT = {
@@ -281,6 +281,25 @@ def doctor(device: str = "auto", json: bool = False) -> None:
         _answer({"gossamer": __version__} | machine | {name: _choice(op) for name, op in operations.items()}, json)
 
 
+def certify(device: str = "auto", quick: bool = False, out: str | None = None, json: bool = False) -> int:
+    """Check everything that gossamer computes on a device, measure it, and write a certificate with a page.
+
+    Exit status: 0 the device passes, 1 it fails, 2 a mistake, or the device stopped answering.
+
+    Args:
+        device: auto, cpu, cuda, cuda:1, npu …
+        quick: fewer inputs, under a minute on two CPU cores
+        out: folder to write certificate.json and certificate.html into (default: certificates/<device>)
+        json: answer with the certificate
+    """
+    from gossamer.certify import certify as run_certification
+
+    found, _ = run_certification(device, quick, out, json)
+    if json:
+        _answer(found, json)
+    return 0 if found["verdict"] == "pass" else 1
+
+
 def _choice(operation: dict[str, Any]) -> str:
     """The implementation of an operation that runs, then the others, each with what keeps it from running."""
     runs, states = operation["runs"], operation["implementations"]
@@ -288,8 +307,8 @@ def _choice(operation: dict[str, Any]) -> str:
     return f"{runs} ({others})" if others else runs
 
 
-VERBS: dict[str, Callable[..., None]] = {
-    verb.__name__: verb for verb in (train, sample, eval, report, export, plan, doctor)
+VERBS: dict[str, Callable[..., int | None]] = {
+    verb.__name__: verb for verb in (train, sample, eval, report, export, plan, doctor, certify)
 }
 
 
@@ -341,7 +360,8 @@ def _help() -> str:
     )
 
 
-def _run(arguments: Sequence[str]) -> None:
+def _run(arguments: Sequence[str]) -> int:
+    """Run a command line; gives the exit status that its verb says, 0 if it says none."""
     if not arguments:
         raise UserError(f"which verb? one of {', '.join(VERBS)} (gossamer --help)")
     verb, *rest = arguments
@@ -352,10 +372,11 @@ def _run(arguments: Sequence[str]) -> None:
     elif verb in VERBS:
         from gossamer.options import parse
 
-        VERBS[verb](**parse(verb, VERBS[verb], rest))
+        return VERBS[verb](**parse(verb, VERBS[verb], rest)) or 0
     else:
         what = "option" if verb.startswith("-") else "verb"
         raise UserError(f"unknown {what} {verb!r}{nearest(verb, [*VERBS, '--help', '--version', '--debug'])}")
+    return 0
 
 
 def _fail(status: int, message: str, debug: bool) -> int:
@@ -375,23 +396,25 @@ def _reason(error: BaseException) -> str | None:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
     if missing := re.search(r"Could not run '(\S+)' with arguments from the '(\w+)' backend", str(error)):
         return f"{missing[2]!r} has no operator {missing[1]}; docs/new-chip.md says what to do about it"
-    starved = isinstance(error, RuntimeError) and re.search("out of memory|can't allocate memory", str(error), re.I)
-    if isinstance(error, MemoryError) or starved:
+    if is_out_of_memory(error):
         return "out of memory; training needs less with a smaller --training.batch_size or --training.sequence_length"
     return None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line and return its exit status: 0, 2 for a mistake, 130 interrupted, 141 for a closed pipe."""
+    """Run a command line and return its exit status.
+
+    0; 1 of a device that is not certified; 2 for a mistake; 130 interrupted; 141 for a closed pipe.
+    """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
-        _run(arguments)
+        status = _run(arguments)
         sys.stdout.flush()
-        return 0
+        return status
     except SystemExit as stop:  # --help of a verb
         return int(stop.code or 0)
     except KeyboardInterrupt:

@@ -102,6 +102,7 @@ def deferred(module: str, function: str) -> Callable[..., Any]:
     def call(*args: Any) -> Any:
         return getattr(import_module(module), function)(*args)
 
+    call.__module__ = module  # where to look
     return call
 
 
