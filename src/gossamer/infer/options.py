@@ -27,10 +27,10 @@ class EngineOptions:
 
     max_batch: int = 16
     cache_tokens: int | None = None
-    prefill_chunk: int = 512
+    prefill_chunk: int = 1024
     page_size: int = 64
     prefix_cache_bytes: int = 256 << 20
-    snapshot_interval: int = 512
+    snapshot_interval: int = 1024
     draft_length: int | Literal["auto"] = "auto"
     max_draft: int = 4
     weights: Literal["stored", "int8"] = "stored"
