@@ -253,9 +253,8 @@ def main() -> None:
     parser.add_argument("--size", default="micro", help="recipe that the widths and heads come from")
     parser.add_argument("--rows", type=int, default=4, help="rows")
     parser.add_argument("--length", type=int, default=512, help="tokens a row")
-    parser.add_argument(
-        "--only", nargs="*", choices=list(ops.training_operations()), default=list(ops.training_operations())
-    )
+    names = list(ops.training_operations())
+    parser.add_argument("--only", nargs="*", choices=names, default=names)
     parser.add_argument("--short", action="store_true", help="half a second for an operation instead of three")
     parser.add_argument("--json", type=Path, help="write the record to this file")
     arguments = parser.parse_args()

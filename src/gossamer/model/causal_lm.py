@@ -29,6 +29,7 @@ from gossamer.model.experts import Routing, load_balancing_loss, stack_routing
 from gossamer.model.initialize import initialize
 from gossamer.model.mtp import ONE_STEP, MTPTraining, MultiTokenPrediction
 from gossamer.model.norm import RMSNorm
+from gossamer.model.pool import BatchState
 from gossamer.model.rotary import rotary_tables
 from gossamer.model.state import State
 from gossamer.ops.linear_cross_entropy import IGNORED
@@ -79,7 +80,11 @@ class Trunk(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(
-        self, input_ids: Tensor, rotary: tuple[Tensor, Tensor], cu_seqlens: Tensor | None, state: State | None
+        self,
+        input_ids: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        cu_seqlens: Tensor | None,
+        state: State | BatchState | None,
     ) -> tuple[Tensor, list[Routing]]:
         """[B, T] → hidden states [B, T, hidden] and the routing of each layer with experts."""
         x, layers = self.embed_tokens(input_ids), []
