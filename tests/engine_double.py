@@ -1,4 +1,4 @@
-"""An engine without a model: what it answers stands in the prompt. It fails on demand, in every way that the real one may.
+"""An engine without a model: what it answers stands in the prompt. It fails on demand, in every way the real one may.
 
 The last ``SAY text`` of a prompt, up to the end of its message, is the answer; a prompt without one goes on with
 ``word word …``. These words in the prompt do something instead: REFUSE and BREAK when it is submitted, FAIL, RAISE and

@@ -11,10 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import engine_double
 import httpx2
 import openai
 
+import engine_double
 from gossamer.serve.keys import ApiKeys
 from gossamer.serve.options import ServeOptions
 from gossamer.serve.server import Server, make_service

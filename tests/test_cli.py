@@ -65,7 +65,7 @@ def trained(calls: Calls) -> tuple[Recipe, Path, bool]:
 # Mistakes.
 
 MISTAKES = [
-    ("", "which verb? one of train, sample, eval, report, export, doctor (gossamer --help)"),
+    ("", "which verb? one of train, sample, eval, report, export, serve, chat, doctor (gossamer --help)"),
     ("trian", "unknown verb 'trian'; did you mean 'train'?"),
     ("--hepl", "unknown option '--hepl'; did you mean '--help'?"),
     ("frobnicate x", "unknown verb 'frobnicate'"),

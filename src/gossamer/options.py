@@ -22,7 +22,7 @@ from gossamer.errors import UserError, nearest
 from gossamer.train.typed import convert, expected
 
 # What `--help` cannot tell from the type alone.
-_METAVARS = {"data": "PATH", "out": "DIR", "run": "RUN", "dir": "DIR", "report.out": "FILE"}
+_METAVARS = {"data": "PATH", "out": "DIR", "run": "RUN", "dir": "DIR", "report.out": "FILE", "keys": "FILE"}
 
 
 def parse(verb: str, function: Callable[..., None], arguments: Sequence[str]) -> dict[str, Any]:

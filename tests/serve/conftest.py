@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import engine_double
 import pytest
+
+import engine_double
 from live_service import Live, live
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
@@ -31,6 +32,9 @@ class ApiError(Exception):
         code: a word for programs; default: by status.
         param: the field of the request at fault, dotted.
         retry_after: seconds after which another try is worth it (header Retry-After).
+
+    Attributes:
+        headers: further ones of the response.
     """
 
     def __init__(
@@ -47,6 +51,7 @@ class ApiError(Exception):
         self.code = code or _CODES.get(status)
         self.param = param
         self.retry_after = retry_after
+        self.headers: Mapping[str, str] = {}
 
     def body(self) -> dict[str, Any]:
         """The JSON object that goes to the client, in a response or as an event of a stream."""
@@ -71,7 +76,7 @@ def unavailable(message: str, code: str, retry_after: int = 1) -> ApiError:
 
 def error_response(error: ApiError) -> Response:
     """The error as an HTTP response. Non-ASCII is escaped: a message may quote half of a surrogate pair."""
-    headers = {}
+    headers = dict(error.headers)
     if error.retry_after is not None:
         headers["Retry-After"] = str(error.retry_after)
     if error.status == 401:
@@ -91,8 +96,14 @@ def from_exception(error: Exception) -> ApiError:
 
 def _http_error(error: HTTPException) -> ApiError:
     """What the framework refuses by itself: an unknown path, a method, a body that is too large or no JSON."""
-    messages = {404: "there is no such path; /openapi.json lists them", 413: "the body is too large; send less"}
-    return ApiError(error.status_code, messages.get(error.status_code, str(error.detail)))
+    messages = {
+        404: "there is no such path; /openapi.json lists them",
+        405: "this path does not take the method; /openapi.json lists those it takes",
+        413: "the body is too large; send less",
+    }
+    told = ApiError(error.status_code, messages.get(error.status_code, str(error.detail)))
+    told.headers = error.headers or {}
+    return told
 
 
 def _validation_error(error: RequestValidationError) -> ApiError:

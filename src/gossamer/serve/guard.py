@@ -68,7 +68,8 @@ class Guard:
             self._metrics.http.labels(scope["method"] if route != "none" else "", route, status).inc()
             self._metrics.http_seconds.labels(route).observe(seconds)
             told = " ".join(f"{name}={_quiet(value)}" for name, value in details.items())
-            log.info("%s %s %s %s %.3fs %s", number, scope["method"], _quiet(scope["path"]), status, seconds, told)
+            line = f"{number} {scope['method']} {_quiet(scope['path'])} {status} {seconds:.3f}s {told}"
+            log.info(line.rstrip())
 
     def _refusal(self, scope: Scope) -> ApiError | None:
         headers = Headers(scope=scope)

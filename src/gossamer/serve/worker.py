@@ -169,6 +169,6 @@ def _command(connection: Connection, engine: Engine, command: Submit | Abort) ->
         engine.submit(request)
     except UserError as error:
         connection.send(Rejected(request.id, str(error), "client"))
-    except Exception as error:
+    except Exception:
         log.exception("request %s could not be taken", request.id)
-        connection.send(Rejected(request.id, f"{type(error).__name__}: {error}", "engine"))
+        connection.send(Rejected(request.id, "the engine failed at this request", "engine"))
