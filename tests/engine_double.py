@@ -152,3 +152,8 @@ def build(folder: Path, max_batch: int = 4, max_model_len: int = 4096, first: st
         raise UserError(order)
     tokenizer = Tokenizer.load(folder)
     return lambda: (EngineDouble(tokenizer, max_batch), ModelInfo(max_model_len, tokenizer.vocab_size, max_batch))
+
+
+def build_by(folder: Path, order: str):
+    """The same, called as ``build_engine`` is: the order's file in place of the engine's configuration."""
+    return build(folder, first=order)

@@ -28,6 +28,7 @@ class Live:
         self.server = Server(self.service, ApiKeys(options.keys) if options.keys else None)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._http = httpx2.Client(timeout=30)
         self._thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self._listener]}, daemon=True)
 
     def __enter__(self) -> Live:
@@ -42,18 +43,25 @@ class Live:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self._http.close()
         self.server.should_exit = True
         self._thread.join(30)
         assert not self._thread.is_alive()
 
     def post(self, path: str, body: Any = None, **more: Any) -> httpx2.Response:
-        return httpx2.post(self.url + path, json=body, timeout=30, **more)
+        return self.request("POST", path, json=body, **more)
+
+    def request(self, method: str, path: str, **more: Any) -> httpx2.Response:
+        return self._http.request(method, self.url + path, **more)
 
     def get(self, path: str, **more: Any) -> httpx2.Response:
-        return httpx2.get(self.url + path, timeout=30, **more)
+        return self.request("GET", path, **more)
 
     def say(self, text: str, **more: Any) -> httpx2.Response:
         return self.post("/v1/chat/completions", {"messages": [{"role": "user", "content": text}], **more})
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", int(self.url.rsplit(":", 1)[1])), 10)
 
     def client(self, key: str = "none") -> openai.OpenAI:
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=30)

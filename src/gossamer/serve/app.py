@@ -52,7 +52,6 @@ def make_app(service: Service, keys: ApiKeys | None) -> FastAPI:
         docs_url=None,  # both load scripts from elsewhere
         redoc_url=None,
         redirect_slashes=False,
-        max_body_size=service.options.max_body,
     )
     app.state.service = service
     for family in (chat, completions, responses, models, health):

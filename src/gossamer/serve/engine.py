@@ -35,6 +35,8 @@ __all__ = ["EngineProcess"]
 
 LOADS = 3
 """Deaths in a row, without being ready in between, after which the service gives up."""
+STOP_SECONDS = 5
+"""That the process has to finish its step and end; then it is killed."""
 log = logging.getLogger("gossamer.serve")
 
 
@@ -101,16 +103,16 @@ class EngineProcess:
 
     async def stop(self) -> None:
         """End the process; what is still running gets an honest error."""
-        self.state = "stopped"
+        loading, self.state = self.state == "loading", "stopped"
         if self._restart is not None:
             self._restart.cancel()
         self._fail_all(unavailable("the service shuts down", "shutting_down"))
         self._outbox.put(None)
         if self._process is not None:
-            await asyncio.to_thread(self._process.join, 5)
+            await asyncio.to_thread(self._process.join, 0 if loading else STOP_SECONDS)  # it does not listen yet
             if self._process.is_alive():
                 self._process.kill()
-                await asyncio.to_thread(self._process.join, 5)
+                await asyncio.to_thread(self._process.join, STOP_SECONDS)
 
     def admit(self, requests: Sequence[Request]) -> Run:
         """Hand requests to the engine, all or none.
@@ -151,6 +153,7 @@ class EngineProcess:
                 message = connection.recv()
                 self._loop.call_soon_threadsafe(self._handle, message, process)
         process.join()
+        connection.close()
         with contextlib.suppress(RuntimeError):  # the loop is closed: the service has ended
             self._loop.call_soon_threadsafe(self._died, process)
 
@@ -205,7 +208,7 @@ class EngineProcess:
             self._restart = asyncio.ensure_future(self._start_again())
 
     async def _start_again(self) -> None:
-        await asyncio.sleep(0 if self._deaths <= 1 else 2.0**self._deaths)
+        await asyncio.sleep(0 if self._deaths <= 1 else 2.0 ** (self._deaths - 2))
         if self.state == "loading":
             self.start()
 
@@ -217,9 +220,9 @@ class EngineProcess:
 
 
 def _send(connection: Connection, outbox: queue.SimpleQueue[Submit | Abort | None]) -> None:
-    """Pass on what is put into the outbox; None closes the pipe, which ends the process."""
+    """Pass on what is put into the outbox, to the None that ends the process."""
     with contextlib.suppress(OSError):
+        command: Submit | Abort | None
         while (command := outbox.get()) is not None:
             connection.send(command)
-    with contextlib.suppress(OSError):
-        connection.close()
+        connection.send(None)

@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 __all__ = ["ApiError", "error_response", "from_exception", "invalid", "overloaded", "unavailable"]
 
+ROLES = ("system", "developer", "user", "assistant", "tool")
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 _CODES = {
     401: "invalid_api_key",
@@ -114,6 +115,7 @@ def _validation_error(error: RequestValidationError) -> ApiError:
             f"the body is not valid JSON ({first.get('ctx', {}).get('error', first['msg'])})", code="bad_json"
         )
     place = [str(part) for part in first["loc"] if part != "body"]
+    place = [part for index, part in enumerate(place) if part not in ROLES or not place[index - 1].isdigit()]
     # The names of a union's branches stand among the parts of the path; they are no field of the client's.
     param = ".".join(part for part in place if part.isdigit() or (part.isidentifier() and part.islower())) or None
     if first["type"] == "extra_forbidden":

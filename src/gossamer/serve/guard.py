@@ -19,6 +19,7 @@ from gossamer.serve.stream import LOG_KEY
 
 __all__ = ["Guard", "is_public"]
 
+TOO_LARGE = ApiError(413, "the body is too large; send less")
 log = logging.getLogger("gossamer.serve.requests")
 
 
@@ -61,7 +62,7 @@ class Guard:
             if refusal is not None:
                 await error_response(refusal)(scope, receive, send_marked)
             else:
-                await self._app(scope, _timely(receive, self._options.body_timeout), send_marked)
+                await self._app(scope, _bounded(receive, self._options), send_marked)
         finally:
             seconds = time.monotonic() - start
             route = getattr(scope.get("route"), "path", "none")
@@ -73,6 +74,13 @@ class Guard:
 
     def _refusal(self, scope: Scope) -> ApiError | None:
         headers = Headers(scope=scope)
+        return self._stranger(scope, headers) or self._too_large(headers)
+
+    def _too_large(self, headers: Headers) -> ApiError | None:
+        length = headers.get("content-length", "0")
+        return TOO_LARGE if length.isdigit() and int(length) > self._options.max_body else None
+
+    def _stranger(self, scope: Scope, headers: Headers) -> ApiError | None:
         if self._keys is None:
             host = headers.get("host", "")
             name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
@@ -91,24 +99,27 @@ class Guard:
         return None
 
 
-def _timely(receive: Receive, seconds: float) -> Receive:
-    """``receive`` with a deadline until the body is complete."""
-    deadline = asyncio.get_running_loop().time() + seconds
-    complete = False
+def _bounded(receive: Receive, options: ServeOptions) -> Receive:
+    """``receive`` with a limit on the body's size and a deadline for its end."""
+    deadline = asyncio.get_running_loop().time() + options.body_timeout
+    complete, size = False, 0
 
-    async def receive_timely() -> Message:
-        nonlocal complete
+    async def receive_bounded() -> Message:
+        nonlocal complete, size
         if complete:
             return await receive()
         try:
             async with asyncio.timeout_at(deadline):
                 message = await receive()
         except TimeoutError:
-            raise HTTPException(408, f"the body did not arrive within {seconds:g} seconds") from None
+            raise HTTPException(408, f"the body did not arrive within {options.body_timeout:g} seconds") from None
+        size += len(message.get("body", b""))
+        if size > options.max_body:
+            raise HTTPException(413)  # the framework lets this kind pass, and no other
         complete = message["type"] != "http.request" or not message.get("more_body", False)
         return message
 
-    return receive_timely
+    return receive_bounded
 
 
 def _quiet(value: object) -> str:

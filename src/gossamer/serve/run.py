@@ -63,7 +63,8 @@ class Run:
         Raises:
             ApiError: the engine refuses the request or fails.
         """
-        await self._arrived(min(self._options.ping, self._options.queue_timeout))
+        if not await self._arrived(min(self._options.ping, self._options.queue_timeout)):
+            self._time_left()
         if self._items and isinstance(self._items[0], ApiError):
             raise self._items[0]
 

@@ -121,7 +121,7 @@ class Reset:
 
 
 def work(connection: Connection, build: Build) -> None:
-    """The process: load, then serve until the other side closes the pipe."""
+    """The process: load, then serve until the other side sends None, or is gone."""
     for signal_number in (signal.SIGINT, signal.SIGTERM):  # sent to the whole group; the parent says when to end
         signal.signal(signal_number, signal.SIG_IGN)
     logging.basicConfig(format="%(asctime)s engine %(levelname)s %(message)s", level=logging.INFO)
@@ -139,11 +139,17 @@ def work(connection: Connection, build: Build) -> None:
 
 
 def _serve(connection: Connection, make: Make, engine: Engine) -> None:
-    told = 0.0
+    told, resting = 0.0, False
     while True:
-        while connection.poll(0 if engine.has_work else None):
-            _command(connection, engine, connection.recv())
-        if not engine.has_work:
+        working = engine.has_work
+        if not working and not resting:
+            connection.send(Deltas((), vars(engine.stats())))
+        resting = not working
+        if connection.poll(0 if working else None):
+            command = connection.recv()
+            if command is None:
+                return
+            _command(connection, engine, command)
             continue
         try:
             deltas = engine.step()
@@ -153,7 +159,7 @@ def _serve(connection: Connection, make: Make, engine: Engine) -> None:
             engine, _ = make()
             continue
         now = time.monotonic()
-        if now - told > STATS_EVERY or not engine.has_work:
+        if now - told > STATS_EVERY:
             connection.send(Deltas(deltas, vars(engine.stats())))
             told = now
         elif deltas:
