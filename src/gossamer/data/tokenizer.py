@@ -182,26 +182,37 @@ class Tokenizer:
         """Decode id by id; see ``TextStream``."""
         return TextStream(self, special)
 
+    def pieces(self) -> list[bytes]:
+        """What each token stands for in a text, [vocab_size]; special tokens by their name, unused ids by nothing."""
+        pieces = [b""] * self.vocab_size
+        decoder = json.loads(self._core.to_str()).get("decoder")
+        is_byte_level = '"ByteLevel"' in json.dumps(decoder)
+        alphabet = _byte_alphabet()
+        for token, index in self._core.get_vocab(with_added_tokens=True).items():
+            if is_byte_level and alphabet.keys() >= set(token):
+                pieces[index] = bytes(alphabet[character] for character in token)
+            elif _BYTE_TOKEN.fullmatch(token) and not self._characters:
+                pieces[index] = bytes([int(token[3:5], 16)])
+            else:
+                # SentencePiece spells a space as U+2581
+                pieces[index] = (token if self._characters else token.replace("\u2581", " ")).encode()
+        for index, added in self._core.get_added_tokens_decoder().items():
+            pieces[index] = added.content.encode()  # spelt plainly, whatever the model
+        return pieces
+
+    @property
+    def special_ids(self) -> list[int]:
+        """Ids of special tokens, which are no part of a text."""
+        return [index for index, added in self._core.get_added_tokens_decoder().items() if added.special]
+
     def token_bytes(self) -> npt.NDArray[np.int32]:
         """UTF-8 bytes that each token stands for, int32 [vocab_size]; 0 for special tokens and unused ids.
 
         The sum over the ids of a text is the number of its bytes, if the tokenizer does not normalise it. That turns a
         loss in nats a token into bits a byte, which compares models with different tokenizers.
         """
-        sizes = np.zeros(self.vocab_size, np.int32)
-        decoder = json.loads(self._core.to_str()).get("decoder")
-        is_byte_level = '"ByteLevel"' in json.dumps(decoder)
-        alphabet = set(pre_tokenizers.ByteLevel.alphabet())
-        for token, index in self._core.get_vocab(with_added_tokens=True).items():
-            if is_byte_level and alphabet.issuperset(token):
-                sizes[index] = len(token)  # each character of the alphabet stands for one byte
-            elif _BYTE_TOKEN.fullmatch(token) and not self._characters:
-                sizes[index] = 1
-            else:
-                # SentencePiece spells a space as U+2581
-                sizes[index] = len((token if self._characters else token.replace("\u2581", " ")).encode())
-        for index, added in self._core.get_added_tokens_decoder().items():
-            sizes[index] = 0 if added.special else len(added.content.encode())  # spelt plainly, whatever the model
+        sizes = np.array([len(piece) for piece in self.pieces()], np.int32)
+        sizes[self.special_ids] = 0
         return sizes
 
     @functools.cached_property
@@ -288,6 +299,18 @@ def char_tokenizer(texts: Iterable[str]) -> Tokenizer:
     core.decoder = decoders.Fuse()
     core.add_special_tokens([EOT])
     return Tokenizer(core, EOT)
+
+
+@functools.cache
+def _byte_alphabet() -> dict[str, int]:
+    """The byte that each character of the byte-level alphabet stands for.
+
+    Printable bytes of Latin-1 are their own characters; the others, in order, are those from U+0100 on.
+    """
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    own = {character: ord(character) for character in alphabet if ord(character) < 256}
+    rest = sorted(set(range(256)) - set(own.values()))
+    return own | {chr(256 + number): byte for number, byte in enumerate(rest)}
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -2,12 +2,38 @@
 
 from __future__ import annotations
 
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from itertools import accumulate
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
 from gossamer.data.tokenizer import Tokenizer
+from gossamer.errors import UserError
+from gossamer.infer.draft_length import DraftLength
+from gossamer.infer.drafter import Drafter
+from gossamer.infer.grammar import Grammars
 from gossamer.infer.options import EngineOptions, EngineStats
-from gossamer.infer.request import Delta, Request
+from gossamer.infer.request import Delta, FinishReason, Request
+from gossamer.infer.sampler import choose, logprobs
+from gossamer.infer.scheduler import Scheduler
+from gossamer.infer.sequence import Sequence
 from gossamer.model.causal_lm import CausalLM
+from gossamer.model.pool import BatchState, StatePool
+from gossamer.ops.sequences import Sequences
 
 __all__ = ["Engine", "EngineOptions", "EngineStats"]
+
+log = logging.getLogger("gossamer")
+T = TypeVar("T")
+Answer = tuple[int, FinishReason | None, str | None]  # tokens taken, why it ends, what went wrong
+
+_USUAL_TOKENS = 4096  # of a request, for the size of the cache where none is given
 
 
 class Engine:
@@ -19,10 +45,32 @@ class Engine:
         model: in evaluation mode, on its device; not to be changed while the engine lives
         tokenizer: its end-of-text token ends a text
         options: sizes and switches
+
+    Attributes:
+        longest: tokens that a request's prompt and answer may have together
     """
 
     def __init__(self, model: CausalLM, tokenizer: Tokenizer, options: EngineOptions | None = None) -> None:
-        raise NotImplementedError
+        options = options or EngineOptions()
+        self._model, self._tokenizer, self._options = model, tokenizer, options
+        longest, page = model.config.max_position_embeddings, options.page_size
+        cache_tokens = options.cache_tokens or options.max_batch * min(longest, _USUAL_TOKENS)
+        total_pages = -(-cache_tokens // page)
+        self.longest = min(longest, total_pages * page)
+        drafting = model.mtp is not None and options.draft_length != 0
+        self._lengths = DraftLength(options.draft_length if drafting else 0, options.max_draft)
+        weight = model.lm_head.weight
+        self._device = weight.device
+        self._pool = StatePool(
+            model.config, options.max_batch, total_pages, page, self._lengths.most + 1, weight.device, weight.dtype
+        )
+        self._scheduler = Scheduler(model, self._pool, options, total_pages, drafting)
+        self._drafter = Drafter(model, self._pool, self._scheduler, options.prefill_chunk) if drafting else None
+        self._grammars = Grammars(tokenizer, model.config.vocab_size)
+        self._sequences: dict[str, Sequence] = {}
+        self._counts: Counter[str] = Counter()
+        self._finished: Counter[str] = Counter()
+        self._deltas: list[Delta] = []
 
     def submit(self, request: Request) -> None:
         """Queue a request.
@@ -31,24 +79,233 @@ class Engine:
             UserError: it could never be answered: an empty prompt, a token that the model does not have, more tokens
                 than the model or the cache holds, a grammar that cannot be read, an id that is under way.
         """
-        raise NotImplementedError
+        prompt, sampling, vocab = request.prompt, request.sampling, self._model.config.vocab_size
+        if request.id in self._sequences:
+            raise UserError(f"request {request.id!r} is under way already; give another id")
+        if not prompt:
+            raise UserError("the prompt is empty; give at least one token")
+        if len(prompt) + sampling.max_tokens > self.longest:
+            whose = "model's" if self.longest == self._model.config.max_position_embeddings else "cache's"
+            raise UserError(
+                f"prompt and continuation of {len(prompt)} + {sampling.max_tokens} tokens exceed the {whose} "
+                f"{self.longest}"
+            )
+        for token in (*prompt, *sampling.logit_bias, *sampling.stop_token_ids):
+            if not 0 <= token < vocab:
+                raise UserError(f"token id {token} is outside the vocabulary of {vocab}")
+        matcher = self._grammars.matcher(sampling.grammar) if sampling.grammar is not None else None
+        sequence = Sequence(request, self._tokenizer, matcher)
+        self._sequences[request.id] = sequence
+        self._scheduler.waiting.append(sequence)
 
     def abort(self, id: str) -> Delta | None:
         """End a request now and free what it holds; its last delta, with what it took. None if it is not under way."""
-        raise NotImplementedError
+        if (sequence := self._sequences.get(id)) is None:
+            return None
+        self._end(sequence, "abort")
+        return self._deltas.pop()
 
+    @property
+    def has_work(self) -> bool:
+        """Whether a request is queued or running."""
+        return bool(self._sequences)
+
+    @torch.inference_mode()
     def step(self) -> list[Delta]:
         """One step of the model for all requests that have their turn, and what it adds to each.
 
         A request that fails gets a delta with the reason "error"; the others go on.
         """
-        raise NotImplementedError
-
-    @property
-    def has_work(self) -> bool:
-        """Whether a request is queued or running."""
-        raise NotImplementedError
+        plan = self._scheduler.plan()
+        self._counts["steps"] += 1
+        for chunks in _apart(plan.prefill, [sequence.alone for sequence, _ in plan.prefill]):
+            self._guard([sequence for sequence, _ in chunks], partial(self._prefill, chunks))
+        for group in _apart(plan.decode, [sequence.alone for sequence in plan.decode]):
+            self._guard(group, partial(self._decode, group))
+        if self._drafter is not None:
+            self._guard(list(self._scheduler.running), self._propose)
+        for sequence in self._scheduler.running:
+            if (delta := sequence.delta()) is not None:
+                self._deltas.append(delta)
+        deltas, self._deltas = self._deltas, []
+        return deltas
 
     def stats(self) -> EngineStats:
         """Queue, memory, hits and counts at this moment."""
-        raise NotImplementedError
+        scheduler, counts = self._scheduler, self._counts
+        return EngineStats(
+            queued=len(scheduler.waiting),
+            running=len(scheduler.running),
+            cache_tokens=scheduler.pages.total * self._options.page_size,
+            cache_tokens_used=(scheduler.pages.total - scheduler.pages.free) * self._options.page_size,
+            snapshots=len(scheduler.cache),
+            snapshot_bytes=scheduler.cache.nbytes,
+            prefix_queries=scheduler.queries,
+            prefix_hits=scheduler.hits,
+            prefix_tokens=scheduler.hit_tokens,
+            prompt_tokens=counts["prompt"],
+            completion_tokens=counts["completion"],
+            drafted=counts["drafted"],
+            accepted=counts["accepted"],
+            preemptions=scheduler.preemptions,
+            steps=counts["steps"],
+            finished=dict(self._finished),
+        )
+
+    def _prefill(self, chunks: list[tuple[Sequence, int]]) -> None:
+        """The next tokens of prompts; of those that are complete the first token of the answer."""
+        group, sizes = [sequence for sequence, _ in chunks], [size for _, size in chunks]
+        ids = [sequence.tokens[sequence.computed : sequence.computed + size] for sequence, size in chunks]
+        hidden = self._forward(group, ids, steps=False)
+        self._counts["prompt"] += sum(sizes)
+        ends = list(accumulate(sizes))
+        complete, last = [], []
+        for (sequence, size), end in zip(chunks, ends, strict=True):
+            sequence.computed += size
+            if self._drafter is not None:
+                self._drafter.show(sequence, hidden[end - size : end])
+            while sequence.points and sequence.points[-1] <= sequence.computed:
+                sequence.points.pop()
+                self._scheduler.keep(sequence)
+            if sequence.computed == len(sequence.tokens):
+                sequence.decoding = True
+                complete.append(sequence)
+                last.append(end - 1)
+        if complete:
+            answers = self._answer(complete, hidden[last], [[]] * len(complete))
+            for sequence, (_, reason, error) in zip(complete, answers, strict=True):
+                if reason is not None:
+                    self._end(sequence, reason, error)
+
+    def _decode(self, group: list[Sequence]) -> None:
+        """Each sequence's newest token and its drafts: which of them count, and the token after those."""
+        began, drafts = time.perf_counter(), [sequence.drafts for sequence in group]
+        hidden = self._forward(group, [[sequence.tokens[-1], *sequence.drafts] for sequence in group], steps=True)
+        starts = [0, *accumulate(1 + len(some) for some in drafts)]
+        answers = self._answer(group, hidden, drafts)
+        for sequence, start, some, (taken, reason, error) in zip(group, starts, drafts, answers, strict=False):
+            sequence.computed, sequence.kept, sequence.drafts = sequence.computed + taken, taken, []
+            sequence.drafted, sequence.accepted = sequence.drafted + len(some), sequence.accepted + taken - 1
+            self._counts.update(drafted=len(some), accepted=taken - 1)
+            self._lengths.judged(len(some), taken - 1)
+            if self._drafter is not None:
+                self._drafter.show(sequence, hidden[start : start + taken])
+            if reason is not None:
+                self._end(sequence, reason, error)
+        if len({len(some) for some in drafts}) == 1:
+            self._lengths.took(len(group), len(drafts[0]), verify=time.perf_counter() - began)
+
+    def _propose(self) -> None:
+        """Drafts for the next step."""
+        assert self._drafter is not None
+        began = time.perf_counter()
+        ready = [sequence for sequence in self._scheduler.running if sequence.decoding]
+        usual = all(sequence.unseen is None or len(sequence.unseen) <= self._lengths.most + 1 for sequence in ready)
+        length = self._lengths.length(len(ready)) if ready else 0
+        self._drafter.propose(length)
+        if length and usual and all(len(sequence.drafts) == length for sequence in ready):
+            self._lengths.took(len(ready), length, draft=time.perf_counter() - began)
+
+    def _forward(self, group: list[Sequence], ids: list[list[int]], steps: bool) -> Tensor:
+        """Final hidden states of all these tokens, packed, [T, hidden]."""
+        sequences = Sequences(
+            slots=tuple(sequence.slot for sequence in group if sequence.slot is not None),
+            kept=tuple(sequence.kept for sequence in group),
+            past=tuple(sequence.computed for sequence in group),
+            lengths=tuple(len(tokens) for tokens in ids),
+            tables=tuple(tuple(sequence.pages) for sequence in group),
+            page_size=self._pool.page_size,
+        )
+        packed = torch.tensor([token for tokens in ids for token in tokens], device=self._device)
+        return self._model.decode(packed, BatchState(self._pool, sequences, steps))
+
+    def _answer(self, group: list[Sequence], hidden: Tensor, drafts: list[list[int]]) -> list[Answer]:
+        """Choose tokens, place after place, for each sequence as long as its drafts foresaw them.
+
+        Args:
+            group: N sequences
+            hidden: [Σ (1 + drafts), hidden], packed
+            drafts: of each sequence
+        """
+        logits = self._model.lm_head(hidden).float().cpu()
+        starts = [0, *accumulate(1 + len(some) for some in drafts)]
+        answers: list[Answer] = [(0, None, None)] * len(group)
+        alive = list(range(len(group)))
+        while alive:
+            rows = logits[[starts[number] + answers[number][0] for number in alive]]
+            chosen = self._choose([group[number] for number in alive], rows)
+            following = []
+            for number, (token, reason, error) in zip(alive, chosen, strict=True):
+                taken = answers[number][0] + 1
+                answers[number] = taken, reason, error
+                if reason is None and taken <= len(drafts[number]) and drafts[number][taken - 1] == token:
+                    following.append(number)
+            alive = following
+        return answers
+
+    def _choose(self, group: list[Sequence], logits: Tensor) -> list[tuple[int, FinishReason | None, str | None]]:
+        """The next token of each sequence from its row of logits; why its answer ends, and what went wrong."""
+        measures, errors = [], []
+        for sequence, row in zip(group, logits, strict=True):
+            wanted = sequence.request.sampling.logprobs
+            measures.append(None if wanted is None else partial(logprobs, row.clone(), alternatives=wanted))
+            errors.append(_attempt(partial(sequence.constrain, row)))
+        usable = logits.amax(-1).isfinite().tolist()
+        tokens = choose(logits, [sequence.sampler for sequence in group], [len(sequence.tokens) for sequence in group])
+        results: list[tuple[int, FinishReason | None, str | None]] = []
+        for sequence, token, fine, measure, error in zip(group, tokens, usable, measures, errors, strict=True):
+            if error is None and not fine:
+                error = "the model's logits are not finite, or every token is forbidden"
+            if error is None:
+                error = _attempt(partial(sequence.take, token, measure(token=token) if measure else None))
+                self._counts["completion"] += 1
+            results.append((token, "error" if error else sequence.reason, error))
+        return results
+
+    def _end(self, sequence: Sequence, reason: FinishReason, error: str | None = None) -> None:
+        """Say a request's last word and free what it holds."""
+        if reason in ("stop", "length") and sequence.decoding:
+            self._scheduler.keep(sequence)
+        self._scheduler.release(sequence)
+        if sequence in self._scheduler.waiting:
+            self._scheduler.waiting.remove(sequence)
+        del self._sequences[sequence.request.id]
+        self._finished[reason] += 1
+        delta = sequence.delta(reason, error)
+        assert delta is not None
+        self._deltas.append(delta)
+
+    def _guard(self, group: list[Sequence], work: Callable[[], None]) -> None:
+        """Do a batch's work. If it fails each of its sequences runs by itself from then on, and one that fails ends."""
+        try:
+            work()
+        except Exception as error:
+            log.exception("a step of %d requests failed", len(group))
+            left = [sequence for sequence in group if sequence.slot is not None]
+            for sequence in reversed(left):
+                if len(group) == 1:
+                    self._end(sequence, "error", _in_a_line(error))
+                else:
+                    sequence.alone = True
+                    self._scheduler.preempt(sequence)
+
+
+def _attempt(work: Callable[[], object]) -> str | None:
+    """Do what concerns one request alone; what went wrong, in a line."""
+    try:
+        work()
+    except Exception as error:
+        log.exception("a request failed")
+        return _in_a_line(error)
+    return None
+
+
+def _in_a_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+
+def _apart(items: list[T], alone: list[bool]) -> list[list[T]]:
+    """Those that run by themselves, and all the others together."""
+    together = [item for item, apart in zip(items, alone, strict=True) if not apart]
+    singles = [[item] for item, apart in zip(items, alone, strict=True) if apart]
+    return [*singles, together] if together else singles

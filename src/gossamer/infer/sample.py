@@ -1,65 +1,40 @@
-"""Continue a prompt token by token with the state cache, streaming."""
+"""Continue one prompt, streaming: the engine with a single request."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-
-import torch
 
 from gossamer import device as devices
 from gossamer import hub
 from gossamer.data.tokenizer import Tokenizer
-from gossamer.errors import UserError
-from gossamer.infer.sampler import Sampling, choose
+from gossamer.infer.engine import Engine, EngineOptions
+from gossamer.infer.request import Request, SamplingParams
 from gossamer.model.causal_lm import CausalLM
 
 
-@torch.inference_mode()
-def generate(
-    model: CausalLM, prompt: Sequence[int], tokens: int, sampling: Sampling, seed: int, stop: int | None = None
-) -> Iterator[int]:
-    """Yield up to `tokens` ids that continue `prompt`, ending before `stop`.
-
-    Args:
-        prompt: at least one id
-        seed: of this text alone; the program's own random state is not touched
+def sample_text(model: CausalLM, tokenizer: Tokenizer, prompt: str, sampling: SamplingParams) -> Iterator[str]:
+    """Yield the continuation's text in pieces of whole characters; it ends where the model ends the document.
 
     Raises:
         UserError: the text would outgrow the model's max_position_embeddings.
     """
-    longest = model.config.max_position_embeddings
-    if len(prompt) + tokens > longest:
-        raise UserError(f"prompt and continuation of {len(prompt)} + {tokens} tokens exceed the model's {longest}")
-    device = next(model.parameters()).device
-    generator = torch.Generator().manual_seed(seed)
-    state = model.new_state()
-    ids = torch.tensor([list(prompt)], device=device)
-    for _ in range(tokens):
-        logits = model(ids, state=state, last_only=True).logits
-        assert logits is not None
-        token = choose(logits[0, -1], sampling, generator)
-        if token == stop:
-            return
-        yield token
-        ids = torch.tensor([[token]], device=device)
-
-
-def sample_text(
-    model: CausalLM, tokenizer: Tokenizer, prompt: str, tokens: int, sampling: Sampling, seed: int
-) -> Iterator[str]:
-    """Yield the continuation's text in pieces of whole characters; it ends where the model ends the document."""
     # Documents begin with the delimiter in training, so a prompt is the beginning of a document.
-    ids = [tokenizer.eot_id, *tokenizer.encode(prompt)]
-    stream = tokenizer.stream()
+    ids = (tokenizer.eot_id, *tokenizer.encode(prompt))
+    size = EngineOptions.page_size
+    options = EngineOptions(
+        max_batch=1, cache_tokens=-(-(len(ids) + sampling.max_tokens) // size) * size, prefix_cache_bytes=0
+    )
     training = model.training
     model.eval()
     try:
-        for token in generate(model, ids, tokens, sampling, seed, stop=tokenizer.eot_id):
-            if piece := stream.push(token):
-                yield piece
-        if rest := stream.finish():
-            yield rest
+        engine = Engine(model, tokenizer, options)
+        engine.submit(Request("sample", ids, sampling))
+        while engine.has_work:
+            for delta in engine.step():
+                assert delta.error is None, delta.error
+                if delta.text:
+                    yield delta.text
     finally:
         model.train(training)
 
@@ -74,9 +49,10 @@ def sample_run(
     device: str = "auto",
 ) -> Iterator[str]:
     """Yield `prompt`, then its continuation by the model of a run or a Hugging Face directory."""
+    sampling = SamplingParams(tokens, temperature=temperature, top_p=top_p, seed=seed)
     where = devices.resolve(device)
     devices.keep_freed_memory()
     directory = hub.find_model(run)
     model, tokenizer = hub.load(directory, device=where), Tokenizer.load(directory)
     yield prompt
-    yield from sample_text(model, tokenizer, prompt, tokens, Sampling(temperature, top_p), seed)
+    yield from sample_text(model, tokenizer, prompt, sampling)

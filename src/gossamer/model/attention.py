@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from gossamer import ops
 from gossamer.model.config import ModelConfig
 from gossamer.model.norm import RMSNorm
+from gossamer.model.pool import KeyValuePages
 from gossamer.model.rotary import rotate
 from gossamer.model.state import KeyValueState
 
@@ -32,7 +33,7 @@ class GatedAttention(nn.Module):
         x: Tensor,
         rotary: tuple[Tensor, Tensor],
         cu_seqlens: Tensor | None = None,
-        state: KeyValueState | None = None,
+        state: KeyValueState | KeyValuePages | None = None,
     ) -> Tensor:
         """[B, T, hidden] → [B, T, hidden]; `state` is read and extended in place."""
         heads = (-1, self.head_dim)
@@ -40,8 +41,7 @@ class GatedAttention(nn.Module):
         q = rotate(self.q_norm(q), rotary)
         k = rotate(self.k_norm(self.k_proj(x).unflatten(-1, heads)), rotary)
         v = self.v_proj(x).unflatten(-1, heads)
-        if state is not None:
-            k, v = state.append(k, v)
-        y = ops.attention(q, k, v, cu_seqlens) * torch.sigmoid(gate)
+        y = ops.attention(q, k, v, cu_seqlens) if state is None else state.attend(q, k, v)
+        y = y * torch.sigmoid(gate)
         out: Tensor = self.o_proj(y.flatten(2))
         return out

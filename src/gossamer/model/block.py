@@ -9,7 +9,10 @@ from gossamer.model.config import LINEAR, ModelConfig
 from gossamer.model.deltanet import GatedDeltaNet
 from gossamer.model.experts import Routing, SparseMLP, SwiGLU
 from gossamer.model.norm import RMSNorm
+from gossamer.model.pool import DeltaSlots, KeyValuePages
 from gossamer.model.state import KeyValueState, LinearState
+
+LayerState = LinearState | KeyValueState | DeltaSlots | KeyValuePages
 
 
 class Block(nn.Module):
@@ -31,7 +34,7 @@ class Block(nn.Module):
         x: Tensor,
         rotary: tuple[Tensor, Tensor],
         cu_seqlens: Tensor | None = None,
-        state: LinearState | KeyValueState | None = None,
+        state: LayerState | None = None,
     ) -> tuple[Tensor, Routing | None]:
         """[B, T, hidden] → [B, T, hidden] and how the router spread the tokens, None in a dense block."""
         normed = self.input_layernorm(x)

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from gossamer import ops
 from gossamer.model.config import ModelConfig
 from gossamer.model.norm import GatedRMSNorm, working_dtype
+from gossamer.model.pool import DeltaSlots
 from gossamer.model.state import LinearState
+from gossamer.ops.delta_step import DeltaWeights
 
 
 class GatedDeltaNet(nn.Module):
@@ -34,8 +36,12 @@ class GatedDeltaNet(nn.Module):
         self.norm = GatedRMSNorm(self.value_dim, config.rms_norm_eps)
         self.out_proj = nn.Linear(value_width, hidden, bias=False)
 
-    def forward(self, x: Tensor, cu_seqlens: Tensor | None = None, state: LinearState | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, cu_seqlens: Tensor | None = None, state: LinearState | DeltaSlots | None = None
+    ) -> Tensor:
         """[B, T, hidden] → [B, T, hidden]; `state` is read and replaced in place."""
+        if isinstance(state, DeltaSlots) and state.steps:
+            return self._step(x, state)
         qkv, z, b, a = self._project(x)
         before = state or LinearState()
         mixed, conv_state = ops.short_conv(qkv, self.conv1d.weight.squeeze(1), before.conv, cu_seqlens)
@@ -58,6 +64,17 @@ class GatedDeltaNet(nn.Module):
             state.conv, state.recurrent = conv_state, recurrent
         out: Tensor = self.out_proj(self.norm(o, z.unflatten(-1, o.shape[-2:])).flatten(2))
         return out
+
+    def _step(self, x: Tensor, state: DeltaSlots) -> Tensor:
+        """A few tokens of each of several sequences, packed in one row."""
+        qkvz, ba = self.in_proj_qkvz(x[0]), self.in_proj_ba(x[0])
+        out: Tensor = self.out_proj(state.step(qkvz, ba, self.step_weights)).unsqueeze(0)
+        return out
+
+    @property
+    def step_weights(self) -> DeltaWeights:
+        """What `ops.delta_step` needs beside the projections."""
+        return DeltaWeights(self.conv1d.weight.squeeze(1), self.A_log, self.dt_bias, self.norm.weight, self.norm.eps)
 
     def _project(self, x: Tensor) -> list[Tensor]:
         """[B, T, hidden] → [q | k | v], z, b and a, each with its heads one after the other.

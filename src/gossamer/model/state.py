@@ -1,7 +1,8 @@
 """What decoding remembers of the tokens it has seen.
 
 Full attention keeps the keys and values of every token; linear attention keeps one matrix a head and the last inputs
-of its convolution, however long the text is.
+of its convolution, however long the text is. Here for texts of equal length that grow together; `pool` is the same for
+many sequences that come and go.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from gossamer import ops
 from gossamer.model.config import LINEAR, ModelConfig
 
 
@@ -39,8 +41,12 @@ class KeyValueState:
     _keys: Tensor | None = field(default=None, repr=False)
     _values: Tensor | None = field(default=None, repr=False)
 
-    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Add [B, T, Hkv, D] and return all that is held, [B, length, Hkv, D] each."""
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Add the new tokens' k and v, [B, T, Hkv, D]; what q [B, T, H, D] sees of all that is held, [B, T, H, D]."""
+        return ops.attention(q, *self._append(k, v))
+
+    def _append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """All that is held with these, [B, length, Hkv, D] each."""
         start, self.length = self.length, self.length + k.shape[1]
         self._keys = _append(self._keys, k, start)
         self._values = _append(self._values, v, start)

@@ -6,9 +6,11 @@ import torch
 
 from gossamer.ops.attention import attention
 from gossamer.ops.delta_rule import delta_rule
+from gossamer.ops.delta_step import delta_step
 from gossamer.ops.gated_rms_norm import gated_rms_norm
 from gossamer.ops.grouped_mlp import grouped_mlp
 from gossamer.ops.linear_cross_entropy import linear_cross_entropy
+from gossamer.ops.paged_attention import paged_attention
 from gossamer.ops.registry import OPERATIONS, forced
 from gossamer.ops.rms_norm import rms_norm
 from gossamer.ops.short_conv import short_conv
@@ -16,11 +18,13 @@ from gossamer.ops.short_conv import short_conv
 __all__ = [
     "attention",
     "delta_rule",
+    "delta_step",
     "describe",
     "forced",
     "gated_rms_norm",
     "grouped_mlp",
     "linear_cross_entropy",
+    "paged_attention",
     "pytorch_alone",
     "rms_norm",
     "short_conv",

@@ -24,8 +24,8 @@ from gossamer.data.dataset import Dataset, prepare
 from gossamer.data.packing import TrainBatches, validation_batches
 from gossamer.data.tokenizer import Tokenizer
 from gossamer.errors import UserError, nearest
+from gossamer.infer.request import SamplingParams
 from gossamer.infer.sample import sample_text
-from gossamer.infer.sampler import Sampling
 from gossamer.model.causal_lm import CausalLM
 from gossamer.train.balance import describe_load
 from gossamer.train.checkpoint import checkpoint_to_resume, load_checkpoint, newest_checkpoint
@@ -344,10 +344,8 @@ class _Run:
         if model is None:
             self.meter.lap("samples")
             return
-        pieces = sample_text(
-            model, tokenizer, training.sample_prompt, training.sample_tokens, Sampling(), seed=training.seed
-        )
-        text = training.sample_prompt + "".join(pieces)
+        sampling = SamplingParams(training.sample_tokens, temperature=0.8, top_p=0.95, seed=training.seed)
+        text = training.sample_prompt + "".join(sample_text(model, tokenizer, training.sample_prompt, sampling))
         self._write("sample", text=text)
         with (self.out / SAMPLES_FILE).open("ab") as file:
             file.write(_sample_entry(self.step, text))

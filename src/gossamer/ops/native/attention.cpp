@@ -14,6 +14,7 @@ namespace {
 
 constexpr int QUERIES = 64;  // of a head, in a block
 constexpr int KEYS = 128;    // in a block
+constexpr int FEW = 4;       // rows of a block
 
 struct Layout {
     int kv_heads, repeats, width;          // Hkv, query heads a key head, D
@@ -37,8 +38,29 @@ int visible(int64_t first, int i, int64_t key, int keys) {
     return static_cast<int>(count < 0 ? 0 : (count < keys ? count : keys));
 }
 
-void forward_block(const Layout &layout, const float *q, const float *k, const float *v, int64_t first, int n, float *o,
-                   float *lse) {
+// A head's keys and values, `block` of them at a time: one after the other in memory …
+struct InARow {
+    const float *k, *v;
+    const Layout &layout;
+    int block() const { return KEYS; }
+    const float *keys(int64_t key) const { return k + key * layout.k_stride; }
+    const float *values(int64_t key) const { return v + key * layout.v_stride; }
+};
+
+// … or in pages of `size` tokens, numbered by a table.
+struct InPages {
+    const float *k, *v;
+    const Layout &layout;
+    const int64_t *table;
+    int size;
+    int block() const { return size; }
+    const float *keys(int64_t key) const { return k + table[key / size] * size * layout.k_stride; }
+    const float *values(int64_t key) const { return v + table[key / size] * size * layout.v_stride; }
+};
+
+// `n` queries of the heads that share a key head, the first at place `first`. lse is written if there is room for it.
+template <typename Keys>
+void forward_block(const Layout &layout, const float *q, const Keys &past, int64_t first, int n, float *o, float *lse) {
     const int D = layout.width, rows = layout.repeats * n;
     Scratch scratch(int64_t(rows) * (2 * D + KEYS + 2));
     float *Q = scratch.take(int64_t(rows) * D), *O = scratch.take(int64_t(rows) * D),
@@ -46,9 +68,9 @@ void forward_block(const Layout &layout, const float *q, const float *k, const f
     gather(Q, q, layout.q_stride, layout, n, layout.scale);
     std::memset(O, 0, sizeof(float) * rows * D);
     for (int row = 0; row < rows; row++) most[row] = -INFINITY, sum[row] = 0.0f;
-    for (int64_t key = 0; key < first + n; key += KEYS) {
-        const int keys = static_cast<int>(std::min<int64_t>(KEYS, first + n - key));
-        gemm(PLAIN, TRANSPOSED, rows, keys, D, Q, D, k + key * layout.k_stride, layout.k_stride, S, KEYS);
+    for (int64_t key = 0; key < first + n; key += past.block()) {
+        const int keys = static_cast<int>(std::min<int64_t>(past.block(), first + n - key));
+        gemm(PLAIN, TRANSPOSED, rows, keys, D, Q, D, past.keys(key), layout.k_stride, S, KEYS);
         for (int row = 0; row < rows; row++) {
             float *s = S + int64_t(row) * KEYS;
             const int seen = visible(first, row % n, key, keys);
@@ -69,13 +91,19 @@ void forward_block(const Layout &layout, const float *q, const float *k, const f
             }
             sum[row] += added;
         }
-        gemm(PLAIN, PLAIN, rows, D, keys, S, KEYS, v + key * layout.v_stride, layout.v_stride, O, D, 1.0f, 1.0f);
+        if (rows <= FEW) {  // packing the values would take as long as using them
+            for (int row = 0; row < rows; row++)
+                for (int j = 0; j < keys; j++)
+                    add_scaled(O + int64_t(row) * D, S[int64_t(row) * KEYS + j], past.values(key) + j * layout.v_stride, D);
+        } else {
+            gemm(PLAIN, PLAIN, rows, D, keys, S, KEYS, past.values(key), layout.v_stride, O, D, 1.0f, 1.0f);
+        }
     }
     for (int r = 0; r < layout.repeats; r++)
         for (int i = 0; i < n; i++) {
             const int row = r * n + i;
             scale_into(o + i * layout.out_stride() + r * D, 1.0f / sum[row], O + int64_t(row) * D, D);
-            lse[i * layout.heads() + r] = most[row] + std::log(sum[row]);
+            if (lse) lse[i * layout.heads() + r] = most[row] + std::log(sum[row]);
         }
 }
 
@@ -154,9 +182,41 @@ void gossamer_attention(const float *q, const float *k, const float *v, const in
         const Block &block = blocks[number];
         const int64_t at = block.start + block.first;
         const int first_head = block.head * layout.repeats;
-        forward_block(layout, q + at * q_stride + first_head * width, k + block.start * k_stride + block.head * width,
-                      v + block.start * v_stride + block.head * width, block.first, block.queries,
+        const InARow keys{k + block.start * k_stride + block.head * width, v + block.start * v_stride + block.head * width,
+                          layout};
+        forward_block(layout, q + at * q_stride + first_head * width, keys, block.first, block.queries,
                       o + at * layout.out_stride() + first_head * width, lse + at * layout.heads() + first_head);
+    }
+}
+
+// q and o [tokens, H, D]; k and v [pages, page_size, Hkv, D]; steps [4, sequences]: slots, kept, past, lengths; table
+// [sequences, most_pages]. Of each sequence the queries are the last `length` of its past + length places.
+void gossamer_paged_attention(const float *q, const float *k, const float *v, const int64_t *steps,
+                              const int64_t *table, float *o, int64_t sequences, int64_t most_pages, int64_t page_size,
+                              int64_t kv_heads, int64_t repeats, int64_t width) {
+    const int64_t stride = kv_heads * width;
+    const Layout layout{int(kv_heads), int(repeats), int(width), stride * repeats,
+                        stride,        stride,       1.0f / std::sqrt(float(width))};
+    const int64_t *past = steps + 2 * sequences, *lengths = steps + 3 * sequences;
+    struct Block {
+        int64_t sequence, at, first;
+        int queries, head;
+    };
+    std::vector<Block> blocks;
+    int64_t start = 0, work = 0;
+    for (int64_t n = 0; n < sequences; start += lengths[n++])
+        for (int64_t i = 0; i < lengths[n]; i += QUERIES) {
+            const int queries = int(std::min<int64_t>(QUERIES, lengths[n] - i));
+            work += queries * (past[n] + i) * stride * repeats;
+            for (int head = 0; head < kv_heads; head++) blocks.push_back({n, start + i, past[n] + i, queries, head});
+        }
+#pragma omp parallel for schedule(dynamic, 1) if (!is_small(work / 4))
+    for (size_t number = 0; number < blocks.size(); number++) {
+        const Block &block = blocks[number];
+        const int64_t mine = block.at * layout.out_stride() + block.head * repeats * width;
+        const InPages keys{k + block.head * width, v + block.head * width, layout, table + block.sequence * most_pages,
+                           int(page_size)};
+        forward_block(layout, q + mine, keys, block.first, block.queries, o + mine, nullptr);
     }
 }
 

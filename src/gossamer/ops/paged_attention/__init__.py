@@ -1,0 +1,40 @@
+"""Causal softmax attention of several sequences' new tokens to all of their past, whose keys lie in pages."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from gossamer.errors import UserError
+from gossamer.ops import native as kernels
+from gossamer.ops.paged_attention.native import native
+from gossamer.ops.paged_attention.reference import reference
+from gossamer.ops.paged_attention.sdpa import sdpa
+from gossamer.ops.registry import Operation
+from gossamer.ops.sequences import Sequences
+
+PAGED_ATTENTION = Operation("paged_attention")
+PAGED_ATTENTION.register("native", kernels.obstacle)(native)
+PAGED_ATTENTION.register("sdpa")(sdpa)
+PAGED_ATTENTION.register("reference")(reference)
+
+
+def paged_attention(q: Tensor, k_pages: Tensor, v_pages: Tensor, sequences: Sequences) -> Tensor:
+    """softmax(q kᵀ · D^-1/2) v, each query seeing the keys of its own sequence up to its own place. No gradient.
+
+    Args:
+        q: [T, H, D]
+        k_pages: [pages, page size, Hkv, D], the new tokens' keys in it already; H a multiple of Hkv
+        v_pages: likewise
+        sequences: whose tokens these are
+
+    Returns:
+        [T, H, D] in q's dtype.
+
+    Raises:
+        UserError: shapes that do not fit.
+    """
+    fit = q.ndim == 3 and k_pages.ndim == 4 and k_pages.shape == v_pages.shape and q.shape[2] == k_pages.shape[3]
+    if not fit or q.shape[1] % k_pages.shape[2] or len(q) != sum(sequences.lengths):
+        raise UserError(f"paged_attention: q {tuple(q.shape)} and pages {tuple(k_pages.shape)} do not fit")
+    y: Tensor = PAGED_ATTENTION(q.device, q, k_pages, v_pages, sequences)
+    return y
