@@ -10,12 +10,12 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import httpx2
 import pytest
 
 from engine_double import write_tokenizer
+from live_process import Process, alive, children
 from live_service import Live, live
 
 CHAT = "/v1/chat/completions"
@@ -153,69 +153,10 @@ def test_while_the_model_is_loaded_the_service_says_so(folder):
 
 # Processes.
 
-SERVICE = """
-import sys
-from pathlib import Path
-
-if __name__ == "__main__":
-    import engine_double
-    from gossamer.serve import server
-    from gossamer.serve.options import ServeOptions
-
-    folder, order, drain = sys.argv[1:]
-    server.build_engine = engine_double.build_by
-    options = ServeOptions(port=0, drain=float(drain))
-    try:
-        server.serve(Path(folder), options, order)
-    except Exception as error:
-        sys.exit(f"{type(error).__name__}: {error}")
-"""
-
-
-class Process:
-    """A service in a process of its own, as `gossamer serve` runs it, around the engine's double."""
-
-    def __init__(self, folder: Path, order: str = "", drain: float = 10) -> None:
-        (folder / "config.json").write_text("{}")
-        script = folder / "service.py"
-        script.write_text(SERVICE)
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-        self.process = subprocess.Popen(
-            [sys.executable, script, folder, order, str(drain)],
-            stderr=subprocess.PIPE, text=True, env=environment,
-        )  # fmt: skip
-        self.lines: list[str] = []
-
-    def url(self) -> str:
-        assert self.process.stderr is not None
-        found = ""
-        for line in self.process.stderr:
-            self.lines.append(line)
-            if " is served at " in line:
-                found = line.split(" is served at ")[1].split()[0]
-            if line.rstrip().endswith("ready"):
-                return found
-        raise AssertionError(f"it never was ready: {''.join(self.lines)}")
-
-    def end(self, seconds: float = 20) -> tuple[int, str]:
-        _, rest = self.process.communicate(timeout=seconds)
-        return self.process.returncode, "".join(self.lines) + rest
-
 
 @pytest.fixture
 def own_folder(tmp_path):
     return write_tokenizer(tmp_path)
-
-
-def children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def stream_until_first(client: httpx2.Client, url: str, body: dict):
@@ -228,7 +169,7 @@ def stream_until_first(client: httpx2.Client, url: str, body: dict):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_lets_running_requests_end_and_takes_no_new_ones(own_folder, number):
-    service = Process(own_folder)
+    service = Process.double(own_folder)
     url = service.url()
     with httpx2.Client(timeout=20) as client:
         lines = stream_until_first(client, url, asking("SLOW SAY " + "x" * 50, stream=True))
@@ -242,7 +183,7 @@ def test_a_signal_lets_running_requests_end_and_takes_no_new_ones(own_folder, nu
 
 
 def test_what_outlasts_the_drain_gets_an_honest_error(own_folder):
-    service = Process(own_folder, drain=0.3)
+    service = Process.double(own_folder, drain=0.3)
     url = service.url()
     with httpx2.Client(timeout=20) as client:
         lines = stream_until_first(client, url, asking("SLOW x", stream=True))
@@ -254,7 +195,7 @@ def test_what_outlasts_the_drain_gets_an_honest_error(own_folder):
 
 
 def test_the_engine_does_not_outlive_the_service(own_folder):
-    service = Process(own_folder)
+    service = Process.double(own_folder)
     service.url()
     engines = children(service.process.pid)
     assert engines
@@ -273,7 +214,7 @@ def test_the_engine_does_not_outlive_the_service(own_folder):
 def test_a_model_that_cannot_be_loaded_ends_the_service_with_one_line(own_folder, order, message):
     file = own_folder / "order"
     file.write_text(order)
-    status, log = Process(own_folder, str(file)).end(40)
+    status, log = Process.double(own_folder, str(file)).end(40)
     assert status == 1 and log.splitlines()[-1].startswith(message)
 
 

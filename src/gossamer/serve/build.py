@@ -40,8 +40,6 @@ def build_engine(folder: Path, config: EngineConfig) -> Callable[[], tuple[Engin
 
     def make() -> tuple[Engine, ModelInfo]:
         engine = InferEngine(model, tokenizer, config.options)
-        # A request has to fit into the cache as well as into the model.
-        longest = min(model.config.max_position_embeddings, engine.stats().cache_tokens)
-        return engine, ModelInfo(longest, model.config.vocab_size, config.options.max_batch)
+        return engine, ModelInfo(engine.longest, model.config.vocab_size, config.options.max_batch)
 
     return make

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import math
 import time
 from collections import deque
@@ -15,6 +16,8 @@ from gossamer.serve.metrics import Metrics
 from gossamer.serve.options import ServeOptions
 
 __all__ = ["Run"]
+
+log = logging.getLogger("gossamer.serve")
 
 Release = Callable[[str, bool, float], None]
 """Told of each request's end: its id, whether the engine still works on it, the seconds it took."""
@@ -53,7 +56,8 @@ class Run:
             self._open.discard(request_id)
             self._release(request_id, False, time.monotonic() - self._start)
         if isinstance(item, Delta) and item.finish_reason in ("error", "abort"):
-            item = ApiError(500, item.error or "the engine gave this request up", "engine_error")
+            log.error("request %s: %s", request_id, item.error)
+            item = ApiError(500, "the engine failed at this request", "engine_error")
         self._items.append(item if isinstance(item, ApiError) else (self._index[request_id], item))
         self._changed.set()
 
