@@ -167,6 +167,11 @@ def test_what_is_no_call_stays_content(text, content):
     }
 
 
+def test_white_space_at_the_beginning_is_left_out_on_demand():
+    parser = OutputParser(False, False, None, trim=True)
+    assert parser.push(" \n") == [] and parser.push(" a ") == [Content("a ")] and parser.push(" b") == [Content(" b")]
+
+
 def test_the_name_is_told_before_the_arguments_are_complete():
     parser = OutputParser(False, False, JsonCall)
     assert parser.push('<tool_call>\n{"name": "find", "argu') == [CallBegins(0, "find")]

@@ -118,6 +118,19 @@ class EngineProcess:
         """Hand requests to the engine, all or none.
 
         Raises:
+            ApiError: as ``check`` does.
+        """
+        self.check(len(requests))
+        run = Run(requests, self._options, self._metrics, self._release)
+        for request in requests:
+            self._runs[request.id] = run
+            self._outbox.put(Submit(request))
+        return run
+
+    def check(self, count: int) -> None:
+        """Whether there is room for so many requests; asked before any work is put into them, too.
+
+        Raises:
             ApiError: 503 while it loads or drains, 429 when the queue is full, 400 for more than ever fit.
         """
         if self.state == "draining" or self.state == "stopped":
@@ -125,16 +138,13 @@ class EngineProcess:
         if self.state == "loading" or self.info is None:
             raise unavailable("the model is being loaded", "loading", 5)
         capacity = self.info.max_batch + self._options.max_queue
-        if len(requests) > capacity:
-            raise invalid(f"{len(requests)} answers at once; this service takes {capacity}", "n")
-        if len(self._runs) + len(requests) > capacity:
+        if count > min(capacity, self._options.max_choices):
+            raise invalid(
+                f"{count} answers: this service makes {min(capacity, self._options.max_choices)} at most", "n"
+            )
+        if len(self._runs) + count > capacity:
             waiting = max(0, len(self._runs) - self.info.max_batch)
             raise overloaded(max(1, min(120, math.ceil(self._seconds * (1 + waiting / self.info.max_batch)))))
-        run = Run(requests, self._options, self._metrics, self._release)
-        for request in requests:
-            self._runs[request.id] = run
-            self._outbox.put(Submit(request))
-        return run
 
     def _release(self, request_id: str, unfinished: bool, seconds: float) -> None:
         """A request is over: its end has come, or nobody waits for it any more."""

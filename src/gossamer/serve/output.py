@@ -56,13 +56,16 @@ class OutputParser:
         thinking: the prompt ended in an open ``<think>``.
         thinks: the model may open one itself at the beginning.
         reader: makes a reader of one call; None: the model has no tools, and the tags mean nothing.
+        trim: white space at the beginning is left out, as after the colon of a plain dialogue.
     """
 
-    def __init__(self, thinking: bool, thinks: bool, reader: Callable[[], CallReader] | None) -> None:
+    def __init__(
+        self, thinking: bool, thinks: bool, reader: Callable[[], CallReader] | None, trim: bool = False
+    ) -> None:
         self.thinking = thinking
         self.calls = 0
         self._opening = thinks and not thinking  # nothing but white space so far, a thought may still begin
-        self._trim = thinking  # leave out white space that comes next
+        self._trim = thinking or trim  # leave out white space that comes next
         self._make_reader = reader
         self._reader: CallReader | None = None
         self._begun = False  # the open call's name has been told

@@ -72,11 +72,6 @@ class Service:
             message = f"the model {name!r} is not served here; {self.options.name!r} is"
             raise ApiError(404, message, "model_not_found", "model")
 
-    def check_choices(self, count: int) -> None:
-        """Refuse more answers to one request than the service makes: 400."""
-        if count > self.options.max_choices:
-            raise invalid(f"{count} answers: this service makes {self.options.max_choices} at most", "n")
-
     def log_prompt(self, requests: Sequence[Request]) -> None:
         """Write prompts to the log, where the user has asked for that."""
         if self.options.log_prompts:

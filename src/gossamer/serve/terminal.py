@@ -73,7 +73,7 @@ class Conversation:
             stop_token_ids=self.ends,
             **self.sampling,
         )
-        reply = Reply(OutputParser(prompt.thinking, self.template.thinks, None))
+        reply = Reply(OutputParser(prompt.thinking, self.template.thinks, None, self.template.is_default))
         self.engine.submit(Request("chat", prompt.ids, params, prompt.boundaries))
         try:
             while self.engine.has_work:

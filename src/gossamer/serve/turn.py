@@ -151,8 +151,9 @@ async def prepare(
         boundaries=prompt.boundaries,
     )
     reader = _reader(service, offered)
-    replies = [Reply(OutputParser(prompt.thinking, service.template.thinks, reader)) for _ in requests]
-    return Turn(requests, replies)
+    template = service.template
+    parsers = [OutputParser(prompt.thinking, template.thinks, reader, template.is_default) for _ in requests]
+    return Turn(requests, [Reply(parser) for parser in parsers])
 
 
 def offered_tools(service: Service, tools: Sequence[Tool] | None, choice: ToolChoice | None) -> list[Tool]:

@@ -44,7 +44,7 @@ async def chat_completions(body: ChatRequest, request: Request, service: Served)
     """The next message of a conversation, whole or as it is made (``stream``)."""
     service.check_model(body.model)
     count = body.n or 1
-    service.check_choices(count)
+    service.engine.check(count)
     turn = await prepare(
         service,
         body.messages,

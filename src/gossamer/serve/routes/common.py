@@ -45,7 +45,7 @@ def stream_answer(model: type, description: str) -> Statuses:
     return {200: {"model": model, "description": description, "content": media}}
 
 
-def _service(request: Request) -> Service:
+async def _service(request: Request) -> Service:
     service = request.app.state.service
     assert isinstance(service, Service)
     return service

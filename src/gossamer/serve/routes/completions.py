@@ -54,8 +54,9 @@ class _Text:
 async def completions(body: CompletionRequest, request: Request, service: Served) -> Response:
     """A text goes on, without any chat template; several prompts and several answers to each are numbered through."""
     service.check_model(body.model)
-    prompts, count = await _prompts(service, body), body.n or 1
-    service.check_choices(len(prompts) * count)
+    given, count = _several(body.prompt), body.n or 1
+    service.engine.check(len(given) * count)
+    prompts = [await _prompt(service, prompt, bool(body.echo)) for prompt in given]
     requests: list[EngineRequest] = []
     texts: list[_Text] = []
     for ids, echo in prompts:
@@ -84,17 +85,17 @@ async def completions(body: CompletionRequest, request: Request, service: Served
     return Response(answer.model_dump_json(exclude_unset=True), media_type="application/json")
 
 
-async def _prompts(service: Service, body: CompletionRequest) -> list[tuple[tuple[int, ...], str]]:
-    """Each prompt's tokens, and its text where it is to be echoed."""
-    given = body.prompt
-    several: list[Any] = [given] if isinstance(given, str) or isinstance(given[0], int) else list(given)
-    prompts = []
-    for prompt in several:
-        ids = await service.encode(prompt) if isinstance(prompt, str) else tuple(prompt)
-        service.check_ids("prompt", ids)
-        echo = "" if not body.echo else prompt if isinstance(prompt, str) else service.tokenizer.decode(ids)
-        prompts.append((ids, echo))
-    return prompts
+def _several(given: Any) -> list[Any]:
+    """The prompts: one text, one list of ids, or a list of either."""
+    return [given] if isinstance(given, str) or isinstance(given[0], int) else list(given)
+
+
+async def _prompt(service: Service, prompt: str | list[int], echo: bool) -> tuple[tuple[int, ...], str]:
+    """A prompt's tokens, and its text if it is to be echoed."""
+    if isinstance(prompt, str):
+        return await service.encode(prompt), prompt if echo else ""
+    service.check_ids("prompt", prompt)
+    return tuple(prompt), service.tokenizer.decode(prompt) if echo else ""
 
 
 def _end(service: Service, request: Request, texts: list[_Text], count: int) -> Any:

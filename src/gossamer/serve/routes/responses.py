@@ -49,6 +49,7 @@ router = APIRouter(tags=["responses"])
 async def responses(body: ResponseRequest, request: Request, service: Served) -> Response:
     """A response to the whole input; nothing is stored, so ``previous_response_id`` is not known here."""
     service.check_model(body.model)
+    service.engine.check(1)
     turn = await prepare(
         service,
         conversation(body),
