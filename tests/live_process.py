@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 
 DOUBLE = """
@@ -30,10 +33,8 @@ class Process:
 
     def __init__(self, *arguments: object) -> None:
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-        self.process = subprocess.Popen(
-            [sys.executable, *map(str, arguments)], stderr=subprocess.PIPE, text=True, env=environment
-        )
-        self.lines: list[str] = []
+        self._log = tempfile.TemporaryFile("w+")  # a pipe that nobody empties would hold the service up
+        self.process = subprocess.Popen([sys.executable, *map(str, arguments)], stderr=self._log, env=environment)
 
     @classmethod
     def double(cls, folder: Path, order: str = "", drain: float = 10) -> Process:
@@ -50,20 +51,19 @@ class Process:
 
     def url(self) -> str:
         """Its address, once it is ready."""
-        assert self.process.stderr is not None
-        found = ""
-        for line in self.process.stderr:
-            self.lines.append(line)
-            if " is served at " in line:
-                found = line.split(" is served at ")[1].split()[0]
-            if line.rstrip().endswith("ready"):
-                return found
-        raise AssertionError(f"it never was ready: {''.join(self.lines)}")
+        deadline = time.monotonic() + 60
+        while not re.search(r"ready$", self.log(), re.MULTILINE):
+            assert self.process.poll() is None and time.monotonic() < deadline, self.log()
+            time.sleep(0.02)
+        return re.search(r" is served at (\S+)", self.log())[1]  # type: ignore[index]
+
+    def log(self) -> str:
+        """What it has written so far."""
+        return os.pread(self._log.fileno(), 1 << 24, 0).decode()
 
     def end(self, seconds: float = 20) -> tuple[int, str]:
         """Its exit status and its log, once it has ended."""
-        _, rest = self.process.communicate(timeout=seconds)
-        return self.process.returncode, "".join(self.lines) + rest
+        return self.process.wait(seconds), self.log()
 
     def engine(self) -> int:
         """The engine's process: the child that is no helper of multiprocessing."""
