@@ -29,7 +29,7 @@ class Live:
         self.server = Server(self.service, ApiKeys(options.keys) if options.keys else None)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        self._http = httpx2.Client(timeout=30)
+        self._http = httpx2.Client(timeout=120)
         self._thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self._listener]}, daemon=True)
 
     def __enter__(self) -> Live:

@@ -104,6 +104,21 @@ def test_one_call_at_most(takes, form, call):
     assert not takes(grammar, call(city="a") + "\n" + call(city="b"))
 
 
+@pytest.mark.parametrize("form", ["json", "xml"])
+@pytest.mark.parametrize("schema", [{"required": 5}, {"properties": 5}, {"properties": {"a": 5, "b": {"enum": 5}}}])
+def test_a_schema_that_is_none_makes_a_grammar_that_the_engine_can_refuse(form, schema):
+    named = {"type": "function", "function": {"name": "f", "parameters": schema}}
+    assert call_grammar(CallRules([named], forced=True, single=True), form, False).kind == "lark"
+
+
+@pytest.mark.parametrize(("form", "call"), FORMS)
+def test_references_within_the_parameters_are_followed(takes, form, call):
+    schema = {"type": "object", "properties": {"n": {"$ref": "#/$defs/N"}}, "$defs": {"N": {"enum": [1, 2]}}}
+    named = {"type": "function", "function": {"name": "weather", "parameters": schema}}
+    grammar = call_grammar(CallRules([named], forced=True, single=True), form, False)
+    assert takes(grammar, call(n=2)) and not takes(grammar, call(n=3))
+
+
 def test_without_strict_the_arguments_of_a_free_call_are_any_object(takes):
     grammar = call_grammar(CallRules([tool("weather")], forced=False, single=True), "json", False)
     assert takes(grammar, as_json(anything=1))
@@ -127,6 +142,16 @@ def test_a_format_after_a_thought(takes, kind, text, right, wrong):
     assert takes(grammar, "Well {...}\n</think>\n\n" + right)
     assert not takes(grammar, "Well\n</think>\n\n" + wrong)
     assert not takes(grammar, right)
+
+
+@pytest.mark.parametrize("thinking", [False, True])
+def test_json_may_be_indented_and_its_white_space_ends(takes, thinking):
+    grammar = format_grammar("json_schema", json.dumps(SCHEMA), thinking)
+    thought = "</think>" * thinking
+    value = {"city": "a  b", "days": 3}
+    for indent in (None, 2, 4):
+        assert takes(grammar, thought + json.dumps(value, indent=indent))
+    assert not takes(grammar, thought + '{"city":' + " " * 40 + '"a"}')
 
 
 def test_a_format_without_a_thought_is_the_engines(takes):

@@ -209,6 +209,7 @@ def test_a_call_that_is_cut_short_keeps_what_was_told():
         ("null", {"anyOf": [{"type": "integer"}, {"type": "null"}]}, None),
         ("NaN", {"type": "number"}, "NaN"),
         ("[1]", {}, "[1]"),
+        ("1", {"type": 5, "anyOf": 5}, "1"),
         ("[" * 100_000, {"type": "array"}, "[" * 100_000),
     ],
 )

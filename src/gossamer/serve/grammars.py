@@ -16,7 +16,9 @@ from gossamer.serve.template import ToolFormat
 
 __all__ = ["CallRules", "call_grammar", "format_grammar"]
 
-_ANY_OBJECT = '{"type": "object"}'
+# A model that is unsure goes on with white space for ever; indented JSON needs some, a call's JSON has none to choose.
+_SOME_SPACE = {"whitespace_pattern": r"[ \n\t]{0,20}"}
+_AS_TRAINED = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _TEXT = r"TEXT: /(?s:.*)/"
 _PLAIN = r"PLAIN: /(?s:.*)/ & ~/(?s:.*)<tool_call>(?s:.*)/"
 _THOUGHT = 'thought[lazy]: TEXT "</think>"\nGAP: /[\\n ]{0,8}/'
@@ -51,11 +53,15 @@ def format_grammar(kind: GrammarKind, text: str, thinking: bool) -> Grammar | No
     Returns:
         None where a thought cannot come first: a Lark grammar has a beginning of its own.
     """
+    if kind == "json_object":
+        kind, text = "json_schema", '{"type": "object"}'
+    if kind == "json_schema":
+        text = json.dumps({"x-guidance": _SOME_SPACE} | json.loads(text))
     if not thinking:
         return Grammar(kind, text)
     if kind == "lark":
         return None
-    answer = _regex(text) if kind == "regex" else f"%json {text if kind == 'json_schema' else _ANY_OBJECT}"
+    answer = _regex(text) if kind == "regex" else f"%json {text}"
     return Grammar("lark", f"start: thought GAP answer\nanswer: {answer}\n{_THOUGHT}\n{_TEXT}\n")
 
 
@@ -89,6 +95,8 @@ def call_grammar(rules: CallRules, form: ToolFormat, thinking: bool) -> Grammar:
 
 def _named(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {
+        "x-guidance": _AS_TRAINED,
+        **_definitions(arguments),
         "type": "object",
         "properties": {"name": {"const": name}, "arguments": arguments},
         "required": ["name", "arguments"],
@@ -98,27 +106,33 @@ def _named(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 def _xml(index: int, name: str, schema: Mapping[str, Any]) -> list[str]:
     """Rules of one function: its parameters in the schema's order, those that are not required left out at will."""
-    required = set(schema.get("required") or ())
+    required = schema.get("required")
     properties = schema.get("properties")
     sequence, lines = [], []
     for place, (key, value) in enumerate(properties.items() if isinstance(properties, Mapping) else ()):
         rule = f"f{index}_p{place}"
-        sequence.append(rule if key in required else f"{rule}?")
+        sequence.append(rule if isinstance(required, list) and key in required else f"{rule}?")
         opening = json.dumps(f"<parameter={key}>\n")
         if isinstance(value, Mapping) and value.get("type") == "string" and value.keys() <= {"type", "description"}:
             lines += [f"{rule}: {opening} {rule}_text", f'{rule}_text[lazy]: TEXT "\\n</parameter>\\n"']
         else:
-            lines.append(f'{rule}: {opening} {_value(value)} "\\n</parameter>\\n"')
+            lines.append(f'{rule}: {opening} {_value(value, _definitions(schema))} "\\n</parameter>\\n"')
     begin = json.dumps(f"\n<function={name}>\n")
     return [f'f{index}: {begin} {" ".join(sequence)} "</function>\\n"', *lines]
 
 
-def _value(schema: Any) -> str:
+def _definitions(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """What a schema's references point to, for the root of the schema that it becomes a part of."""
+    return {name: schema[name] for name in ("$defs", "definitions") if name in schema}
+
+
+def _value(schema: Any, definitions: dict[str, Any]) -> str:
     """A parameter's value: a string without its quotes where the schema lists strings, else JSON."""
     choices = schema.get("enum") if isinstance(schema, Mapping) else None
-    if choices and all(isinstance(choice, str) for choice in choices):
+    if choices and isinstance(choices, list) and all(isinstance(choice, str) for choice in choices):
         return "(" + " | ".join(json.dumps(choice) for choice in choices) + ")"
-    return f"%json {json.dumps(schema)}"
+    whole = {"x-guidance": _AS_TRAINED} | definitions | schema if isinstance(schema, dict) else schema
+    return f"%json {json.dumps(whole)}"
 
 
 def _regex(pattern: str) -> str:

@@ -207,11 +207,16 @@ def _escaped(text: str) -> str:
 
 def _types(schema: Mapping[str, Any]) -> set[str]:
     declared = schema.get("type")
-    found = {declared} if isinstance(declared, str) else {kind for kind in declared or () if isinstance(kind, str)}
+    found = {declared} if isinstance(declared, str) else {kind for kind in _listed(declared) if isinstance(kind, str)}
     for union in ("anyOf", "oneOf"):
-        for branch in schema.get(union) or ():
+        for branch in _listed(schema.get(union)):
             found |= _types(branch) if isinstance(branch, Mapping) else set()
     return found
+
+
+def _listed(value: Any) -> list[Any]:
+    """A list that a schema should hold; it is the client's, and may hold anything."""
+    return value if isinstance(value, list) else []
 
 
 def coerce(raw: str, schema: Mapping[str, Any]) -> Any:
