@@ -33,7 +33,8 @@ class Process:
 
     def __init__(self, *arguments: object) -> None:
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-        self._log = tempfile.TemporaryFile("w+")  # a pipe that nobody empties would hold the service up
+        # A pipe that nobody empties would hold the service up.
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self.process = subprocess.Popen([sys.executable, *map(str, arguments)], stderr=self._log, env=environment)
 
     @classmethod

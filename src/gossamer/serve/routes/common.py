@@ -41,7 +41,8 @@ GENERATION_ERRORS = _errors(400, 401, 404, 408, 413, 429, 500, 503)
 
 def stream_answer(model: type, description: str) -> Statuses:
     """Status 200 of a route that answers with JSON, or with a stream of events where the request asks for one."""
-    media = {"text/event-stream": {"schema": {"type": "string", "description": "events; the last is data: [DONE]"}}}
+    fields = {"data": {"type": "string", "description": "JSON, or [DONE] at the end"}, "event": {"type": "string"}}
+    media = {"text/event-stream": {"schema": {"type": "object", "properties": fields, "required": ["data"]}}}
     return {200: {"model": model, "description": description, "content": media}}
 
 
