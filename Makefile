@@ -10,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-faults serve-test lint parity bench bench-gpu clean
+.PHONY: help demo test test-slow test-faults serve-test lint parity bench record bench-gpu clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -59,6 +59,9 @@ bench: $(VENV)/.installed-dev ## benchmarks beside transformers in about eight m
 	$(BIN)/python benchmarks/operations.py --short --json bench/operations.json
 	$(BIN)/python benchmarks/long_context.py --quick --json bench/long_context.json
 	$(BIN)/python benchmarks/regressions.py
+
+record: $(VENV)/.installed-dev ## run the newest training-cost record again and say whether it holds (ARGS="--texts DIR")
+	$(BIN)/python benchmarks/record.py $(ARGS)
 
 bench-gpu: $(VENV)/.installed-dev ## on a GPU: check every operation against float64, time them and training steps (ARGS=--help)
 	$(BIN)/python benchmarks/gpu.py $(ARGS)

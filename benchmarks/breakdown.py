@@ -97,7 +97,7 @@ def measure(size: str, rows: int, length: int, steps: int) -> dict[str, Any]:
     for _ in range(3):
         step()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
-        took = sum(seconds_of_one(step) for _ in range(steps)) / steps
+        took = sum(seconds_of_one(step, devices.default_device()) for _ in range(steps)) / steps
     found = before | {"gemm_gflops": (before["gemm_gflops"] + machine()["gemm_gflops"]) / 2}
     seconds, work = group(profiler.events(), steps), flops(config, rows, length)
     parts = {

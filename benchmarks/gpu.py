@@ -15,67 +15,47 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import operations
 import torch
-from inputs import Inputs, caller, cast, inputs_of, training_inputs
+from inputs import Inputs, inputs_of, training_inputs
 from measure import Subject, copy_rate, gemm_rate, table, take_turns
-from peers import gossamer_step, model_config, qwen3_next_step
-from torch import Tensor
+from peers import Variant, gossamer_step, model_config, qwen3_next_step
 
 from gossamer import device as devices
 from gossamer import ops
+from gossamer.certify.cases import DOCUMENTS, Case
+from gossamer.certify.checks import Check, failed
+from gossamer.certify.operations import check_operation
 from gossamer.model.config import ModelConfig
 
 LENGTHS = {"nano": 256, "micro": 512, "mini": 2048, "small": 4096}  # tokens a row
-DOCUMENTS = [1, 0, 66, 127, 64, 2]  # for the errors: empty, one token, a whole chunk, a chunk and a little
 EXPERTS = ("batched_mm", "grouped_mm")  # transformers' implementations; its eager one loops over experts
-# The same as in tests/exactness.py; operations that round to bfloat16 in between have five times as much.
-ALLOWED = {torch.bfloat16: 5e-2, torch.float32: 1e-4}
+DTYPES = (torch.bfloat16, torch.float32)
 
 
-def errors(config: ModelConfig, device: torch.device) -> list[dict[str, Any]]:
-    """Each operation's every implementation that can run here, in bfloat16 and float32, against float64."""
-    rows = []
-    for name, operation in ops.OPERATIONS.items():
-        for dtype in ALLOWED:
-            inputs = cast(inputs_of(name, config, DOCUMENTS, device), dtype)
-            with ops.forced(**{name: "reference"}):
-                expected = caller(name, cast(inputs, torch.float64))()
-            for one in operation.implementations:
-                if one.name == "reference":
-                    continue
-                row = {"operation": name, "implementation": one.name, "dtype": str(dtype).removeprefix("torch.")}
-                rows.append(row | _compare(name, one.name, inputs, expected, ALLOWED[dtype], one.obstacle(device)))
-    return rows
-
-
-def _compare(
-    operation: str, implementation: str, inputs: Inputs, expected: dict[str, Tensor], allowed: float, obstacle: str
-) -> dict[str, Any]:
-    if obstacle:
-        return {"obstacle": obstacle}
-    try:
-        with ops.forced(**{operation: implementation}):
-            actual = caller(operation, inputs)()
-    except Exception as error:  # a kernel that does not compile here must not keep the others from their turn
-        return {"failure": f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:120]}
-    found = {
-        name: float((actual[name].double() - want).abs().max() / want.abs().max().clamp(min=1.0))
-        for name, want in expected.items()
-    }
-    worst = max(found, key=lambda name: found[name] if found[name] == found[name] else float("inf"))
-    return {"error": found[worst], "where": worst, "right": found[worst] <= allowed}
+def errors(config: ModelConfig, device: torch.device) -> list[Check]:
+    """Each operation's every implementation, in bfloat16 and float32, against float64, as `gossamer certify` does."""
+    found: list[Check] = []
+    for name in ops.training_operations():
+        case = Case("packed documents", partial(inputs_of, name, config, DOCUMENTS))
+        found += check_operation(name, [case], DTYPES, device)
+    return found
 
 
 def steps(config: ModelConfig, rows: int, length: int, recompute: bool, turns: int, peak: float) -> Inputs:
     """Training steps: tokens a second, MFU and peak memory of each subject."""
     subjects: list[tuple[str, Callable[..., Any], tuple[Any, ...]]] = [
-        ("gossamer", gossamer_step, (config, rows, length, False, recompute)),
-        ("gossamer, PyTorch alone", gossamer_step, (config, rows, length, True, recompute)),
+        ("gossamer", gossamer_step, (config, rows, length, Variant(recompute=recompute))),
+        (
+            "gossamer, PyTorch alone",
+            gossamer_step,
+            (config, rows, length, Variant(pytorch_alone=True, recompute=recompute)),
+        ),
         *[
             (f"transformers {experts}", qwen3_next_step, (config, experts, rows, length, False, recompute))
             for experts in EXPERTS
@@ -94,13 +74,12 @@ def steps(config: ModelConfig, rows: int, length: int, recompute: bool, turns: i
     return found
 
 
-def report_errors(found: list[dict[str, Any]]) -> str:
+def report_errors(found: list[Check]) -> str:
     rows = []
-    for row in found:
-        verdict = row.get("obstacle") or row.get("failure") or ("right" if row["right"] else "WRONG")
-        error = f"{row['error']:.0e}" if "error" in row else ""
-        rows.append((f"{row['operation']} {row['implementation']}", row["dtype"], error, row.get("where", ""), verdict))
-    return table(("operation", "type", "error", "where", ""), rows)
+    for check in found:
+        said = {"pass": "right", "fail": f"WRONG: {check.message}"}.get(check.status, check.message)
+        rows.append((check.name, check.dtype, "" if check.error is None else f"{check.error:.0e}", said))
+    return table(("operation", "type", "error", ""), rows)
 
 
 def report_steps(found: Inputs) -> str:
@@ -127,7 +106,7 @@ def machine(device: torch.device, dtype: torch.dtype) -> Inputs:
             libraries[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             libraries[package] = "not installed"
-    rates = {"gemm_flops": gemm_rate(dtype, 8192), "copy_bytes": copy_rate(1024)}
+    rates = {"gemm_flops": gemm_rate(dtype, 8192), "copy_bytes": copy_rate(device, 1024)}
     return {"device": devices.device_name(device), "dtype": str(dtype).removeprefix("torch."), **libraries, **rates}
 
 
@@ -148,6 +127,7 @@ def main() -> int:
     wanted = arguments.only or ["errors", "operations", "steps"]
     dtype = devices.compute_dtype(device, "auto")
     record: Inputs = {"machine": machine(device, dtype), "sizes": {}}
+    wrong = 0
     print("\n".join(f"{key}: {value}" for key, value in record["machine"].items()), flush=True)
     for size in arguments.size:
         config, length = model_config(size, {}), arguments.length or LENGTHS[size]
@@ -155,8 +135,9 @@ def main() -> int:
         record["sizes"][size] = found
         print(f"\n## {size}, {arguments.rows} rows of {length} tokens", flush=True)
         if "errors" in wanted:
-            found["errors"] = errors(config, device)
-            print(f"\n### Errors against float64\n\n{report_errors(found['errors'])}", flush=True)
+            checks = errors(config, device)
+            found["errors"], wrong = [check.to_dict() for check in checks], wrong + len(failed(checks))
+            print(f"\n### Errors against float64\n\n{report_errors(checks)}", flush=True)
         if "operations" in wanted:
             machine_rates = operations.Rates(record["machine"]["gemm_flops"], record["machine"]["copy_bytes"])
             inputs = training_inputs(config, arguments.rows, length, device, dtype)
@@ -169,8 +150,7 @@ def main() -> int:
             print(f"\n### Training steps\n\n{report_steps(found['steps'])}", flush=True)
         if arguments.json:
             arguments.json.write_text(json.dumps(record, indent=1))
-    checked = [row for found in record["sizes"].values() for row in found.get("errors", ())]
-    return int(any("failure" in row or not row.get("right", True) for row in checked))
+    return int(wrong > 0)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import environment  # noqa: F401 (before PyTorch)
-from inputs import caller, cast, inputs_of
+from inputs import caller, cast, inputs_of, moved
 from measure import Call, Subject, describe, in_turns, machine, table, take_turns
 from peers import gossamer_forward, gossamer_step, model_config, qwen3_next_forward, qwen3_next_step
 
@@ -37,7 +37,7 @@ def delta_rule(config: ModelConfig, lengths: tuple[int, ...], turns: int) -> dic
     dtype, most = devices.compute_dtype(device, "auto"), max(lengths)
 
     def passes(length: int) -> Call:
-        inputs = cast(inputs_of("delta_rule", config, [length], device), dtype)
+        inputs = moved(cast(inputs_of("delta_rule", config, [length]), dtype), device)
         inputs.pop("initial_state")
         call, times = caller("delta_rule", inputs), max(1, most // length)
 

@@ -19,9 +19,9 @@ from typing import Any
 import environment  # noqa: F401 (every subject's process inherits it)
 import torch
 
-Call = Callable[[], object]
+from gossamer.certify.rates import Call, copy_rate, seconds_of, seconds_of_one
 
-PATIENCE = 60.0  # seconds of a call
+PATIENCE = 60.0  # seconds of a call that is not the first, which may compile something
 
 
 class Subject:
@@ -36,6 +36,7 @@ class Subject:
     def __init__(self, name: str, build: Callable[..., Call], *arguments: Any) -> None:
         self.name = name
         self.seconds: list[float] = []
+        self.calls = 0
         self.peak_bytes = 0
         self.failure = ""
         context = multiprocessing.get_context("spawn")
@@ -47,7 +48,7 @@ class Subject:
     def turn(self, warm_up: bool = False) -> None:
         """Call it once. What goes wrong is kept as `failure`, and later turns are passed over.
 
-        A subject that takes longer than `PATIENCE` is not called again: its first call is its figure.
+        A subject that takes longer than `PATIENCE`, its first call apart, is not called again: that is its figure then.
         """
         if self.failure or (self.seconds and self.seconds[0] > PATIENCE):
             return
@@ -60,7 +61,8 @@ class Subject:
             self.failure = answer
             return
         seconds, self.peak_bytes = answer
-        if not warm_up or seconds > PATIENCE:
+        self.calls += 1
+        if not warm_up or (self.calls > 1 and seconds > PATIENCE):
             self.seconds.append(seconds)
 
     @property
@@ -74,7 +76,7 @@ class Subject:
 
 
 def _serve(pipe: Connection, build: Callable[..., Call], arguments: Sequence[Any]) -> None:
-    from gossamer.device import default_device, peak_memory
+    from gossamer.device import default_device, peak_memory, synchronize
 
     try:
         call = build(*arguments)
@@ -82,18 +84,13 @@ def _serve(pipe: Connection, build: Callable[..., Call], arguments: Sequence[Any
             pipe.recv()
             began = time.perf_counter()
             call()
-            _synchronize()
+            synchronize(default_device())
             pipe.send((time.perf_counter() - began, peak_memory(default_device())))
     except EOFError:
         return
     except Exception as error:
         traceback.print_exc(file=sys.stderr)
         pipe.send(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:120])
-
-
-def _synchronize() -> None:
-    if torch.accelerator.is_available():
-        torch.accelerator.synchronize()
 
 
 def take_turns(subjects: Sequence[Subject], turns: int, warm_up: int = 1) -> None:
@@ -105,15 +102,6 @@ def take_turns(subjects: Sequence[Subject], turns: int, warm_up: int = 1) -> Non
     print(file=sys.stderr)
     for subject in subjects:
         subject.close()
-
-
-def seconds_of(call: Call, least_seconds: float = 0.2, least_calls: int = 3) -> float:
-    """Median seconds of a call in this process, after one that is not counted."""
-    call()
-    times: list[float] = []
-    while len(times) < least_calls or sum(times) < least_seconds:
-        times.append(seconds_of_one(call))
-    return statistics.median(times)
 
 
 def in_turns(calls: Mapping[str, Call], least_seconds: float = 1.0, least_turns: int = 3) -> dict[str, float]:
@@ -129,17 +117,8 @@ def in_turns(calls: Mapping[str, Call], least_seconds: float = 1.0, least_turns:
     while calls and (turns < least_turns or time.perf_counter() - began < least_seconds):
         turns += 1
         for name, call in calls.items():
-            times[name].append(seconds_of_one(call))
+            times[name].append(seconds_of_one(call, _device()))
     return {name: statistics.median(found) for name, found in times.items()}
-
-
-def seconds_of_one(call: Call) -> float:
-    """Seconds of one call, what it started on an accelerator included."""
-    _synchronize()
-    began = time.perf_counter()
-    call()
-    _synchronize()
-    return time.perf_counter() - began
 
 
 LARGE_PRODUCTS_FLOPS = 8 * 2.0 * 2048**3
@@ -162,14 +141,7 @@ def gemm_rate(dtype: torch.dtype = torch.float32, size: int = 2048) -> float:
     device = _device()
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     out = torch.empty_like(a)
-    return 2.0 * size**3 / seconds_of(lambda: torch.mm(a, b, out=out))
-
-
-def copy_rate(megabytes: int = 256) -> float:
-    """Bytes a second that a copy moves, reading and writing counted, far outside the caches."""
-    source = torch.ones(megabytes << 18, device=_device())
-    target = torch.empty_like(source)
-    return 2.0 * source.nbytes / seconds_of(lambda: target.copy_(source))
+    return 2.0 * size**3 / seconds_of(lambda: torch.mm(a, b, out=out), device)
 
 
 def _device() -> torch.device:
@@ -187,7 +159,7 @@ def machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "date": time.strftime("%Y-%m-%d"),
         "gemm_gflops": gemm_rate() / 1e9,
-        "copy_gbytes": copy_rate() / 1e9,
+        "copy_gbytes": copy_rate(_device()) / 1e9,
     }
 
 

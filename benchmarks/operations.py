@@ -24,7 +24,7 @@ from typing import Any
 
 import environment  # noqa: F401 (before PyTorch)
 import torch
-from inputs import Inputs, caller, forward_caller, inputs_of, training_inputs
+from inputs import Inputs, caller, cast, forward_caller, inputs_of, moved, training_inputs
 from measure import Call, copy_rate, describe, gemm_rate, in_turns, machine, seconds_of_one, table
 from peers import model_config
 from torch import Tensor
@@ -54,7 +54,7 @@ class Rates:
 
 def measured_rates(dtype: torch.dtype) -> Rates:
     """The rates of this moment: a machine that others use, too, does not keep them for a minute."""
-    return Rates(gemm_rate(dtype, GEMM_SIZE), copy_rate(COPY_MEGABYTES))
+    return Rates(gemm_rate(dtype, GEMM_SIZE), copy_rate(devices.default_device(), COPY_MEGABYTES))
 
 
 def flops_of(operation: str, config: ModelConfig, inputs: Inputs, length: int) -> tuple[float, float]:
@@ -136,9 +136,9 @@ def _time_operation(name: str, inputs: Inputs, flops: tuple[float, float], secon
             rows.append(row)
             timed = _forcing(name, one.name, work)
             try:
-                first = seconds_of_one(timed)
+                first = seconds_of_one(timed, device)
                 # The first call may build or allocate something.
-                first = seconds_of_one(timed) if first <= 10 * TOO_LONG else first
+                first = seconds_of_one(timed, device) if first <= 10 * TOO_LONG else first
             except Exception as error:  # a kernel that fails here must not keep the others from their turn
                 row["failure"] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:120]
                 break
@@ -173,10 +173,9 @@ def delta_rule_peer(config: ModelConfig, rows: int, length: int, seconds: float)
     The gradients are those of q, k, v, g and β for one of the output; the final state is nobody's.
     """
     device = devices.default_device()
-    packed = inputs_of("delta_rule", config, [length] * rows, device)
+    packed = moved(cast(inputs_of("delta_rule", config, [length] * rows), torch.float32), device)
     leaves = [
-        packed[name].float().unflatten(1, (rows, length)).squeeze(0).requires_grad_()
-        for name in ("q", "k", "v", "g", "beta")
+        packed[name].unflatten(1, (rows, length)).squeeze(0).requires_grad_() for name in ("q", "k", "v", "g", "beta")
     ]
     gradient = torch.randn(leaves[2].shape, generator=torch.Generator().manual_seed(1)).to(device)
 
@@ -254,7 +253,8 @@ def main() -> None:
     parser.add_argument("--size", default="micro", help="recipe that the widths and heads come from")
     parser.add_argument("--rows", type=int, default=4, help="rows")
     parser.add_argument("--length", type=int, default=512, help="tokens a row")
-    parser.add_argument("--only", nargs="*", choices=list(ops.OPERATIONS), default=list(ops.OPERATIONS))
+    names = list(ops.training_operations())
+    parser.add_argument("--only", nargs="*", choices=names, default=names)
     parser.add_argument("--short", action="store_true", help="half a second for an operation instead of three")
     parser.add_argument("--json", type=Path, help="write the record to this file")
     arguments = parser.parse_args()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -28,13 +28,32 @@ def model_config(recipe: str, changes: dict[str, Any]) -> ModelConfig:
     return recipe_from(load_recipe(recipe), {"model.num_nextn_predict_layers": 0} | overrides).model
 
 
-def gossamer_step(
-    config: ModelConfig, rows: int, length: int, pytorch_alone: bool = False, recompute: bool = False
-) -> Callable[[], object]:
-    """A whole training step as `gossamer train` takes it, with AdamW: the losses, balancing, clipping, the update.
+@dataclass(frozen=True)
+class Variant:
+    """A way for gossamer to take its step that is not the one it chooses.
 
-    With `pytorch_alone` every operation runs as on a machine without a compiler.
+    Attributes:
+        pytorch_alone: every operation as on a machine without a compiler
+        operations: implementations by operation
+        recompute: each block's activations are made again in the backward pass
+        fresh_memory: freed memory goes back to the system
+        threads: of PyTorch and the native kernels; 0: as many as there are
+        compiled: the network under torch.compile
     """
+
+    pytorch_alone: bool = False
+    operations: Mapping[str, str] = field(default_factory=dict)
+    recompute: bool = False
+    fresh_memory: bool = False
+    threads: int = 0
+    compiled: bool = False
+
+
+AS_CHOSEN = Variant()
+
+
+def gossamer_step(config: ModelConfig, rows: int, length: int, variant: Variant = AS_CHOSEN) -> Callable[[], object]:
+    """A whole training step as `gossamer train` takes it, with AdamW: the losses, balancing, clipping, the update."""
     from gossamer import device as devices
     from gossamer import ops
     from gossamer.data.packing import Batch
@@ -42,19 +61,24 @@ def gossamer_step(
     from gossamer.train.recipe import OptimizerConfig, Recipe, ScheduleConfig, TrainingConfig
     from gossamer.train.step import Learner
 
-    devices.keep_freed_memory()
+    if not variant.fresh_memory:
+        devices.keep_freed_memory()
+    if variant.threads:
+        torch.set_num_threads(variant.threads)
     devices.seed_everything(0)
     recipe = Recipe(
         model=replace(config, max_position_embeddings=max(length, config.max_position_embeddings)),
         optimizer=OptimizerConfig(kind="adamw", learning_rate=LEARNING_RATE, grad_clip=GRAD_CLIP),
         schedule=ScheduleConfig(),
-        training=TrainingConfig(sequence_length=length, batch_size=rows, recompute=recompute),
+        training=TrainingConfig(sequence_length=length, batch_size=rows, recompute=variant.recompute),
     )
     learner = Learner(CausalLM(config).to(devices.default_device()), recipe)
+    if variant.compiled:
+        learner.model.compile()
     ids = random_tokens(config.vocab_size, rows, length)
     cu_seqlens = torch.arange(0, rows * length + 1, length, dtype=torch.int32)
     batch = Batch(ids, ids, cu_seqlens)
-    operations = ops.pytorch_alone() if pytorch_alone else {}
+    operations = (ops.pytorch_alone() if variant.pytorch_alone else {}) | dict(variant.operations)
 
     def step() -> object:
         with ops.forced(**operations):
@@ -172,6 +196,14 @@ def dense_config(config: ModelConfig, parameters: int) -> Any:
         max_position_embeddings=config.max_position_embeddings,
         tie_word_embeddings=False,
     )
+
+
+def equal_active(config: ModelConfig) -> int:
+    """Parameters in all of a dense network that uses as many on a token as this one.
+
+    Of the table of embeddings a token uses one row in both, so that it comes on top.
+    """
+    return config.counts(1).active_parameters + config.vocab_size * config.hidden_size
 
 
 def dense_flops(config: Any, length: int) -> float:

@@ -16,7 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from measure import LARGE_PRODUCTS_FLOPS, Subject, describe, large_products, machine, table, take_turns
-from peers import dense_config, dense_flops, dense_step, gossamer_step, model_config, qwen3_next_step
+from peers import (
+    Variant,
+    dense_config,
+    dense_flops,
+    dense_step,
+    equal_active,
+    gossamer_step,
+    model_config,
+    qwen3_next_step,
+)
 
 EXPERTS = ("eager", "grouped_mm")
 
@@ -49,7 +58,7 @@ def measure(name: str, turns: int, quick: bool) -> dict[str, Any]:
     products = Subject("matrix products", large_products)  # take their turn, too: the rate that a step is set against
     subjects = [
         Subject("gossamer", gossamer_step, config, rows, length),
-        Subject("gossamer, PyTorch alone", gossamer_step, config, rows, length, True),
+        Subject("gossamer, PyTorch alone", gossamer_step, config, rows, length, Variant(pytorch_alone=True)),
     ]
     flops = dict.fromkeys([subject.name for subject in subjects], counts.training_flops)
     for experts in EXPERTS:
@@ -62,7 +71,7 @@ def measure(name: str, turns: int, quick: bool) -> dict[str, Any]:
             Subject("transformers grouped_mm, compiled", qwen3_next_step, config, "grouped_mm", rows, length, True)
         )
         flops[subjects[-1].name] = counts.training_flops
-        for kind, parameters in (("active", counts.active_parameters), ("total", counts.parameters)):
+        for kind, parameters in (("active", equal_active(config)), ("total", counts.parameters)):
             dense = dense_config(config, parameters)
             subjects.append(Subject(f"dense Qwen3, equal {kind} size", dense_step, config, parameters, rows, length))
             flops[subjects[-1].name] = dense_flops(dense, length)

@@ -1,9 +1,14 @@
 """What all tests share: the helpers beside this file and the measurements in benchmarks/, and hypothesis' profile."""
 
+import multiprocessing
 import os
 import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import pytest
 from hypothesis import settings
 
 TESTS = Path(__file__).parent
@@ -12,3 +17,13 @@ sys.path[:0] = [str(TESTS), str(TESTS.parent / "benchmarks")]
 # No deadline: the machine may be busy. On a CI machine the examples are the same in every run.
 settings.register_profile("gossamer", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("gossamer")
+
+
+@pytest.fixture(scope="session")
+def on_chip() -> Iterator[Callable[..., Any]]:
+    """Calls a function in a process that has the test chip: `on_chip(chip_runs.attempt, "torch.ones(2)")`."""
+    import chip
+
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn, initializer=chip.install) as process:
+        yield lambda function, *given, **named: process.submit(function, *given, **named).result()

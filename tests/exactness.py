@@ -13,15 +13,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gossamer import ops
+from gossamer.certify.exactness import INNER_ROUNDING, TOLERANCE, evaluate, worst_difference
 from gossamer.device import default_device
 
 DEVICE = default_device()
-# Largest difference over largest magnitude. Seen in thousands of examples: 1e-13, 3e-5 (gradients through the norm of
-# a vector that happens to be short; all else 1e-5) and 4e-3 (one rounding to bfloat16, at the end).
-TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 1e-2}
-# For operations that round to bfloat16 in between, too; 8.9e-2 seen, where large terms nearly cancel in a gradient. The
-# mathematics is held by float32, and here what a wrong data type does.
-INNER_ROUNDING = 0.15
 Inputs = dict[str, Tensor | None]
 
 
@@ -69,43 +64,11 @@ def double(inputs: Inputs) -> Inputs:
     return {k: v.double() if v is not None and v.is_floating_point() else v for k, v in inputs.items()}
 
 
-def cotangents(outputs: tuple[Tensor, ...]) -> list[Tensor]:
-    """A gradient for each output, from the shape alone and exact in every dtype."""
-    source = normal(1)
-    return [source(*out.shape).bfloat16().to(out) for out in outputs]
-
-
-def evaluate(function: Callable[..., Any], inputs: Inputs) -> dict[str, Tensor]:
-    """Outputs by number and the gradient of every floating-point input by name, for fixed output gradients."""
-    leaves = {
-        name: value.detach().clone().requires_grad_() if value is not None and value.is_floating_point() else value
-        for name, value in inputs.items()
-    }
-    outputs = function(**leaves)
-    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    result = {f"output {index}": out.detach() for index, out in enumerate(outputs)}
-    wanted = {name: leaf for name, leaf in leaves.items() if leaf is not None and leaf.requires_grad}
-    # An output may be a constant (nothing comes of no tokens); then the gradients are zero, and compared as such.
-    pairs = [(out, grad) for out, grad in zip(outputs, cotangents(outputs), strict=True) if out.requires_grad]
-    total = sum(((out * grad).sum() for out, grad in pairs), start=torch.zeros((), requires_grad=True))
-    gradients = torch.autograd.grad(total, list(wanted.values()), materialize_grads=True)
-    for (name, leaf), gradient in zip(wanted.items(), gradients, strict=True):
-        assert gradient.dtype == leaf.dtype, name
-        result[f"gradient of {name}"] = gradient
-    return result
-
-
 def assert_same(actual: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
     """Differences below `tolerance` times the largest magnitude, or below `tolerance` where all is smaller than one."""
-    assert actual.keys() == expected.keys()
-    for name, want in expected.items():
-        got = actual[name]
-        assert got.shape == want.shape, f"{name}: {tuple(got.shape)} instead of {tuple(want.shape)}"
-        assert got.isfinite().all(), f"{name} is not finite"
-        if want.numel():
-            scale = max(float(want.abs().max()), 1.0)
-            error = float((got.double() - want.double()).abs().max()) / scale
-            assert error <= tolerance, f"{name}: off by {error:.2e} of its scale {scale:.2e}, allowed {tolerance:.0e}"
+    name, error, problem = worst_difference(actual, expected)
+    assert not problem, f"{name} {problem}"
+    assert error <= tolerance, f"{name}: off by {error:.2e}, allowed {tolerance:.0e}"
 
 
 def check(operation: str, implementation: str, inputs: Inputs, tolerance: float, **constants: Any) -> None:

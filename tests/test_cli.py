@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -61,14 +62,20 @@ def training(monkeypatch: pytest.MonkeyPatch) -> Calls:
 
 def trained(calls: Calls) -> tuple[Recipe, Path, bool]:
     ((recipe, folder, resume, profile), rest) = calls.pop()
-    assert not calls and not rest and not profile
+    assert not calls and not profile
+    assert rest.pop("began") <= time.perf_counter()
+    assert rest.pop("dial") is (recipe.training.budget != "" and not resume)
+    assert not rest
     return recipe, folder, resume
 
 
 # Mistakes.
 
 MISTAKES = [
-    ("", "which verb? one of train, sample, eval, report, export, serve, chat, doctor (gossamer --help)"),
+    (
+        "",
+        "which verb? one of train, sample, eval, report, export, serve, chat, plan, doctor, certify (gossamer --help)",
+    ),
     ("trian", "unknown verb 'trian'; did you mean 'train'?"),
     ("--hepl", "unknown option '--hepl'; did you mean '--help'?"),
     ("frobnicate x", "unknown verb 'frobnicate'"),
@@ -136,6 +143,16 @@ MISTAKES = [
     ),
     ("train --errors ignore", "--errors ignore: expected one of strict, replace"),
     ("train --data a --corpus.paths b", "--data and --corpus.paths set the same value; give one of them"),
+    ("train --budget 10", "training.budget '10': no amount with a unit; write it as 90s, 10m, 1h30m, 2d, 5usd or 1e17"),
+    ("train --budget 10x", "training.budget '10x': unknown unit 'x'"),
+    ("train --budget 5s", "training.budget '5s' is too small to train anything; the least is 20s"),
+    ("train --budget 5usd", "training.budget '5usd': what does an hour of a device cost? --price gives it, in USD"),
+    ("train --budget 5usd --price much", "--price much: expected a number"),
+    ("train --budget 5usd --price 0", "training.price = 0.0: must be > 0"),
+    ("train --budget 1m --training.steps 9", "--budget decides --training.steps; leave one of them out, or --recipe R"),
+    ("train --budget 1m --model.num_experts 9", "--budget decides --model.num_experts; leave one of them out"),
+    ("train --budget 1m --recipe nano", "--budget chooses the network, as does --recipe nano; give one of them, or"),
+    ("train --budget 1m --training.budget 2m", "--budget and --training.budget set the same value; give one of them"),
     ("train --resume", "--resume: no run in runs/demo"),
     ("train --out runs", "runs is not empty and holds no run; choose another folder with --out DIR"),
 ]
@@ -175,6 +192,11 @@ def test_debug_shows_the_traceback_too(capsys: pytest.CaptureFixture[str]) -> No
         (OSError(28, "No space left on device"), 2, "no space left on the disk"),
         (RuntimeError("I/O error: No space left on device (os error 28)"), 2, "no space left on the disk"),
         (PermissionError(13, "Permission denied", "runs/demo"), 2, "Permission denied: runs/demo"),
+        (
+            NotImplementedError("Could not run 'aten::topk' with arguments from the 'npu' backend. This could be"),
+            2,
+            "'npu' has no operator aten::topk; docs/new-chip.md says what to do about it",
+        ),
         (MemoryError(), 2, "out of memory; training needs less with a smaller --training.batch_size"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 2, "out of memory; "),
     ],
@@ -383,6 +405,14 @@ def test_chat_hands_on_its_options(run: str, monkeypatch: pytest.MonkeyPatch) ->
     assert main(["chat", run, "--system", "Be brief.", "--seed", "3", "--max_tokens", "9"]) == 0
     sampling = {"temperature": None, "top_p": None, "seed": 3}
     assert calls == [((Path(run), "Be brief.", 9, sampling, "auto"), {})]
+
+
+def test_a_budget_takes_the_recipe_that_it_chooses_from(training: Calls) -> None:
+    assert main("train --budget 5eur --price 2.5 --training.currency EUR --data a.txt".split()) == 0
+    recipe, folder, _ = trained(training)
+    assert folder == Path("runs/budget")
+    assert (recipe.training.budget, recipe.training.price) == ("5eur", 2.5)
+    assert recipe.model == recipe_from(load_recipe("budget")).model
 
 
 def test_doctor_shows_the_device_and_every_operation(

@@ -10,13 +10,14 @@ import json as jsonlib
 import os
 import re
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from gossamer import __version__
-from gossamer.errors import UserError, nearest
+from gossamer.errors import UserError, is_out_of_memory, nearest
 
 # Of the process, unless the user has set them; read when PyTorch is imported.
 ENVIRONMENT = {
@@ -35,12 +36,14 @@ def train(
     resume: bool = False,
     profile: bool = False,
     device: str | None = None,
+    budget: str | None = None,
+    price: float | None = None,
     overrides: dict[str, Any] | None = None,
 ) -> None:
-    """Train a model by a recipe; any value of the recipe can be overridden by its dotted name.
+    """Train a model by a recipe, or for a budget; any value of the recipe can be overridden by its dotted name.
 
     Args:
-        recipe: name of a recipe that comes with gossamer (80b-a3b, demo, micro, mini, nano, novels, shakespeare-char,
+        recipe: one that comes with gossamer (80b-a3b, budget, demo, micro, mini, nano, novels, shakespeare-char,
             small), or path of a YAML file (default: demo)
         data: text to train on, files and folders; short for --corpus.paths
         tokenizer: bpe, char, or a folder with a tokenizer.json; short for --corpus.tokenizer
@@ -50,12 +53,16 @@ def train(
         profile: write a trace of three steps, after three of warm-up, to the profile folder of the run, for Perfetto,
             chrome://tracing or TensorBoard
         device: auto, cpu, cuda, cuda:1, npu …; short for --training.device
+        budget: what the run may take, as 90s, 10m, 2h, 5usd or 1e17flop, in place of a recipe: the network's size, its
+            batch and learning rate are chosen for it on this device
+        price: cost of one device for an hour (money); short for --training.price
         overrides: values of the recipe by dotted name
     """
-    from gossamer.train.recipe import DEFAULT_RECIPE
-    from gossamer.train.start import fresh_recipe, resumed_recipe
+    began = time.perf_counter()
+    from gossamer.train.recipe import BUDGET_RECIPE, DEFAULT_RECIPE
+    from gossamer.train.start import fresh_recipe, require_dialled, resumed_recipe
 
-    chosen = DEFAULT_RECIPE if recipe is None else recipe
+    chosen = (DEFAULT_RECIPE if budget is None else BUDGET_RECIPE) if recipe is None else recipe
     folder = Path(out).expanduser() if out is not None else Path("runs") / Path(chosen).stem
     wanted = dict(overrides or {})
     for short, key, value in (
@@ -63,6 +70,8 @@ def train(
         ("tokenizer", "corpus.tokenizer", tokenizer),
         ("errors", "corpus.errors", errors),
         ("device", "training.device", device),
+        ("budget", "training.budget", budget),
+        ("price", "training.price", price),
     ):
         if value is not None:
             if key in wanted:
@@ -70,10 +79,12 @@ def train(
             wanted[key] = value
     if "model.vocab_size" in wanted:
         raise UserError("--model.vocab_size follows from the tokenizer; --corpus.vocab_size sets a trained one's size")
+    if budget is not None:
+        require_dialled(recipe, wanted)
     merged = resumed_recipe(folder, recipe, wanted) if resume else fresh_recipe(folder, chosen, wanted)
     from gossamer.train.loop import train as run_training
 
-    run_training(merged, folder, resume, profile)
+    run_training(merged, folder, resume, profile, dial=budget is not None and not resume, began=began)
 
 
 def sample(
@@ -273,6 +284,90 @@ def chat(
     talk(folder, system, max_tokens, {"temperature": temperature, "top_p": top_p, "seed": seed}, device)
 
 
+def plan(
+    model: str = "80b-a3b",
+    chip: str = "h100",
+    count: int | None = None,
+    tokens: float = 15e12,
+    compare: str | None = None,
+    sequence_length: int = 4096,
+    batch_tokens: int = 16_777_216,
+    mtp_steps: int = 1,
+    fp8: bool = False,
+    finetune: Literal["full", "lora"] | None = None,
+    serve: bool = False,
+    batch: int = 64,
+    context: int = 32_768,
+    price: float | None = None,
+    catalogue: str | None = None,
+    certificate: str | None = None,
+    out: str | None = None,
+    json: bool = False,
+) -> None:
+    """Say what a training run, or serving, would take on chips: memory, layouts, time, energy and money.
+
+    Args:
+        model: a preset (80b-a3b, mini, micro …), a recipe's YAML file, or a Hugging Face config.json or its folder, of
+            this family or another (llama, qwen3, qwen3_moe, olmo2, deepseek_v3 …)
+        chip: what it runs on (h100, h200, h20, ppu-810e, 910c, p800 …); several with commas between are compared
+        count: chips (default: 2048 to train; the fewest that hold the network to serve)
+        tokens: length of the run (tokens)
+        compare: more chips to compare with, commas between
+        sequence_length: length of a row, one document each (tokens)
+        batch_tokens: size of an optimizer step over all chips (tokens)
+        mtp_steps: tokens beyond the next that a multi-token-prediction head learns; 0 leaves it out
+        fp8: products of the layers are computed in FP8 where the chip has it
+        finetune: full, or lora (all weights in bfloat16, adapters of half a percent of them trained); MTP is left out
+        serve: plan decoding instead of training
+        batch: sequences that are decoded together
+        context: length that each of them has (tokens)
+        price: cost of a chip for an hour (US dollars), instead of the catalogue's
+        catalogue: YAML file with chips of your own, in the form of the one that comes with gossamer
+        certificate: certificate.json that gossamer certify wrote on such a chip: measured rates instead of assumed ones
+        out: picture to write, .png, .svg or .pdf, of the chips beside one another
+        json: answer with one JSON object
+    """
+    from gossamer.cost.planner import Job
+    from gossamer.train import planned
+    from gossamer.train.report import plan_text
+
+    picture = None if out is None else _picture(out, serve)
+    work = planned.planned_network(model)
+    wanted = planned.wanted_chips([chip, compare or ""], catalogue, certificate, price)
+    if serve:
+        services = planned.serving_plans(work, wanted, count or 0, batch, context)
+        if json:
+            _answer({"serving": [service.to_dict() for service in services]}, json)
+        else:
+            print(plan_text.describe_serving(services), end="")
+        return
+    if mtp_steps < 0:
+        raise UserError(f"--mtp_steps {mtp_steps}: must be >= 0")
+    steps, trained = (0, planned.LORA_SHARE if finetune == "lora" else 1.0) if finetune else (mtp_steps, 1.0)
+    job = Job(sequence_length, batch_tokens, steps, fp8, trained)
+    plans = planned.training_plans(work, wanted, 2048 if count is None else count, tokens, job)
+    if picture is not None:
+        from gossamer.train.report.plan_picture import draw_plans
+
+        picture.write_bytes(draw_plans(plans, picture.suffix[1:]))
+    if json:
+        _answer({"plans": [one.to_dict() for one in plans]}, json)
+    else:
+        print(plan_text.describe_plans(plans) if len(plans) > 1 else plan_text.describe_plan(plans[0]), end="")
+
+
+def _picture(out: str, serve: bool) -> Path:
+    """The path of a picture that can be written."""
+    path = Path(out).expanduser()
+    if serve:
+        raise UserError("--out draws training plans; leave it out with --serve")
+    if path.suffix not in (".png", ".svg", ".pdf"):
+        raise UserError(f"--out {out}: must end in .png, .svg or .pdf")
+    if not path.parent.is_dir():
+        raise UserError(f"--out {out}: there is no folder {path.parent}")
+    return path
+
+
 def doctor(device: str = "auto", json: bool = False) -> None:
     """Show what gossamer finds here: the device, what it can do, and which implementation every operation uses.
 
@@ -291,6 +386,25 @@ def doctor(device: str = "auto", json: bool = False) -> None:
         _answer({"gossamer": __version__} | machine | {name: _choice(op) for name, op in operations.items()}, json)
 
 
+def certify(device: str = "auto", quick: bool = False, out: str | None = None, json: bool = False) -> int:
+    """Check everything that gossamer computes on a device, measure it, and write a certificate with a page.
+
+    Exit status: 0 the device passes, 1 it fails, 2 a mistake, or the device stopped answering.
+
+    Args:
+        device: auto, cpu, cuda, cuda:1, npu …
+        quick: fewer inputs, under a minute on two CPU cores
+        out: folder to write certificate.json and certificate.html into (default: certificates/<device>)
+        json: answer with the certificate
+    """
+    from gossamer.certify import certify as run_certification
+
+    found, _ = run_certification(device, quick, out, json)
+    if json:
+        _answer(found, json)
+    return 0 if found["verdict"] == "pass" else 1
+
+
 def _choice(operation: dict[str, Any]) -> str:
     """The implementation of an operation that runs, then the others, each with what keeps it from running."""
     runs, states = operation["runs"], operation["implementations"]
@@ -298,8 +412,8 @@ def _choice(operation: dict[str, Any]) -> str:
     return f"{runs} ({others})" if others else runs
 
 
-VERBS: dict[str, Callable[..., None]] = {
-    verb.__name__: verb for verb in (train, sample, eval, report, export, serve, chat, doctor)
+VERBS: dict[str, Callable[..., int | None]] = {
+    verb.__name__: verb for verb in (train, sample, eval, report, export, serve, chat, plan, doctor, certify)
 }
 
 
@@ -326,6 +440,8 @@ def _answer(values: dict[str, Any], json: bool) -> None:
 
 
 def _short(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
@@ -349,7 +465,8 @@ def _help() -> str:
     )
 
 
-def _run(arguments: Sequence[str]) -> None:
+def _run(arguments: Sequence[str]) -> int:
+    """Run a command line; gives the exit status that its verb says, 0 if it says none."""
     if not arguments:
         raise UserError(f"which verb? one of {', '.join(VERBS)} (gossamer --help)")
     verb, *rest = arguments
@@ -360,10 +477,11 @@ def _run(arguments: Sequence[str]) -> None:
     elif verb in VERBS:
         from gossamer.options import parse
 
-        VERBS[verb](**parse(verb, VERBS[verb], rest))
+        return VERBS[verb](**parse(verb, VERBS[verb], rest)) or 0
     else:
         what = "option" if verb.startswith("-") else "verb"
         raise UserError(f"unknown {what} {verb!r}{nearest(verb, [*VERBS, '--help', '--version', '--debug'])}")
+    return 0
 
 
 def _fail(status: int, message: str, debug: bool) -> int:
@@ -381,23 +499,27 @@ def _reason(error: BaseException) -> str | None:
         return "no space left on the disk"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-    starved = isinstance(error, RuntimeError) and re.search("out of memory|can't allocate memory", str(error), re.I)
-    if isinstance(error, MemoryError) or starved:
+    if missing := re.search(r"Could not run '(\S+)' with arguments from the '(\w+)' backend", str(error)):
+        return f"{missing[2]!r} has no operator {missing[1]}; docs/new-chip.md says what to do about it"
+    if is_out_of_memory(error):
         return "out of memory; training needs less with a smaller --training.batch_size or --training.sequence_length"
     return None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line and return its exit status: 0, 2 for a mistake, 130 interrupted, 141 for a closed pipe."""
+    """Run a command line and return its exit status.
+
+    0; 1 of a device that is not certified; 2 for a mistake; 130 interrupted; 141 for a closed pipe.
+    """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
-        _run(arguments)
+        status = _run(arguments)
         sys.stdout.flush()
-        return 0
+        return status
     except SystemExit as stop:  # --help of a verb
         return int(stop.code or 0)
     except KeyboardInterrupt:

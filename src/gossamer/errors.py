@@ -1,4 +1,4 @@
-"""The one exception for mistakes of the user, and the hint that names what was probably meant.
+"""The one exception for mistakes of the user, the hint that names what was probably meant, and memory that ran out.
 
 This module lies at the bottom beside ``device``: everything may raise what it holds, it imports nothing of gossamer.
 A programmer's mistake is an assertion, never one of these.
@@ -7,9 +7,10 @@ A programmer's mistake is an assertion, never one of these.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
-__all__ = ["UserError", "nearest"]
+__all__ = ["UserError", "is_out_of_memory", "nearest"]
 
 
 class UserError(ValueError):
@@ -18,6 +19,12 @@ class UserError(ValueError):
     The command line prints it as ``gossamer: <message>`` and exits with status 2, without a traceback unless
     ``--debug`` is given. Callers from Python get it as a ``ValueError``.
     """
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that there is no memory left, on the host or on a device of whatever kind."""
+    starved = isinstance(error, RuntimeError) and re.search("out of memory|can't allocate memory", str(error), re.I)
+    return isinstance(error, MemoryError) or bool(starved)
 
 
 def nearest(name: str, candidates: Iterable[str]) -> str:

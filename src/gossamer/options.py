@@ -22,10 +22,18 @@ from gossamer.errors import UserError, nearest
 from gossamer.train.typed import convert, expected
 
 # What `--help` cannot tell from the type alone.
-_METAVARS = {"data": "PATH", "out": "DIR", "run": "RUN", "dir": "DIR", "report.out": "FILE", "keys": "FILE"}
+_METAVARS = {
+    "data": "PATH",
+    "out": "DIR",
+    "run": "RUN",
+    "dir": "DIR",
+    "report.out": "FILE",
+    "plan.out": "FILE",
+    "keys": "FILE",
+}
 
 
-def parse(verb: str, function: Callable[..., None], arguments: Sequence[str]) -> dict[str, Any]:
+def parse(verb: str, function: Callable[..., int | None], arguments: Sequence[str]) -> dict[str, Any]:
     """Read the words after a verb into the keyword arguments that were given.
 
     A function with a parameter `overrides` takes every value of a recipe as an option too, and gets those that were
@@ -61,7 +69,7 @@ def parse(verb: str, function: Callable[..., None], arguments: Sequence[str]) ->
     return values | ({"overrides": dotted} if overridable else {})
 
 
-def _summary(function: Callable[..., None]) -> str:
+def _summary(function: Callable[..., int | None]) -> str:
     return parse_docstring(inspect.getdoc(function) or "").short_description or ""
 
 
@@ -71,7 +79,7 @@ def _helps(documented: Any) -> dict[str, str]:
     return {item.arg_name: " ".join((item.description or "").replace("`", "").split()) for item in found}
 
 
-def _add_parameters(parser: ArgumentParser, function: Callable[..., None]) -> dict[str, Any]:
+def _add_parameters(parser: ArgumentParser, function: Callable[..., int | None]) -> dict[str, Any]:
     """Add the function's parameters: required ones by position, the others by name. Returns their types."""
     hints, helps = get_type_hints(function), _helps(function)
     types: dict[str, Any] = {}

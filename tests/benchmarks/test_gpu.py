@@ -22,23 +22,10 @@ def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytes
 
 def test_errors_cover_every_operation(config: ModelConfig) -> None:
     found = gpu.errors(config, CPU)
-    measured = [row for row in found if "error" in row]
-    assert not [row for row in found if "failure" in row]
-    assert all(row["right"] for row in measured), measured
-    assert {row["operation"] for row in measured} == set(gpu.ops.OPERATIONS)
-    assert any(row.get("obstacle") for row in found)  # fla, Triton
+    assert not gpu.failed(found)
+    assert {check.name.split()[0] for check in found if check.status == "pass"} == set(gpu.ops.training_operations())
+    assert any(check.status == "not run" for check in found)  # fla, Triton
     assert "delta_rule chunked" in gpu.report_errors(found)
-
-
-def test_an_implementation_that_is_wrong_or_fails_is_shown(config: ModelConfig) -> None:
-    inputs = gpu.cast(gpu.inputs_of("rms_norm", config, [3], CPU), torch.float32)
-    want = gpu.caller("rms_norm", inputs)()
-    off = {name: value.double() + 1 for name, value in want.items()}
-    row = gpu._compare("rms_norm", "plain", inputs, off, 1e-4, "")
-    assert not row["right"]
-    nan = {name: value * torch.nan for name, value in want.items()}
-    assert not gpu._compare("rms_norm", "plain", inputs, nan, 1e-4, "")["right"]
-    assert "failure" in gpu._compare("rms_norm", "plain", {"x": None}, want, 1e-4, "")
 
 
 def test_the_table_of_steps_has_room_for_a_failure() -> None:

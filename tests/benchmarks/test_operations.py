@@ -22,14 +22,14 @@ def test_every_able_implementation_is_timed_in_both_directions(config: ModelConf
     rows = operations.time_operations(config, inputs, 20, lambda: Rates(1e9, 1e9), seconds=0.0)
     able = {
         (name, one.name, direction)
-        for name, operation in ops.OPERATIONS.items()
+        for name, operation in ops.training_operations().items()
         for one in operation.implementations
         if not one.obstacle(CPU)
         for direction in (FORWARD, BOTH)
     }
     assert {(row["operation"], row["implementation"], row["direction"]) for row in rows} == able
     assert all(row["seconds"] > 0 and row["roofline_share"] > 0 for row in rows)
-    assert {row["operation"] for row in rows if row["chosen"]} == set(ops.OPERATIONS)
+    assert {row["operation"] for row in rows if row["chosen"]} == set(ops.training_operations())
     assert "delta_rule chunked" in operations.report(rows)
 
 

@@ -254,7 +254,7 @@ def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
 
 
 def test_an_unknown_recipe_names_the_nearest_and_the_others() -> None:
-    with pytest.raises(UserError, match=r"no recipe 'micr'; did you mean 'micro'\? .*80b-a3b, demo"):
+    with pytest.raises(UserError, match=r"no recipe 'micr'; did you mean 'micro'\? .*80b-a3b, budget, demo"):
         load_recipe("micr")
 
 

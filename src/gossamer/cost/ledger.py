@@ -5,7 +5,7 @@ Every device-second is booked once, on one account:
     useful       steps that led to the weights as they are now
     repeated     steps whose outcome a stop lost, so that they had to be taken again
     failed       steps that were not taken, their gradient not being finite, and steps that a rollback undid
-    start        reading data, building the network, loading a checkpoint
+    start        loading PyTorch, reading data, building the network, loading a checkpoint
     evaluation, samples, checkpoints    what training stood still for
 
 Only the first three have steps, tokens and FLOPs. FLOPs are those of the model (`gossamer.model.counts`).

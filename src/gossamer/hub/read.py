@@ -72,7 +72,10 @@ def load(path: str | Path, dtype: torch.dtype | None = None, device: str | torch
         model = CausalLM(replace(config, num_nextn_predict_layers=int(mtp)), random_weights=False)
         _add_router_biases(model, stored)
     places = _match(model, stored, folder)
-    _allocate(model, _held_dtypes(stored, places, dtype), where)
+    held = _held_dtypes(stored, places, dtype)
+    if not all(devices.can_hold(where, one) for one in held.values()):
+        raise UserError(f"{folder}: float64, which {where} does not have; load it as torch.float32, or on the CPU")
+    _allocate(model, held, where)
     with _one_thread():
         _fill(model, stored, places)
     if config.tie_word_embeddings and HEAD in stored:

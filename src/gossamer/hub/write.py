@@ -140,8 +140,9 @@ def _write_weights(model: CausalLM, folder: Path) -> None:
         tensors, get_storage_size=_bytes, filename_pattern=SHARD_PATTERN, max_shard_size=_SHARD_BYTES
     )
     for file, names in split.filename_to_tensors.items():
-        # contiguous already, unless somebody set a parameter to a view of his own; then it is copied
-        shard = {name: tensors[name].contiguous() for name in names}
+        # On the host, since safetensors asks tensors for addresses that a plug-in's may not have. Contiguous already,
+        # unless somebody set a parameter to a view of his own; then it is copied.
+        shard = {name: tensors[name].cpu().contiguous() for name in names}
         save_file(shard, folder / file, metadata={"format": "pt"})
         shutil.copymode(folder / CONFIG, folder / file)  # safetensors lets nobody else read it, whatever the umask
     if split.is_sharded:

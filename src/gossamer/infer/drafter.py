@@ -12,8 +12,7 @@ from torch import Tensor
 
 from gossamer.infer.scheduler import Scheduler
 from gossamer.infer.sequence import Sequence
-from gossamer.model.causal_lm import CausalLM
-from gossamer.model.pool import BatchState, StatePool
+from gossamer.model.decoder import Decoder
 from gossamer.ops.sequences import Sequences
 
 
@@ -21,14 +20,13 @@ class Drafter:
     """Proposes tokens.
 
     Args:
-        model: with a multi-token-prediction head
-        pool: its memory
+        decoder: of a model with a multi-token-prediction head
         scheduler: that gives pages
         most_unseen: places of a sequence that the head may be behind where nothing is to be drafted
     """
 
-    def __init__(self, model: CausalLM, pool: StatePool, scheduler: Scheduler, most_unseen: int) -> None:
-        self._model, self._pool, self._scheduler, self._most_unseen = model, pool, scheduler, most_unseen
+    def __init__(self, decoder: Decoder, scheduler: Scheduler, most_unseen: int) -> None:
+        self._decoder, self._scheduler, self._most_unseen = decoder, scheduler, most_unseen
 
     def show(self, sequence: Sequence, hidden: Tensor) -> None:
         """Give the trunk's final hidden states of the places that come next, [n, hidden]."""
@@ -52,7 +50,7 @@ class Drafter:
         drafting = [group[row] for row in rows]
         while drafting and hidden is not None:
             hidden = hidden[rows]
-            for sequence, token in zip(drafting, self._model.lm_head(hidden).argmax(-1).tolist(), strict=True):
+            for sequence, token in zip(drafting, self._decoder.logits(hidden).argmax(-1).tolist(), strict=True):
                 sequence.drafts.append(token)
             rows = [row for row, sequence in enumerate(drafting) if len(sequence.drafts) < wanted[sequence]]
             drafting = [drafting[row] for row in rows]
@@ -66,23 +64,23 @@ class Drafter:
         following = [
             token for sequence in group for token in sequence.tokens[sequence.head + 1 : sequence.computed + 1]
         ]
-        state = self._state(group, [sequence.head for sequence in group], lengths)
-        out = self._model.draft(self._ids(following), torch.cat(unseen), state)
+        places = self._places(group, [sequence.head for sequence in group], lengths)
+        out = self._decoder.draft(self._ids(following), torch.cat(unseen), places)
         for sequence, hidden in zip(group, unseen, strict=True):
             sequence.head, sequence.unseen, sequence.last = sequence.computed, None, hidden[-1:]
         return out[torch.tensor(lengths, device=out.device).cumsum(0) - 1]
 
     def _go_on(self, group: list[Sequence], hidden: Tensor) -> Tensor:
         """One more step of the head, on its own output for each sequence's newest draft."""
-        places = [sequence.computed + len(sequence.drafts) - 1 for sequence in group]
-        state = self._state(group, places, [1] * len(group))
-        return self._model.draft(self._ids([sequence.drafts[-1] for sequence in group]), hidden, state)
+        past = [sequence.computed + len(sequence.drafts) - 1 for sequence in group]
+        newest = self._ids([sequence.drafts[-1] for sequence in group])
+        return self._decoder.draft(newest, hidden, self._places(group, past, [1] * len(group)))
 
-    def _state(self, group: list[Sequence], past: list[int], lengths: list[int]) -> BatchState:
+    def _places(self, group: list[Sequence], past: list[int], lengths: list[int]) -> Sequences:
         slots = tuple(sequence.slot for sequence in group if sequence.slot is not None)
         tables = tuple(tuple(sequence.pages) for sequence in group)
-        sequences = Sequences(slots, (0,) * len(group), tuple(past), tuple(lengths), tables, self._pool.page_size)
-        return BatchState(self._pool, sequences, steps=True)
+        page_size = self._decoder.pool.page_size
+        return Sequences(slots, (0,) * len(group), tuple(past), tuple(lengths), tables, page_size)
 
     def _ids(self, tokens: list[int]) -> Tensor:
-        return torch.tensor(tokens, device=self._model.lm_head.weight.device)
+        return torch.tensor(tokens, device=self._decoder.model.lm_head.weight.device)

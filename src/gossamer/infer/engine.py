@@ -24,7 +24,9 @@ from gossamer.infer.sampler import choose, logprobs
 from gossamer.infer.scheduler import Scheduler
 from gossamer.infer.sequence import Sequence
 from gossamer.model.causal_lm import CausalLM
-from gossamer.model.pool import BatchState, StatePool
+from gossamer.model.decoder import Decoder
+from gossamer.model.int8 import round_to_int8
+from gossamer.model.pool import StatePool
 from gossamer.ops.sequences import Sequences
 
 __all__ = ["Engine", "EngineOptions", "EngineStats"]
@@ -61,11 +63,12 @@ class Engine:
         self._lengths = DraftLength(options.draft_length if drafting else 0, options.max_draft)
         weight = model.lm_head.weight
         self._device = weight.device
-        self._pool = StatePool(
+        pool = StatePool(
             model.config, options.max_batch, total_pages, page, self._lengths.most + 1, weight.device, weight.dtype
         )
-        self._scheduler = Scheduler(model, self._pool, options, total_pages, drafting)
-        self._drafter = Drafter(model, self._pool, self._scheduler, options.prefill_chunk) if drafting else None
+        self._decoder = Decoder(model, pool, round_to_int8(model) if options.weights == "int8" else None)
+        self._scheduler = Scheduler(self._decoder, options, total_pages, drafting)
+        self._drafter = Drafter(self._decoder, self._scheduler, options.prefill_chunk) if drafting else None
         self._grammars = Grammars(tokenizer, model.config.vocab_size)
         self._sequences: dict[str, Sequence] = {}
         self._counts: Counter[str] = Counter()
@@ -93,6 +96,9 @@ class Engine:
         for token in (*prompt, *sampling.logit_bias, *sampling.stop_token_ids):
             if not 0 <= token < vocab:
                 raise UserError(f"token id {token} is outside the vocabulary of {vocab}")
+        for boundary in request.boundaries:
+            if not 0 <= boundary <= len(prompt):
+                raise UserError(f"boundary {boundary} lies outside the prompt of {len(prompt)} tokens")
         matcher = self._grammars.matcher(sampling.grammar) if sampling.grammar is not None else None
         sequence = Sequence(request, self._tokenizer, matcher)
         self._sequences[request.id] = sequence
@@ -214,10 +220,10 @@ class Engine:
             past=tuple(sequence.computed for sequence in group),
             lengths=tuple(len(tokens) for tokens in ids),
             tables=tuple(tuple(sequence.pages) for sequence in group),
-            page_size=self._pool.page_size,
+            page_size=self._options.page_size,
         )
         packed = torch.tensor([token for tokens in ids for token in tokens], device=self._device)
-        return self._model.decode(packed, BatchState(self._pool, sequences, steps))
+        return self._decoder.take(packed, sequences, steps)
 
     def _answer(self, group: list[Sequence], hidden: Tensor, drafts: list[list[int]]) -> list[Answer]:
         """Choose tokens, place after place, for each sequence as long as its drafts foresaw them.
@@ -227,7 +233,7 @@ class Engine:
             hidden: [Σ (1 + drafts), hidden], packed
             drafts: of each sequence
         """
-        logits = self._model.lm_head(hidden).float().cpu()
+        logits = self._decoder.logits(hidden).float().cpu()
         starts = [0, *accumulate(1 + len(some) for some in drafts)]
         answers: list[Answer] = [(0, None, None)] * len(group)
         alive = list(range(len(group)))

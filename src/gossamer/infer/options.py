@@ -21,6 +21,8 @@ class EngineOptions:
     draft_length: tokens that the multi-token-prediction head proposes a step; "auto": as many as pay, measured while
         it runs; 0: none, also where the model has no such head
     max_draft: of "auto" at most
+    weights: "int8" rounds the model's matrices, in place, and reads them as int8 where a few tokens pass through them:
+        less to read on a CPU, for answers that are not quite the stored model's; "stored" leaves them
     """
 
     max_batch: int = 16
@@ -31,6 +33,7 @@ class EngineOptions:
     snapshot_interval: int = 512
     draft_length: int | Literal["auto"] = "auto"
     max_draft: int = 4
+    weights: Literal["stored", "int8"] = "stored"
 
     def __post_init__(self) -> None:
         for name in ("max_batch", "prefill_chunk", "page_size", "snapshot_interval"):
@@ -44,8 +47,10 @@ class EngineOptions:
             raise UserError(f"prefix_cache_bytes: {self.prefix_cache_bytes} must be 0 (no prefix reuse) or more")
         if self.cache_tokens is not None and self.cache_tokens < self.page_size:
             raise UserError(f"cache_tokens: {self.cache_tokens} must hold at least one page of {self.page_size}")
-        if self.draft_length != "auto" and self.draft_length < 0:
-            raise UserError(f"draft_length: {self.draft_length} must be 'auto', 0 or more")
+        if self.draft_length != "auto" and not (isinstance(self.draft_length, int) and self.draft_length >= 0):
+            raise UserError(f"draft_length: {self.draft_length!r} must be 'auto', 0 or more")
+        if self.weights not in ("stored", "int8"):
+            raise UserError(f"weights: {self.weights!r} must be 'stored' or 'int8'")
         if self.max_draft < 1:
             raise UserError(f"max_draft: {self.max_draft} must be at least 1 (draft_length 0 turns drafts off)")
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
-from gossamer.errors import UserError
+from gossamer.errors import UserError, nearest
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 GrammarKind = Literal["json_schema", "json_object", "regex", "lark"]
@@ -25,6 +25,13 @@ class Grammar:
 
     kind: GrammarKind
     text: str = ""
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(GrammarKind):
+            kinds = get_args(GrammarKind)
+            raise UserError(
+                f"grammar: unknown kind {self.kind!r}{nearest(self.kind, kinds)}; known: {', '.join(kinds)}"
+            )
 
 
 @dataclass(frozen=True)
@@ -79,6 +86,7 @@ class SamplingParams:
         _check("repetition_penalty", self.repetition_penalty, 0 < self.repetition_penalty < math.inf, "above 0")
         for name in ("presence_penalty", "frequency_penalty"):
             _check(name, getattr(self, name), math.isfinite(getattr(self, name)), "a finite number")
+        _check("seed", self.seed, self.seed is None or isinstance(self.seed, int), "an integer")
         for token, bias in self.logit_bias.items():
             _check(f"logit_bias of token {token}", bias, bias < math.inf, "a number or −inf")
         _check("stop", self.stop, all(self.stop), "strings of at least one character")
@@ -153,7 +161,7 @@ class Delta:
             text and tokens need not arrive together
         logprobs: one for each of `token_ids`, if asked for
         finish_reason: None while more is to come. "stop": a stop string, a stop token, the end of text, or the grammar
-            allows nothing more; "length": max_tokens or the model's longest text; "abort"; "error"
+            allows nothing more; "length": max_tokens; "abort"; "error"
         usage: with the finish reason
         error: one line, with "error"
     """

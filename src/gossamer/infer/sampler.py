@@ -1,9 +1,9 @@
 """Choosing the next token from its logits.
 
 The random number of a token is a function of the request's seed and the token's place alone. So a text does not change
-with what is decoded beside it, when memory runs short and it is computed again, or with drafts: the model's own choice at
-a place is made from the same number whether a draft foresaw it or not, and a draft is accepted if it is that choice. That
-leaves the distribution untouched, and accepts a draft with the probability that the model gives it.
+with what is decoded beside it, when memory runs short and it is computed again, or with drafts: the model's own choice
+at a place is made from the same number whether a draft foresaw it or not, and a draft is accepted if it is that choice.
+That leaves the distribution untouched, and accepts a draft with the probability that the model gives it.
 """
 
 from __future__ import annotations

@@ -9,8 +9,7 @@ from gossamer.infer.options import EngineOptions
 from gossamer.infer.pages import Pages
 from gossamer.infer.prefix_cache import Entry, PrefixCache
 from gossamer.infer.sequence import Sequence
-from gossamer.model.causal_lm import CausalLM
-from gossamer.model.pool import StatePool
+from gossamer.model.decoder import Decoder
 
 
 @dataclass
@@ -30,17 +29,14 @@ class Scheduler:
     """Keeps the queue, the running sequences, and who holds which slot and pages.
 
     Args:
-        model: whose states they are
-        pool: the memory
+        decoder: whose states they are
         options: the engine's
-        total_pages: of the pool
+        total_pages: of its memory
         drafting: whether the multi-token-prediction head is used
     """
 
-    def __init__(
-        self, model: CausalLM, pool: StatePool, options: EngineOptions, total_pages: int, drafting: bool
-    ) -> None:
-        self._model, self._pool, self._options, self._drafting = model, pool, options, drafting
+    def __init__(self, decoder: Decoder, options: EngineOptions, total_pages: int, drafting: bool) -> None:
+        self._decoder, self._pool, self._options, self._drafting = decoder, decoder.pool, options, drafting
         self.pages = Pages(total_pages)
         self.cache = PrefixCache(self.pages, options.prefix_cache_bytes)
         self.waiting: deque[Sequence] = deque()
@@ -98,7 +94,7 @@ class Scheduler:
         if not length or not self.cache.capacity or sequence.slot is None or tokens in self.cache:
             return
         if sequence.kept:
-            self._model.settle(self._pool, (sequence.slot,), (sequence.kept,))
+            self._decoder.settle((sequence.slot,), (sequence.kept,))
             sequence.kept = 0
         hidden = sequence.last if sequence.unseen is None else sequence.unseen
         pages = tuple(sequence.pages[: self._count(length)])

@@ -25,12 +25,11 @@ from gossamer import ops
 from gossamer.errors import UserError
 from gossamer.model.block import Block
 from gossamer.model.config import ModelConfig
-from gossamer.model.deltanet import GatedDeltaNet
 from gossamer.model.experts import Routing, load_balancing_loss, stack_routing
 from gossamer.model.initialize import initialize
 from gossamer.model.mtp import ONE_STEP, MTPTraining, MultiTokenPrediction
 from gossamer.model.norm import RMSNorm
-from gossamer.model.pool import BatchState, StatePool, settle
+from gossamer.model.pool import BatchState
 from gossamer.model.rotary import rotary_tables
 from gossamer.model.state import State
 from gossamer.ops.linear_cross_entropy import IGNORED
@@ -121,36 +120,6 @@ class CausalLM(nn.Module):
     def new_state(self) -> State:
         """An empty state to decode with: `model(ids, state=state)` reads and extends it."""
         return State(self.config)
-
-    @torch.inference_mode()
-    def decode(self, ids: Tensor, state: BatchState) -> Tensor:
-        """Next tokens of several sequences, packed: [T] ids → hidden states [T, hidden]; `state` takes them in."""
-        hidden: Tensor = self.model(ids.unsqueeze(0), state.rotary(ids.device), state.sequences.cu_seqlens, state)[0]
-        return hidden[0]
-
-    @torch.inference_mode()
-    def draft(self, following: Tensor, hidden: Tensor, state: BatchState) -> Tensor:
-        """The multi-token-prediction head on the same places: what `lm_head` reads the token after `following` from.
-
-        Args:
-            following: [T] ids, the token after each place
-            hidden: [T, hidden] after the trunk's final norm, or what this gave for the place before
-            state: of the places; the head's keys and values are added to it
-
-        Returns:
-            [T, hidden], after the head's norm.
-        """
-        assert self.mtp is not None
-        embedding = self.model.embed_tokens(following).unsqueeze(0)
-        rotary = state.rotary(following.device)
-        drafts, _ = self.mtp(embedding, hidden.unsqueeze(0), rotary, state.sequences.cu_seqlens, state.mtp)
-        return drafts[0]
-
-    @torch.inference_mode()
-    def settle(self, pool: StatePool, slots: tuple[int, ...], kept: tuple[int, ...]) -> None:
-        """Take the first `kept` tokens of the slots' last steps in for good; the next step keeps 0."""
-        mixers = (getattr(block, "linear_attn", None) for block in self.model.layers)
-        settle(pool, slots, kept, [mixer.step_weights for mixer in mixers if isinstance(mixer, GatedDeltaNet)])
 
     def forward(
         self,

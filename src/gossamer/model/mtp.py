@@ -11,7 +11,6 @@ from gossamer.model.block import Block
 from gossamer.model.config import FULL, ModelConfig
 from gossamer.model.experts import Routing
 from gossamer.model.norm import RMSNorm
-from gossamer.model.pool import KeyValuePages
 
 
 @dataclass(frozen=True)
@@ -53,14 +52,14 @@ class MultiTokenPrediction(nn.Module):
         self.pre_fc_norm_hidden = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(
-        self,
-        embedding: Tensor,
-        hidden: Tensor,
-        rotary: tuple[Tensor, Tensor],
-        cu_seqlens: Tensor | None = None,
-        state: KeyValuePages | None = None,
+        self, embedding: Tensor, hidden: Tensor, rotary: tuple[Tensor, Tensor], cu_seqlens: Tensor | None = None
     ) -> tuple[Tensor, Routing | None]:
         """Embedding of t_{i+1} and h_i, both [B, T, hidden] → hidden states for t_{i+2}, and the block's routing."""
-        joined = torch.cat([self.pre_fc_norm_embedding(embedding), self.pre_fc_norm_hidden(hidden)], dim=-1)
-        x, routing = self.layers[0](self.fc(joined), rotary, cu_seqlens, state)
+        x, routing = self.layers[0](self.join(embedding, hidden), rotary, cu_seqlens)
         return self.norm(x), routing
+
+    def join(self, embedding: Tensor, hidden: Tensor) -> Tensor:
+        """Both […, hidden] → what the block reads, […, hidden]."""
+        joined = torch.cat([self.pre_fc_norm_embedding(embedding), self.pre_fc_norm_hidden(hidden)], dim=-1)
+        x: Tensor = self.fc(joined)
+        return x

@@ -97,7 +97,7 @@ class StatePool:
             memory.recurrent[slot].zero_()
 
     def snapshot(self, slot: int) -> Snapshot:
-        """Copy a slot's states; the tokens of its last step must have been replayed (`CausalLM.settle`)."""
+        """Copy a slot's states; the tokens of its last step must have been replayed (`Decoder.settle`)."""
         before = self.config.linear_conv_kernel_dim - 1
         return Snapshot(
             tuple(memory.conv[slot, :before].clone() for memory in self.memory.values()),
@@ -143,10 +143,9 @@ class BatchState:
     def _pages(self, index: int) -> KeyValuePages:
         return KeyValuePages(*self.pool.pages[index], self.sequences)
 
-    @property
-    def mtp(self) -> KeyValuePages:
-        """The layer of the multi-token-prediction head."""
-        return self._pages(len(self.pool.config.mixers))
+    def layer(self, index: int) -> DeltaSlots | KeyValuePages:
+        """A layer's part; the multi-token-prediction head's comes behind the trunk's."""
+        return self._pages(index) if index == len(self.layers) else self.layers[index]
 
     def rotary(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Tables for the tokens' places, [1, T, 1, rotary_dim / 2]."""
@@ -201,13 +200,3 @@ class KeyValuePages:
         self.k_pages.flatten(0, 1).index_copy_(0, places, k[0].to(self.k_pages.dtype))
         self.v_pages.flatten(0, 1).index_copy_(0, places, v[0].to(self.v_pages.dtype))
         return ops.paged_attention(q[0], self.k_pages, self.v_pages, self.sequences).unsqueeze(0)
-
-
-def settle(pool: StatePool, slots: tuple[int, ...], kept: tuple[int, ...], layers: list[DeltaWeights]) -> None:
-    """Replay the tokens of the slots' last steps that count; the next step keeps 0."""
-    none = (0,) * len(slots)
-    sequences = Sequences(slots, kept, none, none, ((),) * len(slots), pool.page_size)
-    for memory, weights in zip(pool.memory.values(), layers, strict=True):
-        config, x = pool.config, memory.conv
-        qkvz = x.new_empty(0, 2 * (config.linear_key_dim + config.linear_value_dim))
-        ops.delta_step(qkvz, x.new_empty(0, 2 * config.linear_num_value_heads), weights, memory, sequences)

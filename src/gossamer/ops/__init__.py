@@ -5,29 +5,36 @@ from __future__ import annotations
 import torch
 
 from gossamer.ops.attention import attention
+from gossamer.ops.decode_layers import decode_layers
 from gossamer.ops.delta_rule import delta_rule
 from gossamer.ops.delta_step import delta_step
+from gossamer.ops.few_rows import few_rows
 from gossamer.ops.gated_rms_norm import gated_rms_norm
 from gossamer.ops.grouped_mlp import grouped_mlp
 from gossamer.ops.linear_cross_entropy import linear_cross_entropy
+from gossamer.ops.orthogonalize import orthogonalize
 from gossamer.ops.paged_attention import paged_attention
-from gossamer.ops.registry import OPERATIONS, forced
+from gossamer.ops.registry import OPERATIONS, Operation, forced
 from gossamer.ops.rms_norm import rms_norm
 from gossamer.ops.short_conv import short_conv
 
 __all__ = [
     "attention",
+    "decode_layers",
     "delta_rule",
     "delta_step",
     "describe",
+    "few_rows",
     "forced",
     "gated_rms_norm",
     "grouped_mlp",
     "linear_cross_entropy",
+    "orthogonalize",
     "paged_attention",
     "pytorch_alone",
     "rms_norm",
     "short_conv",
+    "training_operations",
 ]
 
 
@@ -40,6 +47,11 @@ def describe(device: torch.device) -> dict[str, dict[str, object]]:
         }
         for name, operation in OPERATIONS.items()
     }
+
+
+def training_operations() -> dict[str, Operation]:
+    """Those that have a gradient."""
+    return {name: operation for name, operation in OPERATIONS.items() if operation.trains}
 
 
 def pytorch_alone() -> dict[str, str]:

@@ -41,10 +41,10 @@ def anywhere(device: torch.device) -> str:
 
 
 class Operation:
-    """A named operation with its implementations, best first."""
+    """A named operation with its implementations, best first; one that no gradient passes does not `train`."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, trains: bool = True) -> None:
+        self.name, self.trains = name, trains
         self.implementations: list[Implementation] = []
         OPERATIONS[name] = self
 
@@ -102,6 +102,7 @@ def deferred(module: str, function: str) -> Callable[..., Any]:
     def call(*args: Any) -> Any:
         return getattr(import_module(module), function)(*args)
 
+    call.__module__ = module  # where to look
     return call
 
 

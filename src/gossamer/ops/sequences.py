@@ -50,20 +50,20 @@ class Sequences:
     def positions(self) -> Tensor:
         """[T] int64 on the CPU: each token's place in its sequence."""
         spans = zip(self.past, self.lengths, strict=True)
-        return torch.tensor([place for past, length in spans for place in range(past, past + length)])
+        places = [place for past, length in spans for place in range(past, past + length)]
+        return torch.tensor(places, dtype=torch.int64)
 
     @cached_property
     def places(self) -> Tensor:
         """[T] int64 on the CPU: where each token's key and value lie, counted in tokens over all pages."""
         rows = zip(self.tables, self.past, self.lengths, strict=True)
         size = self.page_size
-        return torch.tensor(
-            [
-                table[place // size] * size + place % size
-                for table, past, length in rows
-                for place in range(past, past + length)
-            ]
-        )
+        places = [
+            table[place // size] * size + place % size
+            for table, past, length in rows
+            for place in range(past, past + length)
+        ]
+        return torch.tensor(places, dtype=torch.int64)
 
     def held(self, number: int) -> Tensor:
         """[past + length] int64 on the CPU: where all of a sequence's keys and values lie, these tokens' included."""

@@ -102,12 +102,15 @@ def checkpoint_to_resume(run: Path) -> Path | None:
 def load_checkpoint(folder: Path, model: nn.Module, optimizers: Optimizers, world: World = ALONE) -> dict[str, Any]:
     """Put a checkpoint's weights, optimizer state and random state in place; returns its `progress`.
 
-    Every process calls this; how many there were when it was written does not matter.
+    Every process calls this; how many there were when it was written, and on what devices, does not matter.
 
     Raises:
         UserError: the checkpoint is of another model.
     """
     state = _state(model, optimizers)
+    # One that was written on a device of another kind holds no random state for this one.
+    written = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
+    state["random"] = {name: value for name, value in state["random"].items() if f"random.{name}" in written}
     try:
         with _quiet():
             dcp.load(state, checkpoint_id=folder, no_dist=world.size == 1)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from gossamer.cost.budget import parse_budget
 from gossamer.errors import UserError
 
 
@@ -74,9 +76,11 @@ class TrainingConfig:
         batch_size: rows that pass the network together, over all processes: a micro-batch (rows)
         gradient_accumulation: micro-batches that one optimizer step sums over
         packing: split (rows of long documents first, the rest cut where a row ends) or best_fit (documents whole)
-        steps: length of the run (optimizer steps), unless tokens or seconds is set
+        steps: length of the run (optimizer steps), unless tokens, seconds or budget is set
         tokens: length of the run (tokens); 0: by steps
         seconds: length of the run (seconds of training), whatever the machine's speed; 0: by tokens or steps
+        budget: length of the run as 10m, 2h (of the clock, everything included), 5usd (of the price below) or 1e17flop
+            (of training steps); empty: by seconds, tokens or steps
         seed: of the initial weights and of the documents' order
         precision: auto (bf16 where an accelerator has it), bf16 (fp32 weights, products in bfloat16) or fp32
         recompute: keep each block's input alone and compute it again in the backward pass: less memory, more time
@@ -112,6 +116,7 @@ class TrainingConfig:
     steps: int = 1000
     tokens: int = 0
     seconds: float = 0.0
+    budget: str = ""
     seed: int = 0
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     recompute: bool = False
@@ -149,7 +154,9 @@ class TrainingConfig:
         for name, value in asdict(self).items():
             if not isinstance(value, str | bool) and name != "price":
                 require(f"training.{name}", value, value >= least.get(name, 1), f">= {least.get(name, 1)}")
-        require("training.price", self.price, self.price is None or self.price > 0, "> 0, or null")
+        require("training.price", self.price, self.price is None or 0 < self.price < math.inf, "> 0, or null")
         label = self.currency.isprintable() and 1 <= len(self.currency) <= 8
         require("training.currency", self.currency, label, "1 to 8 characters")
         require("training.mtp_decay", self.mtp_decay, self.mtp_decay <= 1, "<= 1")
+        if self.budget:
+            parse_budget(self.budget, self.price, self.currency)

@@ -28,7 +28,8 @@ class Display:
     def __init__(self, training: TrainingConfig, done: int = 0, quiet: bool = False) -> None:
         self.console, self._quiet = Console(stderr=True, highlight=False, quiet=quiet), quiet
         self._printed = time.monotonic()
-        self._steps = "" if training.tokens or training.seconds else f"/{training.steps}"
+        elsewise = training.budget or training.seconds or training.tokens
+        self._steps = "" if elsewise else f"/{training.steps}"
         self._values = dict[str, Any](loss=None, validation=None, speed=None, cost="")
         # What there is to tell takes two lines of a narrow terminal.
         self._between = "\n" if self.console.is_terminal and self.console.width < _WIDE else "  "

@@ -10,6 +10,7 @@ import logging
 import shlex
 import signal
 import time
+from collections.abc import Callable, Iterator
 from contextlib import closing, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from torch import Tensor
 from gossamer import __version__, ops
 from gossamer import device as devices
 from gossamer.data.dataset import Dataset, prepare
-from gossamer.data.packing import TrainBatches, validation_batches
+from gossamer.data.packing import Batch, TrainBatches, validation_batches
 from gossamer.data.tokenizer import Tokenizer
 from gossamer.errors import UserError, nearest
 from gossamer.infer.request import SamplingParams
@@ -30,8 +31,10 @@ from gossamer.model.causal_lm import CausalLM
 from gossamer.train.balance import describe_load
 from gossamer.train.checkpoint import checkpoint_to_resume, load_checkpoint, newest_checkpoint
 from gossamer.train.claim import claimed
+from gossamer.train.dial import Plan, choose, read_plan
 from gossamer.train.display import Display
 from gossamer.train.evaluate import Evaluation, evaluate
+from gossamer.train.length import Length
 from gossamer.train.memory import MemoryEstimate, estimate_peak
 from gossamer.train.meter import Meter
 from gossamer.train.metrics import MetricsWriter, forget_metrics, read_metrics, write_atomically
@@ -40,7 +43,7 @@ from gossamer.train.profile import StepProfile
 from gossamer.train.recipe import Recipe, to_yaml
 from gossamer.train.report import write_report
 from gossamer.train.saver import Saver
-from gossamer.train.schedule import learning_rate_factor, progress
+from gossamer.train.schedule import learning_rate_factor
 from gossamer.train.signals import interruptible
 from gossamer.train.step import Learner, Measured
 from gossamer.train.world import World
@@ -48,12 +51,22 @@ from gossamer.train.world import World
 log = logging.getLogger("gossamer")
 
 SAMPLES_FILE = "samples.txt"
+Batches = Iterator[Batch]
 
 
-def train(recipe: Recipe, out: Path, resume: bool = False, profile: bool = False) -> None:
+def train(
+    recipe: Recipe,
+    out: Path,
+    resume: bool = False,
+    profile: bool = False,
+    dial: bool = False,
+    began: float | None = None,
+) -> None:
     """Train by `recipe` into the folder `out`; with `resume` go on from its newest checkpoint, or begin again.
 
     With `profile` a trace of a few steps is written there, too; of several processes the main one is looked at.
+    With `dial` the size, the batch and the learning rate are chosen for the recipe's budget before it begins.
+    `began` is when the command began, by `time.perf_counter`, where that was before this call.
 
     SIGTERM and Ctrl-C are acted on between steps: the run is saved, and this function returns or raises.
 
@@ -62,7 +75,7 @@ def train(recipe: Recipe, out: Path, resume: bool = False, profile: bool = False
             is left half-written.
         KeyboardInterrupt: after Ctrl-C, once the run is saved.
     """
-    began = time.perf_counter()
+    began = time.perf_counter() if began is None else began
     devices.keep_freed_memory()
     world = World.join(devices.resolve(recipe.training.device))
     with closing(world), claimed(out, world):
@@ -72,7 +85,11 @@ def train(recipe: Recipe, out: Path, resume: bool = False, profile: bool = False
         # A run keeps the tokenizer it was begun with.
         tokenizer = None if checkpoint is None else Tokenizer.load(out / "model")
         dataset = prepare(recipe.corpus, tokenizer, progress=world.is_main)
-        run = _Run(_with_vocabulary(recipe, dataset.tokenizer.vocab_size), out, dataset, world, began)
+        recipe = _with_vocabulary(recipe, dataset.tokenizer.vocab_size)
+        plan = world.on_main(lambda: read_plan(out)) if resume else None
+        if dial:
+            recipe, plan = choose(recipe, dataset, world, began)
+        run = _Run(recipe, out, dataset, world, began, plan)
         run.begin(checkpoint, again=resume and checkpoint is None)
         stopped_by = run.train(profile)
     if stopped_by == signal.SIGINT:
@@ -95,8 +112,10 @@ class _Run:
 
     metrics: MetricsWriter | None = None  # on the main process alone
 
-    def __init__(self, recipe: Recipe, out: Path, dataset: Dataset, world: World, began: float) -> None:
-        self.recipe, self.out, self.dataset, self.world = recipe, out, dataset, world
+    def __init__(
+        self, recipe: Recipe, out: Path, dataset: Dataset, world: World, began: float, plan: Plan | None = None
+    ) -> None:
+        self.recipe, self.out, self.dataset, self.world, self.plan = recipe, out, dataset, world, plan
         training = recipe.training
         best_by = training.best_by or next(iter(dataset.validation))
         if best_by not in dataset.validation:
@@ -117,6 +136,7 @@ class _Run:
         self.meter = Meter(out, recipe, world, began)
         devices.seed_everything(training.seed)
         self.learner = Learner(CausalLM(recipe.model).to(world.device), recipe, world)
+        self.length = Length(training, self.meter, world)
         self.saver = Saver(out, dataset.tokenizer, training.keep_checkpoints, world)
         self.step = self.tokens = self.skipped = 0
         self.elapsed = 0.0  # seconds spent in training steps
@@ -126,7 +146,7 @@ class _Run:
     @property
     def done(self) -> float:
         """The share of the run that lies behind it, 0 to 1."""
-        return progress(self.recipe.training, self.step, self.tokens, self.elapsed)
+        return self.length.done
 
     # Beginning.
 
@@ -135,12 +155,11 @@ class _Run:
         saved = None
         if checkpoint is not None:
             saved = self._restore(checkpoint)
-            if self.done >= 1:
-                training = self.recipe.training
-                limit = "seconds" if training.seconds else "tokens" if training.tokens else "steps"
+            # A budget may be used up before the run has come to its last evaluation.
+            if self.done >= 1 and saved.get("done", 1.0) >= 1:
+                amount, name = self.length.limit
                 raise UserError(
-                    f"{self.out} is complete, it has taken its {getattr(training, limit):g} {limit}; a larger "
-                    f"--training.{limit} goes on"
+                    f"{self.out} is complete, it has taken its {amount} {name}; a larger --training.{name} goes on"
                 )
         training = self.recipe.training
         self.display = Display(training, self.step, quiet=not self.world.is_main)
@@ -171,12 +190,18 @@ class _Run:
                 steps=training.steps,
                 corpus=self.dataset.description,
             )
+            if self.plan is not None:
+                self._write("plan", **asdict(self.plan))
         self.display.say(self.dataset.description)
         dtype = str(self.learner.dtype).removeprefix("torch.")
         self.display.say(
             f"{counts.parameters:,} parameters, {counts.active_parameters:,} active; steps of "
             f"{self.meter.tokens_per_step:,} tokens in {dtype} on {self.world.size} x {device}"
         )
+        if self.plan is not None:
+            self.display.say(self.plan.describe(training.budget))
+            if self.world.is_main and (warning := self.plan.warning(training.budget, self.dataset.train.num_bytes)):
+                log.warning(warning)
         self.display.say(self.estimate.describe())
         if not self.estimate.fits(self.world.device, self.world.sharing):
             log.warning(
@@ -191,7 +216,14 @@ class _Run:
         saved = load_checkpoint(checkpoint, self.learner.model, self.learner.optimizers, self.world)
         self.step, self.tokens, self.elapsed = (saved[name] for name in ("step", "tokens", "elapsed"))
         self.batches.load_state_dict(saved["data"])
+        self._look()
         return saved
+
+    def _look(self) -> None:
+        """See how far the run is."""
+        if self.saver.seconds is not None:
+            self.length.took("save", self.saver.seconds)
+        self.length.update(self.step, self.tokens, self.elapsed)
 
     # Training.
 
@@ -228,18 +260,23 @@ class _Run:
                 if not last and _due(self.step, training.checkpoint_every):
                     self._save()
                 self.saver.check()
+                self._look()
+            if self.done >= 1 and since_log.count:
+                self._log(since_log)
             stopped_by = self._signal(signals)
             if stopped_by and self.done < 1:
                 self._save(wait=True)
                 self.display.say(f"stopped after step {self.step}; gossamer train --resume --out {self.out} goes on")
             else:
-                final = self._evaluate(training.final_eval_tokens, "end")
+                final = self._evaluate(training.final_eval_tokens, "end", self.length.in_time)
                 self._sample()
                 self._save(wait=True)  # last, so that a kill before it leaves nothing undone that --resume would not do
                 self.display.say(
                     f"validation loss {final.loss:.4f} nats a token, {final.bits_per_byte:.4f} bits per byte, "
                     f"after {self.tokens:,} tokens in {self.elapsed:.0f} s of training"
                 )
+                if self.plan is not None:
+                    self.display.say(self.plan.outcome(final.bits_per_byte))
             self.display.say(self.meter.summary())
         if self.world.is_main:
             self.display.say(f"report: {write_report(self.out)}")
@@ -264,6 +301,7 @@ class _Run:
         took = torch.tensor(time.perf_counter() - began, dtype=torch.float64)
         self.elapsed += float(self.world.sum_(took)) / self.world.size
         self.meter.step(measured.taken)
+        self._look()
         self.load = measured.load
         self.skipped = 0 if measured.taken else self.skipped + 1
         return measured
@@ -290,6 +328,7 @@ class _Run:
         restored = self.step
         # Time and data go on: what was lost has been paid for.
         self.step, self.tokens, self.elapsed, self.skipped = step, tokens, elapsed, 0
+        self._look()
         self._write("rollback", to=restored)
         self.display.say(f"went back to the weights after step {restored}")
         self.batches.load_state_dict(data)
@@ -318,12 +357,12 @@ class _Run:
         cost = self.meter.brief(mfu)
         self.display.step(self.step, self.done, self.elapsed, loss=values["loss"], speed=speed, cost=cost)
 
-    def _evaluate(self, most_tokens: int, event: str) -> Evaluation:
-        """Measure every held-out set; returns what `best_by` gave."""
+    def _evaluate(self, most_tokens: int, event: str, pick: Callable[[Batches], Batches] = iter) -> Evaluation:
+        """Measure every held-out set on the batches that `pick` leaves; returns what `best_by` gave."""
         training, results, spent = self.recipe.training, {}, self.meter.spent()
         for name, shard in self.dataset.validation.items():
             rows, length, rank, size = training.batch_size, training.sequence_length, self.world.rank, self.world.size
-            held_out = validation_batches(shard, rows, length, most_tokens, rank, size)
+            held_out = pick(validation_batches(shard, rows, length, most_tokens, rank, size))
             token_bytes = self.dataset.tokenizer.token_bytes()
             results[name] = evaluate(self.learner.model, held_out, token_bytes, self.learner.mtp, self.world)
             measured = asdict(results[name])
@@ -334,7 +373,9 @@ class _Run:
             self._write("experts", tokens=self.tokens, **describe_load(self.load))
         result = results[self.best_by]
         self.evaluated = self.step, result.loss
-        self.meter.lap("evaluation")
+        read = sum(found.tokens for found in results.values())
+        last = sum(min(training.final_eval_tokens, shard.num_tokens) for shard in self.dataset.validation.values())
+        self.length.took("evaluation", self.meter.lap("evaluation"), read / last)
         self.display.step(self.step, self.done, self.elapsed, validation=result.loss)
         return result
 
@@ -349,7 +390,7 @@ class _Run:
         self._write("sample", text=text)
         with (self.out / SAMPLES_FILE).open("ab") as file:
             file.write(_sample_entry(self.step, text))
-        self.meter.lap("samples")
+        self.length.took("sample", self.meter.lap("samples"))
 
     def _keep_samples(self) -> None:
         """Leave in samples.txt what metrics.jsonl has kept: nothing from after the checkpoint, which comes again."""
@@ -363,7 +404,7 @@ class _Run:
 
     def _save(self, wait: bool = False) -> None:
         progress: dict[str, Any] = {"tokens": self.tokens, "elapsed": self.elapsed, "data": self.batches.state_dict()}
-        progress["ledger"] = self.meter.snapshot()
+        progress |= {"ledger": self.meter.snapshot(), "done": self.done}
         step, loss = self.evaluated
         if step == self.step:
             progress["validation_loss"] = loss

@@ -73,6 +73,12 @@ class Meter:
     def flops_per_token(self) -> float:
         return math.fsum(self.flops.values())
 
+    @property
+    def seconds(self) -> float:
+        """Of the clock since the run was begun, the times left out in which it was stopped."""
+        booked = self.ledger.total.device_seconds / self.ledger.devices
+        return booked + time.perf_counter() - self._marked
+
     def begin(self, saved: Mapping[str, Any] | None) -> None:
         """Go on from a checkpoint's progress, None for the run's beginning: what was done after it comes again."""
         at_checkpoint = (saved or {}).get("ledger")
@@ -96,9 +102,11 @@ class Meter:
         """Book a step, with the time since anything was last booked."""
         self.ledger.step(taken, self.tokens_per_step, self.flops, self._lap())
 
-    def lap(self, account: Overhead) -> None:
-        """Book the time since anything was last booked."""
-        self.ledger.overhead(account, self._lap())
+    def lap(self, account: Overhead) -> float:
+        """Book the time since anything was last booked; returns its seconds."""
+        seconds = self._lap()
+        self.ledger.overhead(account, seconds)
+        return seconds
 
     def _lap(self) -> float:
         now = time.perf_counter()

@@ -23,33 +23,16 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from gossamer import device as devices
+from gossamer import ops
 from gossamer.model.attention import GatedAttention
 from gossamer.model.deltanet import GatedDeltaNet
 from gossamer.model.experts import Experts, SwiGLU
 from gossamer.model.mtp import MultiTokenPrediction
 from gossamer.train.world import local
 
-# Of the odd polynomial a x + b x³ + c x⁵ that drives singular values towards 1 in five rounds (Jordan's post).
-_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-_ROUNDS = 5
 _SCALE = 0.2  # root mean square of an AdamW update (arXiv 2502.16982, section 2.2)
 
 Split = Callable[[Tensor], list[Tensor]]
-
-
-def orthogonalize(matrices: Tensor) -> Tensor:
-    """The nearest (semi-)orthogonal matrices, roughly: […, m, n] → […, m, n] with singular values of 0.7 to 1.2."""
-    exact = matrices.dtype == torch.float64  # who takes it wants to compare
-    dtype = torch.float64 if exact else devices.compute_dtype(matrices.device, "auto")
-    tall = matrices.shape[-2] > matrices.shape[-1]
-    x = (matrices.mT if tall else matrices).to(dtype)
-    x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)
-    a, b, c = _COEFFICIENTS
-    for _ in range(_ROUNDS):
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * (gram @ gram)) @ x
-    return (x.mT if tall else x).to(matrices.dtype)
 
 
 def matrix_splits(model: nn.Module) -> dict[Tensor, Split]:
@@ -122,7 +105,7 @@ class Muon(torch.optim.Optimizer):
         average = state["momentum_buffer"].lerp_(gradient, 1 - momentum)
         update = _whole_matrices(gradient.lerp(average, momentum))
         for matrices in self.splits[parameter](update):
-            matrices.copy_(orthogonalize(matrices)).mul_(_SCALE * max(matrices.shape[-2:]) ** 0.5)
+            matrices.copy_(ops.orthogonalize(matrices)).mul_(_SCALE * max(matrices.shape[-2:]) ** 0.5)
         parameter.mul_(1 - lr * weight_decay)
         local(parameter).sub_(_own_part(update, parameter), alpha=lr)
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gossamer import device as devices
 from gossamer.train.config import OptimizerConfig
 from gossamer.train.muon import Muon, matrix_splits
 
@@ -41,5 +42,5 @@ def _adamw(parameters: Mapping[str, Tensor], config: OptimizerConfig) -> torch.o
     for name, parameter in parameters.items():
         groups[0 if is_decayed(name, parameter) else 1]["params"].append(parameter)
     device = next(iter(parameters.values())).device
-    fused = device.type in torch.utils._foreach_utils._get_fused_kernels_supported_devices()
+    fused = devices.capabilities(device).fused_adamw
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=fused)

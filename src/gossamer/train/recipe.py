@@ -47,6 +47,7 @@ class Recipe:
 
 
 DEFAULT_RECIPE = "demo"
+BUDGET_RECIPE = "budget"  # what a budget's recipe is made from
 
 
 def flatten(recipe: Recipe) -> dict[str, Any]:

@@ -31,6 +31,7 @@ class Saver:
     def __init__(self, run: Path, tokenizer: Tokenizer, keep: int, world: World) -> None:
         self.run, self.tokenizer, self.keep = run, tokenizer, keep
         self.world, self.aside = world, world.aside()
+        self.seconds: float | None = None  # that the newest save took as a whole
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
@@ -49,7 +50,7 @@ class Saver:
         self.wait()
         state, whole = snapshot(model, optimizers), gathered_model(model, self.world, copy=True)
         # Not a daemon: a program that ends lets it finish.
-        self._thread = threading.Thread(target=self._write, args=(step, state, whole, progress), name="saver")
+        self._thread = threading.Thread(target=self._write, args=(began, step, state, whole, progress), name="saver")
         self._thread.start()
         if wait:
             self.wait()
@@ -81,12 +82,15 @@ class Saver:
             if error is None:
                 raise
 
-    def _write(self, step: int, state: dict[str, Any], whole: CausalLM | None, progress: dict[str, Any]) -> None:
+    def _write(
+        self, began: float, step: int, state: dict[str, Any], whole: CausalLM | None, progress: dict[str, Any]
+    ) -> None:
         try:
             if whole is not None:
                 hub.save(whole, self.run / "model", self.tokenizer)
             save_checkpoint(self.run, step, state, progress, self.aside)
             if self.world.is_main:
                 prune_checkpoints(self.run, self.keep)
+            self.seconds = time.perf_counter() - began
         except BaseException as error:  # told to whoever trains
             self._error = error

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from gossamer.cost.sizes import DIMENSIONS
 from gossamer.data import hub_dataset
 from gossamer.errors import UserError
 from gossamer.train.claim import require_unclaimed
@@ -18,6 +19,7 @@ RESUMABLE = frozenset(
         "training.steps",
         "training.tokens",
         "training.seconds",
+        "training.budget",
         "training.log_every",
         "training.eval_every",
         "training.eval_tokens",
@@ -34,6 +36,23 @@ RESUMABLE = frozenset(
         "corpus.workers",
     }
 )
+
+
+# What a budget decides.
+_DIALLED = frozenset(
+    f"training.{name}"
+    for name in "steps tokens seconds batch_size gradient_accumulation eval_every sample_every checkpoint_every".split()
+) | {"optimizer.learning_rate", "schedule.warmup_steps"}
+
+
+def require_dialled(recipe: str | None, overrides: Mapping[str, Any]) -> None:
+    """Refuse (UserError) beside --budget what it is there to decide."""
+    own = "--recipe R --training.budget B keeps a recipe's network and all you say of it"
+    if recipe is not None:
+        raise UserError(f"--budget chooses the network, as does --recipe {recipe}; give one of them, or {own}")
+    for key in overrides:
+        if key in _DIALLED or key.removeprefix("model.") in DIMENSIONS:
+            raise UserError(f"--budget decides --{key}; leave one of them out, or {own}")
 
 
 def fresh_recipe(folder: Path, name: str, overrides: Mapping[str, Any]) -> Recipe:

@@ -76,7 +76,7 @@ class World:
                 )
             device = torch.device(device.type, local_rank)
             torch.accelerator.set_device_index(local_rank)
-        own = devices.COLLECTIVE_BACKENDS.get(device.type, "gloo")
+        own = devices.collective_backend(device)
         backend = own if device.type == "cpu" else f"cpu:gloo,{device.type}:{own}"
         # With the device given, its communicator is set up now, and on the right device.
         device_id = None if device.type == "cpu" else device

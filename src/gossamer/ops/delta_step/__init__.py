@@ -22,7 +22,7 @@ from gossamer.ops.sequences import Sequences
 
 __all__ = ["DeltaMemory", "DeltaWeights", "delta_step"]
 
-DELTA_STEP = Operation("delta_step")
+DELTA_STEP = Operation("delta_step", trains=False)
 DELTA_STEP.register("native", kernels.obstacle)(native)
 DELTA_STEP.register("padded")(padded)
 DELTA_STEP.register("reference")(reference)

@@ -4,111 +4,14 @@
 // larger scores come, and the backward pass makes the scores again from the kept logarithms of the sums. The query heads
 // that share a key head are rows of one product.
 
-#include <cmath>
-
-#include "kernels.h"
+#include "attention.h"
 
 using namespace gossamer;
 
 namespace {
 
-constexpr int QUERIES = 64;  // of a head, in a block
-constexpr int KEYS = 128;    // in a block
-constexpr int FEW = 4;       // rows of a block
-
-struct Layout {
-    int kv_heads, repeats, width;          // Hkv, query heads a key head, D
-    int64_t q_stride, k_stride, v_stride;  // floats from a token to the next; heads of a token lie together
-    float scale;
-    int heads() const { return kv_heads * repeats; }
-    int64_t out_stride() const { return int64_t(heads()) * width; }
-};
-
-// Rows of a block: for each of the repeats its n queries. to[r·n + i] = factor · from(token i, head r).
-void gather(float *to, const float *from, int64_t stride, const Layout &layout, int n, float factor) {
-    for (int r = 0; r < layout.repeats; r++)
-        for (int i = 0; i < n; i++)
-            scale_into(to + (int64_t(r) * n + i) * layout.width, factor, from + i * stride + r * layout.width,
-                       layout.width);
-}
-
-// Keys that row i of a block beginning at query `first` sees, of those from `key` on: all up to its own place.
-int visible(int64_t first, int i, int64_t key, int keys) {
-    const int64_t count = first + i + 1 - key;
-    return static_cast<int>(count < 0 ? 0 : (count < keys ? count : keys));
-}
-
-// A head's keys and values, `block` of them at a time: one after the other in memory …
-struct InARow {
-    const float *k, *v;
-    const Layout &layout;
-    int block() const { return KEYS; }
-    const float *keys(int64_t key) const { return k + key * layout.k_stride; }
-    const float *values(int64_t key) const { return v + key * layout.v_stride; }
-};
-
-// … or in pages of `size` tokens, numbered by a table.
-struct InPages {
-    const float *k, *v;
-    const Layout &layout;
-    const int64_t *table;
-    int size;
-    int block() const { return size; }
-    const float *keys(int64_t key) const { return k + table[key / size] * size * layout.k_stride; }
-    const float *values(int64_t key) const { return v + table[key / size] * size * layout.v_stride; }
-};
-
-// `n` queries of the heads that share a key head, the first at place `first`. lse is written if there is room for it.
-template <typename Keys>
-void forward_block(const Layout &layout, const float *q, const Keys &past, int64_t first, int n, float *o, float *lse) {
-    const int D = layout.width, rows = layout.repeats * n;
-    Scratch scratch(int64_t(rows) * (2 * D + KEYS + 2));
-    float *Q = scratch.take(int64_t(rows) * D), *O = scratch.take(int64_t(rows) * D),
-          *S = scratch.take(int64_t(rows) * KEYS), *most = scratch.take(rows), *sum = scratch.take(rows);
-    gather(Q, q, layout.q_stride, layout, n, layout.scale);
-    std::memset(O, 0, sizeof(float) * rows * D);
-    for (int row = 0; row < rows; row++) most[row] = -INFINITY, sum[row] = 0.0f;
-    for (int64_t key = 0; key < first + n; key += past.block()) {
-        const int keys = static_cast<int>(std::min<int64_t>(past.block(), first + n - key));
-        gemm(PLAIN, TRANSPOSED, rows, keys, D, Q, D, past.keys(key), layout.k_stride, S, KEYS);
-        for (int row = 0; row < rows; row++) {
-            float *s = S + int64_t(row) * KEYS;
-            const int seen = visible(first, row % n, key, keys);
-            float larger = most[row], added = 0.0f;
-#pragma omp simd reduction(max : larger)
-            for (int j = 0; j < seen; j++) larger = s[j] > larger ? s[j] : larger;
-#pragma omp simd reduction(+ : added)
-            for (int j = 0; j < seen; j++) {
-                s[j] = exp_(s[j] - larger);
-                added += s[j];
-            }
-            for (int j = seen; j < keys; j++) s[j] = 0.0f;
-            if (larger > most[row]) {
-                const float shrink = sum[row] == 0.0f ? 0.0f : exp_(most[row] - larger);
-                scale_into(O + int64_t(row) * D, shrink, O + int64_t(row) * D, D);
-                sum[row] *= shrink;
-                most[row] = larger;
-            }
-            sum[row] += added;
-        }
-        if (rows <= FEW) {  // packing the values would take as long as using them
-            for (int row = 0; row < rows; row++)
-                for (int j = 0; j < keys; j++)
-                    add_scaled(O + int64_t(row) * D, S[int64_t(row) * KEYS + j], past.values(key) + j * layout.v_stride, D);
-        } else {
-            gemm(PLAIN, PLAIN, rows, D, keys, S, KEYS, past.values(key), layout.v_stride, O, D, 1.0f, 1.0f);
-        }
-    }
-    for (int r = 0; r < layout.repeats; r++)
-        for (int i = 0; i < n; i++) {
-            const int row = r * n + i;
-            scale_into(o + i * layout.out_stride() + r * D, 1.0f / sum[row], O + int64_t(row) * D, D);
-            if (lse) lse[i * layout.heads() + r] = most[row] + std::log(sum[row]);
-        }
-}
-
 // All of a document's queries that share one key head. dq, dk and dv have the strides of contiguous tensors.
-void backward_head(const Layout &layout, const float *q, const float *k, const float *v, const float *o,
+void backward_head(const AttentionLayout &layout, const float *q, const float *k, const float *v, const float *o,
                    const float *lse, const float *grad_o, int64_t length, float *dq, float *dk, float *dv) {
     const int D = layout.width, most_rows = layout.repeats * QUERIES;
     const int64_t out = layout.out_stride(), kv = int64_t(layout.kv_heads) * D;
@@ -122,8 +25,8 @@ void backward_head(const Layout &layout, const float *q, const float *k, const f
     }
     for (int64_t first = 0; first < length; first += QUERIES) {
         const int n = static_cast<int>(std::min<int64_t>(QUERIES, length - first)), rows = layout.repeats * n;
-        gather(Q, q + first * layout.q_stride, layout.q_stride, layout, n, layout.scale);
-        gather(dO, grad_o + first * out, out, layout, n, 1.0f);
+        gather_queries(Q, q + first * layout.q_stride, layout.q_stride, layout, n, layout.scale);
+        gather_queries(dO, grad_o + first * out, out, layout, n, 1.0f);
         std::memset(dQ, 0, sizeof(float) * rows * D);
         for (int row = 0; row < rows; row++) {
             const int i = row % n, r = row / n;
@@ -165,7 +68,7 @@ extern "C" {
 void gossamer_attention(const float *q, const float *k, const float *v, const int64_t *lengths, float *o, float *lse,
                         int64_t documents, int64_t kv_heads, int64_t repeats, int64_t width, int64_t q_stride,
                         int64_t k_stride, int64_t v_stride) {
-    const Layout layout{int(kv_heads), int(repeats), int(width), q_stride,
+    const AttentionLayout layout{int(kv_heads), int(repeats), int(width), q_stride,
                         k_stride,      v_stride,     1.0f / std::sqrt(float(width))};
     struct Block {
         int64_t start, first;
@@ -195,7 +98,7 @@ void gossamer_paged_attention(const float *q, const float *k, const float *v, co
                               const int64_t *table, float *o, int64_t sequences, int64_t most_pages, int64_t page_size,
                               int64_t kv_heads, int64_t repeats, int64_t width) {
     const int64_t stride = kv_heads * width;
-    const Layout layout{int(kv_heads), int(repeats), int(width), stride * repeats,
+    const AttentionLayout layout{int(kv_heads), int(repeats), int(width), stride * repeats,
                         stride,        stride,       1.0f / std::sqrt(float(width))};
     const int64_t *past = steps + 2 * sequences, *lengths = steps + 3 * sequences;
     struct Block {
@@ -225,7 +128,7 @@ void gossamer_attention_backward(const float *q, const float *k, const float *v,
                                  const float *grad_o, const int64_t *lengths, float *dq, float *dk, float *dv,
                                  int64_t documents, int64_t kv_heads, int64_t repeats, int64_t width, int64_t q_stride,
                                  int64_t k_stride, int64_t v_stride) {
-    const Layout layout{int(kv_heads), int(repeats), int(width), q_stride,
+    const AttentionLayout layout{int(kv_heads), int(repeats), int(width), q_stride,
                         k_stride,      v_stride,     1.0f / std::sqrt(float(width))};
     std::vector<int64_t> starts(1, 0);
     for (int64_t document = 0; document < documents; document++) starts.push_back(starts.back() + lengths[document]);

@@ -12,7 +12,7 @@ from gossamer.ops.paged_attention.sdpa import sdpa
 from gossamer.ops.registry import Operation
 from gossamer.ops.sequences import Sequences
 
-PAGED_ATTENTION = Operation("paged_attention")
+PAGED_ATTENTION = Operation("paged_attention", trains=False)
 PAGED_ATTENTION.register("native", kernels.obstacle)(native)
 PAGED_ATTENTION.register("sdpa")(sdpa)
 PAGED_ATTENTION.register("reference")(reference)

@@ -15,6 +15,7 @@ from gossamer.train.report.figures import known, size_unit
 from gossamer.train.report.history import AXES, Axis, Event, History, nth, numbers
 
 __all__ = [
+    "NARROW",
     "WIDE",
     "Drawn",
     "drawn",

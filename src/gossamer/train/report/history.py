@@ -76,7 +76,9 @@ class History:
         step = max((event["step"] for event in self.of(*_MEASURED, "resume")), default=0)
         steps: Any = self.last("start").get("steps")
         training = config.get("training")
-        if isinstance(training, dict) and known(training.get("steps")):
+        if isinstance(training, dict) and any(training.get(key) for key in ("budget", "seconds", "tokens")):
+            steps = None  # these come before it
+        elif isinstance(training, dict) and known(training.get("steps")):
             steps = training["steps"]  # the newer figure: a resume may have prolonged the run
         share = min(step / steps, 1.0) if known(steps) and steps > 0 else None
         return {"done": done, "step": step, "steps": steps, "share": share, "resumes": len(self.of("resume"))}

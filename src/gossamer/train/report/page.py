@@ -18,21 +18,30 @@ __all__ = ["CONFIG_FILE", "configuration", "render", "sections", "visible", "wri
 
 CONFIG_FILE = "config.yaml"
 
+_HOME = "gossamer.train.report"
 _FIGURES = ("amount", "count", "duration", "energy", "flops", "hours", "money", "number", "percent", "size")
 
 # Characters that HTML forbids or that would act on the text around them are shown as pictures of themselves.
 _VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {127: 0x2421}
 
 
-def render(template: str, **values: Any) -> str:
-    """Fill a template of the folder ``pages``."""
+def render(template: str, package: str = _HOME, **values: Any) -> str:
+    """Fill a template of the folder ``pages``, which may extend and include what lies in this package's own.
+
+    Args:
+        package: whose folder that is
+    """
     from jinja2 import Environment, FunctionLoader, StrictUndefined
 
     from gossamer.train.report.curves import PALETTE
     from gossamer.train.report.heat import HEAT
 
-    folder = files("gossamer.train.report").joinpath("pages")
-    loader = FunctionLoader(lambda name: folder.joinpath(name).read_text(encoding="utf-8"))
+    folders = [files(name).joinpath("pages") for name in dict.fromkeys([package, _HOME])]
+
+    def load(name: str) -> str:
+        return next(path for folder in folders if (path := folder.joinpath(name)).is_file()).read_text(encoding="utf-8")
+
+    loader = FunctionLoader(load)
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

@@ -160,8 +160,10 @@ def _quality(history: History) -> list[Fact]:
         facts.append(Fact("training loss", number(average), "nats a token, smoothed"))
     if known(measured.get("bits_per_byte")):
         loss: Any = measured.get("loss")
-        remark = f"perplexity {number(math.exp(loss))}" if known(loss) and loss < 100 else ""
-        facts.append(Fact("bits per byte", number(measured["bits_per_byte"]), remark))
+        remarks = [f"perplexity {number(math.exp(loss))}"] if known(loss) and loss < 100 else []
+        if known(predicted := history.last("plan").get("bits_per_byte")):
+            remarks.append(f"{number(predicted)} predicted for the end")
+        facts.append(Fact("bits per byte", number(measured["bits_per_byte"]), ", ".join(remarks)))
     first, *later = [percent(rate) for rate in numbers(measured.get("mtp_acceptance"))] or [""]
     if first:
         remark = f"then {', '.join(later)}" if later else "by multi-token prediction"

@@ -1,0 +1,287 @@
+"""Networks that are trained against each other: gossamer by a recipe, and dense ones of transformers' with AdamW.
+
+Each trains on the same tokens of the same corpus in a process of its own, by a clock that runs only while it takes
+steps (batches included, evaluation not), and is measured over the whole held-out text in rows of the length it trains
+on.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import environment  # noqa: F401 (every contestant's process inherits it)
+import numpy as np
+import torch
+import torch.nn.functional as F
+from peers import dense_config, dense_flops, equal_active
+from torch import Tensor, nn
+
+from gossamer.data.dataset import prepare
+from gossamer.train.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a contestant has come.
+
+    Attributes:
+        seconds: of training
+        steps: optimizer steps
+        tokens: read in training
+        flops: of the products of training
+        loss: mean over the whole held-out text (nats a token)
+        set_up: seconds before the first step, which no clock counts
+        done: its schedule is at its end
+    """
+
+    seconds: float
+    steps: int
+    tokens: int
+    flops: float
+    loss: float
+    set_up: float
+    done: bool
+
+
+class Contestant(ABC):
+    """A network with its optimizer and schedule.
+
+    Args:
+        seconds: length of its schedule, unless it has its own number of steps
+    """
+
+    flops_per_token: float
+    tokens_per_step: int
+
+    def __init__(self, seconds: float, steps: int = 0) -> None:
+        self.budget, self.steps_in_all = seconds, steps
+        self.seconds, self.steps = 0.0, 0
+
+    @property
+    def done(self) -> float:
+        """The share of the schedule that lies behind, 0 to 1."""
+        return self.steps / self.steps_in_all if self.steps_in_all else min(1.0, self.seconds / self.budget)
+
+    def advance(self, until: float) -> None:
+        """Take steps until the clock shows `until` or the schedule is at its end."""
+        while self.done < 1 and self.seconds < until:
+            began = time.perf_counter()
+            self.step()
+            self.seconds += time.perf_counter() - began
+            self.steps += 1
+
+    @abstractmethod
+    def step(self) -> None:
+        """Take the next step of the schedule."""
+
+    @abstractmethod
+    def held_out_loss(self) -> float:
+        """Mean loss over the whole held-out text (nats a token)."""
+
+
+class Gossamer(Contestant):
+    """What `gossamer train` does between two evaluations, by a recipe."""
+
+    def __init__(self, recipe: Recipe, seconds: float) -> None:
+        from gossamer import device as devices
+        from gossamer.data.packing import TrainBatches, validation_batches
+        from gossamer.model.causal_lm import CausalLM
+        from gossamer.train.step import Learner
+
+        super().__init__(seconds)
+        devices.keep_freed_memory()
+        training, device = recipe.training, devices.resolve(recipe.training.device)
+        self.dataset = prepare(recipe.corpus, progress=False)
+        recipe = replace(recipe, model=replace(recipe.model, vocab_size=self.dataset.tokenizer.vocab_size))
+        devices.seed_everything(training.seed)
+        self.recipe, self.learner = recipe, Learner(CausalLM(recipe.model).to(device), recipe)
+        rows, length = training.batch_size, training.sequence_length
+        self.batches = TrainBatches(self.dataset.train, rows, length, training.seed, training.packing)
+        held_out = next(iter(self.dataset.validation.values()))
+        self.held_out = list(validation_batches(held_out, rows, length))
+        self.tokens_per_step = rows * length * training.gradient_accumulation
+        self.flops_per_token = recipe.model.counts(length).training_flops
+
+    def step(self) -> None:
+        from gossamer.train.schedule import learning_rate_factor
+
+        factor = learning_rate_factor(self.steps + 1, self.done, self.recipe.schedule)
+        batches = [next(self.batches) for _ in range(self.recipe.training.gradient_accumulation)]
+        self.learner.step(batches, self.recipe.optimizer.learning_rate * factor)
+
+    def held_out_loss(self) -> float:
+        from gossamer.train.evaluate import evaluate
+
+        return evaluate(self.learner.model, self.held_out, self.dataset.tokenizer.token_bytes()).loss
+
+
+@dataclass(frozen=True)
+class Dense:
+    """A dense network of transformers' and how it is trained: AdamW and half a cosine, as nanoGPT does it.
+
+    Attributes:
+        kind: qwen3 or gpt2
+        learning_rate: peak
+        rows, length: of a batch
+        size: of qwen3: as many parameters as the recipe's network uses on a token, or as it has in all
+        final_fraction: learning rate at the end, of the peak
+        steps: length of the schedule; 0: by time
+        warmup: steps of the climb
+        betas, weight_decay: AdamW's
+    """
+
+    kind: str
+    learning_rate: float
+    rows: int = 8
+    length: int = 256
+    size: Literal["active", "total"] = "active"
+    final_fraction: float = 0.0
+    steps: int = 0
+    warmup: int = 50
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.1
+
+
+class Peer(Contestant):
+    """A dense network of transformers', trained on windows of the text that begin anywhere, as nanoGPT's are.
+
+    Args:
+        shape: the recipe whose layers, width and heads a qwen3 takes over
+    """
+
+    def __init__(self, dense: Dense, shape: Recipe, seed: int, seconds: float) -> None:
+        super().__init__(seconds, dense.steps)
+        self.dense, self.random = dense, torch.Generator().manual_seed(seed)
+        self.dataset = prepare(shape.corpus, progress=False)
+        shard = next(iter(self.dataset.train.shards.values()))
+        self.text, self.rest = _text(shard), _text(next(iter(self.dataset.validation.values())))
+        torch.manual_seed(seed)
+        self.model, self.flops_per_token = _network(dense, shape, self.dataset.tokenizer.vocab_size)
+        decayed = [p for p in self.model.parameters() if p.ndim > 1]
+        others = [p for p in self.model.parameters() if p.ndim <= 1]
+        groups = [{"params": decayed, "weight_decay": dense.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=dense.learning_rate, betas=dense.betas, fused=True)
+        self.tokens_per_step = dense.rows * dense.length
+
+    def step(self) -> None:
+        dense = self.dense
+        fall = 0.5 * (1 + np.cos(np.pi * self.done))
+        factor = min(1.0, (self.steps + 1) / dense.warmup) * (dense.final_fraction + (1 - dense.final_fraction) * fall)
+        for group in self.optimizer.param_groups:
+            group["lr"] = dense.learning_rate * factor
+        starts = torch.randint(len(self.text) - dense.length, (dense.rows,), generator=self.random)
+        windows = torch.stack([self.text[start : start + dense.length + 1] for start in starts.tolist()])
+        self._loss(windows).backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _loss(self, windows: Tensor) -> Tensor:
+        """Mean loss of [rows, T + 1] ids."""
+        logits = self.model(input_ids=windows[:, :-1], use_cache=False).logits
+        return F.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
+
+    @torch.no_grad()
+    def held_out_loss(self) -> float:
+        self.model.eval()
+        total, length = 0.0, self.dense.length
+        for windows in _windows(self.rest, length, 16):
+            total += float(self._loss(windows)) * (windows.numel() - len(windows))
+        self.model.train()
+        return total / (len(self.rest) - 1)
+
+
+def _text(shard: Any) -> Tensor:
+    """All documents of a shard, one after the other, as int64."""
+    return torch.from_numpy(np.asarray(shard.tokens).astype(np.int64))
+
+
+def _windows(text: Tensor, length: int, rows: int) -> Iterator[Tensor]:
+    """Every token but the first is predicted once: [rows, length + 1], and what is left in a shorter one."""
+    whole = (len(text) - 1) // length
+    windows = text[: whole * length + 1].unfold(0, length + 1, length)
+    yield from windows.split(rows)
+    if (len(text) - 1) % length:
+        yield text[whole * length :][None]
+
+
+def _network(dense: Dense, shape: Recipe, vocab_size: int) -> tuple[nn.Module, float]:
+    """The network and its FLOPs a token in training."""
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    warnings.filterwarnings("ignore")
+    if dense.kind == "gpt2":
+        config = transformers.GPT2Config(
+            vocab_size=vocab_size, n_positions=dense.length, n_embd=128, n_layer=4, n_head=4, resid_pdrop=0.0,
+            embd_pdrop=0.0, attn_pdrop=0.0, activation_function="gelu",
+        )  # fmt: skip
+        model = transformers.GPT2LMHeadModel(config)
+        matrices = sum(p.numel() for name, p in model.named_parameters() if p.ndim > 1 and "wpe" not in name)
+        flops = 3 * (2.0 * matrices + 2.0 * config.n_layer * config.n_embd * (dense.length + 1))
+        return model, flops
+    sparse = replace(shape.model, vocab_size=vocab_size)
+    total = sparse.counts(dense.length).parameters
+    config = dense_config(sparse, equal_active(sparse) if dense.size == "active" else total)
+    return transformers.Qwen3ForCausalLM(config), dense_flops(config, dense.length)
+
+
+class Runner:
+    """A contestant in a process of its own.
+
+    Args:
+        build: Gossamer or Peer, with `arguments`; made in the new process
+    """
+
+    def __init__(self, name: str, build: Callable[..., Contestant], *arguments: Any) -> None:
+        self.name, self.progress = name, list[Progress]()
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, build, arguments), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def advance(self, until: float) -> Progress:
+        """Train until its clock shows `until` seconds, then measure.
+
+        Raises:
+            RuntimeError: it failed.
+        """
+        self._pipe.send(until)
+        answer = self._pipe.recv()
+        if isinstance(answer, str):
+            raise RuntimeError(f"{self.name}: {answer}")
+        self.progress.append(Progress(**answer))
+        return self.progress[-1]
+
+    def close(self) -> None:
+        self._pipe.close()
+        self._process.join()
+
+
+def _serve(pipe: Any, build: Callable[..., Contestant], arguments: tuple[Any, ...]) -> None:
+    from gossamer import device as devices
+    from gossamer import ops
+
+    began = time.perf_counter()
+    try:
+        ops.describe(devices.default_device())  # builds the native kernels if nobody has yet
+        one = build(*arguments)
+        set_up = time.perf_counter() - began
+        while True:
+            one.advance(pipe.recv())
+            tokens = one.steps * one.tokens_per_step
+            found = Progress(
+                one.seconds, one.steps, tokens, tokens * one.flops_per_token, one.held_out_loss(), set_up, one.done >= 1
+            )
+            pipe.send(asdict(found))
+    except EOFError:
+        return
+    except Exception as error:
+        pipe.send(f"{type(error).__name__}: {error}")

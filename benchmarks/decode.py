@@ -1,0 +1,203 @@
+"""How fast is the engine beside transformers: one request, sixteen, a long prompt, a prompt seen before, drafts?
+
+    python benchmarks/decode.py [--turns 5] [--size micro] [--quick] [--run DIR] [--json FILE]
+
+A network of a recipe's size with random weights, in float32. Every subject has a process of its own and they take
+turns; medians are compared. A request has a prompt of 16 tokens and is continued greedily by 64, its time includes the
+prompt's. Prompts of 4,096 + 16 tokens are continued by one token: new to the engine each time, or with the same 4,096
+tokens in front of 16 others. transformers decodes with `generate` and its cache, experts in its grouped_mm
+implementation. With --run, a trained model with a multi-token-prediction head is decoded without drafts and with as
+many as pay, at temperature 0.8.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import environment  # noqa: F401 (before PyTorch)
+import torch
+from measure import Call, Subject, describe, machine, table, take_turns
+from peers import model_config, random_tokens
+
+from gossamer.model.config import ModelConfig
+
+SHORT, LONG, ANSWER, TOGETHER = 16, 4096, 64, 16  # tokens, tokens, tokens, requests
+EXPERTS = "grouped_mm"
+
+
+def gossamer_engine(config: ModelConfig, **options: Any) -> Any:
+    """An engine for random weights, and a tokenizer of a character a token."""
+    from gossamer import device as devices
+    from gossamer.data.tokenizer import char_tokenizer
+    from gossamer.infer.engine import Engine, EngineOptions
+    from gossamer.model.causal_lm import CausalLM
+
+    devices.keep_freed_memory()
+    devices.seed_everything(0)
+    model = CausalLM(config).to(devices.default_device()).eval().requires_grad_(False)
+    characters = "".join(chr(0x4E00 + number) for number in range(config.vocab_size - 1))
+    return Engine(model, char_tokenizer([characters]), EngineOptions(**options))
+
+
+def answer(engine: Any, prompts: list[list[int]], count: int, **sampling: Any) -> None:
+    """All requests from their first step to their last."""
+    from gossamer.infer.request import Request, SamplingParams
+
+    params = SamplingParams(count, ignore_eos=True, **{"temperature": 0.0} | sampling)
+    for number, prompt in enumerate(prompts):
+        engine.submit(Request(str(number), tuple(prompt), params))
+    while engine.has_work:
+        for delta in engine.step():
+            assert delta.error is None, delta.error
+
+
+def gossamer_requests(config: ModelConfig, requests: int) -> Call:
+    """Short prompts, continued together."""
+    engine = gossamer_engine(config, draft_length=0, prefix_cache_bytes=0)
+    prompts = random_tokens(config.vocab_size, requests, SHORT).tolist()
+    return lambda: answer(engine, prompts, ANSWER)
+
+
+def gossamer_prompt(config: ModelConfig, seen: bool) -> Call:
+    """A long prompt: its first 4,096 tokens as in every call, or as in none before."""
+    engine = gossamer_engine(config, draft_length=0)
+    source = torch.Generator().manual_seed(0)
+
+    def tokens(count: int) -> list[int]:
+        return torch.randint(config.vocab_size, (count,), generator=source).tolist()
+
+    first = tokens(LONG)
+
+    def call() -> None:
+        answer(engine, [[*(first if seen else tokens(LONG)), *tokens(SHORT)]], 1)
+
+    call()
+    return call
+
+
+def gossamer_run(folder: str, draft_length: int | str) -> Call:
+    """A trained model from an empty prompt."""
+    from gossamer import device as devices
+    from gossamer import hub
+    from gossamer.data.tokenizer import Tokenizer
+    from gossamer.infer.engine import Engine, EngineOptions
+
+    devices.keep_freed_memory()
+    directory = hub.find_model(Path(folder))
+    model, tokenizer = hub.load(directory, device=devices.default_device()).eval(), Tokenizer.load(directory)
+    engine = Engine(model, tokenizer, EngineOptions(draft_length=draft_length, prefix_cache_bytes=0))  # type: ignore[arg-type]
+    return lambda: answer(engine, [[tokenizer.eot_id]], 4 * ANSWER, temperature=0.8, seed=0)
+
+
+def transformers_model(config: ModelConfig) -> Any:
+    import transformers
+
+    from gossamer import device as devices
+
+    transformers.utils.logging.set_verbosity_error()
+    warnings.filterwarnings("ignore")
+    torch.manual_seed(0)
+    theirs = transformers.Qwen3NextConfig(**config.to_dict(), experts_implementation=EXPERTS)
+    with devices.default_device():
+        return transformers.AutoModelForCausalLM.from_config(theirs, dtype=torch.float32).eval()
+
+
+def transformers_requests(config: ModelConfig, length: int, count: int) -> Call:
+    """One prompt, continued."""
+    model = transformers_model(config)
+    ids = random_tokens(config.vocab_size, 1, length).to(model.device)
+    wanted = {"max_new_tokens": count, "min_new_tokens": count, "do_sample": False, "pad_token_id": 0}
+
+    @torch.inference_mode()
+    def call() -> object:
+        return model.generate(ids, attention_mask=torch.ones_like(ids), **wanted)
+
+    return call
+
+
+def measure(size: str, turns: int, run: str | None) -> dict[str, Any]:
+    """The record: seconds of each subject, and what it did in them."""
+    config = model_config(size, {})
+    config = replace(config, max_position_embeddings=max(config.max_position_embeddings, 2 * LONG))
+    subjects: list[tuple[str, int, Callable[..., Call], tuple[Any, ...]]] = [
+        ("one request", ANSWER, gossamer_requests, (config, 1)),
+        ("one request, transformers", ANSWER, transformers_requests, (config, SHORT, ANSWER)),
+        (f"{TOGETHER} requests", TOGETHER * ANSWER, gossamer_requests, (config, TOGETHER)),
+        ("long prompt", LONG + SHORT, gossamer_prompt, (config, False)),
+        ("long prompt, transformers", LONG + SHORT, transformers_requests, (config, LONG + SHORT, 1)),
+        ("long prompt seen before", LONG + SHORT, gossamer_prompt, (config, True)),
+    ]
+    if run is not None:
+        subjects += [
+            ("trained, no drafts", 4 * ANSWER, gossamer_run, (run, 0)),
+            ("trained, drafts", 4 * ANSWER, gossamer_run, (run, "auto")),
+        ]
+    found = machine()
+    started = [Subject(name, build, *arguments) for name, _, build, arguments in subjects]
+    take_turns(started, turns, warm_up=2)
+    results = {}
+    for (name, tokens, _, _), subject in zip(subjects, started, strict=True):
+        if subject.failure:
+            results[name] = {"failure": subject.failure}
+            continue
+        results[name] = {
+            "tokens": tokens,
+            "seconds": subject.median,
+            "fastest": min(subject.seconds),
+            "slowest": max(subject.seconds),
+            "tokens_per_second": tokens / subject.median,
+            "peak_bytes": subject.peak_bytes,
+        }
+    return {"size": size, "machine": found, "threads": torch.get_num_threads(), "results": results}
+
+
+def ratios(record: dict[str, Any]) -> dict[str, float]:
+    """What is compared between runs: with transformers, and of the engine with itself."""
+    rate = {name: row["tokens_per_second"] for name, row in record["results"].items() if "failure" not in row}
+    compared = {
+        "one request, speed over transformers": ("one request", "one request, transformers"),
+        f"{TOGETHER} requests over one": (f"{TOGETHER} requests", "one request"),
+        "prompt, speed over transformers": ("long prompt", "long prompt, transformers"),
+        "prompt seen before over new": ("long prompt seen before", "long prompt"),
+        "drafts over none": ("trained, drafts", "trained, no drafts"),
+    }
+    return {name: rate[one] / rate[other] for name, (one, other) in compared.items() if one in rate and other in rate}
+
+
+def report(record: dict[str, Any]) -> str:
+    rows: list[tuple[object, ...]] = []
+    for name, row in record["results"].items():
+        if "failure" in row:
+            rows.append((name, row["failure"], "", ""))
+            continue
+        span = f"{1000 * row['seconds']:.0f} ({1000 * row['fastest']:.0f}–{1000 * row['slowest']:.0f})"
+        rows.append((name, span, f"{row['tokens_per_second']:.0f}", f"{row['peak_bytes'] / 2**20:.0f}"))
+    title = f"### Decoding, {record['size']}, {record['threads']} threads\n\n{describe(record['machine'])}\n"
+    times = table(("", "ms", "tokens/s", "peak MiB"), rows)
+    quotients = table(("", "×"), [(name, f"{value:.2f}") for name, value in ratios(record).items()])
+    return f"{title}\n{times}\n\n{quotients}\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--size", default="micro", help="recipe of the network")
+    parser.add_argument("--turns", type=int, help="calls of each subject that are counted")
+    parser.add_argument("--quick", action="store_true", help="three turns instead of seven")
+    parser.add_argument("--run", help="a trained run or Hugging Face directory, for drafts")
+    parser.add_argument("--json", type=Path, help="write the record to this file")
+    arguments = parser.parse_args()
+    record = measure(arguments.size, arguments.turns or (3 if arguments.quick else 7), arguments.run)
+    print(report(record))
+    if arguments.json:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(json.dumps(record, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""Fit the planner's four shares to published training runs, and show what it then says of the others.
+
+    python benchmarks/planner_fit.py            # print the table
+    python benchmarks/planner_fit.py --write    # and write efficiency.yaml, the tables of docs/planning.md, its picture
+
+Only runs whose role in runs.yaml is `fit` are looked at. Each share's logarithm has a prior that it is drawn to where
+the runs say little: what large products (770 of 989 TFLOP/s) and copies were measured to reach on an H200, less what a
+program of many small kernels loses, and round figures for links and availability. Layouts are the planner's own, so
+layouts and shares are found in turn until neither changes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import numpy as np
+
+from gossamer.cost.planner import Job, Plan
+from gossamer.cost.planner.catalogue import load_catalogue
+from gossamer.cost.planner.efficiency import FITTED, Efficiency, fitted
+from gossamer.cost.planner.layout import Layout
+from gossamer.cost.planner.validation import FIT, Check, Run, checks, published, spread, table
+from gossamer.train.planned import planned_network, training_plans, wanted_chips
+from gossamer.train.report.plan_picture import draw_plans
+
+PRIOR = Efficiency(products=0.75, memory=0.5, links=0.6, availability=0.9)
+# How far a share may be from its prior, as a standard deviation of its logarithm; and how far a run from the planner.
+PRIOR_WIDTH = {"products": 0.1, "memory": 0.4, "links": 0.3, "availability": 0.05}
+RUN_WIDTH = 0.15
+DOCUMENT = Path(__file__).parents[1] / "docs" / "planning.md"
+CHIPS = ("h20", "h200", "ppu-810e", "910c", "p800")
+NAMES = [item.name for item in fields(Efficiency)]
+
+
+def residuals(shares: np.ndarray, runs: list[Run], placed: list[Layout]) -> np.ndarray:
+    """What a perfect fit would make zero: errors of the runs and distances from the priors, in their widths."""
+    rates = Efficiency(*np.exp(shares))
+    errors = [
+        math.log(run.predict(rates, layout) / run.measured) / RUN_WIDTH
+        for run, layout in zip(runs, placed, strict=True)
+    ]
+    drawn = [math.log(getattr(rates, name) / getattr(PRIOR, name)) / PRIOR_WIDTH[name] for name in NAMES]
+    return np.array(errors + drawn)
+
+
+def step(shares: np.ndarray, runs: list[Run], placed: list[Layout]) -> np.ndarray:
+    """One step of Gauss and Newton, with differences for derivatives; no share leaves 2% to 98%."""
+    here, small = residuals(shares, runs, placed), 1e-4
+    slopes = [(residuals(shares + small * axis, runs, placed) - here) / small for axis in np.eye(len(shares))]
+    change = np.linalg.lstsq(np.array(slopes).T, -here, rcond=None)[0]
+    return np.clip(shares + np.clip(change, -0.3, 0.3), math.log(0.02), math.log(0.98))
+
+
+def fit(runs: list[Run]) -> Efficiency:
+    shares = np.log([getattr(PRIOR, name) for name in NAMES])
+    seen: set[tuple[Layout, ...]] = set()
+    best: tuple[float, np.ndarray] = (math.inf, shares)
+    while True:
+        placed = [run.layout(Efficiency(*np.exp(shares))) for run in runs]
+        cost = float(np.sum(residuals(shares, runs, placed) ** 2))
+        best = min(best, (cost, shares), key=lambda item: item[0])
+        if tuple(placed) in seen:
+            return Efficiency(*(round(float(share), 3) for share in np.exp(best[1])))
+        seen.add(tuple(placed))
+        for _ in range(20):
+            shares = step(shares, runs, placed)
+
+
+def write_shares(rates: Efficiency, error: float) -> None:
+    lines = [
+        "# Written by benchmarks/planner_fit.py --write: shares of a chip's figures, fitted to the runs of runs.yaml",
+        "# whose role is `fit`; and the root mean square of the logarithmic errors of those held out.",
+        *(f"{name}: {value}" for name, value in asdict(rates).items()),
+        f"error: {error:.3f}",
+    ]
+    FITTED.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def compared() -> list[Plan]:
+    """The comparison of docs/planning.md, by the shares that are on disk."""
+    work, wanted = planned_network("80b-a3b"), wanted_chips(CHIPS)
+    return training_plans(work, wanted, 2048, 15e12, Job())
+
+
+def section(text: str, name: str, content: str) -> str:
+    """A document with what stands between two of its comments replaced."""
+    begin, end = f"<!-- {name}: benchmarks/planner_fit.py --write -->", f"<!-- end of {name} -->"
+    head, rest = text.split(begin)
+    return f"{head}{begin}\n{content}\n{end}{rest.split(end)[1]}"
+
+
+def comparison(plans: list[Plan]) -> str:
+    lines = [
+        "| chip | days | range | tokens/s a chip | MFU | energy | money | figures | layout |",
+        "|---|--:|--:|--:|--:|--:|--:|---|---|",
+    ]
+    for plan in plans:
+        low, high = plan.between(plan.days)
+        energy = "–" if plan.kilowatt_hours is None else f"{plan.kilowatt_hours / 1000:,.0f} MWh"
+        money = "–" if plan.dollars is None else f"${plan.dollars / 1e6:.2f}M"
+        lines.append(
+            f"| {plan.chip.name} | {plan.days:.0f} | {low:.0f} to {high:.0f} "
+            f"| {plan.tokens_per_second() / plan.count:,.0f} | {plan.mfu():.0%} | {energy} | {money} "
+            f"| {plan.chip.worst_grade} | {plan.best.layout.describe()} |"
+        )
+    return "\n".join(lines)
+
+
+def document(text: str, found: list[Check], plans: list[Plan]) -> str:
+    """docs/planning.md with both its tables made anew."""
+    shares = ", ".join(f"{name} {share}" for name, share in asdict(fitted().rates).items())
+    validation = f"Fitted shares: {shares}.\n\n{table(found)}"
+    return section(section(text, "validation", validation), "comparison", comparison(plans))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--write", action="store_true", help="write efficiency.yaml and docs/planning.md")
+    arguments = parser.parse_args()
+    catalogue = load_catalogue()
+    rates = fit([run for run in published(catalogue)[0] if run.role == FIT])
+    found = checks(catalogue, rates)
+    print(rates)
+    print(table(found))
+    print(f"error: {spread(found):.3f}")
+    if arguments.write:
+        write_shares(rates, spread(found))
+        plans = compared()
+        DOCUMENT.write_text(document(DOCUMENT.read_text(encoding="utf-8"), found, plans), encoding="utf-8")
+        DOCUMENT.with_name("planning-chips.png").write_bytes(draw_plans(plans, "png"))
+
+
+if __name__ == "__main__":
+    main()

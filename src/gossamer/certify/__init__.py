@@ -1,0 +1,55 @@
+"""Certification of a device: is everything gossamer computes there right, does it stay right, and how fast is it?
+
+`certify` asks every question in turn and writes `certificate.json` with a page beside it; one file a question.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from gossamer.errors import UserError
+
+__all__ = ["certify"]
+
+
+def certify(device: str, quick: bool, out: str | None, json: bool) -> tuple[dict[str, Any], Path]:
+    """Certify a device; progress goes to standard error, the table to standard output unless `json`.
+
+    Args:
+        device: auto, cpu, cuda, cuda:1, npu …
+        quick: fewer inputs, under a minute on two CPU cores
+        out: folder of the certificate and its page; None: certificates/ and the device's name
+
+    Returns:
+        The certificate, and where it was written.
+
+    Raises:
+        UserError: there is no such device, the folder cannot be written to, or the device stopped answering; then the
+            certificate holds what was found before, with the verdict `fail`.
+    """
+    from rich.console import Console
+
+    from gossamer import device as devices
+    from gossamer.certify.certificate import certificate, default_folder, require_writable, write_certificate
+    from gossamer.certify.page import write_page
+    from gossamer.certify.run import examine
+    from gossamer.certify.table import show, summary
+
+    chosen = devices.resolve(device)
+    folder = default_folder(chosen) if out is None else Path(out).expanduser()
+    require_writable(folder)
+    devices.keep_freed_memory()
+    told = Console(file=sys.stderr, highlight=False)
+    told.print(f"certifying {devices.device_name(chosen)}{', quickly' if quick else ''}")
+    findings = examine(chosen, quick, lambda *found: told.print(summary(*found)))
+    record = certificate(findings)
+    path = write_certificate(record, folder)
+    page = write_page(findings, record, folder)
+    if findings.lost:
+        raise UserError(f"{chosen} stopped answering: {findings.lost}; {path} says fail, and what was found before")
+    if not json:
+        show(findings, f"{record['device']['name']} ({chosen.type})", Console(highlight=False))
+        print(f"{path}\n{page}")
+    return record, path

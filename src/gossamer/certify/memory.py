@@ -1,0 +1,137 @@
+"""Memory: is a training step's peak what was estimated, and does a full device fail cleanly and recover?"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from gossamer import device as devices
+from gossamer.certify.checks import Check, first_line, judge
+from gossamer.certify.speed import preset_recipe, synthetic_batches
+from gossamer.errors import is_out_of_memory
+from gossamer.model.causal_lm import CausalLM
+from gossamer.train.memory import estimate_peak
+from gossamer.train.step import Learner
+
+# Of the estimate; a device's libraries also keep some tens of MiB, which count little in what is at least this large.
+TOLERANCE = 0.25
+LEAST = 256 << 20
+_BLOCKS = 16  # that a device's memory is filled with
+_BEYOND = 1 << 50  # bytes that no address space of today has
+
+
+def check_memory(device: torch.device, quick: bool) -> Iterator[Check]:
+    yield _peak(device, "nano" if quick else "micro")
+    yield _full(device)
+
+
+def _peak(device: torch.device, preset: str) -> Check:
+    name, where = f"peak of {preset}", "src/gossamer/train/memory.py"
+    if reason := _uncounted(device):
+        return Check("memory", name, "not run", reason)
+    if reason := _too_little(device, preset):
+        return Check("memory", name, "not run", reason)
+    try:
+        found = measured_apart(preset) if device.type == "cpu" else measured_peak(preset, device)
+    except Exception as error:
+        return Check("memory", name, "fail", first_line(error), where=where)
+    peak, estimate = found["peak"], found["estimate"]
+    said = f"{peak / 2**20:.0f} MiB, estimated {estimate / 2**20:.0f} MiB"
+    check = judge("memory", name, abs(peak - estimate) / max(estimate, LEAST), TOLERANCE, said, where)
+    return replace(check, message=said)
+
+
+def _uncounted(device: torch.device) -> str:
+    """Why a device's peak cannot be known, or ""."""
+    if not devices.is_accelerator(device):
+        return ""
+    try:
+        held = torch.ones(1 << 10, device=device)
+        counted = devices.peak_memory(device) >= held.nbytes
+    except Exception as error:
+        return f"the plug-in keeps no such figures: {first_line(error)}"
+    return "" if counted else "the plug-in does not count what tensors take"
+
+
+def _too_little(device: torch.device, preset: str) -> str:
+    """How much memory a preset needs and the device has, if that is too little; "" if nobody knows."""
+    try:
+        there = devices.memory_bytes(device)
+    except Exception:
+        return ""
+    needed = estimate_peak(preset_recipe(preset), device).most
+    return f"it needs {needed / 2**20:.0f} MiB, there are {there / 2**20:.0f}" if needed > there else ""
+
+
+def measured_peak(preset: str, device: torch.device) -> dict[str, int]:
+    """Bytes at the peak of two training steps of a preset on a device, and what was estimated of it."""
+    recipe = preset_recipe(preset)
+    estimate = estimate_peak(recipe, device).total
+    devices.forget_peak_memory(device)
+    learner = Learner(CausalLM(recipe.model).to(device), recipe)
+    for batches in synthetic_batches(recipe, 2):
+        learner.step(batches, 1e-4)
+    return {"estimate": estimate, "peak": devices.peak_memory(device)}
+
+
+def measured_apart(preset: str) -> dict[str, int]:
+    """The same on a CPU, in a process of its own: what this one has held counts to its peak for ever."""
+    command = [sys.executable, "-m", "gossamer.certify.memory", preset]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": _path()})
+    if done.returncode:
+        raise RuntimeError((done.stderr.strip().splitlines() or ["its process ended"])[-1])
+    found: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def _path() -> str:
+    return os.pathsep.join(path for path in sys.path if path)
+
+
+def _full(device: torch.device) -> Check:
+    """Take memory until there is none: the error must say so, and afterwards everything must work again."""
+    name, where = "a full device", "the plug-in's allocator"
+    try:
+        total = devices.memory_bytes(device)
+    except Exception as error:
+        return Check("memory", name, "not run", f"the plug-in does not tell how much there is: {first_line(error)}")
+    problem = _fill(device, total)
+    if problem:
+        return Check("memory", name, "fail", problem, where=where)
+    a = torch.arange(64.0).view(8, 8)
+    try:
+        right = torch.equal((a.to(device) @ a.to(device)).cpu(), a @ a)
+    except Exception as error:
+        return Check("memory", name, "fail", f"after it, {first_line(error)}", where=where)
+    if not right:
+        return Check("memory", name, "fail", "after it, a product is wrong", where=where)
+    return Check("memory", name, "pass", "refused cleanly, and works again")
+
+
+def _fill(device: torch.device, total: int) -> str:
+    """What is wrong about how memory runs out, or ""."""
+    held: list[Any] = []
+    try:
+        if device.type == "cpu":
+            held.append(torch.empty(_BEYOND, dtype=torch.uint8))
+        else:
+            for _ in range(_BLOCKS + _BLOCKS // 4):
+                held.append(torch.empty(total // _BLOCKS, dtype=torch.uint8, device=device))
+    except Exception as error:
+        return "" if is_out_of_memory(error) else f"not told as out of memory: {first_line(error)}"
+    finally:
+        held.clear()
+        devices.forget_peak_memory(device)
+    return f"gave {'a petabyte' if device.type == 'cpu' else '1.25 times the memory that it has'}"
+
+
+if __name__ == "__main__":
+    devices.keep_freed_memory()
+    print(json.dumps(measured_peak(sys.argv[1], torch.device("cpu"))))

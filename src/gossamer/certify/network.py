@@ -1,0 +1,84 @@
+"""A network small enough to be trained in a moment, with every kind of layer, and text of which it learns something."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import accumulate
+
+import torch
+
+from gossamer import device as devices
+from gossamer.data.packing import Batch
+from gossamer.model.causal_lm import CausalLM
+from gossamer.model.config import ModelConfig
+from gossamer.train.config import OptimizerConfig, TrainingConfig
+from gossamer.train.recipe import Recipe
+from gossamer.train.step import Learner
+
+# Widths of whole 16 bytes in bfloat16, which the faster implementations ask for.
+CONFIG = ModelConfig(
+    vocab_size=96,
+    hidden_size=64,
+    intermediate_size=96,
+    num_hidden_layers=2,
+    full_attention_interval=2,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    head_dim=32,
+    linear_num_key_heads=2,
+    linear_num_value_heads=4,
+    linear_key_head_dim=16,
+    linear_value_head_dim=16,
+    num_experts=4,
+    num_experts_per_tok=2,
+    moe_intermediate_size=32,
+    shared_expert_intermediate_size=32,
+    max_position_embeddings=128,
+)
+ROWS, LENGTH = 4, 96
+LEARNING_RATE = 3e-3
+
+
+def recipe(precision: str = "fp32") -> Recipe:
+    """How it is trained: Muon and AdamW together, packed documents, multi-token prediction, a balancing loss."""
+    training = TrainingConfig(sequence_length=LENGTH, batch_size=ROWS, precision=precision)  # type: ignore[arg-type]
+    return Recipe(model=CONFIG, optimizer=OptimizerConfig(learning_rate=LEARNING_RATE), training=training)
+
+
+@lru_cache
+def batches(count: int) -> Sequence[Batch]:
+    """So many batches of packed documents, in which the next token follows from the one before, three times of four."""
+    generator = torch.Generator().manual_seed(1)
+    return [_batch(generator) for _ in range(count)]
+
+
+def _batch(generator: torch.Generator) -> Batch:
+    tokens = ROWS * LENGTH
+    ids = torch.randint(CONFIG.vocab_size, (tokens,), generator=generator)
+    follows = torch.rand(tokens, generator=generator) < 0.75
+    for place in range(1, tokens):
+        if follows[place]:
+            ids[place] = (5 * ids[place - 1] + 7) % CONFIG.vocab_size
+    lengths: list[int] = []
+    for _ in range(ROWS):  # each row's documents are of odd lengths, one of them of a single token
+        first = int(torch.randint(1, LENGTH - 2, (), generator=generator))
+        lengths += [first, 1, LENGTH - 1 - first]
+    ids = ids.view(ROWS, LENGTH)
+    return Batch(ids, ids, torch.tensor([0, *accumulate(lengths)], dtype=torch.int32))
+
+
+def network(device: torch.device, dtype: torch.dtype = torch.float32) -> CausalLM:
+    """The network with the same random weights wherever it is."""
+    devices.seed_everything(0)
+    return CausalLM(CONFIG).to(dtype).to(device)
+
+
+def learner(device: torch.device, precision: str = "fp32", dtype: torch.dtype = torch.float32) -> Learner:
+    """The network with its optimizers, at the start; weights and optimizer state in `dtype`."""
+    return Learner(network(device, dtype), recipe(precision))
+
+
+def train(learner: Learner, steps: Sequence[Batch]) -> list[float]:
+    """Take a step on each batch; gives the losses, in nats a token."""
+    return [float(learner.step([batch], LEARNING_RATE).values["loss"]) for batch in steps]

@@ -1,0 +1,122 @@
+"""Every implementation of every operation that can run on a device, beside the float64 reference on the CPU."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gossamer import device as devices
+from gossamer import ops
+from gossamer.certify.cases import Case, cases
+from gossamer.certify.checks import Check, first_line, judge, named
+from gossamer.certify.exactness import Inputs, evaluate, tolerance, worst_difference
+from gossamer.certify.inputs import cast, moved
+from gossamer.certify.shadow import culprit
+from gossamer.ops.registry import Implementation
+
+CPU = torch.device("cpu")
+
+
+def check_operations(device: torch.device, dtypes: Sequence[torch.dtype], quick: bool) -> Iterator[Check]:
+    """A check for each implementation of each operation, type and case; `quick`: in fewer cases."""
+    for name in ops.OPERATIONS:
+        yield from check_operation(name, cases(name, quick), dtypes, device)
+
+
+def check_operation(
+    name: str, which: Iterable[Case], dtypes: Sequence[torch.dtype], device: torch.device
+) -> Iterator[Check]:
+    """Each implementation in each case and type; what cannot run there is `not run`, with the reason."""
+    able = []
+    for one in ops.OPERATIONS[name].implementations:
+        if reason := one.obstacle(device):
+            yield Check("operations", f"{name} {one.name}", "not run", reason)
+        else:
+            able.append(one)
+    for case in which:
+        for dtype in dtypes:
+            if not (case.wide_only and dtype.itemsize < 4):
+                yield from check_case(name, able, case, dtype, device)
+
+
+def check_case(
+    operation: str, implementations: Sequence[Implementation], case: Case, dtype: torch.dtype, device: torch.device
+) -> Iterator[Check]:
+    """Implementations on the same inputs in one type; the reference sees the very numbers that the type can hold."""
+    inputs = cast(case.inputs(), dtype)
+    function = partial(_call, operation, case.views)
+    with ops.forced(**{operation: "reference"}):
+        expected = evaluate(function, _widened(cast(inputs, torch.float64), case.views))
+    given = _widened(inputs, case.views)
+    for one in implementations:
+        began = time.perf_counter()
+        with ops.forced(**{operation: one.name}):
+            found = _compare(operation, one, function, given, expected, dtype, device)
+        shape = ", ".join(
+            f"{name} {list(x.shape)}"
+            for name, x in inputs.items()
+            if isinstance(x, Tensor) and name in ("q", "v", "x", "hidden", "gate_up_proj", "weight", "matrices")
+        )
+        took = time.perf_counter() - began
+        yield judge("operations", dtype=named(dtype), case=case.name, shape=shape, seconds=took, **found)
+
+
+def _compare(
+    operation: str,
+    one: Implementation,
+    function: Any,
+    given: Inputs,
+    expected: dict[str, Tensor],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> dict[str, Any]:
+    """What `judge` needs to know of one implementation."""
+    found: dict[str, Any] = {
+        "name": f"{operation} {one.name}",
+        "tolerance": tolerance(operation, one.name, _rounded_to(operation, one.name, dtype, device)),
+        "where": source_of(one),
+    }
+
+    def run() -> dict[str, Tensor]:
+        return evaluate(function, moved(given, device))
+
+    try:
+        difference = worst_difference(run(), expected)
+    except Exception as error:  # one that fails must not keep the others from their turn
+        return found | {"error": float("inf"), "message": f"{first_line(error)}{culprit(run, device)}"}
+    if difference.error <= found["tolerance"]:
+        return found | {"error": difference.error}
+    wrong = difference.problem or f"is off by {difference.error:.1e}, allowed {found['tolerance']:.0e}"
+    return found | {"error": difference.error, "message": f"{difference.name} {wrong}{culprit(run, device)}"}
+
+
+def _rounded_to(operation: str, implementation: str, dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """The type that decides how exact an implementation is; Muon's products are in bfloat16 where that is fast."""
+    if (operation, implementation, dtype) == ("orthogonalize", "batched", torch.float32):
+        return devices.compute_dtype(device, "auto")
+    return dtype
+
+
+def source_of(one: Implementation) -> str:
+    """The file that an implementation is written in."""
+    return f"src/{one.function.__module__.replace('.', '/')}.py"
+
+
+def _call(operation: str, views: bool, **inputs: Any) -> Any:
+    if views:
+        inputs = {name: x[..., : x.shape[-1] // 2] if _splits(x) else x for name, x in inputs.items()}
+    return getattr(ops, operation)(**inputs)
+
+
+def _widened(inputs: Inputs, views: bool) -> Inputs:
+    """For `_call` with views: each matrix as the first half of a larger one."""
+    return {name: torch.cat([x, x], dim=-1) if views and _splits(x) else x for name, x in inputs.items()}
+
+
+def _splits(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.is_floating_point() and x.ndim > 1

@@ -1,0 +1,167 @@
+"""How fast a device is: products, copies, collectives, and training steps of the presets that fit."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from gossamer import device as devices
+from gossamer.certify.checks import Check, first_line, named
+from gossamer.certify.collectives import collective_rate
+from gossamer.certify.rates import copy_rate
+from gossamer.cost.ledger import flops_by_part
+from gossamer.data.packing import Batch
+from gossamer.model.causal_lm import CausalLM
+from gossamer.train.memory import estimate_peak
+from gossamer.train.recipe import Recipe, load_recipe, recipe_from, recipe_names
+from gossamer.train.report.figures import flops
+from gossamer.train.step import Learner
+
+PRESETS = ("nano", "micro", "mini", "small")
+MOST_SECONDS = {True: 1.0, False: 30.0}  # of a step, in a quick certification and a whole one
+_SUSPECTED_MFU = 0.25
+
+
+@dataclass
+class Measured:
+    """The rates of a device; None where there was nothing to measure.
+
+    Attributes:
+        gemm_flops: FLOP/s of large square products, by type
+        copy_bytes_per_second: reading and writing counted
+        collective_bytes_per_second: bytes of a tensor that all devices here sum, over the seconds; of one device None
+        training: for each preset tokens/s, MFU (share of the product rate in the type computed in) and what was run
+    """
+
+    gemm_flops: dict[str, float] = field(default_factory=dict)
+    copy_bytes_per_second: float | None = None
+    collective_bytes_per_second: float | None = None
+    training: list[dict[str, Any]] = field(default_factory=list)
+
+
+def check_speed(
+    device: torch.device, dtypes: Sequence[torch.dtype], quick: bool, measured: Measured
+) -> Iterator[Check]:
+    """Measure what can be measured; the figures are left in `measured`."""
+    for dtype in dtypes:
+        name = f"products in {named(dtype)}"
+        try:
+            rate = measured.gemm_flops[named(dtype)] = devices.peak_rate(device, dtype)
+            yield Check("speed", name, "pass", f"{flops(rate)}/s", named(dtype))
+        except Exception as error:
+            yield Check("speed", name, "fail", first_line(error), named(dtype), where="aten::mm.out")
+    try:
+        rate = measured.copy_bytes_per_second = copy_rate(device, 256 if quick else 1024)
+        yield Check("speed", "copies", "pass", f"{rate / 1e9:.3g} GB/s")
+    except Exception as error:
+        yield Check("speed", "copies", "fail", first_line(error), where="aten::copy_")
+    yield _collectives(device, measured)
+    for preset in PRESETS:
+        yield _training(preset, device, quick, measured)
+
+
+def _collectives(device: torch.device, measured: Measured) -> Check:
+    count = devices.device_count(device)
+    if count < 2:
+        return Check("speed", "collectives", "not run", "there is one device")
+    try:
+        rate = measured.collective_bytes_per_second = collective_rate(device.type, count)
+    except Exception as error:
+        return Check("speed", "collectives", "fail", first_line(error), where="src/gossamer/device/backends.py")
+    return Check("speed", "collectives", "pass", f"{rate / 1e9:.3g} GB/s over {count} devices")
+
+
+def _training(preset: str, device: torch.device, quick: bool, measured: Measured) -> Check:
+    name, recipe = f"training {preset}", preset_recipe(preset)
+    dtype = devices.compute_dtype(device, "auto")
+    peak = measured.gemm_flops.get(named(dtype))
+    if peak is None:
+        return Check("speed", name, "not run", "the rate of products could not be measured")
+    try:
+        devices.memory_bytes(device)
+    except Exception as error:
+        return Check(
+            "speed", name, "not run", f"the plug-in does not tell how much memory there is: {first_line(error)}"
+        )
+    reason = _too_much(recipe, device, peak, MOST_SECONDS[quick])
+    while reason and recipe.training.batch_size > 1:  # a smaller batch tells nearly as much
+        recipe = replace(recipe, training=replace(recipe.training, batch_size=recipe.training.batch_size // 2))
+        reason = _too_much(recipe, device, peak, MOST_SECONDS[quick])
+    if reason:
+        return Check("speed", name, "not run", f"{reason}, with one row a step")
+    training = recipe.training
+    tokens, each = training.batch_size * training.sequence_length, _flops(recipe)
+    try:
+        seconds = seconds_a_step(recipe, device, 2.0 if quick else 10.0)
+    except Exception as error:
+        return Check("speed", name, "fail", first_line(error), named(dtype), where="src/gossamer/train/step.py")
+    finally:
+        devices.forget_peak_memory(device)
+    speed = tokens / seconds
+    measured.training.append(
+        {
+            "preset": preset,
+            "tokens_per_second": speed,
+            "mfu": speed * each / peak,
+            "dtype": named(dtype),
+            "batch_size": training.batch_size,
+            "sequence_length": training.sequence_length,
+            "seconds_per_step": seconds,
+        }
+    )
+    return Check("speed", name, "pass", f"{speed:,.0f} tokens/s, MFU {speed * each / peak:.0%}", named(dtype))
+
+
+def _too_much(recipe: Recipe, device: torch.device, peak: float, most_seconds: float) -> str:
+    """Why a step should not be taken here, or "": memory, or time."""
+    estimate = estimate_peak(recipe, device)
+    if not estimate.fits(device):
+        return f"needs {estimate.most / 2**30:.1f} of {devices.memory_bytes(device) / 2**30:.1f} GiB"
+    likely = recipe.training.batch_size * recipe.training.sequence_length * _flops(recipe) / peak / _SUSPECTED_MFU
+    return f"would take about {likely:.0f} s a step" if likely > most_seconds else ""
+
+
+def _flops(recipe: Recipe) -> float:
+    """FLOPs of a training step for each of its tokens."""
+    training = recipe.training
+    return sum(flops_by_part(recipe.model, training.sequence_length, training.mtp_steps).values())
+
+
+def seconds_a_step(recipe: Recipe, device: torch.device, least_seconds: float) -> float:
+    """Mean seconds of a training step, after two that are not counted."""
+    learner = Learner(CausalLM(recipe.model).to(device), recipe)
+    (batches,) = synthetic_batches(recipe, 1)
+    rate = recipe.optimizer.learning_rate
+    for _ in range(2):
+        learner.step(batches, rate)
+    devices.synchronize(device)
+    began, steps = time.perf_counter(), 0
+    while steps < 3 or time.perf_counter() - began < least_seconds:
+        learner.step(batches, rate)
+        devices.synchronize(device)
+        steps += 1
+    return (time.perf_counter() - began) / steps
+
+
+def preset_recipe(preset: str) -> Recipe:
+    """The recipe of a preset, one micro-batch a step."""
+    assert preset in recipe_names()
+    recipe = recipe_from(load_recipe(preset))
+    return replace(recipe, training=replace(recipe.training, gradient_accumulation=1))
+
+
+def synthetic_batches(recipe: Recipe, steps: int) -> list[list[Batch]]:
+    """For each step its micro-batches, of random tokens, each row a document."""
+    training, generator = recipe.training, torch.Generator().manual_seed(0)
+    rows, length = training.batch_size, training.sequence_length
+    cu_seqlens = torch.arange(0, rows * length + 1, length, dtype=torch.int32)
+
+    def batch() -> Batch:
+        ids = torch.randint(recipe.model.vocab_size, (rows, length), generator=generator)
+        return Batch(ids, ids, cu_seqlens)
+
+    return [[batch() for _ in range(training.gradient_accumulation)] for _ in range(steps)]

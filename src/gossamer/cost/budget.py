@@ -1,0 +1,110 @@
+"""A budget: how much of the clock, of money or of arithmetic a run may spend, as a user writes it."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from gossamer.errors import UserError, nearest
+
+__all__ = ["LEAST_FLOPS", "LEAST_SECONDS", "Budget", "parse_budget"]
+
+LEAST_SECONDS = 20.0
+"""Loading PyTorch, looking at the text and measuring the device leave too little of less to learn anything."""
+
+LEAST_FLOPS = 2e11
+"""What a few dozen steps of the smallest network take."""
+
+_SECONDS = {"s": 1, "sec": 1, "second": 1, "m": 60, "min": 60, "minute": 60, "h": 3600, "hour": 3600, "d": 86400}
+_SECONDS |= {"day": 86400, "w": 604800, "week": 604800}
+_FLOPS = {"flop": 1.0, "mflop": 1e6, "gflop": 1e9, "tflop": 1e12, "pflop": 1e15, "eflop": 1e18, "zflop": 1e21}
+_AMOUNT = re.compile(r"(\d+(?:\.\d*)?(?:e[+-]?\d+(?![a-z]*\d))?)\s*([^\W\d]+)\s*", re.IGNORECASE)
+_FORMS = "write it as 90s, 10m, 1h30m, 2d, 5usd or 1e17flop"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a run may spend.
+
+    Attributes:
+        text: as it was written
+        kind: time (seconds of the clock), money or flops (of training steps)
+        amount: of seconds, of money, or of FLOPs
+    """
+
+    text: str
+    kind: Literal["time", "money", "flops"]
+    amount: float
+
+    def seconds(self, price: float | None, devices: int) -> float | None:
+        """The clock's time that so many devices may take at `price` for a device-hour; None for FLOPs."""
+        if self.kind == "flops":
+            return None
+        if self.kind == "time":
+            return self.amount
+        assert price is not None
+        return self.amount / price * 3600 / devices
+
+
+def parse_budget(text: str, price: float | None = None, currency: str = "USD") -> Budget:
+    """Read a budget.
+
+    Args:
+        price: money for a device-hour, without which money buys nothing; None: not known
+        currency: label of that money, in either case of its letters
+
+    Raises:
+        UserError: the line says what cannot be read, what is missing, or the least that is of use.
+    """
+    found = [match.groups() for match in _AMOUNT.finditer(text.strip())]
+    if not found or "".join(_AMOUNT.split(text.strip())[::3]):
+        raise UserError(f"budget {text!r}: no amount with a unit; {_FORMS}")
+    amounts = [(float(number), unit.lower()) for number, unit in found]
+    budget = _budget(text, amounts, currency)
+    if not (math.isfinite(budget.amount) and budget.amount > 0):
+        raise UserError(f"budget {text!r}: must be a finite amount above 0")
+    if budget.kind == "money" and price is None:
+        raise UserError(f"budget {text!r}: what does an hour of a device cost? --price gives it, in {currency}")
+    _require_enough(budget, price, currency)
+    return budget
+
+
+def _budget(text: str, amounts: list[tuple[float, str]], currency: str) -> Budget:
+    units = [unit for _, unit in amounts]
+    if all(_singular(unit) in _SECONDS for unit in units):
+        return Budget(text, "time", math.fsum(number * _SECONDS[_singular(unit)] for number, unit in amounts))
+    (number, unit), *more = amounts
+    if more:
+        raise UserError(f"budget {text!r}: only times add up; {_FORMS}")
+    if _singular(unit) in _FLOPS:
+        return Budget(text, "flops", number * _FLOPS[_singular(unit)])
+    if unit == currency.lower():
+        return Budget(text, "money", number)
+    known = [*_SECONDS, *_FLOPS, currency.lower()]
+    hint = nearest(unit, known) if len(unit) > 3 else f"; money is in {currency} here, --training.currency changes that"
+    raise UserError(f"budget {text!r}: unknown unit {unit!r}{hint}; {_FORMS}")
+
+
+def _singular(unit: str) -> str:
+    return unit if unit == "s" else unit.removesuffix("s")
+
+
+def _require_enough(budget: Budget, price: float | None, currency: str) -> None:
+    seconds = budget.seconds(price, 1)
+    if seconds is None:
+        if budget.amount < LEAST_FLOPS:
+            raise UserError(f"budget {budget.text!r} is too small to train anything; the least is {LEAST_FLOPS:g}flop")
+    elif seconds < LEAST_SECONDS * (1 - 1e-9):  # a price of a third leaves it a hair short
+        least = f"{LEAST_SECONDS:g}s"
+        if budget.kind == "money":
+            assert price is not None
+            least = f"{_rounded_up(LEAST_SECONDS / 3600 * price)}{currency.lower()} at {price:g} {currency} an hour"
+        raise UserError(f"budget {budget.text!r} is too small to train anything; the least is {least}")
+
+
+def _rounded_up(value: float) -> str:
+    """A number of two digits, not less than the value."""
+    unit = 10.0 ** (math.floor(math.log10(value)) - 1)
+    return f"{float(f'{math.ceil(value / unit - 1e-9) * unit:.2g}'):g}"

@@ -1,0 +1,86 @@
+"""YAML whose values know the line they stand on, so that a wrong one can be named with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from gossamer.errors import UserError, nearest
+
+
+@dataclass(frozen=True)
+class Place:
+    """A value in a file.
+
+    Attributes:
+        file: the file
+        key: dotted name of the value
+        node: what stands there
+    """
+
+    file: Path
+    key: str
+    node: yaml.Node
+
+    def wrong(self, problem: str) -> UserError:
+        """An error that names file, line and field."""
+        return UserError(f"{self.file}:{self.node.start_mark.line + 1}: {self.key}: {problem}")
+
+    def items(self, known: frozenset[str] | None = None) -> Iterator[tuple[str, Place]]:
+        """The keys of a section with their values; `known` are those it may have."""
+        if not isinstance(self.node, yaml.MappingNode):
+            raise self.wrong("must be a section of keys")
+        seen: set[str] = set()
+        for key, value in self.node.value:
+            name = str(key.value)
+            place = Place(self.file, f"{self.key}.{name}".lstrip("."), value)
+            at_key = Place(self.file, place.key, key)
+            if name in seen:
+                raise at_key.wrong("stands twice")
+            if known is not None and name not in known:
+                raise at_key.wrong(f"unknown key{nearest(name, known)}")
+            seen.add(name)
+            yield name, place
+
+    def text(self) -> str:
+        if not isinstance(self.node, yaml.ScalarNode) or not self.node.value.strip():
+            raise self.wrong("must be text")
+        return str(self.node.value).strip()
+
+    def number(self, least: float, most: float) -> float:
+        """A number between two others; YAML's text `4e12` is one too."""
+        try:
+            value = float(self.text().replace("_", ""))
+        except ValueError:
+            raise self.wrong(f"{self.text()!r} is no number") from None
+        if not least <= value <= most:
+            raise self.wrong(f"{self.text()} is absurd; must be from {least:g} to {most:g}")
+        return value
+
+    def texts(self) -> tuple[str, ...]:
+        if not isinstance(self.node, yaml.SequenceNode):
+            raise self.wrong("must be a list of texts")
+        return tuple(Place(self.file, self.key, node).text() for node in self.node.value)
+
+
+def read_lined(path: Path) -> Place:
+    """The whole of a YAML file.
+
+    Raises:
+        UserError: there is none, it cannot be read, or it is no YAML.
+    """
+    try:
+        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise UserError(f"{path}:{line}: {error.problem or 'no YAML'}") from None
+    if node is None:
+        raise UserError(f"{path}: is empty")
+    return Place(path, "", node)

@@ -1,0 +1,42 @@
+"""Whole layers for the next few tokens of several sequences: the step that decoding is made of.
+
+With so few tokens a layer's time is that of reading its weights, and dozens of small calls from Python would double it.
+The native implementation (ops/native/decode.cpp) does all layers in one call; the other one runs the network's own
+modules.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from gossamer.ops import native as kernels
+from gossamer.ops.decode_layers.layers import Int8, Layers, LayerSizes, LayerTensors, Matrix
+from gossamer.ops.decode_layers.native import native
+from gossamer.ops.registry import Operation
+from gossamer.ops.sequences import Sequences
+
+__all__ = ["Int8", "LayerSizes", "LayerTensors", "Layers", "Matrix", "decode_layers"]
+
+DECODE_LAYERS = Operation("decode_layers", trains=False)
+DECODE_LAYERS.register("native", kernels.obstacle)(native)
+
+
+@DECODE_LAYERS.register("reference")
+def reference(x: Tensor, layers: Layers, sequences: Sequences) -> Tensor:
+    """See `decode_layers`."""
+    return layers.plain(x, sequences)
+
+
+def decode_layers(x: Tensor, layers: Layers, sequences: Sequences) -> Tensor:
+    """Pass the tokens through the layers; their states, keys and values are taken in as `Layers` says. No gradient.
+
+    Args:
+        x: [T, hidden], may be changed in place
+        layers: weights, and where the sequences' states lie
+        sequences: whose tokens these are; at most `layers.sizes.most` of each that may be forgotten again
+
+    Returns:
+        [T, hidden] before the final norm.
+    """
+    y: Tensor = DECODE_LAYERS(x.device, x, layers, sequences)
+    return y

@@ -1,0 +1,22 @@
+"""All layers in one call of ops/native/decode.cpp."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from gossamer.ops import native as kernels
+from gossamer.ops.decode_layers.layers import Layers
+from gossamer.ops.paged_attention.native import MOST_PAGE
+from gossamer.ops.sequences import Sequences
+
+MOST_TOKENS = 128  # beyond, products of whole matrices are faster
+
+
+def native(x: Tensor, layers: Layers, sequences: Sequences) -> Tensor:
+    """See `decode_layers`. Other types than float32 and int8, and more tokens than a few, pass through the modules."""
+    if not layers.fits_kernel or len(x) > MOST_TOKENS or sequences.page_size > MOST_PAGE:
+        return layers.plain(x, sequences)
+    x, table = x.contiguous(), sequences.page_table
+    tensors = layers.addresses, layers.size_list, sequences.steps, table, layers.frequencies
+    kernels.call("decode_layers", x, *tensors, *table.shape, layers.eps)
+    return x

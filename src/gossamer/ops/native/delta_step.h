@@ -1,0 +1,142 @@
+// A linear-attention layer's next few tokens of several sequences: convolution, gates, delta rule and gated norm in one
+// sweep over each head's state (ops/delta_step tells what is kept between steps).
+//
+// With S the state after the replay, c_j the cumulative gate and U_j = Sᵀ k_j, O_j = Sᵀ q_j from the one pass over it:
+//   δ_j = β_j (v_j − e^{c_j} U_j − Σ_{i<j} e^{c_j − c_i} ⟨k_i, k_j⟩ δ_i)
+//   o_j = e^{c_j} O_j + Σ_{i≤j} e^{c_j − c_i} ⟨k_i, q_j⟩ δ_i
+
+#pragma once
+
+#include <cmath>
+
+#include "kernels.h"
+
+namespace gossamer {
+
+struct Step {
+    int key_heads, repeats, key_dim, value_dim, taps, most;
+    float eps;
+    int value_heads() const { return key_heads * repeats; }
+    int before() const { return taps - 1; }
+    int64_t channels() const { return 2 * int64_t(key_heads) * key_dim + int64_t(value_heads()) * value_dim; }
+    int64_t projected() const { return 2 * key_dim + 2 * int64_t(repeats) * value_dim; }  // of a key head
+};
+
+struct Memory {
+    float *conv, *recurrent, *keys, *updates, *gates;
+};
+
+// `n` channels from `first` on: old inputs to the front, new ones behind them, and what the convolution makes of these.
+// x is the head's part of the first token's projection, tokens x_stride apart; mixed [T, n].
+inline void convolve(const Step &s, float *conv, int64_t first, int n, int kept, int T, const float *x, int64_t x_stride,
+              const float *weight, float *mixed) {
+    const int64_t row = s.channels();
+    conv += first;
+    for (int i = 0; kept && i < s.before(); i++) std::memcpy(conv + i * row, conv + (kept + i) * row, sizeof(float) * n);
+    for (int t = 0; t < T; t++) std::memcpy(conv + (s.before() + t) * row, x + t * x_stride, sizeof(float) * n);
+    weight += first * s.taps;
+    for (int t = 0; t < T; t++) {
+        float *out = mixed + t * n;
+        for (int i = 0; i < n; i++) out[i] = weight[i * s.taps] * conv[t * row + i];
+        for (int tap = 1; tap < s.taps; tap++)
+            for (int i = 0; i < n; i++) out[i] += weight[i * s.taps + tap] * conv[(t + tap) * row + i];
+#pragma omp simd
+        for (int i = 0; i < n; i++) out[i] *= sigmoid(out[i]);
+    }
+}
+
+inline void normalise_rows(float *x, int n, int width, float scale) {
+    for (int i = 0; i < n; i++)
+        scale_into(x + i * width, scale / std::sqrt(dot(x + i * width, x + i * width, width) + 1e-6f), x + i * width,
+                   width);
+}
+
+// The pass over a value head's state: replay of `kept` old tokens, and U and O of T new ones, [T, dv] each.
+// old_keys [kept, dk] come scaled by what decays them until now.
+inline void sweep(const Step &s, float *S, float decay, int kept, const float *old_keys, const float *old_updates, int T,
+           const float *Q, const float *K, float *U, float *O) {
+    const int dk = s.key_dim, dv = s.value_dim;
+    std::memset(U, 0, sizeof(float) * T * dv);
+    std::memset(O, 0, sizeof(float) * T * dv);
+    for (int i = 0; i < dk; i++) {
+        float *row = S + int64_t(i) * dv;
+        if (kept) {
+            scale_into(row, decay, row, dv);
+            for (int p = 0; p < kept; p++) add_scaled(row, old_keys[p * dk + i], old_updates + p * dv, dv);
+        }
+        for (int j = 0; j < T; j++) {
+            add_scaled(U + j * dv, K[j * dk + i], row, dv);
+            add_scaled(O + j * dv, Q[j * dk + i], row, dv);
+        }
+    }
+}
+
+// ln(1 + e^x), as PyTorch has it: x itself where e^x is so large that 1 does not matter.
+inline float softplus(float x) { return x > 20.0f ? x : std::log1p(std::exp(x)); }
+
+// All tokens of one key head of one sequence. qkvz, ba and y point at the sequence's first token; `slot` numbers memory.
+inline void step_head(const Step &s, const Memory &m, int64_t slot, int kept, int T, int head, const float *qkvz,
+               const float *ba, const float *conv_weight, const float *A_log, const float *dt_bias, const float *norm,
+               float *y) {
+    const int dk = s.key_dim, dv = s.value_dim, R = s.repeats, Hv = s.value_heads(), W = s.most;
+    const int64_t x_stride = s.key_heads * s.projected(), ba_stride = 2 * Hv;
+    Scratch scratch(size_t(T) * (2 * dk + R * dv + 2 * dv + 2 * T + 3) + size_t(kept) * (2 * dk + dv) + 16);
+    float *Q = scratch.take(T * dk), *K = scratch.take(T * dk), *V = scratch.take(T * R * dv);
+    float *U = scratch.take(T * dv), *O = scratch.take(T * dv), *KK = scratch.take(T * T), *QK = scratch.take(T * T);
+    float *old_keys = scratch.take(kept * dk), *decayed = scratch.take(kept * dk), *old_updates = scratch.take(kept * dv), *c = scratch.take(T);
+
+    float *conv = m.conv + slot * (s.before() + W) * s.channels();
+    const float *x = qkvz + head * s.projected();
+    convolve(s, conv, head * dk, dk, kept, T, x, x_stride, conv_weight, Q);
+    convolve(s, conv, (s.key_heads + head) * dk, dk, kept, T, x + dk, x_stride, conv_weight, K);
+    convolve(s, conv, 2 * int64_t(s.key_heads) * dk + head * R * dv, R * dv, kept, T, x + 2 * dk, x_stride, conv_weight, V);
+    normalise_rows(Q, T, dk, 1.0f / std::sqrt(float(dk)));
+    normalise_rows(K, T, dk, 1.0f);
+    for (int j = 0; j < T; j++)
+        for (int i = 0; i <= j; i++) {
+            KK[j * T + i] = dot(K + i * dk, K + j * dk, dk);
+            QK[j * T + i] = dot(K + i * dk, Q + j * dk, dk);
+        }
+    float *keys = m.keys + (slot * W * s.key_heads + head) * dk;
+    for (int p = 0; p < kept; p++)
+        std::memcpy(old_keys + p * dk, keys + int64_t(p) * s.key_heads * dk, sizeof(float) * dk);
+    for (int t = 0; t < T; t++) std::memcpy(keys + int64_t(t) * s.key_heads * dk, K + t * dk, sizeof(float) * dk);
+
+    for (int r = 0; r < R; r++) {
+        const int hv = head * R + r;
+        float *S = m.recurrent + (slot * Hv + hv) * dk * dv;
+        float *updates = m.updates + (slot * W * Hv + hv) * dv, *gates = m.gates + slot * W * Hv + hv;
+        float sum = 0.0f;
+        for (int p = kept - 1; p >= 0; p--) {  // from the last: what decays a token's update is the gates behind it
+            scale_into(decayed + p * dk, std::exp(sum), old_keys + p * dk, dk);
+            std::memcpy(old_updates + p * dv, updates + int64_t(p) * Hv * dv, sizeof(float) * dv);
+            sum += gates[p * Hv];
+        }
+        sweep(s, S, std::exp(sum), kept, decayed, old_updates, T, Q, K, U, O);
+        float total = 0.0f;
+        for (int j = 0; j < T; j++) {
+            const float *gate_in = ba + j * ba_stride + head * 2 * R;
+            const float beta = sigmoid(gate_in[r]);
+            const float g = -std::exp(A_log[hv]) * softplus(gate_in[R + r] + dt_bias[hv]);
+            gates[j * Hv] = g;
+            c[j] = total += g;
+            float *delta = U + j * dv, *o = O + j * dv;  // δ_j takes the place of U_j, o_j that of O_j
+            const float *v = V + (j * R + r) * dv;
+            const float before = std::exp(c[j]);
+#pragma omp simd
+            for (int d = 0; d < dv; d++) delta[d] = v[d] - before * delta[d];
+            for (int i = 0; i < j; i++) add_scaled(delta, -std::exp(c[j] - c[i]) * KK[j * T + i], U + i * dv, dv);
+            scale_into(delta, beta, delta, dv);
+            std::memcpy(updates + int64_t(j) * Hv * dv, delta, sizeof(float) * dv);
+            scale_into(o, before, o, dv);
+            for (int i = 0; i <= j; i++) add_scaled(o, std::exp(c[j] - c[i]) * QK[j * T + i], U + i * dv, dv);
+            const float n = 1.0f / std::sqrt(dot(o, o, dv) / dv + s.eps);
+            const float *z = x + j * x_stride + 2 * dk + (R + r) * dv;
+            float *out = y + (int64_t(j) * Hv + hv) * dv;
+#pragma omp simd
+            for (int d = 0; d < dv; d++) out[d] = o[d] * n * norm[d] * z[d] * sigmoid(z[d]);
+        }
+    }
+}
+
+}  // namespace gossamer

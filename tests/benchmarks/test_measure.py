@@ -1,0 +1,39 @@
+"""What a subject's time is taken from."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import measure
+import pytest
+
+
+def slow_at_first(first: float) -> Callable[[], object]:
+    calls: list[None] = []
+
+    def call() -> None:
+        calls.append(None)
+        if len(calls) == 1:
+            time.sleep(first)
+
+    return call
+
+
+def broken() -> Callable[[], object]:
+    raise ValueError("no such network")
+
+
+def test_what_the_first_call_compiles_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "PATIENCE", 0.2)
+    subject = measure.Subject("one", slow_at_first, 0.3)
+    measure.take_turns([subject], turns=3, warm_up=1)
+    assert len(subject.seconds) == 3
+    assert max(subject.seconds) < 0.2
+
+
+def test_a_failure_is_kept_and_ends_the_turns() -> None:
+    subject = measure.Subject("one", broken)
+    measure.take_turns([subject], turns=2)
+    assert "no such network" in subject.failure
+    assert not subject.seconds

@@ -1,0 +1,48 @@
+"""The fit's tables are those of the document, and its shares those on disk."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from itertools import pairwise
+
+import planner_fit
+import pytest
+
+from gossamer.cost.planner import fitted, load_catalogue
+from gossamer.cost.planner.validation import FIT, HELD_OUT, checks, published, spread
+
+
+@pytest.fixture(scope="module")
+def found():
+    return checks(load_catalogue(), fitted().rates)
+
+
+def test_the_documents_tables_are_what_the_planner_says(found) -> None:
+    text = planner_fit.DOCUMENT.read_text(encoding="utf-8")
+    assert planner_fit.document(text, found, planner_fit.compared()) == text
+
+
+def test_the_error_on_disk_is_that_of_the_runs_held_out(found) -> None:
+    assert fitted().error == pytest.approx(spread(found), abs=0.001)
+
+
+def test_most_runs_held_out_are_within_a_quarter(found) -> None:
+    errors = sorted(abs(check.error) for check in found if check.role == HELD_OUT)
+    assert errors[-2] < 0.25 and errors[len(errors) // 2] < 0.15
+    assert errors[-1] < 0.5
+
+
+def test_roles_alternate_over_the_dense_runs_by_size() -> None:
+    runs, _ = published(load_catalogue())
+    dense = [run for run in runs if not run.work.expert_parameters and run.role in (FIT, HELD_OUT)]
+    assert [run.role for run in dense] == [FIT, HELD_OUT] * 4 + [FIT]
+    sizes = [run.work.parameters for run in dense]
+    assert all(small < 1.01 * large for small, large in pairwise(sizes))
+
+
+@pytest.mark.slow
+def test_the_fit_finds_the_shares_on_disk() -> None:
+    runs, _ = published(load_catalogue())
+    assert asdict(planner_fit.fit([run for run in runs if run.role == FIT])) == pytest.approx(
+        asdict(fitted().rates), abs=0.002
+    )

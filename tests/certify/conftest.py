@@ -1,0 +1,16 @@
+"""A certification of the CPU in a moment: fewer steps, and no process of its own."""
+
+from __future__ import annotations
+
+import pytest
+
+from gossamer.certify import memory, speed, training
+
+
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "STEPS", 30)
+    monkeypatch.setattr(speed, "PRESETS", ("nano",))
+    monkeypatch.setattr(speed, "seconds_a_step", lambda *_: 0.5)
+    monkeypatch.setattr(memory, "measured_apart", lambda preset: {"estimate": 300 << 20, "peak": 310 << 20})
+    training.reference_curve.cache_clear()

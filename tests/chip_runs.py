@@ -1,0 +1,86 @@
+"""What tests have done on the test chip, in a process of its own: PyTorch does not part with a device."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+
+import chip
+from gossamer import device as devices
+from gossamer import ops
+from gossamer.infer.sample import sample_run
+from gossamer.model.causal_lm import CausalLM
+from gossamer.train.loop import train
+from gossamer.train.metrics import read_metrics
+from gossamer.train.recipe import Recipe
+from gossamer.train.step import Learner
+
+# Of a step repeated, the cost comes twice.
+BY_THE_CLOCK = {"elapsed", "tokens_per_second", "mfu", "memory", "seconds", "device_seconds", "flops"}
+# What the chip lacks, and the CPU has.
+AS_THE_CHIP = "fused_adamw=no,bf16=no"
+
+
+@contextmanager
+def through_pytorch() -> Iterator[None]:
+    """Every operation through PyTorch's own functions; attention, for which CPUs have a kernel, by its definition."""
+    alone = {name: operation.through_pytorch().name for name, operation in ops.OPERATIONS.items()}
+    flags = {"GOSSAMER_DEVICE_FLAGS": AS_THE_CHIP}
+    with ops.forced(**alone | {"attention": "reference"}), mock.patch.dict(os.environ, flags):
+        yield
+
+
+def trained(recipe: Recipe, out: Path, device: str, resume: bool = False) -> list[dict[str, Any]]:
+    """Train on a device, and return what was measured on the way, but for what a clock or the device says."""
+    chip.reset()
+    with through_pytorch():
+        train(replace(recipe, training=replace(recipe.training, device=device)), out, resume)
+    kept = ("train", "eval", "end", "experts", "sample")
+    events = [event for event in read_metrics(out) if event["event"] in kept]
+    return [{name: value for name, value in event.items() if name not in BY_THE_CLOCK} for event in events]
+
+
+def written(run: Path, device: str) -> str:
+    """What the model of a run writes on a device."""
+    with through_pytorch():
+        return "".join(sample_run(run, prompt="line 1", tokens=40, device=device))
+
+
+def census_of_a_step(recipe: Recipe) -> Counter[str]:
+    """The operators of one training step."""
+    from gossamer.data.packing import Batch
+
+    with through_pytorch():
+        learner = Learner(CausalLM(recipe.model).to(torch.device("testchip", 0)), recipe)
+        ids = torch.arange(2 * 64).remainder(recipe.model.vocab_size).view(2, 64)
+        batch = Batch(input_ids=ids, labels=ids, cu_seqlens=torch.tensor([0, 30, 64, 128]))
+        learner.step([batch], 1e-3)
+        chip.reset()
+        learner.step([batch], 1e-3)
+    return chip.census()
+
+
+def attempt(code: str, **faults: Any) -> str:
+    """What an expression about `device`, the chip, comes to: its value, or the error's type and message."""
+    chip.plug()
+    try:
+        for name, value in faults.items():
+            getattr(chip, name)(*value if isinstance(value, tuple) else (value,))
+        return str(eval(code, {"torch": torch, "chip": chip, "device": torch.device("testchip", 0)}))
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    finally:
+        chip.plug()
+
+
+def described() -> dict[str, Any]:
+    """What `gossamer doctor` says of the chip."""
+    return devices.describe(torch.device("testchip", 0))

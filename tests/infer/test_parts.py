@@ -1,0 +1,111 @@
+"""Parts of the engine by themselves: pages, the prefix cache, text with stop strings, the length of drafts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engines import tokenizer
+from gossamer.infer.draft_length import DraftLength
+from gossamer.infer.pages import Pages
+from gossamer.infer.prefix_cache import Entry, PrefixCache
+from gossamer.infer.text import TextOut
+from gossamer.model.pool import Snapshot
+
+
+def test_a_page_is_free_when_nobody_holds_it() -> None:
+    pages = Pages(4)
+    first = pages.take(3)
+    pages.share(first[:1])
+    pages.drop(first)
+    assert pages.free == 3
+    pages.drop(first[:1])
+    assert pages.free == 4
+    with pytest.raises(AssertionError, match="free already"):
+        pages.drop(first[:1])
+    with pytest.raises(AssertionError, match="5 pages wanted"):
+        pages.take(5)
+
+
+def entry(pages: Pages, length: int) -> Entry:
+    held = pages.take(1)
+    made = Entry(length, tuple(held), Snapshot((), (torch.zeros(25),)), length - 1, None)
+    return made
+
+
+def test_the_longest_beginning_is_found_and_the_least_used_given_up() -> None:
+    pages = Pages(8)
+    cache = PrefixCache(pages, capacity=3 * 100)
+    entries = {length: entry(pages, length) for length in (2, 4, 6)}
+    for length, one in entries.items():
+        cache.add(range(length), one)
+        pages.drop(one.pages)  # who computed it has gone; the cache holds on
+    assert cache.find(range(5)) is entries[4] and cache.find(range(7)) is entries[6]
+    assert cache.find(range(6)) is entries[4]  # not the whole text: a token is left to compute
+    assert cache.find([0, 1, 9, 9]) is entries[2] and cache.find([5, 5, 5]) is None and cache.find([0, 1]) is None
+    fourth = entry(pages, 3)
+    cache.add([7, 7, 7], fourth)
+    assert cache.find(range(7)) is entries[4]  # 6 was used longest ago
+    assert cache.nbytes == 300 and len(cache) == 3 and pages.free == 8 - 3
+
+
+def test_what_does_not_fit_is_not_kept() -> None:
+    pages = Pages(2)
+    cache = PrefixCache(pages, capacity=99)
+    cache.add([1, 2], entry(pages, 2))
+    assert len(cache) == 0 and not cache.evict()
+
+
+@given(st.lists(st.sampled_from("ABC"), max_size=14), st.lists(st.text("ABC", min_size=1, max_size=4), max_size=3))
+def test_text_ends_before_the_first_stop_string_and_nothing_shown_is_taken_back(
+    characters: list[str], stops: list[str]
+) -> None:
+    whole, out, shown = "".join(characters), TextOut(tokenizer(), stops), ""
+    for position, token in enumerate(tokenizer().encode(whole)):
+        shown += out.push(token)
+        soonest = [end for stop in stops for end in range(position + 2) if whole[:end].endswith(stop)]
+        assert out.stopped == bool(soonest)
+        if out.stopped:
+            end = position + 1
+            assert shown == whole[: min(whole[:end].find(stop) for stop in stops if stop in whole[:end])]
+            assert out.finish() == ""
+            return
+        assert whole.startswith(shown)
+    assert shown + out.finish() == whole
+
+
+def simulate(lengths: DraftLength, cost: dict[int, float], acceptance: float, steps: int, batch: int = 1) -> list[int]:
+    """Lengths chosen over time, where a step with so many drafts takes so long and each draft is right so often."""
+    chosen, generator = [], torch.Generator().manual_seed(0)
+    for _ in range(steps):
+        length = lengths.length(batch)
+        chosen.append(length)
+        accepted = 0
+        while accepted < length and float(torch.rand((), generator=generator)) < acceptance:
+            accepted += 1
+        lengths.judged(length, accepted)
+        lengths.took(batch, length, verify=cost[length], draft=0.0 if length else None)
+    return chosen
+
+
+def test_drafts_that_pay_are_made() -> None:
+    chosen = simulate(DraftLength("auto", 4), {n: 1 + 0.1 * n for n in range(5)}, acceptance=0.95, steps=400)
+    assert sum(length >= 3 for length in chosen[100:]) > 280
+
+
+@pytest.mark.parametrize(("acceptance", "price"), [(0.0, 0.05), (0.5, 0.8), (0.97, 1.5)])
+def test_drafts_that_do_not_pay_are_given_up(acceptance: float, price: float) -> None:
+    chosen = simulate(DraftLength("auto", 4), {n: 1 + price * n for n in range(5)}, acceptance, steps=3000)
+    assert sum(length > 0 for length in chosen) < 60
+
+
+def test_what_pays_alone_may_not_pay_in_a_batch() -> None:
+    lengths = DraftLength("auto", 3)
+    assert simulate(lengths, {n: 1 + 0.1 * n for n in range(4)}, 0.9, 200, batch=1)[-10:].count(0) == 0
+    assert simulate(lengths, {n: 1 + 2.0 * n for n in range(4)}, 0.9, 200, batch=16)[-10:].count(0) >= 9
+
+
+def test_a_fixed_length_stays() -> None:
+    assert set(simulate(DraftLength(2, 4), {2: 9.0}, 0.0, 50)) == {2}

@@ -1,0 +1,87 @@
+"""The trainer as it is, on a chip that nobody wrote a line for: every number is the CPU's, bit for bit."""
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+from safetensors.torch import load_file
+
+import chip_runs
+from gossamer.train.config import OptimizerConfig
+from gossamer.train.recipe import to_yaml
+
+
+@pytest.fixture
+def recipe(tiny_recipe):
+    """Short, and small: every operator on the chip is a call in Python."""
+    training = replace(tiny_recipe.training, steps=6, eval_every=3, sample_every=3, checkpoint_every=2)
+    model = replace(tiny_recipe.model, num_hidden_layers=2, full_attention_interval=2)
+    return replace(tiny_recipe, model=model, training=replace(training, keep_checkpoints=9))
+
+
+def assert_same_weights(one, other):
+    first, second = (load_file(run / "model" / "model.safetensors") for run in (one, other))
+    assert first.keys() == second.keys()
+    assert not [name for name in first if not first[name].equal(second[name])]
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_it_trains_evaluates_and_samples(recipe, tmp_path, on_chip, kind):
+    recipe = replace(recipe, optimizer=OptimizerConfig(kind=kind))
+    cpu, chip = tmp_path / "cpu", tmp_path / "chip"
+    expected = on_chip(chip_runs.trained, recipe, cpu, "cpu")
+    assert [event["event"] for event in expected].count("train") == 6
+    assert on_chip(chip_runs.trained, recipe, chip, "testchip") == expected
+    assert_same_weights(cpu, chip)
+    assert on_chip(chip_runs.written, chip, "testchip") == on_chip(chip_runs.written, cpu, "cpu")
+
+
+@pytest.mark.parametrize(("before", "after"), [("testchip", "testchip"), ("testchip", "cpu"), ("cpu", "testchip")])
+def test_it_goes_on_from_a_checkpoint_of_either_device(recipe, tmp_path, on_chip, before, after):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    expected = on_chip(chip_runs.trained, recipe, whole, "cpu")
+    on_chip(chip_runs.trained, recipe, cut, before)
+    for step in (4, 6):  # as if the run had been killed after step 3
+        shutil.rmtree(cut / "checkpoints" / f"step-{step:08d}")
+    assert on_chip(chip_runs.trained, recipe, cut, after, resume=True) == expected
+    assert_same_weights(whole, cut)
+
+
+def test_a_step_reads_two_numbers_of_the_device(recipe, on_chip):
+    """The gradient's norm, to cut it and to see whether it is finite. What it reads in one piece is not among them."""
+    census = on_chip(chip_runs.census_of_a_step, recipe)
+    assert 0 < census["aten._local_scalar_dense.default"] <= 2
+
+
+def command(recipe, out, tmp_path, **environment):
+    """`gossamer train` in a program that has the chip as a plug-in."""
+    file = tmp_path / "recipe.yaml"
+    file.write_text(to_yaml(replace(recipe, training=replace(recipe.training, device="auto"))))
+    given = os.environ | {"GOSSAMER_PLUGIN": "chip.plugin", "PYTHONPATH": os.pathsep.join(sys.path)} | environment
+    arguments = [sys.executable, "-m", "gossamer.cli", "train", "--recipe", str(file), "--out", str(out)]
+    return subprocess.run(arguments, env=given, capture_output=True, text=True, timeout=300)
+
+
+def test_from_the_command_line_a_plug_in_is_all_it_takes(recipe, tmp_path):
+    done = command(recipe, tmp_path / "run", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "in float32 on 1 x testchip (gossamer test chip)" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("environment", "line"),
+    [
+        ({"CHIP_LACK": "aten.bincount"}, "gossamer: 'testchip' has no operator aten::bincount; docs/new-chip.md says"),
+        ({"CHIP_CAPACITY": "3000000"}, "gossamer: out of memory; training needs less with a smaller"),
+        ({"GOSSAMER_PLUGIN": "chip.plugim"}, "gossamer: GOSSAMER_PLUGIN 'chip.plugim' cannot be imported: No module"),
+        ({"GOSSAMER_DEVICE_FLAGS": "fp46=no"}, "gossamer: GOSSAMER_DEVICE_FLAGS: no flag 'fp46'; did you mean 'fp64'?"),
+    ],
+)
+def test_what_goes_wrong_gives_one_line(recipe, tmp_path, environment, line):
+    done = command(recipe, tmp_path / "run", tmp_path, **environment)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.splitlines()[-1].startswith(line)
+    assert "Traceback" not in done.stderr
