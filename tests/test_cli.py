@@ -16,6 +16,9 @@ import gossamer
 from gossamer.cli import VERBS, main
 from gossamer.data.config import SetConfig
 from gossamer.errors import UserError
+from gossamer.infer.options import EngineOptions
+from gossamer.serve.build import EngineConfig
+from gossamer.serve.options import ServeOptions
 from gossamer.train.recipe import Recipe, field_types, load_recipe, recipe_from, recipe_names, to_yaml
 
 
@@ -69,7 +72,10 @@ def trained(calls: Calls) -> tuple[Recipe, Path, bool]:
 # Mistakes.
 
 MISTAKES = [
-    ("", "which verb? one of train, sample, eval, report, export, plan, doctor, certify (gossamer --help)"),
+    (
+        "",
+        "which verb? one of train, sample, eval, report, export, serve, chat, plan, doctor, certify (gossamer --help)",
+    ),
     ("trian", "unknown verb 'trian'; did you mean 'train'?"),
     ("--hepl", "unknown option '--hepl'; did you mean '--help'?"),
     ("frobnicate x", "unknown verb 'frobnicate'"),
@@ -97,6 +103,18 @@ MISTAKES = [
     ("eval runs/mine --json=3", "--json takes no value, got '3'"),
     ("eval runs/mine --data", "--data needs at least one value"),
     ("export runs/mine out --to gguf", "--to gguf: expected one of hf"),
+    ("serve runs/mien", "no run 'runs/mien'; did you mean 'runs/mine'?"),
+    ("serve runs/mine --host 0.0.0.0", "--host 0.0.0.0 lets other machines in: give --keys FILE"),
+    ("serve runs/mine --port 99999", "--port 99999: must be 0 to 65535"),
+    ("serve runs/mine --max_queue=-1", "--max_queue -1: must be >= 0"),
+    ("serve runs/mine --queue_timeout 0", "--queue_timeout 0.0: must be > 0"),
+    ("serve runs/mine --max_batch 0", "max_batch: 0 must be at least 1"),
+    ("serve runs/mine --keys nowhere", "--keys nowhere: No such file or directory; write a line with a key"),
+    ("serve runs/mine", "runs/mine: holds no config.json"),
+    ("chat runs/mine", "runs/mine: holds no config.json"),
+    ("chat runs/mine --temperature=-1", "--temperature -1.0: must be >= 0"),
+    ("chat runs/mine --top_p 0", "--top_p 0.0: must be above 0 and at most 1"),
+    ("chat runs/mine --max_tokens 0", "--max_tokens 0: must be >= 1"),
     ("doctor --jsn", "unknown option '--jsn'; did you mean '--json'?"),
     ("train --recipe dem", "no recipe 'dem'; did you mean 'demo'?"),
     ("train --recipe=", "no recipe ''"),
@@ -369,6 +387,24 @@ def test_export(run: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     assert main(line.replace("RUN", run).split()) == 0
     assert capsys.readouterr().out == "out\n"
     assert calls == [((Path(run), Path("out")), {})]
+
+
+def test_serve_hands_on_its_options(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = replace(monkeypatch, "gossamer.serve.server", "serve")
+    assert main(["serve", run, "--device", "cpu"]) == 0
+    line = "--port 0 --keys k --host :: --name n --cors http://a http://b --max_batch 2 --draft_length 0 --drain 1"
+    assert main(["serve", run, *line.split(), "--log_prompts"]) == 0
+    ((plain, _), (full, _)) = calls
+    assert plain == (Path(run), ServeOptions(name="mine"), EngineConfig("cpu"))
+    assert full[1] == ServeOptions("::", 0, Path("k"), "n", cors=("http://a", "http://b"), drain=1.0, log_prompts=True)
+    assert full[2] == EngineConfig("auto", EngineOptions(max_batch=2, draft_length=0))
+
+
+def test_chat_hands_on_its_options(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = replace(monkeypatch, "gossamer.serve.terminal", "chat")
+    assert main(["chat", run, "--system", "Be brief.", "--seed", "3", "--max_tokens", "9"]) == 0
+    sampling = {"temperature": None, "top_p": None, "seed": 3}
+    assert calls == [((Path(run), "Be brief.", 9, sampling, "auto"), {})]
 
 
 def test_a_budget_takes_the_recipe_that_it_chooses_from(training: Calls) -> None:

@@ -22,7 +22,15 @@ from gossamer.errors import UserError, nearest
 from gossamer.train.typed import convert, expected
 
 # What `--help` cannot tell from the type alone.
-_METAVARS = {"data": "PATH", "out": "DIR", "run": "RUN", "dir": "DIR", "report.out": "FILE", "plan.out": "FILE"}
+_METAVARS = {
+    "data": "PATH",
+    "out": "DIR",
+    "run": "RUN",
+    "dir": "DIR",
+    "report.out": "FILE",
+    "plan.out": "FILE",
+    "keys": "FILE",
+}
 
 
 def parse(verb: str, function: Callable[..., int | None], arguments: Sequence[str]) -> dict[str, Any]:

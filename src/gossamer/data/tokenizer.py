@@ -133,6 +133,24 @@ class Tokenizer:
         template = self._template_file if self._template_file is not None else self._config.get("chat_template")
         return template if isinstance(template, str) else None
 
+    @property
+    def eot(self) -> str:
+        """The token that delimits documents, as text."""
+        return self._eot
+
+    @property
+    def bos(self) -> str | None:
+        """The token that every text begins with, as text; None where none does, as with Qwen's tokenizers."""
+        token = self._config.get("bos_token")
+        token = token.get("content") if isinstance(token, dict) else token
+        return token if isinstance(token, str) and self._core.token_to_id(token) is not None else None
+
+    @functools.cached_property
+    def special_tokens(self) -> dict[str, int]:
+        """Ids of the tokens that ``encode`` makes with ``special`` alone and ``decode`` leaves out, by their text."""
+        added = self._core.get_added_tokens_decoder()
+        return {token.content: index for index, token in added.items() if token.special}
+
     @functools.cached_property
     def fingerprint(self) -> str:
         """Equal for tokenizers that give equal ids (32 hex digits)."""

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from gossamer.errors import UserError
-from gossamer.hub.names import CONFIG
+
+CONFIG = "config.json"
 
 
 def find_model(path: str | Path) -> Path:

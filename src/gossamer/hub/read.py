@@ -21,9 +21,8 @@ from torch.overrides import TorchFunctionMode
 from gossamer import device as devices
 from gossamer.errors import UserError
 from gossamer.hub.files import DTYPES, REMEDY, Stored, read_header, read_headers, read_rows
-from gossamer.hub.find import find_model, read_json
+from gossamer.hub.find import CONFIG, find_model, read_json
 from gossamer.hub.names import (
-    CONFIG,
     EMBEDDING,
     HEAD,
     MTP_PREFIX,

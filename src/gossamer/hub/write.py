@@ -25,8 +25,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from gossamer.errors import UserError
-from gossamer.hub.find import find_model, read_json
-from gossamer.hub.names import CONFIG, EMBEDDING, INDEX, SHARD_PATTERN, is_weight_file, released_tensors
+from gossamer.hub.find import CONFIG, find_model, read_json
+from gossamer.hub.names import EMBEDDING, INDEX, SHARD_PATTERN, is_weight_file, released_tensors
 from gossamer.hub.read import load
 from gossamer.model.causal_lm import CausalLM
 

@@ -25,8 +25,7 @@ from gossamer.cost.planner import (
 )
 from gossamer.cost.planner.search import MOST_CHIPS
 from gossamer.errors import UserError, nearest
-from gossamer.hub.find import find_model, read_json
-from gossamer.hub.names import CONFIG
+from gossamer.hub.find import CONFIG, find_model, read_json
 from gossamer.train.recipe import load_recipe, recipe_from, recipe_names
 
 

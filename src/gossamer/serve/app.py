@@ -1,0 +1,115 @@
+"""The application: routes, error shapes, the OpenAPI description, the page."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import FileResponse, Response
+from starlette.staticfiles import StaticFiles
+
+from gossamer import __version__
+from gossamer.serve.errors import ApiError, error_response, from_exception
+from gossamer.serve.guard import Guard, is_public
+from gossamer.serve.keys import ApiKeys
+from gossamer.serve.routes import chat, completions, health, models, responses
+from gossamer.serve.service import Service
+from gossamer.serve.stream import ClientGone
+
+__all__ = ["PAGE", "make_app"]
+
+PAGE = Path(__file__).parent / "page"
+"""The chat page's files: index.html answers at ``/``, the others lie below ``/page/``."""
+
+_PAGE_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; font-src 'self'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+
+def make_app(service: Service, keys: ApiKeys | None) -> FastAPI:
+    """The ASGI application of a service; its engine starts and stops with it."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        service.engine.start()
+        try:
+            yield
+        finally:
+            await service.engine.stop()
+
+    app = FastAPI(
+        title="gossamer",
+        version=__version__,
+        summary=f"An OpenAI-compatible API for the model {service.options.name}",
+        lifespan=lifespan,
+        docs_url=None,  # both load scripts from elsewhere
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.service = service
+    for family in (chat, completions, responses, models, health):
+        app.include_router(family.router)
+    for kind in (RequestValidationError, HTTPException, ApiError):
+        app.add_exception_handler(kind, _answer_error)
+    app.add_exception_handler(ClientGone, _gone)
+    app.add_exception_handler(Exception, _unforeseen)
+    app.add_middleware(Guard, options=service.options, keys=keys, metrics=service.metrics)
+    if service.options.cors:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=service.options.cors,
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type"],
+            expose_headers=["X-Request-Id", "Retry-After"],
+        )
+    if (PAGE / "index.html").is_file():
+        app.get("/", include_in_schema=False)(_page)
+        app.mount("/page", StaticFiles(directory=PAGE))
+    _describe(app, keys is not None)
+    return app
+
+
+async def _page() -> Response:
+    return FileResponse(PAGE / "index.html", headers={"Content-Security-Policy": _PAGE_POLICY})
+
+
+async def _answer_error(request: Request, error: Exception) -> Response:
+    return error_response(from_exception(error))
+
+
+async def _gone(request: Request, error: Exception) -> Response:
+    return Response(status_code=499)  # nobody reads it; the log and the metrics tell it by this number
+
+
+async def _unforeseen(request: Request, error: Exception) -> Response:
+    return error_response(ApiError(500, "the service failed at this request", "internal_error"))
+
+
+def _describe(app: FastAPI, with_keys: bool) -> None:
+    """The OpenAPI description, with our own status for what cannot be understood, and the key where one is needed."""
+    make = app.openapi
+
+    def describe() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            description = make()
+            for path, methods in description["paths"].items():
+                for operation in methods.values():
+                    operation["responses"].pop("422", None)
+                    if with_keys and not is_public(path):
+                        operation["security"] = [{"key": []}]
+            schemas = description["components"]["schemas"]
+            for unused in ("HTTPValidationError", "ValidationError"):
+                schemas.pop(unused, None)
+            if with_keys:
+                description["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+            app.openapi_schema = description
+        return app.openapi_schema
+
+    app.openapi = describe  # type: ignore[method-assign]

@@ -1,0 +1,128 @@
+"""What every request passes first and last: its number, who may come in, the body's deadline, the log, the metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from gossamer.serve.errors import ApiError, error_response
+from gossamer.serve.keys import ApiKeys
+from gossamer.serve.metrics import Metrics
+from gossamer.serve.options import ServeOptions, is_loopback
+from gossamer.serve.service import new_id
+from gossamer.serve.stream import LOG_KEY
+
+__all__ = ["Guard", "is_public"]
+
+TOO_LARGE = ApiError(413, "the body is too large; send less")
+log = logging.getLogger("gossamer.serve.requests")
+
+
+def is_public(path: str) -> bool:
+    """Whether a path needs no key: the page, which asks for one, and what tells whether the service is up."""
+    return path in ("/", "/health", "/ready") or path.startswith("/page/")
+
+
+class Guard:
+    """Middleware around the whole application.
+
+    Without keys, a service for this machine answers only requests that name it by a loopback address: a page on the
+    web whose name was made to point here (DNS rebinding) names another host.
+    """
+
+    def __init__(self, app: ASGIApp, options: ServeOptions, keys: ApiKeys | None, metrics: Metrics) -> None:
+        self._app = app
+        self._options = options
+        self._keys = keys
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        start, number, status = time.monotonic(), new_id("req_"), 499
+
+        async def send_marked(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-Id"] = number
+                headers["X-Content-Type-Options"] = "nosniff"
+            await send(message)
+
+        details = scope.setdefault(LOG_KEY, {})
+        try:
+            refusal = self._refusal(scope)
+            if refusal is not None:
+                await error_response(refusal)(scope, receive, send_marked)
+            else:
+                await self._app(scope, _bounded(receive, self._options), send_marked)
+        finally:
+            seconds = time.monotonic() - start
+            route = getattr(scope.get("route"), "path", "none")
+            self._metrics.http.labels(scope["method"] if route != "none" else "", route, status).inc()
+            self._metrics.http_seconds.labels(route).observe(seconds)
+            told = " ".join(f"{name}={_quiet(value)}" for name, value in details.items())
+            line = f"{number} {scope['method']} {_quiet(scope['path'])} {status} {seconds:.3f}s {told}"
+            log.info(line.rstrip())
+
+    def _refusal(self, scope: Scope) -> ApiError | None:
+        headers = Headers(scope=scope)
+        return self._stranger(scope, headers) or self._too_large(headers)
+
+    def _too_large(self, headers: Headers) -> ApiError | None:
+        length = headers.get("content-length", "0")
+        return TOO_LARGE if length.isdigit() and int(length) > self._options.max_body else None
+
+    def _stranger(self, scope: Scope, headers: Headers) -> ApiError | None:
+        if self._keys is None:
+            host = headers.get("host", "")
+            name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
+            if is_loopback(self._options.host) and not is_loopback(name):
+                return ApiError(400, f"the host {name!r} is not served here; use http://localhost", "unknown_host")
+            return None
+        if is_public(scope["path"]):
+            return None
+        scheme, _, key = headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not key.strip():
+            return ApiError(401, "give an API key: Authorization: Bearer KEY", "missing_api_key")
+        name_of_key = self._keys.name_of(key.strip())
+        if name_of_key is None:
+            return ApiError(401, "this API key is not known", "invalid_api_key")
+        scope[LOG_KEY]["key"] = name_of_key
+        return None
+
+
+def _bounded(receive: Receive, options: ServeOptions) -> Receive:
+    """``receive`` with a limit on the body's size and a deadline for its end."""
+    deadline = asyncio.get_running_loop().time() + options.body_timeout
+    complete, size = False, 0
+
+    async def receive_bounded() -> Message:
+        nonlocal complete, size
+        if complete:
+            return await receive()
+        try:
+            async with asyncio.timeout_at(deadline):
+                message = await receive()
+        except TimeoutError:
+            raise HTTPException(408, f"the body did not arrive within {options.body_timeout:g} seconds") from None
+        size += len(message.get("body", b""))
+        if size > options.max_body:
+            raise HTTPException(413)  # the framework lets this kind pass, and no other
+        complete = message["type"] != "http.request" or not message.get("more_body", False)
+        return message
+
+    return receive_bounded
+
+
+def _quiet(value: object) -> str:
+    """A value in one word of the log: nobody writes a line of his own into it."""
+    text = str(value)
+    return text if text.isprintable() and " " not in text else ascii(text)

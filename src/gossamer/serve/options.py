@@ -1,0 +1,75 @@
+"""What `gossamer serve` can be told, and the limits it keeps."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+from pathlib import Path
+
+from gossamer.errors import UserError
+
+__all__ = ["ServeOptions", "is_loopback"]
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """Attributes:
+    host: address to listen on; any but the machine's own asks for keys
+    port: TCP port; 0 takes a free one
+    keys: file of API keys, a line each
+    name: what the model is called in the API
+    cors: origins of web pages that may call the API; ``*`` for all
+    max_queue: requests that may wait beyond those that run
+    max_body: of a request (bytes)
+    max_tokens: that one choice may ask for (tokens)
+    max_choices: answers to one request, ``n`` times its prompts
+    queue_timeout: from a request's arrival to its first token (seconds)
+    request_timeout: from a request's arrival to its end (seconds)
+    body_timeout: for a request's body to arrive (seconds)
+    write_timeout: that a client may leave a piece of an answer unread (seconds)
+    ping: between comments that keep an idle stream open (seconds)
+    drain: for running requests to end after SIGTERM (seconds)
+    log_prompts: write prompts and answers to the request log
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    keys: Path | None = None
+    name: str = "gossamer"
+    cors: tuple[str, ...] = ()
+    max_queue: int = 128
+    max_body: int = 4 * 2**20
+    max_tokens: int = 32768
+    max_choices: int = 16
+    queue_timeout: float = 120.0
+    request_timeout: float = 1800.0
+    body_timeout: float = 30.0
+    write_timeout: float = 60.0
+    ping: float = 15.0
+    drain: float = 30.0
+    log_prompts: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise UserError(f"--port {self.port}: must be 0 to 65535")
+        for name, least in (("max_queue", 0), ("max_body", 1), ("max_tokens", 1), ("max_choices", 1)):
+            if getattr(self, name) < least:
+                raise UserError(f"--{name} {getattr(self, name)}: must be >= {least}")
+        for name in ("queue_timeout", "request_timeout", "body_timeout", "write_timeout", "ping"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"--{name} {getattr(self, name)}: must be > 0")
+        if self.drain < 0:
+            raise UserError(f"--drain {self.drain}: must be >= 0")
+        if not is_loopback(self.host) and self.keys is None:
+            raise UserError(
+                f"--host {self.host} lets other machines in: give --keys FILE, a line with an API key for each user; "
+                "or leave --host out"
+            )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches a service that listens on ``host``."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"

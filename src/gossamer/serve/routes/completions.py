@@ -1,0 +1,142 @@
+"""POST /v1/completions: text goes on as text."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from gossamer.infer.request import Delta, Usage
+from gossamer.infer.request import Request as EngineRequest
+from gossamer.serve.logprobs import completion_logprobs
+from gossamer.serve.routes.common import GENERATION_ERRORS, Served, collect, note, note_usage, now, stream_answer
+from gossamer.serve.run import Run
+from gossamer.serve.service import Service, new_id
+from gossamer.serve.stream import DONE, PING, EventStream, event
+from gossamer.serve.turn import usage_of
+from gossamer.serve.wire.completions import CompletionAnswer, CompletionChoice, CompletionRequest, CompletionsLogprobs
+
+router = APIRouter(tags=["completions"])
+
+DEFAULT_TOKENS = 16  # OpenAI's
+
+
+@dataclass
+class _Text:
+    """One choice, as far as it has come."""
+
+    prompt: str  # to be echoed
+    text: str = ""
+    logprobs: list[Any] = field(default_factory=list)
+    finish_reason: Literal["stop", "length"] | None = None
+    usage: Usage | None = None
+
+    def add(self, delta: Delta) -> str:
+        text = self.prompt + delta.text
+        self.prompt = ""
+        self.text += text
+        self.logprobs += delta.logprobs or ()
+        if delta.finish_reason is not None:
+            self.finish_reason = "length" if delta.finish_reason == "length" else "stop"
+            self.usage = delta.usage
+        return text
+
+
+@router.post(
+    "/v1/completions",
+    response_model=None,
+    responses=stream_answer(CompletionAnswer, "The texts") | GENERATION_ERRORS,
+    summary="Continue a text",
+)
+async def completions(body: CompletionRequest, request: Request, service: Served) -> Response:
+    """A text goes on, without any chat template; several prompts and several answers to each are numbered through."""
+    service.check_model(body.model)
+    given, count = _several(body.prompt), body.n or 1
+    service.engine.check(len(given) * count)
+    prompts = [await _prompt(service, prompt, bool(body.echo)) for prompt in given]
+    requests: list[EngineRequest] = []
+    texts: list[_Text] = []
+    for ids, echo in prompts:
+        requests += service.answers(body, ids, body.max_tokens or DEFAULT_TOKENS, count, body.logprobs)
+        texts += [_Text(echo) for _ in range(count)]
+    if body.user is not None:
+        note(request, user=body.user)
+    service.log_prompt(requests)
+    run = service.engine.admit(requests)
+    head: dict[str, Any] = {"id": new_id("cmpl-"), "created": now(), "model": service.options.name}
+    if body.stream:
+        events = _chunks(service, request, body, run, texts, count, head)
+        return await EventStream.begin(request, run, events, service.options.write_timeout)
+    await collect(request, run, lambda index, delta: texts[index].add(delta))
+    usage = _end(service, request, texts, count)
+    choices = [
+        CompletionChoice(
+            index=index,
+            text=text.text,
+            logprobs=_logprobs(service, text.logprobs, 0),
+            finish_reason=text.finish_reason,
+        )
+        for index, text in enumerate(texts)
+    ]
+    answer = CompletionAnswer(object="text_completion", choices=choices, usage=usage, **head)
+    return Response(answer.model_dump_json(exclude_unset=True), media_type="application/json")
+
+
+def _several(given: Any) -> list[Any]:
+    """The prompts: one text, one list of ids, or a list of either."""
+    return [given] if isinstance(given, str) or isinstance(given[0], int) else list(given)
+
+
+async def _prompt(service: Service, prompt: str | list[int], echo: bool) -> tuple[tuple[int, ...], str]:
+    """A prompt's tokens, and its text if it is to be echoed."""
+    if isinstance(prompt, str):
+        return await service.encode(prompt), prompt if echo else ""
+    service.check_ids("prompt", prompt)
+    return tuple(prompt), service.tokenizer.decode(prompt) if echo else ""
+
+
+def _end(service: Service, request: Request, texts: list[_Text], count: int) -> Any:
+    usage = usage_of([texts[first : first + count] for first in range(0, len(texts), count)])
+    note_usage(request, usage, [text.finish_reason for text in texts])
+    service.log_answers([text.text for text in texts])
+    return usage
+
+
+def _logprobs(service: Service, told: list[Any], offset: int) -> CompletionsLogprobs | None:
+    return completion_logprobs(service.tokenizer, told, offset) if told else None
+
+
+async def _chunks(
+    service: Service,
+    request: Request,
+    body: CompletionRequest,
+    run: Run,
+    texts: list[_Text],
+    count: int,
+    head: dict[str, Any],
+) -> AsyncGenerator[bytes, None]:
+    with_usage = bool(body.stream_options and body.stream_options.include_usage)
+
+    def chunk(choices: list[CompletionChoice], **more: Any) -> bytes:
+        if with_usage:
+            more.setdefault("usage", None)
+        return event(CompletionAnswer(object="text_completion", choices=choices, **head, **more))
+
+    async for item in run.deltas(service.options.ping):
+        if item is None:
+            yield PING
+            continue
+        index, delta = item
+        offset = len(texts[index].text)
+        text = texts[index].add(delta)
+        if text or delta.logprobs or texts[index].finish_reason:
+            logprobs = _logprobs(service, list(delta.logprobs or ()), offset)
+            reason = texts[index].finish_reason
+            yield chunk([CompletionChoice(index=index, text=text, logprobs=logprobs, finish_reason=reason)])
+    usage = _end(service, request, texts, count)
+    if with_usage:
+        yield chunk([], usage=usage)
+    yield DONE

@@ -1,0 +1,117 @@
+"""From a folder to a running service: sockets, signals, logs, the drain."""
+
+from __future__ import annotations
+
+import logging
+import math
+import socket
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from types import FrameType
+
+import uvicorn
+
+from gossamer import hub
+from gossamer.data.tokenizer import Tokenizer
+from gossamer.errors import UserError
+from gossamer.serve.app import make_app
+from gossamer.serve.build import EngineConfig, build_engine
+from gossamer.serve.engine import EngineProcess
+from gossamer.serve.keys import ApiKeys
+from gossamer.serve.metrics import Metrics
+from gossamer.serve.options import ServeOptions
+from gossamer.serve.service import Service, generation_config
+from gossamer.serve.template import ChatTemplate
+from gossamer.serve.worker import Build
+
+__all__ = ["Server", "make_service", "serve"]
+
+log = logging.getLogger("gossamer.serve")
+MAX_HEADERS = 32 * 1024
+
+
+def serve(run: Path, options: ServeOptions, config: EngineConfig) -> None:
+    """Serve the model of a run or a Hugging Face directory until SIGTERM or Ctrl-C.
+
+    Raises:
+        UserError: there is no such model, the address is taken, the keys file is wrong, the model cannot be loaded.
+    """
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO, stream=sys.stderr)
+    keys = None if options.keys is None else ApiKeys(options.keys)
+    folder = hub.find_model(run)
+    listener = _listen(options)
+    service = make_service(folder, options, partial(build_engine, folder, config))
+    server = Server(service, keys)
+    host, port = listener.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    log.info("%s is served at http://%s:%d as %r", folder, shown, port, options.name)
+    server.run(sockets=[listener])
+    if service.engine.failure is not None:
+        raise UserError(service.engine.failure)
+
+
+def make_service(folder: Path, options: ServeOptions, build: Build) -> Service:
+    """Everything but the sockets; the engine is not started yet."""
+    metrics = Metrics()
+    tokenizer = Tokenizer.load(folder)
+    defaults, ends = generation_config(folder)
+    return Service(
+        options=options,
+        tokenizer=tokenizer,
+        template=ChatTemplate(tokenizer),
+        engine=EngineProcess(build, options, metrics),
+        metrics=metrics,
+        folder=folder,
+        created=int(time.time()),
+        defaults=defaults,
+        ends=ends,
+    )
+
+
+class Server(uvicorn.Server):
+    """uvicorn, which stops taking connections at SIGTERM and lets running requests end; /ready says so at once.
+
+    A second Ctrl-C ends without waiting. Requests that run longer than the drain get an error of their own.
+    """
+
+    def __init__(self, service: Service, keys: ApiKeys | None) -> None:
+        self._engine = service.engine
+        config = uvicorn.Config(
+            make_app(service, keys),
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            lifespan="on",
+            ws="none",
+            http="h11",
+            h11_max_incomplete_event_size=MAX_HEADERS,
+            timeout_graceful_shutdown=math.ceil(service.options.drain) + 2,
+        )
+        super().__init__(config)
+        logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+        self._drain = service.options.drain
+        self._engine.on_failure = self._stop
+
+    def _stop(self) -> None:
+        self.should_exit = True
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal drains; uvicorn's own loop sees the rest to its end."""
+        if not self.should_exit:
+            log.info("draining: %d requests, %g seconds at most", self._engine.active, self._drain)
+            self._engine.drain(self._drain)
+        super().handle_exit(sig, frame)
+        self._captured_signals.clear()  # else it is raised again after the drain: to end when told to is no failure
+
+
+def _listen(options: ServeOptions) -> socket.socket:
+    try:
+        family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+        return socket.create_server((options.host.strip("[]"), options.port), family=family, backlog=1024)
+    except OSError as error:
+        raise UserError(
+            f"--host {options.host} --port {options.port}: {error.strerror or error}; choose another --port"
+        ) from error

@@ -1,0 +1,146 @@
+"""What every family of endpoints shares: strictness, sampling fields, formats, usage."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = [
+    "Answer",
+    "AnyFormat",
+    "CompletionTokensDetails",
+    "ErrorAnswer",
+    "GrammarFormat",
+    "JsonObjectFormat",
+    "JsonSchema",
+    "JsonSchemaFormat",
+    "Logprob",
+    "PromptTokensDetails",
+    "RegexFormat",
+    "Sampling",
+    "StreamOptions",
+    "TextFormat",
+    "TokenId",
+    "Usage",
+    "Wire",
+]
+
+JsonSchema = dict[str, Any]
+TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
+TokenKey = Annotated[str, Field(pattern=r"^[0-9]{1,10}$")]
+StopText = Annotated[str, Field(min_length=1, max_length=1000)]
+
+
+class Wire(BaseModel):
+    """What a client sends: no field beyond these, no value of another type."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class Answer(BaseModel):
+    """What a client gets; fields that were not set are left out."""
+
+    model_config = ConfigDict(protected_namespaces=())
+
+
+class Sampling(Wire):
+    """How the next token is chosen; OpenAI's fields, and those that vLLM and SGLang add.
+
+    What is left out follows the checkpoint's generation_config.json, else OpenAI's defaults.
+    """
+
+    temperature: float | None = Field(None, ge=0, le=100, description="0 takes the likeliest token")
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=0, le=2**31 - 1, description="0: all tokens")
+    min_p: float | None = Field(None, ge=0, le=1, description="of the likeliest token's probability")
+    repetition_penalty: float | None = Field(None, gt=0, le=100)
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    logit_bias: Annotated[dict[TokenKey, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=1024)] | None = (
+        Field(None, description="added to the logits of token ids, which are the keys")
+    )
+    seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
+    stop: StopText | Annotated[list[StopText], Field(max_length=16)] | None = Field(
+        None, description="texts that end the answer, not part of it"
+    )
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=64)] | None = None
+    ignore_eos: bool | None = Field(None, description="go on to max_tokens")
+
+
+class StreamOptions(Wire):
+    include_usage: bool | None = Field(None, description="a last chunk with usage and no choices")
+
+
+class TextFormat(Wire):
+    type: Literal["text"]
+
+
+class JsonObjectFormat(Wire):
+    type: Literal["json_object"]
+
+
+class SchemaOfFormat(Wire):
+    name: str = Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")
+    description: str | None = None
+    json_schema: JsonSchema = Field(alias="schema")
+    strict: bool | None = Field(None, description="the schema is kept to, strict or not")
+
+
+class JsonSchemaFormat(Wire):
+    type: Literal["json_schema"]
+    json_schema: SchemaOfFormat
+
+
+class RegexFormat(Wire):
+    """Beyond OpenAI's: the whole answer matches a regular expression."""
+
+    type: Literal["regex"]
+    pattern: str = Field(min_length=1)
+
+
+class GrammarFormat(Wire):
+    """Beyond OpenAI's: the answer follows a grammar in llguidance's variant of Lark."""
+
+    type: Literal["grammar"]
+    grammar: str = Field(min_length=1)
+
+
+AnyFormat = Annotated[
+    TextFormat | JsonObjectFormat | JsonSchemaFormat | RegexFormat | GrammarFormat, Field(discriminator="type")
+]
+
+
+class PromptTokensDetails(Answer):
+    cached_tokens: int = Field(description="of the prompt, not computed again")
+
+
+class CompletionTokensDetails(Answer):
+    reasoning_tokens: int
+
+
+class Usage(Answer):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails | None = None
+
+
+class Logprob(Answer):
+    """A token and its natural logarithm of probability."""
+
+    token: str
+    logprob: float
+    bytes: list[int] | None
+
+
+class ErrorDetail(Answer):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorAnswer(Answer):
+    error: ErrorDetail

@@ -1,0 +1,47 @@
+"""What all tests of a session share: a service around the engine's double, a network that was never trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import engine_double
+from gossamer import hub
+from gossamer.data.tokenizer import Tokenizer
+from gossamer.model.causal_lm import CausalLM
+from gossamer.model.config import ModelConfig
+from live_service import Live, live
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return engine_double.write_tokenizer(tmp_path_factory.mktemp("json"))
+
+
+@pytest.fixture(scope="session")
+def server(folder: Path) -> Iterator[Live]:
+    with live(folder) as service:
+        yield service
+
+
+@pytest.fixture(scope="session")
+def network() -> CausalLM:
+    torch.manual_seed(3)
+    config = ModelConfig(
+        vocab_size=260, hidden_size=32, num_hidden_layers=4, num_attention_heads=2, num_key_value_heads=1, head_dim=16,
+        linear_num_key_heads=1, linear_num_value_heads=2, linear_key_head_dim=8, linear_value_head_dim=8,
+        num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, shared_expert_intermediate_size=16,
+        initializer_range=0.2, max_position_embeddings=2048, num_nextn_predict_layers=1,
+    )  # fmt: skip
+    return CausalLM(config).eval()
+
+
+@pytest.fixture(scope="session")
+def tiny(network: CausalLM, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tokenizer = Tokenizer.load(engine_double.write_tokenizer(tmp_path_factory.mktemp("tokenizer")))
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    hub.save(network, folder, tokenizer)
+    return folder

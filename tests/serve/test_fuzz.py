@@ -1,0 +1,61 @@
+"""schemathesis over the OpenAPI description: no 5xx, no status that is not described, no answer of another shape."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from schemathesis import GenerationMode
+from schemathesis.specs.openapi.checks import positive_data_acceptance
+
+from live_service import Live, live
+
+KEY = "a-key-that-only-the-fuzzer-knows"
+# A body may be right by its description and still ask for too many tokens, another model or a tool that is not there.
+EXCLUDED = [positive_data_acceptance]
+answers: Counter[str] = Counter()
+
+
+@pytest.fixture(scope="module")
+def fuzzed(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    keys = tmp_path_factory.mktemp("keys") / "keys"
+    keys.write_text(KEY)
+    keys.chmod(0o600)
+    with live(folder, build={"max_model_len": 400}, keys=keys, max_tokens=200) as service:
+        yield service
+        print("\nanswers by operation and status:", *sorted(answers.items()), sep="\n  ")
+
+
+def fuzz(service: Live, examples: int, mode: GenerationMode) -> None:
+    """Send ``examples`` requests to every operation, made after its description (POSITIVE) or against it."""
+    headers = {"Authorization": f"Bearer {KEY}"}
+    description = schemathesis.openapi.from_url(f"{service.url}/openapi.json", headers=headers)
+
+    def check(case: schemathesis.Case) -> None:
+        if isinstance(case.body, dict) and len(str(case.body)) % 2:
+            case.body.pop("model", None)  # a made-up name would end every request at its door
+        answer = case.call_and_validate(headers=headers, excluded_checks=EXCLUDED)
+        answers[f"{case.method} {case.operation.path} {answer.status_code}"] += 1
+        assert service.service.engine.state == "ready"
+
+    for result in description.get_all_operations():
+        operation = result.ok()
+        if mode is GenerationMode.NEGATIVE and not (operation.body or operation.path_parameters):
+            continue  # nothing that could be wrong
+        few = settings(max_examples=examples, suppress_health_check=list(HealthCheck), phases=[Phase.generate])
+        few(given(operation.as_strategy(generation_mode=mode))(check))()
+
+
+@pytest.mark.parametrize("mode", list(GenerationMode))
+def test_a_little(fuzzed: Live, mode: GenerationMode) -> None:
+    fuzz(fuzzed, 20, mode)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", list(GenerationMode))
+def test_a_lot(fuzzed: Live, mode: GenerationMode) -> None:
+    fuzz(fuzzed, 300, mode)
