@@ -88,6 +88,7 @@ RULES = {
             ("train/meter.py", 2, "rates and joules, on the host"),
             ("train/length.py", 2, "seconds, on the host"),
             ("train/throughput.py", 1, "seconds, on the host"),
+            ("infer/sampler.py", 1, "running sums of probabilities, on the host"),
             ("ops/orthogonalize/batched.py", 1, "for matrices that are in float64 already"),
         ),
     ),

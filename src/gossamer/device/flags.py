@@ -85,7 +85,7 @@ def _has_bfloat16(device: torch.device) -> bool:
     if device.type == "cpu":
         checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
         return any(getattr(torch.cpu, check)() for check in checks if hasattr(torch.cpu, check))
-    module = torch.get_device_module(device)
+    module = getattr(torch, device.type, None)  # `meta`, for shapes alone, has none
     if (supported := getattr(module, "is_bf16_supported", None)) is not None:
         return bool(supported())
     # PyTorch asks plug-ins for this list before it lets autocast use them.

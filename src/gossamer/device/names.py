@@ -25,7 +25,7 @@ def product_name(device: torch.device) -> str:
     """A device's name as its maker gives it; empty where a plug-in does not say."""
     if device.type == "cpu":
         return cpu_name()
-    module = torch.get_device_module(device)
+    module = getattr(torch, device.type, None)  # `meta`, for shapes alone, has none
     if not hasattr(module, "get_device_properties"):
         return ""
     return str(getattr(module.get_device_properties(device), "name", ""))
