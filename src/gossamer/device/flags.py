@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from gossamer.device.backends import backend_of
-from gossamer.device.names import product_name
+from gossamer.device.names import module_of, product_name
 from gossamer.errors import UserError, nearest
 
 VARIABLE = "GOSSAMER_DEVICE_FLAGS"
@@ -85,7 +85,7 @@ def _has_bfloat16(device: torch.device) -> bool:
     if device.type == "cpu":
         checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
         return any(getattr(torch.cpu, check)() for check in checks if hasattr(torch.cpu, check))
-    module = getattr(torch, device.type, None)  # `meta`, for shapes alone, has none
+    module = module_of(device)
     if (supported := getattr(module, "is_bf16_supported", None)) is not None:
         return bool(supported())
     # PyTorch asks plug-ins for this list before it lets autocast use them.

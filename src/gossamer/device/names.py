@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from typing import Any
 
 import torch
 
@@ -21,11 +22,19 @@ def cpu_name() -> str:
         return platform.processor() or platform.machine()
 
 
+def module_of(device: torch.device) -> Any:
+    """PyTorch's module of the device, as `torch.npu`; None where there is none: of `meta`, which is for shapes alone."""
+    try:
+        return torch.get_device_module(device)
+    except RuntimeError:
+        return None
+
+
 def product_name(device: torch.device) -> str:
     """A device's name as its maker gives it; empty where a plug-in does not say."""
     if device.type == "cpu":
         return cpu_name()
-    module = getattr(torch, device.type, None)  # `meta`, for shapes alone, has none
+    module = module_of(device)
     if not hasattr(module, "get_device_properties"):
         return ""
     return str(getattr(module.get_device_properties(device), "name", ""))
