@@ -23,7 +23,7 @@ def cpu_name() -> str:
 
 
 def module_of(device: torch.device) -> Any:
-    """PyTorch's module of the device, as `torch.npu`; None where there is none: of `meta`, which is for shapes alone."""
+    """PyTorch's module of the device, as `torch.npu`; None where there is none, as of `meta`, for shapes alone."""
     try:
         return torch.get_device_module(device)
     except RuntimeError:
