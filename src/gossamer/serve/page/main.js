@@ -214,11 +214,12 @@ async function start() {
     if (chat.conversations.has(id)) chat.open(id);
   });
   store.failed = () => notice("The browser did not keep this conversation: its storage is full or closed. Export what matters.");
+  const wanted = location.hash.slice(1);
+  chat.begin("chat"); // something to type into and to press keys at while the browser opens its storage
   const kept = await store.open(changedElsewhere);
   for (const conversation of kept) chat.conversations.set(conversation.id, conversation);
-  const wanted = location.hash.slice(1);
   if (chat.conversations.has(wanted)) chat.open(wanted);
-  else chat.begin("chat");
+  else draw();
   document.documentElement.dataset.ready = "";
   composer.focus();
   await connect();
