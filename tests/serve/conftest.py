@@ -1,13 +1,15 @@
-"""What all tests of a session share: a service around the engine's double, a network that was never trained."""
+"""What all tests of a session share: a service around the engine's double, an untrained network, a browser."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+import browser as browsers
 import engine_double
 from gossamer import hub
 from gossamer.data.tokenizer import Tokenizer
@@ -45,3 +47,47 @@ def tiny(network: CausalLM, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model") / "tiny"
     hub.save(network, folder, tokenizer)
     return folder
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Any]:
+    if reason := browsers.obstacle():
+        pytest.skip(reason)
+    from playwright.sync_api import expect
+
+    expect.set_options(timeout=browsers.PATIENCE)
+    with browsers.chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+def visit(chromium: Any) -> Iterator[Callable[..., Any]]:
+    """Opens the page of a service, as somebody new; whatever a script complains of fails the test."""
+    contexts, complaints = [], []
+
+    def opened(service: Live, **device: Any) -> Any:
+        context = chromium.new_context(**(device or browsers.DESKTOP))
+        context.set_default_timeout(browsers.PATIENCE)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+        page.goto(service.url)
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    # The browser itself tells of every answer that is not 200: those that the tests ask for.
+    assert [text for text in complaints if "Failed to load resource" not in text] == []
+
+
+@pytest.fixture(scope="module")
+def page_once(chromium: Any, server: Live) -> Iterator[Any]:
+    """One page for the tests that leave no trace in it."""
+    context = chromium.new_context()
+    page = context.new_page()
+    page.goto(server.url)
+    page.locator("#model:text('gossamer')").wait_for()
+    yield page
+    context.close()

@@ -1,0 +1,147 @@
+// What can be done with conversations: ask, stop, ask again, branch, continue a text. Knows data and the API, no
+// elements; `view` is told what to draw.
+
+import { add, asked, choose, newConversation, path, titleOf } from "./conversation.js";
+import { Generation } from "./generation.js";
+import { requestFields } from "./settings.js";
+
+export class Chat {
+  // `view`: draw(), grew(running), ended(running), askKey() → whether there is a new key.
+  constructor(api, store, settings, view) {
+    Object.assign(this, { api, store, settings, view });
+    this.conversations = new Map();
+    this.running = new Map(); // generations by their conversation's id
+    this.model = null;
+    this.current = null;
+  }
+
+  // Begin a conversation; it is kept once something was sent.
+  begin(mode) {
+    this.current = newConversation(mode, mode === "chat" ? this.settings.system : "");
+    this.view.draw();
+  }
+
+  open(id) {
+    this.current = this.conversations.get(id);
+    this.view.draw();
+  }
+
+  get busy() {
+    return this.running.get(this.current.id) ?? null;
+  }
+
+  get defaultMode() {
+    return this.model?.chat_template === "default" ? "text" : "chat";
+  }
+
+  keep(conversation) {
+    conversation.updated = Date.now();
+    this.conversations.set(conversation.id, conversation);
+    return this.store.save(conversation);
+  }
+
+  send(text) {
+    const parent = path(this.current).at(-1) ?? null;
+    return this.answer(this.current, add(this.current, parent, "user", text));
+  }
+
+  edit(number, text) {
+    if (this.busy) return;
+    const { parent } = this.current.messages[number];
+    this.answer(this.current, add(this.current, parent, "user", text));
+  }
+
+  again(number) {
+    if (this.busy) return;
+    this.answer(this.current, this.current.messages[number].parent);
+  }
+
+  choose(number) {
+    if (this.busy) return;
+    choose(this.current, number);
+    this.store.save(this.current);
+    this.view.draw();
+  }
+
+  stop() {
+    this.busy?.generation.stop();
+  }
+
+  async rename(title) {
+    this.current.title = title;
+    await this.store.save(this.current);
+    this.view.draw();
+  }
+
+  async remove() {
+    const { id } = this.current;
+    this.stop();
+    this.conversations.delete(id);
+    await this.store.remove(id);
+    this.begin(this.defaultMode);
+  }
+
+  async import(conversations) {
+    for (const conversation of conversations) {
+      this.conversations.set(conversation.id, conversation);
+      await this.store.save(conversation);
+    }
+    if (conversations.length) this.open(conversations[0].id);
+  }
+
+  // Answer message `parent` of a conversation.
+  async answer(conversation, parent) {
+    const number = add(conversation, parent, "assistant", "");
+    const message = conversation.messages[number];
+    const body = { messages: asked(conversation, parent), ...requestFields(this.settings, "chat") };
+    const take = (kind, text) => {
+      message[kind] += text;
+    };
+    const result = await this.generate(conversation, number, "chat/completions", body, take);
+    Object.assign(message, { end: result.end, problem: result.problem?.message ?? null, usage: result.usage,
+      seconds: result.seconds });
+    await this.finish(conversation, result);
+  }
+
+  // Let the model continue the text of a conversation of that mode.
+  async continueText() {
+    const conversation = this.current;
+    conversation.before = conversation.text;
+    const body = { prompt: conversation.text, ...requestFields(this.settings, "text") };
+    const take = (_, text) => {
+      conversation.text += text;
+    };
+    const result = await this.generate(conversation, null, "completions", body, take);
+    conversation.last = { ...result, problem: result.problem?.message ?? null };
+    await this.finish(conversation, result);
+  }
+
+  async generate(conversation, number, path, body, take) {
+    const running = { conversation, number, generation: null, over: false };
+    this.keep(conversation);
+    for (;;) {
+      running.generation = new Generation(this.api, path, body, (kind, text) => {
+        take(kind, text);
+        this.store.saveSoon(conversation);
+        this.view.grew(running);
+      });
+      this.running.set(conversation.id, running);
+      this.view.draw();
+      const result = await running.generation.run();
+      if (result.problem?.status === 401 && (await this.view.askKey())) continue;
+      running.over = true;
+      this.running.delete(conversation.id);
+      return result;
+    }
+  }
+
+  async finish(conversation, result) {
+    if (this.conversations.has(conversation.id)) await this.keep(conversation); // else it was removed meanwhile
+    this.view.draw();
+    this.view.ended(conversation, result);
+  }
+
+  get title() {
+    return titleOf(this.current);
+  }
+}
