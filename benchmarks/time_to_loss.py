@@ -7,7 +7,7 @@
 A race is a text with a budget for gossamer and longer ones for its rivals: nanoGPT's recipe for a CPU, a dense Qwen3
 of transformers' with as many parameters as gossamer's network uses on a token and one with as many as it has in all,
 and gossamer's own dense trunk. Each is in a process of its own and they take turns, every one for a tenth of its
-schedule; each one's clock runs only while it trains. Schedules are complete at the end of the budget, so that only ends
+schedule (--parts); each one's clock runs only while it trains. Schedules are complete at the end of the budget, so that only ends
 are compared: the time that a rival was given over the time in which gossamer came to the same loss or a lower one.
 
 Of gossamer there are several seeds and their mean counts. The rivals' learning rates were found by --sweep, which tries
@@ -108,8 +108,8 @@ def rates_of(race: str) -> dict[str, float]:
     return found.get(race, {})
 
 
-def run(name: str, rivals: Iterable[str], file: Path, texts: Path, seeds: int) -> dict[str, Any]:
-    """A race's record: for each contestant its progress, evaluated ten times."""
+def run(name: str, rivals: Iterable[str], file: Path, texts: Path, seeds: int, parts: int) -> dict[str, Any]:
+    """A race's record: for each contestant its progress, evaluated `parts` times."""
     race, rates = RACES[name], rates_of(name)
     recipes = [recipe_for(race, file, texts, seed) for seed in range(seeds)]
     runners = [
@@ -124,12 +124,12 @@ def run(name: str, rivals: Iterable[str], file: Path, texts: Path, seeds: int) -
             dense = rival(one, recipes[0], rates[one] if one in (ACTIVE, TOTAL) else 0.0)
             runners.append((Runner(one, Peer, dense, recipes[0], 0, seconds), seconds or 120.0))
     found = machine()
-    take_turns(runners)
+    take_turns(runners, parts)
     results = {runner.name: [asdict(progress) for progress in runner.progress] for runner, _ in runners}
     return {"race": name, "machine": found, "learning_rates": rates, "results": results}
 
 
-def take_turns(runners: list[tuple[Runner, float]], parts: int = 10) -> None:
+def take_turns(runners: list[tuple[Runner, float]], parts: int) -> None:
     """Everyone trains for a part of its schedule and is measured, then the next, until all are done."""
     part, racing = 0, list(runners)
     while racing:
@@ -274,6 +274,7 @@ def main() -> None:
     parser.add_argument("--texts", type=Path, default=ROOT.parent / "shared/data", help="folder of the texts")
     parser.add_argument("--recipe", type=Path, help="gossamer's recipe (default: the newest record's)")
     parser.add_argument("--seeds", type=int, default=3, help="of gossamer")
+    parser.add_argument("--parts", type=int, default=10, help="of a schedule, after each of which all are measured")
     parser.add_argument("--quick", action="store_true", help="characters alone, with two rivals: under ten minutes")
     parser.add_argument("--sweep", action="store_true", help="find the rivals' learning rates, and race not")
     parser.add_argument("--json", type=Path, help="write the records to this file")
@@ -293,7 +294,7 @@ def main() -> None:
     records = []
     for name in races:
         rivals = QUICK[name] if arguments.quick else wanted[name]
-        records.append(run(name, rivals, file, arguments.texts, arguments.seeds))
+        records.append(run(name, rivals, file, arguments.texts, arguments.seeds, arguments.parts))
         print(report(records[-1]), flush=True)
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
