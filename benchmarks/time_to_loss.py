@@ -7,8 +7,9 @@
 A race is a text with a budget for gossamer and longer ones for its rivals: nanoGPT's recipe for a CPU, a dense Qwen3
 of transformers' with as many parameters as gossamer's network uses on a token and one with as many as it has in all,
 and gossamer's own dense trunk. Each is in a process of its own and they take turns, every one for a tenth of its
-schedule (--parts); each one's clock runs only while it trains. Schedules are complete at the end of the budget, so that only ends
-are compared: the time that a rival was given over the time in which gossamer came to the same loss or a lower one.
+schedule (--parts); each one's clock runs only while it trains. Schedules are complete at the end of the budget, so that
+only ends are compared: the time that a rival was given over the time in which gossamer came to the same loss or a lower
+one.
 
 Of gossamer there are several seeds and their mean counts. The rivals' learning rates were found by --sweep, which tries
 each on a shorter schedule and keeps the best in learning_rates.json.
