@@ -50,7 +50,7 @@ VARIANTS = {
     "softmax attention in every layer": Variant({"model.full_attention_interval": 1}),
     "linear attention in every layer": Variant({"model.full_attention_interval": 1000}),
     "no experts": Variant({}, dense=True),
-    "a quarter of the experts": Variant({"model.num_experts": 4}),
+    "half of the experts": Variant({"model.num_experts": 4}),
     "with multi-token prediction": Variant({"model.num_nextn_predict_layers": 1, "training.mtp_steps": 1}),
     "AdamW instead of Muon": Variant({"optimizer.kind": "adamw"}),
     "cosine instead of warm-up–stable–decay": Variant({"schedule.kind": "cosine"}),
