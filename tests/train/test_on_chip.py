@@ -56,7 +56,12 @@ def command(recipe, out, tmp_path, **environment):
     file.write_text(to_yaml(replace(recipe, training=replace(recipe.training, device="auto"))))
     given = os.environ | {"GOSSAMER_PLUGIN": "chip.plugin", "PYTHONPATH": os.pathsep.join(sys.path)} | environment
     arguments = [sys.executable, "-m", "gossamer.cli", "train", "--recipe", str(file), "--out", str(out)]
-    return subprocess.run(arguments, env=given, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(arguments, env=given, capture_output=True, text=True, timeout=300)
+    if "terminate called without an active exception" in done.stderr:
+        # A thread of PyTorch's own that serves a device in Python may, rarely, end in the middle of the program's exit.
+        shutil.rmtree(out, ignore_errors=True)
+        done = subprocess.run(arguments, env=given, capture_output=True, text=True, timeout=300)
+    return done
 
 
 def test_from_the_command_line_a_plug_in_is_all_it_takes(recipe, tmp_path):
