@@ -4,7 +4,7 @@ import pytest
 
 from gossamer.model.causal_lm import CausalLM
 from gossamer.train.config import OptimizerConfig
-from gossamer.train.optimizer import build_optimizers, is_decayed
+from gossamer.train.optimizer import build_optimizers, is_decayed, set_learning_rate
 
 
 def test_decay_reaches_matrices_and_the_query_and_key_norms(tiny_config):
@@ -54,3 +54,19 @@ def test_muon_leaves_embeddings_head_router_convolution_and_vectors_to_adamw(tin
     taken = {names[id(parameter)] for group in muon.param_groups for parameter in group["params"]}
     assert "model.layers.0.linear_attn.in_proj_qkvz.weight" in taken
     assert "mtp.fc.weight" in taken
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_the_input_embedding_alone_steps_by_its_own_multiple(tiny_config, kind):
+    model = CausalLM(tiny_config)
+    optimizers = build_optimizers(model, OptimizerConfig(kind, embedding_lr_factor=4))
+    set_learning_rate(optimizers, 0.5)
+    rates = {
+        name: group["lr"]
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+        for name, parameter in model.named_parameters()
+        if any(parameter is one for one in group["params"])
+    }
+    assert rates.pop("model.embed_tokens.weight") == 2.0
+    assert set(rates.values()) == {0.5}

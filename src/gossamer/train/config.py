@@ -22,6 +22,8 @@ class OptimizerConfig:
     Attributes:
         kind: muon (AdamW for what is no matrix) or adamw
         learning_rate: peak step size, for both kinds alike, reached after the warm-up (per optimizer step)
+        embedding_lr_factor: the input embedding's step size, as a multiple of the others': of a large vocabulary few
+            tokens are in a batch, so each row is seldom stepped
         momentum: decay of Muon's running mean (per optimizer step)
         betas: decay of AdamW's running mean and of its running square (per optimizer step)
         eps: added to the root of the running square (same unit as a gradient)
@@ -31,6 +33,7 @@ class OptimizerConfig:
 
     kind: Literal["muon", "adamw"] = "muon"
     learning_rate: float = 3e-3
+    embedding_lr_factor: float = 1.0
     momentum: float = 0.95
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
@@ -38,7 +41,8 @@ class OptimizerConfig:
     grad_clip: float = 1.0
 
     def __post_init__(self) -> None:
-        require("optimizer.learning_rate", self.learning_rate, self.learning_rate > 0, "> 0")
+        for name in ("learning_rate", "embedding_lr_factor"):
+            require(f"optimizer.{name}", getattr(self, name), getattr(self, name) > 0, "> 0")
         require("optimizer.momentum", self.momentum, 0 <= self.momentum < 1, "in [0, 1)")
         require("optimizer.betas", list(self.betas), all(0 <= beta < 1 for beta in self.betas), "two numbers in [0, 1)")
         for name in ("eps", "weight_decay", "grad_clip"):

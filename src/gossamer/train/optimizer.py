@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,13 @@ def is_decayed(name: str, parameter: Tensor) -> bool:
     return parameter.ndim > 1 or name.endswith(("q_norm.weight", "k_norm.weight"))
 
 
+def set_learning_rate(optimizers: Iterable[torch.optim.Optimizer], learning_rate: float) -> None:
+    """The learning rate of the next step, for every group of parameters in its own proportion."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * group.get("lr_factor", 1.0)
+
+
 def build_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.optim.Optimizer]:
     """The optimizers that share the model's trainable parameters; all state is in the parameters' own float32."""
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -37,10 +44,15 @@ def build_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.op
 
 
 def _adamw(parameters: Mapping[str, Tensor], config: OptimizerConfig) -> torch.optim.Optimizer:
-    """AdamW, one fused kernel over all parameters where the device has it."""
-    groups: list[dict[str, Any]] = [{"params": [], "weight_decay": decay} for decay in (config.weight_decay, 0.0)]
+    """AdamW, one fused kernel over all parameters of a group where the device has it."""
+    groups = defaultdict[tuple[float, float], list[Tensor]](list)
     for name, parameter in parameters.items():
-        groups[0 if is_decayed(name, parameter) else 1]["params"].append(parameter)
+        decay = config.weight_decay if is_decayed(name, parameter) else 0.0
+        factor = config.embedding_lr_factor if name.endswith("embed_tokens.weight") else 1.0
+        groups[decay, factor].append(parameter)
     device = next(iter(parameters.values())).device
     fused = devices.capabilities(device).fused_adamw
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=fused)
+    described = [
+        {"params": group, "weight_decay": decay, "lr_factor": factor} for (decay, factor), group in groups.items()
+    ]
+    return torch.optim.AdamW(described, lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=fused)

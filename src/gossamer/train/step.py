@@ -16,7 +16,7 @@ from gossamer.model.mtp import MTPTraining
 from gossamer.ops.linear_cross_entropy import IGNORED
 from gossamer.ops.packing import document_lengths
 from gossamer.train.balance import LoadBalance
-from gossamer.train.optimizer import build_optimizers
+from gossamer.train.optimizer import build_optimizers, set_learning_rate
 from gossamer.train.parallel import clip_grad_norm, parallelize
 from gossamer.train.recipe import Recipe
 from gossamer.train.world import ALONE, World
@@ -63,9 +63,7 @@ class Learner:
         micro-batches and processes; what is returned is of the whole step, too. A gradient that is not finite is thrown
         away, and the weights stay as they are.
         """
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate
+        set_learning_rate(self.optimizers, learning_rate)
         ahead = range(1, 2 + (self.mtp.steps if self.mtp else 0))
         targets = torch.tensor([sum(_num_targets(batch, places) for batch in batches) for places in ahead])
         divisors = self.world.sum_(targets.to(self.device)).clamp(min=1).tolist()
