@@ -193,6 +193,8 @@ class _Run:
             if self.plan is not None:
                 self._write("plan", **asdict(self.plan))
         self.display.say(self.dataset.description)
+        if self.world.is_main and (few := self.dataset.warning()):
+            log.warning(few)
         dtype = str(self.learner.dtype).removeprefix("torch.")
         self.display.say(
             f"{counts.parameters:,} parameters, {counts.active_parameters:,} active; steps of "
