@@ -289,6 +289,25 @@ def _ends(run):
     return [event["loss"] for event in read_metrics(run) if event["event"] in ("eval", "end")]
 
 
+def test_the_last_evaluation_goes_on_where_those_before_it_ended(tiny_recipe, tmp_path):
+    training = replace(tiny_recipe.training, final_eval_tokens=1024)
+    for name, every in (("curve", 4), ("end", 0)):
+        loop.train(replace(tiny_recipe, training=replace(training, eval_every=every)), tmp_path / name)
+    events = [event for event in read_metrics(tmp_path / "curve") if event["event"] in ("eval", "end")]
+    assert [(event["event"], event["step"]) for event in events] == [
+        ("eval", 4),
+        ("eval", 8),
+        ("eval", 12),
+        ("end", 12),
+    ]
+    *curve, end = [event["eval_tokens"] for event in events]
+    assert len(set(curve)) == 1 and 250 < curve[0] <= 256 and 1000 < end <= 1024
+    (whole,) = [event for event in read_metrics(tmp_path / "end") if event["event"] in ("eval", "end")]
+    for name in ("loss", "bits_per_byte", "eval_tokens", "mtp_acceptance"):
+        assert events[-1][name] == pytest.approx(whole[name], rel=1e-6), "read in two parts"
+    assert events[-1]["loss"] != pytest.approx(events[-2]["loss"], rel=1e-6), "other text"
+
+
 def test_an_unknown_set_to_judge_by_is_refused(tiny_recipe, tmp_path):
     recipe = replace(tiny_recipe, training=replace(tiny_recipe.training, best_by="novel"))
     with pytest.raises(UserError, match="best_by"):

@@ -83,8 +83,8 @@ def start_facts(recipe: Recipe, dataset: Dataset, learner: Learner, meter: Meter
 def conclude(say: Callable[[str], None], final: Evaluation, tokens: int, elapsed: float, plan: Plan | None) -> None:
     """Tell what a run of so many tokens and seconds of training has come to."""
     say(
-        f"validation loss {final.loss:.4f} nats a token, {final.bits_per_byte:.4f} bits per byte, "
-        f"after {tokens:,} tokens in {elapsed:.0f} s of training"
+        f"validation loss {final.loss:.4f} nats a token, {final.bits_per_byte:.4f} bits per byte, over "
+        f"{final.tokens:,} held-out tokens, after {tokens:,} tokens in {elapsed:.0f} s of training"
     )
     if plan is not None:
         say(plan.outcome(final.bits_per_byte))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable
 from contextlib import closing, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -32,7 +31,7 @@ from gossamer.train.checkpoint import checkpoint_to_resume, load_checkpoint, new
 from gossamer.train.claim import claimed
 from gossamer.train.dial import Plan, choose, read_plan
 from gossamer.train.evaluate import Evaluation
-from gossamer.train.held_out import Batches, HeldOut, judge
+from gossamer.train.held_out import HeldOut, judge
 from gossamer.train.journal import Journal
 from gossamer.train.length import Length
 from gossamer.train.memory import MemoryEstimate, estimate_peak
@@ -206,7 +205,7 @@ class _Run:
                     self._log(since_log)
                     since_log = Averages(self.elapsed)
                 if not last and _due(self.step, training.eval_every):
-                    self._evaluate(training.eval_tokens, "eval")
+                    self._evaluate()
                 if not last and _due(self.step, training.sample_every):
                     self._sample()
                 if not last and _due(self.step, training.checkpoint_every):
@@ -220,7 +219,7 @@ class _Run:
                 self._save(wait=True)
                 self.journal.say(f"stopped after step {self.step}; gossamer train --resume --out {self.out} goes on")
             else:
-                final = self._evaluate(training.final_eval_tokens, "end", self.length.in_time)
+                final = self._evaluate_last()
                 self._sample()
                 self._save(wait=True)  # last, so that a kill before it leaves nothing undone that --resume would not do
                 conclude(self.journal.say, final, self.tokens, self.elapsed, self.plan)
@@ -302,22 +301,39 @@ class _Run:
         cost = self.meter.brief(mfu)
         self.journal.display.step(self.step, self.done, self.elapsed, loss=values["loss"], speed=speed, cost=cost)
 
-    def _evaluate(self, most_tokens: int, event: str, pick: Callable[[Batches], Batches] = iter) -> Evaluation:
-        """Measure every held-out set on the batches that `pick` leaves; returns what `best_by` gave."""
+    def _evaluate(self) -> None:
+        """Measure every held-out set."""
         results, spent = {}, self.meter.spent()
-        for name, found in self.held_out.measure(most_tokens, pick):
-            results[name], measured = found, asdict(found)
-            del measured["tokens"]  # here the tokens trained on
-            measured["mtp_acceptance"] = list(measured["mtp_acceptance"]) or None
-            self._write(event, tokens=self.tokens, elapsed=self.elapsed, **spent, set=name, **measured)
+        for name, found in self.held_out.measure():
+            results[name] = found
+            self._write_evaluation("eval", name, found, spent)
+        self._evaluated(results[self.best_by], sum(found.tokens for found in results.values()))
+
+    def _evaluate_last(self) -> Evaluation:
+        """Measure every held-out set over more text; returns what `best_by` gave."""
+        results, spent = {}, self.meter.spent()
+        for name, found in self.held_out.measure_last(self.length.in_time):
+            results[name] = found
+            if found.alike is not None:
+                self._write_evaluation("eval", name, found.alike, spent)
+            self._write_evaluation("end", name, found.whole, spent)
+        result = results[self.best_by]
+        self._evaluated(result.alike or result.whole, sum(found.whole.tokens for found in results.values()))
+        return result.whole
+
+    def _write_evaluation(self, event: str, name: str, found: Evaluation, spent: dict[str, float]) -> None:
+        measured = asdict(found)
+        measured["eval_tokens"] = measured.pop("tokens")  # an event's tokens are those trained on
+        measured["mtp_acceptance"] = list(found.mtp_acceptance) or None
+        self._write(event, tokens=self.tokens, elapsed=self.elapsed, **spent, set=name, **measured)
+
+    def _evaluated(self, result: Evaluation, read: int) -> None:
+        """Note the newest result by `best_by`, and what it took to read so many tokens of all sets."""
         if self.load is not None:
             self._write("experts", tokens=self.tokens, **describe_load(self.load))
-        result = results[self.best_by]
         self.evaluated = self.step, result.loss
-        read = sum(found.tokens for found in results.values())
         self.length.took("evaluation", self.meter.lap("evaluation"), self.held_out.share_of_last(read))
         self.journal.display.step(self.step, self.done, self.elapsed, validation=result.loss)
-        return result
 
     def _sample(self) -> None:
         training, tokenizer = self.recipe.training, self.dataset.tokenizer
