@@ -17,6 +17,7 @@ from gossamer.train.dial import Plan
 from gossamer.train.evaluate import Evaluation
 from gossamer.train.memory import MemoryEstimate
 from gossamer.train.meter import Meter
+from gossamer.train.prompt import misfit
 from gossamer.train.recipe import Recipe
 from gossamer.train.step import Learner
 from gossamer.train.world import World
@@ -47,6 +48,8 @@ def announce(
 
     say(dataset.description)
     warn(dataset.warning())
+    if reason := misfit(recipe.training.sample_prompt, dataset.tokenizer):
+        warn(f"samples begin without training.sample_prompt: {reason}")
     counts = recipe.model.counts(recipe.training.sequence_length)
     dtype = str(learner.dtype).removeprefix("torch.")
     say(

@@ -36,8 +36,10 @@ from gossamer.train.journal import Journal
 from gossamer.train.length import Length
 from gossamer.train.memory import MemoryEstimate, estimate_peak
 from gossamer.train.meter import Meter
+from gossamer.train.outlive import outliving_readers
 from gossamer.train.parallel import gathered_model
 from gossamer.train.profile import StepProfile
+from gossamer.train.prompt import misfit, occurs
 from gossamer.train.recipe import Recipe
 from gossamer.train.report import write_report
 from gossamer.train.saver import Saver
@@ -61,7 +63,8 @@ def train(
     With `dial` the size, the batch and the learning rate are chosen for the recipe's budget before it begins.
     `began` is when the command began, by `time.perf_counter`, where that was before this call.
 
-    SIGTERM and Ctrl-C are acted on between steps: the run is saved, and this function returns or raises.
+    SIGTERM, SIGHUP (a closed terminal) and Ctrl-C are acted on between steps: the run is saved, and this function
+    returns or raises. Standard error that nobody reads any more does not stop it.
 
     Raises:
         UserError: the data, the device or the checkpoint does not allow it, or another process trains there; nothing
@@ -71,7 +74,7 @@ def train(
     began = time.perf_counter() if began is None else began
     devices.keep_freed_memory()
     world = World.join(devices.resolve(recipe.training.device))
-    with closing(world), claimed(out, world):
+    with outliving_readers(), closing(world), claimed(out, world):
         # How large the vocabulary is tells the text. What is too large with the smallest one need not wait for it.
         _estimate(_with_vocabulary(recipe, 1), world)
         checkpoint = world.on_main(lambda: checkpoint_to_resume(out)) if resume else None
@@ -126,6 +129,8 @@ class _Run:
         devices.seed_everything(training.seed)
         self.learner = Learner(CausalLM(recipe.model).to(world.device), recipe, world)
         self.held_out = HeldOut(training, dataset, self.learner, world)
+        # A recipe's prompt may be none of the text's: no reason to lose a run at its first sample.
+        self.prompt = "" if misfit(training.sample_prompt, dataset.tokenizer) else training.sample_prompt
         self.length = Length(training, self.meter, world)
         self.saver = Saver(out, dataset.tokenizer, training.keep_checkpoints, world)
         self.step = self.tokens = self.skipped = 0
@@ -156,6 +161,7 @@ class _Run:
             self._write("resume")
             self.journal.say(f"resuming {self.out} after step {self.step}")
         else:
+            self.journal.say(f"beginning {self.out}")
             self._write("start", **start_facts(self.recipe, self.dataset, self.learner, self.meter))
             if self.plan is not None:
                 self._write("plan", **asdict(self.plan))
@@ -227,7 +233,7 @@ class _Run:
         if self.world.is_main:
             self.journal.say(f"report: {write_report(self.out)}")
             if not stopped_by:
-                self.journal.say(what_next(self.out, training.sample_prompt))
+                self.journal.say(what_next(self.out, self.prompt if occurs(self.prompt, self.dataset) else ""))
         return stopped_by
 
     def _signal(self, caught: list[int]) -> int:
@@ -342,7 +348,7 @@ class _Run:
             self.meter.lap("samples")
             return
         sampling = SamplingParams(training.sample_tokens, temperature=0.8, top_p=0.95, seed=training.seed)
-        text = training.sample_prompt + "".join(sample_text(model, tokenizer, training.sample_prompt, sampling))
+        text = self.prompt + "".join(sample_text(model, tokenizer, self.prompt, sampling))
         self.journal.sample(self.step, text)
         self.length.took("sample", self.meter.lap("samples"))
 
