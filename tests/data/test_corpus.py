@@ -225,7 +225,8 @@ def test_not_utf8_anywhere(tmp_path: Path) -> None:
 
 
 def test_readable_size() -> None:
-    sizes = (0, 400, 9_940, 400_000, 1_000_000, 12_345_678, 3_140_000_000, 55_000_000_000)
+    sizes = (0, 1, 400, 999, 1_000, 9_940, 400_000, 1_000_000, 12_345_678, 3_140_000_000, 55_000_000_000)
     assert [readable_size(size) for size in sizes] == [
-        "0.0 kB", "0.4 kB", "9.9 kB", "400 kB", "1.0 MB", "12 MB", "3.1 GB", "55 GB"
+        "0 bytes", "1 byte", "400 bytes", "999 bytes", "1.0 kB", "9.9 kB",
+        "400 kB", "1.0 MB", "12 MB", "3.1 GB", "55 GB"
     ]  # fmt: skip

@@ -260,6 +260,8 @@ def _scan(file: Path, is_named: bool, text_field: str, errors: str) -> FileScan 
 
 
 def readable_size(num_bytes: int) -> str:
-    """A size for people: ``0.4 kB``, ``12 kB``, ``3.1 MB``."""
-    unit, value = next((unit, num_bytes / size) for unit, size in _UNITS.items() if num_bytes >= size or unit == "kB")
+    """A size for people: ``1 byte``, ``400 bytes``, ``1.2 kB``, ``3.1 MB``."""
+    if num_bytes < min(_UNITS.values()):
+        return "1 byte" if num_bytes == 1 else f"{num_bytes} bytes"
+    unit, value = next((unit, num_bytes / size) for unit, size in _UNITS.items() if num_bytes >= size)
     return f"{value:.0f} {unit}" if value >= 10 else f"{value:.1f} {unit}"

@@ -151,7 +151,8 @@ def evaluate_run(run: Path, paths: Sequence[str] = (), errors: str = "strict", d
         device: auto, cpu, cuda …
 
     Returns:
-        An `Evaluation`'s values with the text's documents and bytes; of several held-out sets, each under its name.
+        An `Evaluation`'s values with the text's documents and bytes, mtp_acceptance only of a model with such a head;
+        of several held-out sets, each under its name.
     """
     where = devices.resolve(device)
     devices.keep_freed_memory()
@@ -173,4 +174,6 @@ def evaluate_run(run: Path, paths: Sequence[str] = (), errors: str = "strict", d
     for name, shard in sets.items():
         found = evaluate(model, validation_batches(shard, rows, length), tokenizer.token_bytes(), mtp)
         results[name] = asdict(found) | {"documents": shard.num_documents, "bytes": shard.num_bytes}
+        if mtp is None:
+            del results[name]["mtp_acceptance"]
     return results if len(results) > 1 else next(iter(results.values()))
