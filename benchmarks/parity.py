@@ -192,6 +192,11 @@ The networks are tiny and random, their weights large enough for every gradient 
 
 transformers has no multi-token-prediction head; `tests/model/test_mtp.py` compares gossamer's with one put together
 from transformers' decoder layer and norms.
+
+`aux_loss` is another number in networks of several layers: gossamer's is the sum of the layers' own load-balancing
+losses, so that each layer is balanced for itself; transformers' is the loss of all layers' tokens taken together, a
+mean in which one layer can make up for another. `tests/model/test_parity.py` compares both for one layer, and
+gossamer's with the sum.
 """
 
 

@@ -91,11 +91,12 @@ MISTAKES = [
     ("doctor now", "unexpected argument 'now' (gossamer doctor --help)"),
     ("train --lr 1e-3", "unknown option '--lr'; did you mean '--optimizer.learning_rate'?"),
     ("train --steps 10", "unknown option '--steps'; did you mean '--training.steps'?"),
-    ("sample runs/mine --token 3", "unknown option '--token'; did you mean '--tokens'?"),
+    ("sample runs/mine --tokens 3", "unknown option '--tokens'; did you mean '--max_tokens'?"),
+    ("sample runs/mine --max-tokenz 3", "unknown option '--max-tokenz'; did you mean '--max_tokens'?"),
     ("sample runs/mine --zzz=3", "unknown option '--zzz' (gossamer sample --help)"),
-    ("sample runs/mine --tokens x", "--tokens x: expected a whole number"),
-    ("sample runs/mine --tokens=1.5", "--tokens=1.5: expected a whole number"),
-    ("sample runs/mine --tokens 0", "--tokens 0: must be >= 1"),
+    ("sample runs/mine --max_tokens x", "--max_tokens x: expected a whole number"),
+    ("sample runs/mine --max-tokens=1.5", "--max_tokens=1.5: expected a whole number"),
+    ("sample runs/mine --max_tokens 0", "--max_tokens 0: must be >= 1"),
     ("sample runs/mine --temperature=-1", "--temperature -1.0: must be >= 0"),
     ("sample runs/mine --temperature nan", "--temperature nan: expected a number"),
     ("sample runs/mine --top_p 1.5", "--top_p 1.5: must be above 0 and at most 1"),
@@ -304,6 +305,43 @@ def test_train_names_the_run_after_the_recipes_file(training: Calls) -> None:
     assert (recipe.training.steps, folder) == (2, Path("runs/own"))
 
 
+def test_train_names_the_run_after_text_alone(training: Calls, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("v1.2 of it").mkdir()
+    Path("novel.txt").write_text("text")
+    names = {
+        "--data novel.txt v1.2": "novel",
+        "--corpus.paths novel.txt": "novel",
+        "--data ./": Path.cwd().name,
+        "--data /": "demo",
+        "--data hf:some/text:train": "hf-some-text-train",
+        "--budget 1h --data novel.txt": "novel",
+        "--recipe nano --data novel.txt": "nano",
+    }
+    for line, name in names.items():
+        assert main(["train", *line.split()]) == 0
+        assert training.pop()[0][1] == Path("runs", name), line
+    assert main(["train", "--data", "v1.2 of it"]) == 0
+    assert training.pop()[0][1] == Path("runs/v1.2-of-it")
+    Path("runs/novel").mkdir(parents=True)
+    Path("runs/novel/config.yaml").write_text("")
+    assert main(["train", "--data", "novel.txt"]) == 2
+    assert "runs/novel already holds a run; --resume goes on with it" in capsys.readouterr().err
+
+
+def test_options_take_dashes_for_underscores(training: Calls, run: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = "train --training.batch-size 3 --training.log-every=7 --corpus.cache_dir x"
+    line += " --corpus.sets.my-own.validation-paths a --corpus.sets.my-own.paths b --corpus.validation-sets.far-off c"
+    assert main(line.split()) == 0
+    recipe, _, _ = trained(training)
+    assert (recipe.training.batch_size, recipe.training.log_every, recipe.corpus.cache_dir) == (3, 7, "x")
+    assert recipe.corpus.sets == {"my-own": SetConfig(("b",), 1.0, ("a",))}
+    assert recipe.corpus.validation_sets == {"far-off": ("c",)}
+    calls = replace(monkeypatch, "gossamer.infer.sample", "sample_run")
+    calls.answer = iter(())
+    assert main(["sample", run, "--max-tokens", "5", "--top-p=0.5", "--prompt=--top-k"]) == 0
+    assert (calls[0][1]["tokens"], calls[0][1]["top_p"], calls[0][1]["prompt"]) == (5, 0.5, "--top-k")
+
+
 def test_train_resumes_by_the_runs_own_recipe(run: str, training: Calls) -> None:
     own = recipe_from(load_recipe("nano"), {"model.num_experts": 4})
     Path(run, "config.yaml").write_text(to_yaml(own))
@@ -340,7 +378,7 @@ def test_sample_writes_each_piece_as_it_comes(
 
     calls = replace(monkeypatch, "gossamer.infer.sample", "sample_run")
     calls.answer = pieces()
-    assert main(["sample", run, "--prompt", "null", "--tokens", "5", "--temperature", "0", "--seed=-3"]) == 0
+    assert main(["sample", run, "--prompt", "null", "--max_tokens", "5", "--temperature", "0", "--seed=-3"]) == 0
     assert seen == ["To ", "be\n", "…"]
     assert capsys.readouterr().out == "\n"
     wanted = {"prompt": "null", "tokens": 5, "temperature": 0.0, "top_p": 0.95, "seed": -3, "device": "auto"}
@@ -408,9 +446,10 @@ def test_chat_hands_on_its_options(run: str, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_budget_takes_the_recipe_that_it_chooses_from(training: Calls) -> None:
+    Path("a.txt").write_text("text")
     assert main("train --budget 5eur --price 2.5 --training.currency EUR --data a.txt".split()) == 0
     recipe, folder, _ = trained(training)
-    assert folder == Path("runs/budget")
+    assert folder == Path("runs/a")
     assert (recipe.training.budget, recipe.training.price) == ("5eur", 2.5)
     assert recipe.model == recipe_from(load_recipe("budget")).model
 

@@ -48,7 +48,7 @@ def train(
         data: text to train on, files and folders; short for --corpus.paths
         tokenizer: bpe, char, or a folder with a tokenizer.json; short for --corpus.tokenizer
         errors: what to do about bytes that are not UTF-8; short for --corpus.errors
-        out: folder of the run (default: runs/<recipe>)
+        out: folder of the run (default: runs/ and the name of the recipe; with data and no recipe, of the first data)
         resume: go on with the run in that folder from its newest checkpoint, if it has one, by its own config.yaml
         profile: write a trace of three steps, after three of warm-up, to the profile folder of the run, for Perfetto,
             chrome://tracing or TensorBoard
@@ -60,10 +60,9 @@ def train(
     """
     began = time.perf_counter()
     from gossamer.train.recipe import BUDGET_RECIPE, DEFAULT_RECIPE
-    from gossamer.train.start import fresh_recipe, require_dialled, resumed_recipe
+    from gossamer.train.start import fresh_recipe, require_dialled, resumed_recipe, run_folder
 
     chosen = (DEFAULT_RECIPE if budget is None else BUDGET_RECIPE) if recipe is None else recipe
-    folder = Path(out).expanduser() if out is not None else Path("runs") / Path(chosen).stem
     wanted = dict(overrides or {})
     for short, key, value in (
         ("data", "corpus.paths", data),
@@ -77,6 +76,7 @@ def train(
             if key in wanted:
                 raise UserError(f"--{short} and --{key} set the same value; give one of them")
             wanted[key] = value
+    folder = Path(out).expanduser() if out is not None else run_folder(recipe, chosen, wanted.get("corpus.paths", ()))
     if "model.vocab_size" in wanted:
         raise UserError("--model.vocab_size follows from the tokenizer; --corpus.vocab_size sets a trained one's size")
     if budget is not None:
@@ -90,7 +90,7 @@ def train(
 def sample(
     run: str,
     prompt: str = "",
-    tokens: int = 200,
+    max_tokens: int = 200,
     temperature: float = 0.8,
     top_p: float = 0.95,
     seed: int = 0,
@@ -101,14 +101,14 @@ def sample(
     Args:
         run: folder of a run, or a Hugging Face directory
         prompt: text to continue; empty begins a document
-        tokens: length of the continuation at most (tokens)
+        max_tokens: of the continuation at most (tokens)
         temperature: 0 takes the likeliest token always, 1 follows the model's probabilities
         top_p: smallest set of likeliest tokens to choose from, by their summed probability (above 0, at most 1)
         seed: same seed, same text
         device: auto, cpu, cuda, cuda:1, npu …
     """
-    if tokens < 1:
-        raise UserError(f"--tokens {tokens}: must be >= 1")
+    if max_tokens < 1:
+        raise UserError(f"--max_tokens {max_tokens}: must be >= 1")
     if temperature < 0:
         raise UserError(f"--temperature {temperature}: must be >= 0")
     if not 0 < top_p <= 1:
@@ -117,7 +117,7 @@ def sample(
     from gossamer.infer.sample import sample_run
 
     pieces = sample_run(
-        folder, prompt=prompt, tokens=tokens, temperature=temperature, top_p=top_p, seed=seed, device=device
+        folder, prompt=prompt, tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed, device=device
     )
     for piece in pieces:
         sys.stdout.write(piece)

@@ -36,6 +36,8 @@ _METAVARS = {
 def parse(verb: str, function: Callable[..., int | None], arguments: Sequence[str]) -> dict[str, Any]:
     """Read the words after a verb into the keyword arguments that were given.
 
+    Words of an option's name may be joined by dashes as well as by underscores, which is how they are shown.
+
     A function with a parameter `overrides` takes every value of a recipe as an option too, and gets those that were
     given there, by dotted name.
 
@@ -56,9 +58,11 @@ def parse(verb: str, function: Callable[..., int | None], arguments: Sequence[st
     parser.usage = " ".join([parser.prog, *positional, "[options]"])  # argparse would list a hundred options
     overridable = "overrides" in inspect.signature(function).parameters
     dotted: dict[str, Any] = {}
-    rest = list(arguments)
     if overridable:
         types |= _add_recipe(parser, arguments)
+    arguments = [_spelt(word, types) for word in arguments]
+    rest = list(arguments)
+    if overridable:
         dotted, rest = _take_mappings(parser, types, rest)
     try:
         given = parser.parse_args(rest, defaults=False)
@@ -67,6 +71,21 @@ def parse(verb: str, function: Callable[..., int | None], arguments: Sequence[st
     values = {key: _plain(value, types[key], f"--{key}") for key, value in given.items()}
     dotted |= {key: values.pop(key) for key in list(values) if "." in key}
     return values | ({"overrides": dotted} if overridable else {})
+
+
+def _spelt(word: str, types: dict[str, Any]) -> str:
+    """An option with underscores where dashes were typed; other words, and names that are the user's, as they are."""
+    option, equals, value = word.partition("=")
+    if not option.startswith("--"):
+        return word
+    name = option[2:].replace("-", "_")
+    if name in types:
+        return f"--{name}{equals}{value}"
+    for key, annotation in types.items():
+        if get_origin(annotation) is dict and name.startswith(f"{key}."):
+            own, dot, part = option[len(f"--{key}.") :].partition(".")
+            return f"--{key}.{own}{dot}{part.replace('-', '_')}{equals}{value}"
+    return word
 
 
 def _summary(function: Callable[..., int | None]) -> str:

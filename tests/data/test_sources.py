@@ -93,6 +93,7 @@ def test_a_large_record_comes_in_pieces(tmp_path: Path) -> None:
     ("line", "message"),
     [
         ('{"text": "a"', "line 2: not JSON (Expecting ',' delimiter at column"),
+        ('{"text": "a', "line 2: not JSON (Invalid control character at column 12)"),
         ("[" * 100_000, "line 2: not JSON"),
         ('["text"]', 'line 2: the record is not an object; write it as {"text": ...}'),
         ('{"txet": "a"}', "line 2: no field 'text' in this record ('txet'); did you mean 'txet'?"),

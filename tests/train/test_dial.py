@@ -103,8 +103,10 @@ def test_text_read_too_often_gets_a_warning_that_says_what_fits():
 
 
 def test_the_outcome_is_compared():
-    assert "2.0% more" in PLAN.outcome(1.53)
-    assert "2.0% less" in PLAN.outcome(1.47)
+    assert PLAN.outcome(1.5299).endswith("± 2.0%: it is 2.0% more, within that band")
+    assert PLAN.outcome(1.4701).endswith("± 2.0%: it is 2.0% less, within that band")
+    assert PLAN.outcome(1.56).endswith("4.0% more, outside that band")
+    assert PLAN.outcome(1.44).endswith("4.0% less, outside that band")
 
 
 def test_a_plan_is_read_back_from_the_run(tmp_path):

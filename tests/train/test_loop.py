@@ -154,6 +154,14 @@ def test_a_finished_run_says_what_to_do_next(tiny_recipe, tmp_path, capsys):
     assert told.endswith(f"what it writes: gossamer sample '{tmp_path}/a run' --prompt 'line 1'\n")
 
 
+def test_a_prompt_for_other_text_costs_no_run_and_is_not_recommended(tiny_recipe, tmp_path, capsys, caplog):
+    training = replace(tiny_recipe.training, steps=2, sample_every=1, sample_prompt="ROMEO:")
+    loop.train(replace(tiny_recipe, training=training), tmp_path / "run")
+    assert "samples begin without training.sample_prompt: character 'R'" in caplog.text
+    assert capsys.readouterr().err.endswith("--prompt TEXT\n")
+    assert "ROMEO" not in (tmp_path / "run" / "samples.txt").read_text()
+
+
 def test_a_killed_run_resumes_to_the_same_end(tiny_recipe, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     recipe = replace(tiny_recipe, training=replace(tiny_recipe.training, steps=40, checkpoint_every=3, eval_every=0))
@@ -173,11 +181,26 @@ def test_a_killed_run_resumes_to_the_same_end(tiny_recipe, tmp_path):
     assert _curve(whole) == _curve(killed)
 
 
-def test_sigterm_saves_and_ends_in_peace(tiny_recipe, tmp_path):
-    run = tmp_path / "run"
-    assert _stop_after(5, tiny_recipe, run, signal.SIGTERM) == 5
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_end_saves_and_ends_in_peace(tiny_recipe, tmp_path, number):
+    run, before = tmp_path / "run", signal.signal(number, signal.SIG_DFL)  # nohup's way lets SIGHUP pass
+    try:
+        assert _stop_after(5, tiny_recipe, run, number) == 5
+    finally:
+        signal.signal(number, before)
     assert len(_curve(run)) == 5
     assert weights(run)
+
+
+def test_a_run_goes_on_when_nobody_reads_what_it_says(tiny_recipe, tmp_path):
+    file, run = tmp_path / "recipe.yaml", tmp_path / "run"
+    file.write_text(to_yaml(tiny_recipe))
+    command = [sys.executable, "-m", "gossamer.cli", "train", "--recipe", str(file), "--out", str(run)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE)
+    process.stderr.readline()
+    process.stderr.close()
+    assert process.wait(timeout=120) == 0
+    assert len(_curve(run)) == 12 and (run / "report.html").is_file()
 
 
 def test_a_run_can_be_as_long_as_a_number_of_tokens_or_seconds(tiny_recipe, tmp_path):
@@ -287,6 +310,25 @@ def test_several_processes_learn_what_one_does(tiny_recipe, tmp_path, processes)
 
 def _ends(run):
     return [event["loss"] for event in read_metrics(run) if event["event"] in ("eval", "end")]
+
+
+def test_the_last_evaluation_goes_on_where_those_before_it_ended(tiny_recipe, tmp_path):
+    training = replace(tiny_recipe.training, final_eval_tokens=1024)
+    for name, every in (("curve", 4), ("end", 0)):
+        loop.train(replace(tiny_recipe, training=replace(training, eval_every=every)), tmp_path / name)
+    events = [event for event in read_metrics(tmp_path / "curve") if event["event"] in ("eval", "end")]
+    assert [(event["event"], event["step"]) for event in events] == [
+        ("eval", 4),
+        ("eval", 8),
+        ("eval", 12),
+        ("end", 12),
+    ]
+    *curve, end = [event["eval_tokens"] for event in events]
+    assert len(set(curve)) == 1 and 200 < curve[0] <= 256 and 900 < end <= 1024
+    (whole,) = [event for event in read_metrics(tmp_path / "end") if event["event"] in ("eval", "end")]
+    for name in ("loss", "bits_per_byte", "eval_tokens", "mtp_acceptance"):
+        assert events[-1][name] == pytest.approx(whole[name], rel=1e-6), "read in two parts"
+    assert events[-1]["loss"] != pytest.approx(events[-2]["loss"], rel=1e-6), "other text"
 
 
 def test_an_unknown_set_to_judge_by_is_refused(tiny_recipe, tmp_path):

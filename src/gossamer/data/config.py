@@ -42,7 +42,7 @@ class CorpusConfig:
         paths: files and folders of text, source code, JSONL or Parquet, and ``hf:NAME[[:CONFIG]:SPLIT]`` for a Hub
             dataset. Empty: the running Python's standard-library source.
         validation_paths: explicit held-out text, left out of the training text where the two overlap. Empty: a tenth
-            of the documents (20 documents or more) or the last tenth of every document is held out.
+            of the documents or, where those are few or too uneven, the last tenth of every document is held out.
         sets: several sets of text by name, each with ``paths``, a ``weight`` and ``validation_paths`` of its own, in
             place of the two above: ``{novels: {paths: [a, b], weight: 2}}``. The held-out part of each has its name.
             On the command line ``--corpus.sets.novels.weight 2`` sets one value.

@@ -31,7 +31,7 @@ HELD_OUT = 10
 
 _UNITS = {"GB": 10**9, "MB": 10**6, "kB": 10**3}
 _FEW = 20  # documents below which single ones are too coarse a part to hold out
-_LARGEST_SHARE = 1 / 3  # of the text; whole documents are not held out when that would take more
+_SMALLEST_SHARE, _LARGEST_SHARE = 1 / 30, 1 / 3  # of the text; whole documents are held out when they are between
 _SCAN_FORMAT = 1
 _RACY = 2.0  # seconds: a file modified so shortly before its scan could change again under the same time stamp
 
@@ -158,14 +158,21 @@ def open_corpus(
 
 
 def split_rule(corpus: Corpus) -> Rule:
-    """How to hold out a tenth: whole documents, chosen by a hash, so that adding files moves no document to the other
-    side.
+    """How to hold out a tenth: whole documents, chosen by a hash of each alone, so that neither their order nor files
+    that are added move one to the other side.
 
-    The end of every document instead when there are fewer than 20 documents, or when the hash takes none of them or
-    more than a third of the text (a few large documents among small ones, many copies of one).
+    The hash takes a tenth of the documents only on the average, and of the text by their sizes. The end of every
+    document is held out instead when there are fewer than 20 documents, or when the hash takes less than a third of the
+    tenth of the text (the short ones of a few dozen) or more than three times as much (a few large documents among
+    small ones, many copies of one). That, too, depends on no order, and each document's cut on itself alone. A corpus
+    that grows may change from one rule to the other, a large one hardly ever: the more documents, the nearer the hash
+    comes to a tenth of the text.
+
+    Text is measured in UTF-8 bytes, which stand for tokens: the tokenizer is trained on one side of the split.
     """
-    held = sum(scan.held_bytes for _, scan in corpus.files)
-    return "documents" if corpus.num_documents >= _FEW and 0 < held <= _LARGEST_SHARE * corpus.num_bytes else "tails"
+    held = sum(scan.held_bytes for _, scan in corpus.files) / corpus.num_bytes
+    whole = corpus.num_documents >= _FEW and _SMALLEST_SHARE <= held <= _LARGEST_SHARE
+    return "documents" if whole else "tails"
 
 
 def _held_out(first_piece: str) -> bool:
@@ -253,6 +260,8 @@ def _scan(file: Path, is_named: bool, text_field: str, errors: str) -> FileScan 
 
 
 def readable_size(num_bytes: int) -> str:
-    """A size for people: ``0.4 kB``, ``12 kB``, ``3.1 MB``."""
-    unit, value = next((unit, num_bytes / size) for unit, size in _UNITS.items() if num_bytes >= size or unit == "kB")
+    """A size for people: ``1 byte``, ``400 bytes``, ``1.2 kB``, ``3.1 MB``."""
+    if num_bytes < min(_UNITS.values()):
+        return "1 byte" if num_bytes == 1 else f"{num_bytes} bytes"
+    unit, value = next((unit, num_bytes / size) for unit, size in _UNITS.items() if num_bytes >= size)
     return f"{value:.0f} {unit}" if value >= 10 else f"{value:.1f} {unit}"

@@ -22,6 +22,7 @@ __all__ = ["Dataset", "Mixture", "Shard", "prepare", "prepare_one"]
 
 _FORMAT = 1
 _SAMPLE = 64 << 20  # bytes of text that are plenty to train a BPE on
+_FEW = 4096  # tokens: the mean of their losses is uncertain by a 64th of what one differs from another
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +42,17 @@ class Dataset:
     tokenizer: Tokenizer
     fingerprint: str
     description: str
+
+    def warning(self) -> str | None:
+        """What to do about held-out text that is too short to tell one model from another by; None if none is."""
+        few = {name: shard.num_tokens for name, shard in self.validation.items() if shard.num_tokens < _FEW}
+        if not few:
+            return None
+        held = ", ".join(f"{count:,} tokens ({name})" for name, count in few.items())
+        return (
+            f"held out are only {held}, too few to trust a loss on them; give more text, or text to measure on as "
+            "validation_paths"
+        )
 
 
 def prepare(config: CorpusConfig, tokenizer: Tokenizer | None = None, progress: bool = True) -> Dataset:

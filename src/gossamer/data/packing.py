@@ -172,6 +172,7 @@ def validation_batches(
     max_tokens: int | None = None,
     rank: int = 0,
     world: int = 1,
+    after_tokens: int = 0,
 ) -> Iterator[Batch]:
     """One pass over a shard, always the same, in an order whose beginning stands for the whole.
 
@@ -186,6 +187,7 @@ def validation_batches(
         max_tokens: stop with the row that reaches so many tokens; None: everything.
         rank: which of the processes this is, from 0.
         world: how many processes share the pass.
+        after_tokens: leave out the rows that a pass of so many tokens reads.
 
     Raises:
         UserError: nothing to predict in the shard, or a size or rank is impossible.
@@ -196,7 +198,7 @@ def validation_batches(
             f"the validation text holds {shard.num_tokens} tokens, and nothing to predict; give more text with --data"
         )
     most = None if max_tokens is None else max(1, math.ceil(max_tokens / sequence_length))
-    rows = islice(SplitRows(shard, sequence_length, None), most)
+    rows = islice(SplitRows(shard, sequence_length, None), math.ceil(after_tokens / sequence_length), most)
     return _finite_batches(shard, rows, batch_size, sequence_length, rank, world)
 
 

@@ -141,9 +141,9 @@ def _field_of(line: str, where: str, field: str, errors: str) -> str:
     try:
         record = json.loads(line)
     except (json.JSONDecodeError, RecursionError) as error:
-        reason = (
-            f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else "nested too deeply"
-        )
+        reason = "nested too deeply"
+        if isinstance(error, json.JSONDecodeError):
+            reason = f"{error.msg.removesuffix(' at')} at column {error.colno}"
         raise UserError(f"{where}: not JSON ({reason}); a JSONL file holds one whole record a line") from error
     if not isinstance(record, dict):
         raise UserError(f"{where}: the record is not an object; write it as {{{json.dumps(field)}: ...}}")

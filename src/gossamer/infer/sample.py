@@ -53,6 +53,8 @@ def sample_run(
     where = devices.resolve(device)
     devices.keep_freed_memory()
     directory = hub.find_model(run)
-    model, tokenizer = hub.load(directory, device=where), Tokenizer.load(directory)
+    tokenizer = Tokenizer.load(directory)
+    tokenizer.encode(prompt)  # refused before it is shown: what is no text cannot be printed either
+    model = hub.load(directory, device=where)
     yield prompt
     yield from sample_text(model, tokenizer, prompt, sampling)

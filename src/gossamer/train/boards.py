@@ -20,8 +20,8 @@ __all__ = ["TENSORBOARD_FOLDER", "Board", "TensorBoard", "WeightsAndBiases", "sc
 TENSORBOARD_FOLDER = "tensorboard"
 WANDB_FOLDER = "wandb"
 
-# The axes of the curves, not curves: over the step they are straight lines.
-_AXES = frozenset({"step", "tokens", "elapsed", "time"})
+# The axes of the curves, and how much an evaluation read, are no curves: over the step they are straight lines.
+_AXES = frozenset({"step", "tokens", "elapsed", "time", "eval_tokens"})
 # A list gives a curve for each of its numbers up to this many: the layers of a network, not its experts.
 _LONGEST = 128
 

@@ -90,7 +90,11 @@ class Plan:
         """How the run compares, in a line."""
         difference = bits_per_byte / self.bits_per_byte - 1
         word = "more" if difference > 0 else "less"
-        return f"predicted were {self.bits_per_byte:.4f} bits per byte: it is {abs(difference):.1%} {word}"
+        place = "within" if abs(difference) <= self.error else "outside"
+        return (
+            f"predicted were {self.bits_per_byte:.4f} bits per byte ± {self.error:.1%}: it is {abs(difference):.1%} "
+            f"{word}, {place} that band"
+        )
 
 
 def choose(base: Recipe, dataset: Dataset, world: World, began: float) -> tuple[Recipe, Plan]:

@@ -30,7 +30,8 @@ class Display:
         self._printed = time.monotonic()
         elsewise = training.budget or training.seconds or training.tokens
         self._steps = "" if elsewise else f"/{training.steps}"
-        self._values = dict[str, Any](loss=None, validation=None, speed=None, cost="")
+        self._values = dict[str, Any]()  # the newest, for the bar
+        self._fresh = dict[str, Any]()  # those that no line has shown
         # What there is to tell takes two lines of a narrow terminal.
         self._between = "\n" if self.console.is_terminal and self.console.width < _WIDE else "  "
         self._bar = Progress(
@@ -51,14 +52,17 @@ class Display:
     def step(self, step: int, done: float, elapsed: float, **values: float | str) -> None:
         """Move the bar to `done` (0 to 1).
 
-        `values` may be loss and validation (nats), speed (tokens/s) and cost (in words).
+        `values` may be loss and validation (nats), speed (tokens/s) and cost (in words). A line shows those that are
+        newer than the line before; the bar keeps the newest of each.
         """
         self._values |= values
+        self._fresh |= values
         left = timedelta(seconds=round(elapsed / done * (1 - done)))
         shown = f"step {step}{self._steps}"
-        self._bar.update(self._task, completed=done, step=shown, numbers=self._numbers(), left=str(left))
+        self._bar.update(self._task, completed=done, step=shown, numbers=self._numbers(self._values), left=str(left))
         if not self.console.is_terminal and not self._quiet and ("validation" in values or self._is_time()):
-            print(f"{shown}  {self._numbers()}  left {left}", file=sys.stderr, flush=True)
+            print(f"{shown}  {self._numbers(self._fresh)}  left {left}", file=sys.stderr, flush=True)
+            self._fresh.clear()
 
     def _is_time(self) -> bool:
         """Where there is no terminal, a line every ten seconds tells that the run is alive."""
@@ -67,15 +71,15 @@ class Display:
             self._printed = now
         return due
 
-    def _numbers(self) -> str:
-        loss, validation, speed = (self._values[name] for name in ("loss", "validation", "speed"))
+    def _numbers(self, values: dict[str, Any]) -> str:
+        loss, validation, speed = (values.get(name) for name in ("loss", "validation", "speed"))
         parts = [
             "" if loss is None else f"loss {loss:.3f}",
             "" if validation is None else f"validation {validation:.3f}",
             "" if speed is None else f"{speed:,.0f} tokens/s",
         ]
         learned = "  ".join(part for part in parts if part)
-        return self._between.join(part for part in (learned, self._values["cost"]) if part)
+        return self._between.join(part for part in (learned, values.get("cost", "")) if part)
 
     def __enter__(self) -> Self:
         self._bar.start()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,36 @@ class Evaluation:
     mtp_acceptance: tuple[float, ...] = ()
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class Tally:
+    """What was summed up over a text; the tallies of its parts add up to that of the whole.
+
+    Attributes:
+        counts: nats, tokens, bytes; float64 on the CPU
+        drafts: [2, steps] accepted and judged, for each step of the multi-token-prediction head
+    """
+
+    counts: Tensor = field(repr=False)
+    drafts: Tensor = field(repr=False)
+
+    def __add__(self, other: Tally) -> Tally:
+        return Tally(self.counts + other.counts, self.drafts + other.drafts)
+
+    @property
+    def tokens(self) -> int:
+        return int(self.counts[1])
+
+    def evaluation(self) -> Evaluation:
+        """The means; UserError if there was no token to predict."""
+        nats, tokens, size = self.counts.tolist()
+        if not tokens or not size:
+            raise UserError("nothing to evaluate: the text holds no token to predict")
+        accepted, judged = self.drafts
+        rates = tuple((accepted / judged.clamp(min=1)).tolist())
+        loss = nats / tokens
+        return Evaluation(loss, math.exp(min(loss, 700.0)), nats / math.log(2) / size, int(tokens), rates)
+
+
 def evaluate(
     model: CausalLM,
     batches: Iterable[Batch],
@@ -56,12 +85,24 @@ def evaluate(
 ) -> Evaluation:
     """Measure the model on this process's share of batches; the result is of all processes' together.
 
+    Args and errors: see `tally` and `Tally.evaluation`.
+    """
+    return tally(model, batches, token_bytes, mtp, world).evaluation()
+
+
+@torch.no_grad()
+def tally(
+    model: CausalLM,
+    batches: Iterable[Batch],
+    token_bytes: np.ndarray,
+    mtp: MTPTraining | None = None,
+    world: World = ALONE,
+) -> Tally:
+    """Sum up what the model makes of this process's share of batches; the result is of all processes' together.
+
     Args:
         token_bytes: [V] the bytes of text that each token of the vocabulary stands for
         mtp: how the multi-token-prediction head was taught, None to leave it out
-
-    Raises:
-        UserError: the batches hold no token to predict.
     """
     device = next(model.parameters()).device
     counts = torch.zeros(3, dtype=torch.float64)  # nats, tokens, bytes; on the CPU
@@ -85,13 +126,7 @@ def evaluate(
         if mtp is not None:
             drafts += _acceptance([ids.cpu() for ids in out.greedy], batch.labels, lengths)
     model.train(training)
-    nats, tokens, size = world.sum_(counts).tolist()
-    accepted, judged = world.sum_(drafts)
-    if not tokens or not size:
-        raise UserError("nothing to evaluate: the text holds no token to predict")
-    rates = tuple((accepted / judged.clamp(min=1)).tolist())
-    loss = nats / tokens
-    return Evaluation(loss, math.exp(min(loss, 700.0)), nats / math.log(2) / size, int(tokens), rates)
+    return Tally(world.sum_(counts), world.sum_(drafts))
 
 
 def _acceptance(greedy: list[Tensor], labels: Tensor, lengths: tuple[int, ...]) -> Tensor:
@@ -116,7 +151,8 @@ def evaluate_run(run: Path, paths: Sequence[str] = (), errors: str = "strict", d
         device: auto, cpu, cuda …
 
     Returns:
-        An `Evaluation`'s values with the text's documents and bytes; of several held-out sets, each under its name.
+        An `Evaluation`'s values with the text's documents and bytes, mtp_acceptance only of a model with such a head;
+        of several held-out sets, each under its name.
     """
     where = devices.resolve(device)
     devices.keep_freed_memory()
@@ -138,4 +174,6 @@ def evaluate_run(run: Path, paths: Sequence[str] = (), errors: str = "strict", d
     for name, shard in sets.items():
         found = evaluate(model, validation_batches(shard, rows, length), tokenizer.token_bytes(), mtp)
         results[name] = asdict(found) | {"documents": shard.num_documents, "bytes": shard.num_bytes}
+        if mtp is None:
+            del results[name]["mtp_acceptance"]
     return results if len(results) > 1 else next(iter(results.values()))

@@ -72,11 +72,11 @@ class Length:
         """A pause of training has taken so long, and was this share of the one that comes at the end."""
         self._pauses[pause] = seconds / share
 
-    def in_time(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Of the last evaluation's batches as many as a budget of time leaves room for, one at least."""
+    def in_time(self, batches: Iterator[Batch], least: int = 1) -> Iterator[Batch]:
+        """Of the last evaluation's batches as many as a budget of time leaves room for, and `least` at least."""
         latest = None if self.seconds is None else self.seconds - self._set_aside("sample", "save")
         for number, batch in enumerate(batches):
-            if latest is not None and number and self._spent() > latest:
+            if latest is not None and number >= least and self._spent() > latest:
                 return
             yield batch
 

@@ -6,11 +6,8 @@ weights, optimizer, random state and the data loader's place are in it.
 
 from __future__ import annotations
 
-import logging
-import shlex
 import signal
 import time
-from collections.abc import Callable, Iterator
 from contextlib import closing, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,39 +16,37 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gossamer import __version__, ops
 from gossamer import device as devices
 from gossamer.data.dataset import Dataset, prepare
-from gossamer.data.packing import Batch, TrainBatches, validation_batches
+from gossamer.data.packing import TrainBatches
 from gossamer.data.tokenizer import Tokenizer
-from gossamer.errors import UserError, nearest
+from gossamer.errors import UserError
 from gossamer.infer.request import SamplingParams
 from gossamer.infer.sample import sample_text
 from gossamer.model.causal_lm import CausalLM
+from gossamer.train.announce import announce, conclude, start_facts, what_next
+from gossamer.train.averages import Averages
 from gossamer.train.balance import describe_load
 from gossamer.train.checkpoint import checkpoint_to_resume, load_checkpoint, newest_checkpoint
 from gossamer.train.claim import claimed
 from gossamer.train.dial import Plan, choose, read_plan
-from gossamer.train.display import Display
-from gossamer.train.evaluate import Evaluation, evaluate
+from gossamer.train.evaluate import Evaluation
+from gossamer.train.held_out import HeldOut, judge
+from gossamer.train.journal import Journal
 from gossamer.train.length import Length
 from gossamer.train.memory import MemoryEstimate, estimate_peak
 from gossamer.train.meter import Meter
-from gossamer.train.metrics import MetricsWriter, forget_metrics, read_metrics, write_atomically
+from gossamer.train.outlive import outliving_readers
 from gossamer.train.parallel import gathered_model
 from gossamer.train.profile import StepProfile
-from gossamer.train.recipe import Recipe, to_yaml
+from gossamer.train.prompt import misfit, occurs
+from gossamer.train.recipe import Recipe
 from gossamer.train.report import write_report
 from gossamer.train.saver import Saver
 from gossamer.train.schedule import learning_rate_factor
 from gossamer.train.signals import interruptible
 from gossamer.train.step import Learner, Measured
 from gossamer.train.world import World
-
-log = logging.getLogger("gossamer")
-
-SAMPLES_FILE = "samples.txt"
-Batches = Iterator[Batch]
 
 
 def train(
@@ -68,7 +63,8 @@ def train(
     With `dial` the size, the batch and the learning rate are chosen for the recipe's budget before it begins.
     `began` is when the command began, by `time.perf_counter`, where that was before this call.
 
-    SIGTERM and Ctrl-C are acted on between steps: the run is saved, and this function returns or raises.
+    SIGTERM, SIGHUP (a closed terminal) and Ctrl-C are acted on between steps: the run is saved, and this function
+    returns or raises. Standard error that nobody reads any more does not stop it.
 
     Raises:
         UserError: the data, the device or the checkpoint does not allow it, or another process trains there; nothing
@@ -78,7 +74,7 @@ def train(
     began = time.perf_counter() if began is None else began
     devices.keep_freed_memory()
     world = World.join(devices.resolve(recipe.training.device))
-    with closing(world), claimed(out, world):
+    with outliving_readers(), closing(world), claimed(out, world):
         # How large the vocabulary is tells the text. What is too large with the smallest one need not wait for it.
         _estimate(_with_vocabulary(recipe, 1), world)
         checkpoint = world.on_main(lambda: checkpoint_to_resume(out)) if resume else None
@@ -110,18 +106,14 @@ def _estimate(recipe: Recipe, world: World) -> MemoryEstimate:
 class _Run:
     """A run in progress: what learns, the data, and how far it has come."""
 
-    metrics: MetricsWriter | None = None  # on the main process alone
+    journal: Journal
 
     def __init__(
         self, recipe: Recipe, out: Path, dataset: Dataset, world: World, began: float, plan: Plan | None = None
     ) -> None:
         self.recipe, self.out, self.dataset, self.world, self.plan = recipe, out, dataset, world, plan
         training = recipe.training
-        best_by = training.best_by or next(iter(dataset.validation))
-        if best_by not in dataset.validation:
-            hint = nearest(best_by, dataset.validation) or f"; there is {', '.join(dataset.validation)}"
-            raise UserError(f"training.best_by {best_by!r} is no held-out set{hint}")
-        self.best_by = best_by
+        self.best_by = judge(training, dataset)
         self.batches = TrainBatches(
             dataset.train,
             training.batch_size,
@@ -136,6 +128,9 @@ class _Run:
         self.meter = Meter(out, recipe, world, began)
         devices.seed_everything(training.seed)
         self.learner = Learner(CausalLM(recipe.model).to(world.device), recipe, world)
+        self.held_out = HeldOut(training, dataset, self.learner, world)
+        # A recipe's prompt may be none of the text's: no reason to lose a run at its first sample.
+        self.prompt = "" if misfit(training.sample_prompt, dataset.tokenizer) else training.sample_prompt
         self.length = Length(training, self.meter, world)
         self.saver = Saver(out, dataset.tokenizer, training.keep_checkpoints, world)
         self.step = self.tokens = self.skipped = 0
@@ -161,55 +156,18 @@ class _Run:
                 raise UserError(
                     f"{self.out} is complete, it has taken its {amount} {name}; a larger --training.{name} goes on"
                 )
-        training = self.recipe.training
-        self.display = Display(training, self.step, quiet=not self.world.is_main)
-        if self.world.is_main:
-            if again:
-                self.display.say(f"{self.out} was stopped before its first checkpoint: beginning again from its start")
-                forget_metrics(self.out)
-                (self.out / SAMPLES_FILE).unlink(missing_ok=True)
-            write_atomically(self.out / "config.yaml", to_yaml(self.recipe).encode())
-            wandb = training.wandb_project or None
-            self.metrics = MetricsWriter(self.out, None if checkpoint is None else self.step, wandb_project=wandb)
-        counts = self.recipe.model.counts(training.sequence_length)
-        device = devices.device_name(self.learner.device)
+        self.journal = Journal(self.out, self.recipe, self.world, self.step, checkpoint is not None, again)
         if checkpoint is not None:
             self._write("resume")
-            self._keep_samples()
-            self.display.say(f"resuming {self.out} after step {self.step}")
+            self.journal.say(f"resuming {self.out} after step {self.step}")
         else:
-            self._write(
-                "start",
-                gossamer=__version__,
-                torch=torch.__version__,
-                device=device,
-                parameters=counts.parameters,
-                active_parameters=counts.active_parameters,
-                flops_per_token=self.meter.flops_per_token,
-                tokens_per_step=self.meter.tokens_per_step,
-                steps=training.steps,
-                corpus=self.dataset.description,
-            )
+            self.journal.say(f"beginning {self.out}")
+            self._write("start", **start_facts(self.recipe, self.dataset, self.learner, self.meter))
             if self.plan is not None:
                 self._write("plan", **asdict(self.plan))
-        self.display.say(self.dataset.description)
-        dtype = str(self.learner.dtype).removeprefix("torch.")
-        self.display.say(
-            f"{counts.parameters:,} parameters, {counts.active_parameters:,} active; steps of "
-            f"{self.meter.tokens_per_step:,} tokens in {dtype} on {self.world.size} x {device}"
+        announce(
+            self.journal.say, self.recipe, self.dataset, self.learner, self.meter, self.estimate, self.plan, self.world
         )
-        if self.plan is not None:
-            self.display.say(self.plan.describe(training.budget))
-            if self.world.is_main and (warning := self.plan.warning(training.budget, self.dataset.train.num_bytes)):
-                log.warning(warning)
-        self.display.say(self.estimate.describe())
-        if not self.estimate.fits(self.world.device, self.world.sharing):
-            log.warning(
-                "that is more than the device has; a smaller training.batch_size, or training.recompute, needs less"
-            )
-        runs = ", ".join(f"{name}: {found['runs']}" for name, found in ops.describe(self.learner.device).items())
-        self.display.say(f"operations: {runs}")
-        self.display.say(self.meter.describe_peak())
         self.meter.begin(saved)
 
     def _restore(self, checkpoint: Path) -> dict[str, Any]:
@@ -231,16 +189,15 @@ class _Run:
         """Take the steps that are left, then measure, sample and save. Returns the signal that ended it early, or 0."""
         training = self.recipe.training
         profiled = profile and self.world.is_main
-        profiler = StepProfile(self.out, self.world.device, self.step, self.display.say) if profiled else None
+        profiler = StepProfile(self.out, self.world.device, self.step, self.journal.say) if profiled else None
         with (
-            self.display,
-            self.metrics or nullcontext(),
+            self.journal,
             self.meter,
             self.saver,
             profiler or nullcontext(),
             interruptible() as signals,
         ):
-            since_log = _Averages(self.elapsed)
+            since_log = Averages(self.elapsed)
             while self.done < 1 and not self._signal(signals):
                 measured = self._step()
                 if profiler is not None:
@@ -252,9 +209,9 @@ class _Run:
                 last = self.done >= 1
                 if self.step % training.log_every == 0 or last:
                     self._log(since_log)
-                    since_log = _Averages(self.elapsed)
+                    since_log = Averages(self.elapsed)
                 if not last and _due(self.step, training.eval_every):
-                    self._evaluate(training.eval_tokens, "eval")
+                    self._evaluate()
                 if not last and _due(self.step, training.sample_every):
                     self._sample()
                 if not last and _due(self.step, training.checkpoint_every):
@@ -266,23 +223,17 @@ class _Run:
             stopped_by = self._signal(signals)
             if stopped_by and self.done < 1:
                 self._save(wait=True)
-                self.display.say(f"stopped after step {self.step}; gossamer train --resume --out {self.out} goes on")
+                self.journal.say(f"stopped after step {self.step}; gossamer train --resume --out {self.out} goes on")
             else:
-                final = self._evaluate(training.final_eval_tokens, "end", self.length.in_time)
+                final = self._evaluate_last()
                 self._sample()
                 self._save(wait=True)  # last, so that a kill before it leaves nothing undone that --resume would not do
-                self.display.say(
-                    f"validation loss {final.loss:.4f} nats a token, {final.bits_per_byte:.4f} bits per byte, "
-                    f"after {self.tokens:,} tokens in {self.elapsed:.0f} s of training"
-                )
-                if self.plan is not None:
-                    self.display.say(self.plan.outcome(final.bits_per_byte))
-            self.display.say(self.meter.summary())
+                conclude(self.journal.say, final, self.tokens, self.elapsed, self.plan)
+            self.journal.say(self.meter.summary())
         if self.world.is_main:
-            self.display.say(f"report: {write_report(self.out)}")
+            self.journal.say(f"report: {write_report(self.out)}")
             if not stopped_by:
-                prompt = shlex.quote(training.sample_prompt or "TEXT")
-                self.display.say(f"what it writes: gossamer sample {shlex.quote(str(self.out))} --prompt {prompt}")
+                self.journal.say(what_next(self.out, self.prompt if occurs(self.prompt, self.dataset) else ""))
         return stopped_by
 
     def _signal(self, caught: list[int]) -> int:
@@ -313,7 +264,7 @@ class _Run:
         """
         norm = float(measured.values["grad_norm"])
         self._write("skip", reason=f"gradient norm {norm}, loss {float(measured.values['loss'])}")
-        self.display.say(f"step {self.step} skipped: its gradient is not finite")
+        self.journal.say(f"step {self.step} skipped: its gradient is not finite")
         if self.skipped < self.recipe.training.max_skips:
             return
         self.saver.wait()
@@ -330,16 +281,15 @@ class _Run:
         self.step, self.tokens, self.elapsed, self.skipped = step, tokens, elapsed, 0
         self._look()
         self._write("rollback", to=restored)
-        self.display.say(f"went back to the weights after step {restored}")
+        self.journal.say(f"went back to the weights after step {restored}")
         self.batches.load_state_dict(data)
 
     # Between steps.
 
     def _write(self, event: str, **values: Any) -> None:
-        if self.metrics is not None:
-            self.metrics.write(event, self.step, **values)
+        self.journal.write(event, self.step, **values)
 
-    def _log(self, averages: _Averages) -> None:
+    def _log(self, averages: Averages) -> None:
         values = averages.means()
         speed = averages.count * self.meter.tokens_per_step / (self.elapsed - averages.began)
         mfu = self.meter.mfu(speed)
@@ -355,29 +305,41 @@ class _Run:
             **values,
         )
         cost = self.meter.brief(mfu)
-        self.display.step(self.step, self.done, self.elapsed, loss=values["loss"], speed=speed, cost=cost)
+        self.journal.display.step(self.step, self.done, self.elapsed, loss=values["loss"], speed=speed, cost=cost)
 
-    def _evaluate(self, most_tokens: int, event: str, pick: Callable[[Batches], Batches] = iter) -> Evaluation:
-        """Measure every held-out set on the batches that `pick` leaves; returns what `best_by` gave."""
-        training, results, spent = self.recipe.training, {}, self.meter.spent()
-        for name, shard in self.dataset.validation.items():
-            rows, length, rank, size = training.batch_size, training.sequence_length, self.world.rank, self.world.size
-            held_out = pick(validation_batches(shard, rows, length, most_tokens, rank, size))
-            token_bytes = self.dataset.tokenizer.token_bytes()
-            results[name] = evaluate(self.learner.model, held_out, token_bytes, self.learner.mtp, self.world)
-            measured = asdict(results[name])
-            del measured["tokens"]  # here the tokens trained on
-            measured["mtp_acceptance"] = list(measured["mtp_acceptance"]) or None
-            self._write(event, tokens=self.tokens, elapsed=self.elapsed, **spent, set=name, **measured)
+    def _evaluate(self) -> None:
+        """Measure every held-out set."""
+        results, spent = {}, self.meter.spent()
+        for name, found in self.held_out.measure():
+            results[name] = found
+            self._write_evaluation("eval", name, found, spent)
+        self._evaluated(results[self.best_by], sum(found.tokens for found in results.values()))
+
+    def _evaluate_last(self) -> Evaluation:
+        """Measure every held-out set over more text; returns what `best_by` gave."""
+        results, spent = {}, self.meter.spent()
+        for name, found in self.held_out.measure_last(self.length.in_time):
+            results[name] = found
+            if found.alike is not None:
+                self._write_evaluation("eval", name, found.alike, spent)
+            self._write_evaluation("end", name, found.whole, spent)
+        result = results[self.best_by]
+        self._evaluated(result.alike or result.whole, sum(found.whole.tokens for found in results.values()))
+        return result.whole
+
+    def _write_evaluation(self, event: str, name: str, found: Evaluation, spent: dict[str, float]) -> None:
+        measured = asdict(found)
+        measured["eval_tokens"] = measured.pop("tokens")  # an event's tokens are those trained on
+        measured["mtp_acceptance"] = list(found.mtp_acceptance) or None
+        self._write(event, tokens=self.tokens, elapsed=self.elapsed, **spent, set=name, **measured)
+
+    def _evaluated(self, result: Evaluation, read: int) -> None:
+        """Note the newest result by `best_by`, and what it took to read so many tokens of all sets."""
         if self.load is not None:
             self._write("experts", tokens=self.tokens, **describe_load(self.load))
-        result = results[self.best_by]
         self.evaluated = self.step, result.loss
-        read = sum(found.tokens for found in results.values())
-        last = sum(min(training.final_eval_tokens, shard.num_tokens) for shard in self.dataset.validation.values())
-        self.length.took("evaluation", self.meter.lap("evaluation"), read / last)
-        self.display.step(self.step, self.done, self.elapsed, validation=result.loss)
-        return result
+        self.length.took("evaluation", self.meter.lap("evaluation"), self.held_out.share_of_last(read))
+        self.journal.display.step(self.step, self.done, self.elapsed, validation=result.loss)
 
     def _sample(self) -> None:
         training, tokenizer = self.recipe.training, self.dataset.tokenizer
@@ -386,21 +348,9 @@ class _Run:
             self.meter.lap("samples")
             return
         sampling = SamplingParams(training.sample_tokens, temperature=0.8, top_p=0.95, seed=training.seed)
-        text = training.sample_prompt + "".join(sample_text(model, tokenizer, training.sample_prompt, sampling))
-        self._write("sample", text=text)
-        with (self.out / SAMPLES_FILE).open("ab") as file:
-            file.write(_sample_entry(self.step, text))
+        text = self.prompt + "".join(sample_text(model, tokenizer, self.prompt, sampling))
+        self.journal.sample(self.step, text)
         self.length.took("sample", self.meter.lap("samples"))
-
-    def _keep_samples(self) -> None:
-        """Leave in samples.txt what metrics.jsonl has kept: nothing from after the checkpoint, which comes again."""
-        if self.world.is_main:
-            kept = [
-                _sample_entry(event["step"], event["text"])
-                for event in read_metrics(self.out)
-                if event["event"] == "sample"
-            ]
-            write_atomically(self.out / SAMPLES_FILE, b"".join(kept))
 
     def _save(self, wait: bool = False) -> None:
         progress: dict[str, Any] = {"tokens": self.tokens, "elapsed": self.elapsed, "data": self.batches.state_dict()}
@@ -412,25 +362,6 @@ class _Run:
         self._write("checkpoint", seconds=seconds)
         self.meter.lap("checkpoints")
         self.meter.update(self.done, write=True)
-
-
-class _Averages:
-    """Means of what steps returned, read from the device once; `began` is the run's elapsed time before the first."""
-
-    def __init__(self, began: float) -> None:
-        self.began, self.count, self._sums = began, 0, dict[str, Tensor]()
-
-    def add(self, values: dict[str, Tensor]) -> None:
-        self.count += 1
-        for name, value in values.items():
-            self._sums[name] = value + self._sums.get(name, 0.0)
-
-    def means(self) -> dict[str, float]:
-        return {name: float(total) / self.count for name, total in self._sums.items()}
-
-
-def _sample_entry(step: int, text: str) -> bytes:
-    return f"--- after step {step}\n{text}\n\n".encode(errors="replace")
 
 
 def _due(step: int, every: int) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,23 @@ def require_dialled(recipe: str | None, overrides: Mapping[str, Any]) -> None:
     for key in overrides:
         if key in _DIALLED or key.removeprefix("model.") in DIMENSIONS:
             raise UserError(f"--budget decides --{key}; leave one of them out, or {own}")
+
+
+def run_folder(recipe: str | None, chosen: str, paths: Sequence[str]) -> Path:
+    """Where a run goes that was given no folder: named after its recipe or, when text alone was given, after the text.
+
+    Args:
+        recipe: that the command named, if it did
+        chosen: that it trains by
+        paths: of the text that it gave
+    """
+    text = ""
+    if recipe is None and paths:
+        first = Path(paths[0]).expanduser()
+        name = paths[0] if paths[0].startswith(hub_dataset.PREFIX) else first.resolve().name
+        # The kind of a file says nothing; the dots of a folder's name may.
+        text = re.sub(r"[^\w.-]+", "-", name.removesuffix(first.suffix) if first.is_file() else name).strip("-.")
+    return Path("runs") / (text or Path(chosen).stem)
 
 
 def fresh_recipe(folder: Path, name: str, overrides: Mapping[str, Any]) -> Recipe:

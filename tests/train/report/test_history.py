@@ -65,6 +65,21 @@ def test_held_out_sets_keep_their_order_and_the_last_word_on_a_step(tmp_path: Pa
     assert list(read(tmp_path, evaluation(1, 3.0)).evaluations()) == ["held-out"]
 
 
+def test_a_curve_is_of_measurements_over_as_much_text(tmp_path: Path) -> None:
+    def over(step: int, tokens: int, kind: str = "eval") -> dict[str, Any]:
+        return evaluation(step, float(tokens)) | {"event": kind, "eval_tokens": tokens}
+
+    def steps(history: History) -> list[tuple[int, float]]:
+        return [(event["step"], event["loss"]) for event in history.evaluations()["held-out"]]
+
+    unlike = read(tmp_path, over(1, 1), over(2, 1), over(2, 9, "end"))
+    assert steps(unlike) == [(1, 1.0), (2, 1.0)]
+    assert unlike.measurements()["held-out"][-1]["loss"] == 9.0
+    assert steps(read(tmp_path, over(1, 1), over(2, 1, "end"))) == [(1, 1.0), (2, 1.0)]
+    assert steps(read(tmp_path, over(1, 1, "end"))) == [(1, 1.0)]
+    assert steps(read(tmp_path, over(1, 1), over(2, 2), over(3, 2))) == [(2, 2.0), (3, 2.0)], "changed by a resume"
+
+
 def test_numbers_are_read_from_lists_and_alone() -> None:
     assert numbers(0.5) == [0.5]
     assert numbers(None) == []

@@ -112,6 +112,17 @@ def test_the_measurement_at_the_end_counts_as_an_evaluation(tmp_path: Path) -> N
     assert loss["curves"][1]["values"] == [5.0, 4.0]
 
 
+def test_the_end_is_told_apart_and_the_best_is_one_of_equals(tmp_path: Path) -> None:
+    sizes = [(evaluation(20, 4.2), 1024), (evaluation(40, 4.5), 1024), ({**evaluation(40, 4.4), "event": "end"}, 9000)]
+    page = report(tmp_path, [START, train(40), *(event | {"eval_tokens": size} for event, size in sizes)])
+    assert "validation loss 4.400 over 9,000 tokens, best 4.200 at step 20 (4.500 at step 40, both over 1,024" in page
+    assert page.text("th")[:4] == ["step", "tokens", "time", "over tokens"]
+    loss, *_ = (json.loads(text) for text in page.text("script") if text.startswith("{"))
+    assert loss["curves"][1]["values"] == [4.2, 4.5]
+    better = [event | {"eval_tokens": size, "loss": event["loss"] - step} for step, (event, size) in enumerate(sizes)]
+    assert "best" not in report(tmp_path, [START, train(40), *better]).text("span")
+
+
 def test_a_prolonged_run_is_measured_by_its_configuration(tmp_path: Path) -> None:
     events = [START, train(40), {"event": "resume", "time": 1.0, "step": 40}, train(60)]
     assert "step 60 of 80" in report(tmp_path, events, "training: {steps: 80}")

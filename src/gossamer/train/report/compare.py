@@ -48,7 +48,8 @@ def write_comparison(runs: Sequence[Path], path: Path | None = None) -> Path:
     for index, (name, folder, history) in enumerate(zip(_names(runs), runs, histories, strict=True)):
         color, dashed = SERIES[index % len(SERIES)], index >= len(SERIES)
         evaluations = history.evaluations().get(chosen[index], [])
-        columns.append(Run(name, color, dashed, history, evaluations, _settings(folder), read_ledger(folder)))
+        last = history.measurements().get(chosen[index], [{}])[-1]
+        columns.append(Run(name, color, dashed, history, evaluations, _settings(folder), read_ledger(folder), last))
     found = [history.ends() for history in histories]
     ends = {axis: max(end[axis] for end in found) for axis in AXES}
     compared = _charts(columns)
@@ -128,9 +129,19 @@ def _warnings(runs: list[Run], chosen: list[str]) -> list[str]:
         found.append(f"The runs have no held-out set in common, so their losses are of different texts: {sets}.")
     elif len({run.history.last("start").get("corpus") for run in runs if run.history.last("start")}) > 1:
         found.append("The runs were started on different corpora; their held-out texts may differ too.")
+    elif any(len(sizes) > 1 for sizes in _amounts(runs)):
+        found.append("The runs were measured over different amounts of held-out text: small differences mean nothing.")
     if vocabularies(runs) > 1:
         found.append("The runs have different tokenizers: compare bits per byte, not the loss of a token.")
     return found
+
+
+def _amounts(runs: list[Run]) -> list[set[Any]]:
+    """How much text was measured in what is put beside one another, as far as known: the curves, and the results."""
+    curves, results = [event for run in runs for event in run.evaluations[-1:]], [run.last for run in runs]
+    return [
+        {event["eval_tokens"] for event in events if known(event.get("eval_tokens"))} for events in (curves, results)
+    ]
 
 
 def _charts(runs: list[Run]) -> list[Chart]:

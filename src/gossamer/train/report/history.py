@@ -54,16 +54,25 @@ class History:
             axis: max((event[axis] for event in self.events if known(event.get(axis))), default=0.0) for axis in AXES
         }
 
-    def evaluations(self) -> dict[str, list[Event]]:
-        """Every measurement on held-out text by the name of the set, the primary one first.
-
-        One a step: the last one of a run comes with its ``end``.
-        """
-        found: dict[str, dict[int, Event]] = {}
+    def measurements(self) -> dict[str, list[Event]]:
+        """Every measurement on held-out text by the name of the set, the primary one first; the newest last."""
+        found: dict[str, list[Event]] = {}
         for event in self.of("eval", "end"):
             if "loss" in event:
-                found.setdefault(str(event.get("set", _UNNAMED)), {})[event["step"]] = event | {"event": "eval"}
-        return {name: list(by_step.values()) for name, by_step in found.items()}
+                found.setdefault(str(event.get("set", _UNNAMED)), []).append(event)
+        return found
+
+    def evaluations(self) -> dict[str, list[Event]]:
+        """Those of the measurements that make a curve, one a step: all over as much text as the newest ``eval``.
+
+        A run's ``end`` mostly reads more, so that its loss is of other text; where it does not, it is one of them.
+        """
+        found: dict[str, list[Event]] = {}
+        for name, events in self.measurements().items():
+            newest = next((event for event in reversed(events) if event["event"] == "eval"), events[-1])
+            alike = [event for event in events if event.get("eval_tokens") == newest.get("eval_tokens")]
+            found[name] = list({event["step"]: event | {"event": "eval"} for event in alike}.values())
+        return found
 
     def date(self) -> str | None:
         """When the run began."""

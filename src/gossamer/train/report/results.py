@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from gossamer.cost.ledger import Ledger
 from gossamer.train.report.figures import count, duration, energy, flops, hours, known, money, number, percent, size
 from gossamer.train.report.history import Event, History, numbers
 
-__all__ = ["Cell", "Row", "Run", "reached", "result_rows", "vocabularies", "with_best"]
+__all__ = ["Cell", "Row", "Run", "best", "best_before", "over", "reached", "result_rows", "vocabularies", "with_best"]
 
 
 @dataclass(frozen=True)
@@ -21,13 +21,10 @@ class Run:
     color: str
     dashed: bool
     history: History
-    evaluations: list[Event]  # on the held-out set that is compared
+    evaluations: list[Event]  # on the held-out set that is compared, all over as much text
     settings: dict[str, str]  # by dotted name
     ledger: Ledger | None = None
-
-    @property
-    def last(self) -> Event:
-        return self.evaluations[-1] if self.evaluations else {}
+    last: Event = field(default_factory=dict)  # the newest measurement on that set, mostly over more
 
 
 class Cell(NamedTuple):
@@ -80,12 +77,36 @@ def with_best(row: Row) -> Row:
     return row._replace(cells=[cell._replace(best=cell.figure == best) for cell in row.cells])
 
 
+def over(measured: Event) -> str:
+    """How much text was measured, in words; nothing where it is not known."""
+    return f"over {measured['eval_tokens']:,} tokens" if known(measured.get("eval_tokens")) else ""
+
+
+def best(evaluations: list[Event]) -> Event:
+    """The measurement with the lowest loss; the newest if none is finite."""
+    finite = [event for event in evaluations if known(event["loss"])]
+    return min(finite, key=lambda event: event["loss"], default=evaluations[-1])
+
+
+def best_before(evaluations: list[Event]) -> str:
+    """Which of these, over as much text each, was better than the last, in words; nothing where none was.
+
+    With both losses where the headline's is of other text.
+    """
+    if not evaluations or not known(last := evaluations[-1]["loss"]):
+        return ""
+    found = best(evaluations)
+    if found["loss"] >= last:
+        return ""
+    place = f"best {number(found['loss'])} at step {found['step']:,}"
+    size = over(found)
+    return f"{place} ({number(last)} at step {evaluations[-1]['step']:,}, both {size})" if size else place
+
+
 def _loss(run: Run) -> Cell:
     loss: Any = run.last.get("loss")
-    finite = [event for event in run.evaluations if known(event["loss"])]
-    best = min(finite, key=lambda event: event["loss"], default=run.last)
-    better = best.get("loss") != loss and known(loss)
-    return Cell(number(loss), f"best {number(best['loss'])} at step {best['step']:,}" if better else "", loss)
+    remarks = [over(run.last), best_before(run.evaluations) if known(loss) else ""]
+    return Cell(number(loss), ", ".join(remark for remark in remarks if remark), loss)
 
 
 def _accepted(run: Run) -> Cell:

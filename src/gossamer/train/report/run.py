@@ -27,6 +27,7 @@ from gossamer.train.report.figures import (
 )
 from gossamer.train.report.history import Event, History, numbers, read_history, spread
 from gossamer.train.report.page import configuration, render, sections, visible, write_page
+from gossamer.train.report.results import best, best_before, over
 
 __all__ = ["REPORT_FILE", "loss_curve_png", "write_report"]
 
@@ -120,7 +121,7 @@ def loss_curve_png(run: Path, path: Path) -> None:
 
 def _measured(history: History) -> Event:
     """The newest measurement on the primary held-out set, or an empty one."""
-    return next(iter(history.evaluations().values()), [{}])[-1]
+    return next(iter(history.measurements().values()), [{}])[-1]
 
 
 def _facts(history: History, ledger: Ledger | None) -> list[Fact]:
@@ -150,12 +151,9 @@ def _quality(history: History) -> list[Fact]:
     evaluations, measured = history.evaluations(), _measured(history)
     facts = []
     if known(measured.get("loss")):
-        best = _best(next(iter(evaluations.values())))
-        better = best["loss"] < measured["loss"]
-        remark = f"best {number(best['loss'])} at step {best['step']:,}" if better else "nats a token"
-        if len(evaluations) > 1:
-            remark = f"on {next(iter(evaluations))}" + (f", {remark}" if better else "")
-        facts.append(Fact("validation loss", number(measured["loss"]), remark))
+        remarks = [f"on {next(iter(evaluations))}"] if len(evaluations) > 1 else []
+        remarks += [remark for remark in (over(measured), best_before(next(iter(evaluations.values())))) if remark]
+        facts.append(Fact("validation loss", number(measured["loss"]), ", ".join(remarks) or "nats a token"))
     elif (average := _training_loss(history)) is not None:
         facts.append(Fact("training loss", number(average), "nats a token, smoothed"))
     if known(measured.get("bits_per_byte")):
@@ -204,12 +202,6 @@ def _effort(history: History) -> list[Fact]:
     return facts
 
 
-def _best(evaluations: list[Event]) -> Event:
-    """The measurement with the lowest loss; the newest if none is finite."""
-    finite = [event for event in evaluations if known(event["loss"])]
-    return min(finite, key=lambda event: event["loss"], default=evaluations[-1])
-
-
 def _training_loss(history: History) -> float | None:
     """The mean of the newest fiftieth of the training losses, NaN left out: one step alone says little."""
     losses = [event["loss"] for event in history.of("train") if known(event.get("loss"))]
@@ -219,8 +211,8 @@ def _training_loss(history: History) -> float | None:
 
 def _warning(history: History) -> str | None:
     losses = [event for event in history.of("train") if "loss" in event]
-    for evaluations in history.evaluations().values():
-        losses += evaluations
+    for measured in history.measurements().values():
+        losses += measured
     lost = sorted(event["step"] for event in losses if not known(event["loss"]))
     if not lost:
         return None
@@ -229,22 +221,24 @@ def _warning(history: History) -> str | None:
 
 
 def _sets(history: History) -> list[dict[str, Any]]:
-    """The newest measurement on each held-out set, if there are several."""
-    evaluations = history.evaluations()
-    if len(evaluations) < 2:
+    """The newest measurement on each held-out set, if there are several, and the best of those on the way."""
+    measurements, evaluations = history.measurements(), history.evaluations()
+    if len(measurements) < 2:
         return []
     return [
-        events[-1] | {"set": name, "best": _best(events)} | {
+        events[-1] | {"set": name, "best": best(evaluations[name])} | {
             "accepted": [percent(rate) for rate in numbers(events[-1].get("mtp_acceptance"))]
         }
-        for name, events in evaluations.items()
+        for name, events in measurements.items()
     ]  # fmt: skip
 
 
 def _evaluations(history: History) -> list[Event]:
     """The measurements to list, in the order of their steps."""
-    by_set = history.evaluations().items()
-    found = [event | {"set": name} for name, events in by_set for event in spread(events, _EVALUATIONS)]
+    found = []
+    for name, events in history.measurements().items():
+        different = {(event["step"], event.get("eval_tokens")): event | {"set": name} for event in events}
+        found += spread(different.values(), _EVALUATIONS)
     return sorted(found, key=lambda event: event["step"])
 
 
