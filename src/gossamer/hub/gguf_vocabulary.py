@@ -69,7 +69,9 @@ def read_vocabulary(folder: Path, size: int) -> Vocabulary:
             "export this model with --to hf, or train with --tokenizer bpe"
         )
     if tokenizer.vocab_size > size:
-        raise UserError(f"{file}: has {tokenizer.vocab_size} tokens, the network {size}; use the one it was trained with")
+        raise UserError(
+            f"{file}: has {tokenizer.vocab_size} tokens, the network {size}; use the one it was trained with"
+        )
     tokens, types = [f"[PAD{index}]" for index in range(size)], [UNUSED] * size
     for token, index in values["model"]["vocab"].items():
         tokens[index], types[index] = token, NORMAL
