@@ -157,10 +157,10 @@ def test_every_weight_is_there_once(saved, tmp_path_factory, dtype, changes) -> 
 
 
 def test_the_sizes_have_their_keys(saved, tmp_path) -> None:
-    hub.export_gguf(saved(rope_theta=5e5, rms_norm_eps=1e-5, partial_rotary_factor=0.5), tmp_path / "net.gguf")
+    hub.export_gguf(saved(rope_theta=5e5, partial_rotary_factor=0.5), tmp_path / "net.gguf")
     keys, _ = read(tmp_path / "net.gguf")
     assert keys["general.architecture"] == "qwen3next" and keys["general.name"] == "net"
-    assert keys["qwen3next.attention.layer_norm_rms_epsilon"] == pytest.approx(1e-5)
+    assert keys["qwen3next.attention.layer_norm_rms_epsilon"] == pytest.approx(1e-6)
     wanted = {
         "context_length": 32768,
         "embedding_length": 32,
@@ -250,6 +250,7 @@ def test_more_tokens_than_the_network_has(build, tokenizer, tmp_path) -> None:
         ({"num_experts": 0}, "layers without experts"),
         ({"attention_bias": True}, "attention_bias = true"),
         ({"norm_topk_prob": False}, "norm_topk_prob = false"),
+        ({"rms_norm_eps": 1e-5}, "rms_norm_eps = 1e-05, 1e-6 alone"),
         ({"linear_value_head_dim": 16}, "linear_key_head_dim = 8 other than linear_value_head_dim = 16"),
     ],
 )

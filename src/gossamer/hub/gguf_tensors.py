@@ -61,6 +61,8 @@ def check_supported(config: ModelConfig, parameters: list[str]) -> None:
         (not all(config.is_sparse(layer) for layer in range(config.num_hidden_layers)), "layers without experts"),
         (config.attention_bias, "attention_bias = true"),
         (not config.norm_topk_prob, "norm_topk_prob = false"),
+        # the norm of linear attention's q and k has an ε of its own, 1e-6; there it is this one
+        (config.rms_norm_eps != 1e-6, f"rms_norm_eps = {config.rms_norm_eps}, 1e-6 alone"),
         (
             config.linear_key_head_dim != config.linear_value_head_dim,
             f"linear_key_head_dim = {config.linear_key_head_dim} other than "
