@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import environment  # noqa: F401 (before PyTorch)
+import llama
 import torch
 from measure import Call, Subject, describe, machine, table, take_turns
 from peers import model_config, random_tokens
@@ -146,15 +147,16 @@ def _measure(size: str, turns: int, run: str | None, llama_folder: Path | None) 
         ]
     found = machine()
     if llama_folder is not None:
-        import llama
-
         file = llama.write_gguf(config, llama_folder)
         found["llama"] = f"{llama.version()}, logits differ by {llama.agreement(config, file):.0e} of the largest"
         subjects += [
             ("one request, llama.cpp", ANSWER, llama.llama_requests, (str(file), SHORT, ANSWER)),
             ("long prompt, llama.cpp", LONG + SHORT, llama.llama_requests, (str(file), LONG + SHORT, 1)),
         ]
-    started = [Subject(name, build, *arguments) for name, _, build, arguments in subjects]
+    started = [
+        Subject(name, build, *arguments, variables=llama.VARIABLES if build is llama.llama_requests else {})
+        for name, _, build, arguments in subjects
+    ]
     take_turns(started, turns, warm_up=2)
     results = {}
     for (name, tokens, _, _), subject in zip(subjects, started, strict=True):
