@@ -389,6 +389,13 @@ def test_export(run: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     assert calls == [((Path(run), Path("out")), {})]
 
 
+def test_export_for_llama_cpp(run: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    calls = replace(monkeypatch, "gossamer.hub", "export_gguf")
+    assert main(["export", run, "out.gguf", "--to", "gguf"]) == 0
+    assert capsys.readouterr().out == "out.gguf\n"
+    assert calls == [((Path(run), Path("out.gguf")), {})]
+
+
 def test_serve_hands_on_its_options(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = replace(monkeypatch, "gossamer.serve.server", "serve")
     assert main(["serve", run, "--device", "cpu"]) == 0
