@@ -1,19 +1,20 @@
 """How fast is the engine beside transformers: one request, sixteen, a long prompt, a prompt seen before, drafts?
 
-    python benchmarks/decode.py [--turns 5] [--size micro] [--quick] [--run DIR] [--json FILE]
+    python benchmarks/decode.py [--turns 5] [--size micro] [--quick] [--run DIR] [--llama] [--json FILE]
 
 A network of a recipe's size with random weights, in float32. Every subject has a process of its own and they take
 turns; medians are compared. A request has a prompt of 16 tokens and is continued greedily by 64, its time includes the
 prompt's. Prompts of 4,096 + 16 tokens are continued by one token: new to the engine each time, or with the same 4,096
 tokens in front of 16 others. transformers decodes with `generate` and its cache, experts in its grouped_mm
 implementation. With --run, a trained model with a multi-token-prediction head is decoded without drafts and with as
-many as pay, at temperature 0.8.
+many as pay, at temperature 0.8. With --llama, llama.cpp takes its turns too, on the same weights (see llama.py).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import environment  # noqa: F401 (before PyTorch)
+import llama
 import torch
 from measure import Call, Subject, describe, machine, table, take_turns
 from peers import model_config, random_tokens
@@ -121,8 +123,13 @@ def transformers_requests(config: ModelConfig, length: int, count: int) -> Call:
     return call
 
 
-def measure(size: str, turns: int, run: str | None) -> dict[str, Any]:
+def measure(size: str, turns: int, run: str | None, with_llama: bool) -> dict[str, Any]:
     """The record: seconds of each subject, and what it did in them."""
+    with tempfile.TemporaryDirectory() as folder:
+        return _measure(size, turns, run, Path(folder) if with_llama else None)
+
+
+def _measure(size: str, turns: int, run: str | None, llama_folder: Path | None) -> dict[str, Any]:
     config = model_config(size, {})
     config = replace(config, max_position_embeddings=max(config.max_position_embeddings, 2 * LONG))
     subjects: list[tuple[str, int, Callable[..., Call], tuple[Any, ...]]] = [
@@ -139,7 +146,17 @@ def measure(size: str, turns: int, run: str | None) -> dict[str, Any]:
             ("trained, drafts", 4 * ANSWER, gossamer_run, (run, "auto")),
         ]
     found = machine()
-    started = [Subject(name, build, *arguments) for name, _, build, arguments in subjects]
+    if llama_folder is not None:
+        file = llama.write_gguf(config, llama_folder)
+        found["llama"] = f"{llama.version()}, logits differ by {llama.agreement(config, file):.0e} of the largest"
+        subjects += [
+            ("one request, llama.cpp", ANSWER, llama.llama_requests, (str(file), SHORT, ANSWER)),
+            ("long prompt, llama.cpp", LONG + SHORT, llama.llama_requests, (str(file), LONG + SHORT, 1)),
+        ]
+    started = [
+        Subject(name, build, *arguments, variables=llama.VARIABLES if build is llama.llama_requests else {})
+        for name, _, build, arguments in subjects
+    ]
     take_turns(started, turns, warm_up=2)
     results = {}
     for (name, tokens, _, _), subject in zip(subjects, started, strict=True):
@@ -162,6 +179,8 @@ def ratios(record: dict[str, Any]) -> dict[str, float]:
     rate = {name: row["tokens_per_second"] for name, row in record["results"].items() if "failure" not in row}
     compared = {
         "one request, speed over transformers": ("one request", "one request, transformers"),
+        "one request, speed over llama.cpp": ("one request", "one request, llama.cpp"),
+        "prompt, speed over llama.cpp": ("long prompt", "long prompt, llama.cpp"),
         f"{TOGETHER} requests over one": (f"{TOGETHER} requests", "one request"),
         "prompt, speed over transformers": ("long prompt", "long prompt, transformers"),
         "prompt seen before over new": ("long prompt seen before", "long prompt"),
@@ -179,6 +198,8 @@ def report(record: dict[str, Any]) -> str:
         span = f"{1000 * row['seconds']:.0f} ({1000 * row['fastest']:.0f}–{1000 * row['slowest']:.0f})"
         rows.append((name, span, f"{row['tokens_per_second']:.0f}", f"{row['peak_bytes'] / 2**20:.0f}"))
     title = f"### Decoding, {record['size']}, {record['threads']} threads\n\n{describe(record['machine'])}\n"
+    if "llama" in record["machine"]:
+        title += f"{record['machine']['llama']}\n"
     times = table(("", "ms", "tokens/s", "peak MiB"), rows)
     quotients = table(("", "×"), [(name, f"{value:.2f}") for name, value in ratios(record).items()])
     return f"{title}\n{times}\n\n{quotients}\n"
@@ -190,9 +211,10 @@ def main() -> None:
     parser.add_argument("--turns", type=int, help="calls of each subject that are counted")
     parser.add_argument("--quick", action="store_true", help="three turns instead of seven")
     parser.add_argument("--run", help="a trained run or Hugging Face directory, for drafts")
+    parser.add_argument("--llama", action="store_true", help="llama.cpp too, through llama-cpp-python")
     parser.add_argument("--json", type=Path, help="write the record to this file")
     arguments = parser.parse_args()
-    record = measure(arguments.size, arguments.turns or (3 if arguments.quick else 7), arguments.run)
+    record = measure(arguments.size, arguments.turns or (3 if arguments.quick else 7), arguments.run, arguments.llama)
     print(report(record))
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)

@@ -8,13 +8,16 @@ run, never with figures of another day or machine.
 from __future__ import annotations
 
 import multiprocessing
+import os
 import statistics
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from multiprocessing.connection import Connection
+from types import MappingProxyType
 from typing import Any
+from unittest import mock
 
 import environment  # noqa: F401 (every subject's process inherits it)
 import torch
@@ -31,9 +34,16 @@ class Subject:
         name: for the table
         build: a function of a module's top level; called in the new process with `arguments`, it gives what is timed
         arguments: for `build`; plain values, they travel to the process
+        variables: of the process' environment, where it has to differ
     """
 
-    def __init__(self, name: str, build: Callable[..., Call], *arguments: Any) -> None:
+    def __init__(
+        self,
+        name: str,
+        build: Callable[..., Call],
+        *arguments: Any,
+        variables: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self.name = name
         self.seconds: list[float] = []
         self.calls = 0
@@ -42,7 +52,8 @@ class Subject:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, build, arguments), daemon=True)
-        self._process.start()
+        with mock.patch.dict(os.environ, variables):
+            self._process.start()
         theirs.close()
 
     def turn(self, warm_up: bool = False) -> None:

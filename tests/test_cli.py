@@ -80,7 +80,7 @@ MISTAKES = [
     ("--hepl", "unknown option '--hepl'; did you mean '--help'?"),
     ("frobnicate x", "unknown verb 'frobnicate'"),
     ("sample", "missing RUN (gossamer sample --help)"),
-    ("export runs/mine", "missing DIR (gossamer export --help)"),
+    ("export runs/mine", "missing OUT (gossamer export --help)"),
     ("sample runs/mien", "no run 'runs/mien'; did you mean 'runs/mine'?"),
     ("report", "missing RUN (gossamer report --help)"),
     ("report runs/mine --out", "--out needs one value"),
@@ -103,7 +103,7 @@ MISTAKES = [
     ("sample runs/mine --top_p", "--top_p needs one value (write --top_p=-1 for one that begins with a dash)"),
     ("eval runs/mine --json=3", "--json takes no value, got '3'"),
     ("eval runs/mine --data", "--data needs at least one value"),
-    ("export runs/mine out --to gguf", "--to gguf: expected one of hf"),
+    ("export runs/mine out --to pdf", "--to pdf: expected one of hf, gguf"),
     ("serve runs/mien", "no run 'runs/mien'; did you mean 'runs/mine'?"),
     ("serve runs/mine --host 0.0.0.0", "--host 0.0.0.0 lets other machines in: give --keys FILE"),
     ("serve runs/mine --port 99999", "--port 99999: must be 0 to 65535"),
@@ -425,6 +425,13 @@ def test_export(run: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     assert main(line.replace("RUN", run).split()) == 0
     assert capsys.readouterr().out == "out\n"
     assert calls == [((Path(run), Path("out")), {})]
+
+
+def test_export_for_llama_cpp(run: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    calls = replace(monkeypatch, "gossamer.hub", "export_gguf")
+    assert main(["export", run, "out.gguf", "--to", "gguf"]) == 0
+    assert capsys.readouterr().out == "out.gguf\n"
+    assert calls == [((Path(run), Path("out.gguf")), {})]
 
 
 def test_serve_hands_on_its_options(run: str, monkeypatch: pytest.MonkeyPatch) -> None:

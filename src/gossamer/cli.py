@@ -163,20 +163,24 @@ def report(run: tuple[str, ...], out: str | None = None) -> None:
     print(write_report(folders[0], path) if len(folders) == 1 else write_comparison(folders, path))
 
 
-def export(run: str, dir: str, to: Literal["hf"] = "hf") -> None:
+def export(run: str, out: str, to: Literal["hf", "gguf"] = "hf") -> None:
     """Write a model for other programs.
 
     Args:
         run: folder of a run, or a Hugging Face directory
-        dir: folder to write
+        out: folder to write; for gguf a file, NAME.gguf
         to: hf, the Hugging Face directory that transformers, vLLM and SGLang read; there a prompt has to begin with the
-            tokenizer's end-of-text token, as documents do in training, which `gossamer sample` adds by itself
+            tokenizer's end-of-text token, as documents do in training, which `gossamer sample` adds by itself.
+            gguf, the file that llama.cpp reads, which begins prompts so by itself
     """
     folder = _existing(run)
     from gossamer import hub
 
-    hub.export(folder, Path(dir))
-    print(dir)
+    if to == "gguf":
+        hub.export_gguf(folder, Path(out))
+    else:
+        hub.export(folder, Path(out))
+    print(out)
 
 
 def serve(

@@ -26,7 +26,7 @@ _METAVARS = {
     "data": "PATH",
     "out": "DIR",
     "run": "RUN",
-    "dir": "DIR",
+    "export.out": "OUT",
     "report.out": "FILE",
     "plan.out": "FILE",
     "keys": "FILE",

@@ -102,7 +102,7 @@ def _write_model(
     if directory.exists() and not directory.is_dir():
         raise UserError(f"{directory}: is a file; name a folder")
     directory = directory.resolve()  # "." has no name, and a link may lead to another disk
-    with _disk_errors(directory):
+    with disk_errors(directory):
         directory.parent.mkdir(parents=True, exist_ok=True)
         _sweep(directory)
         temporary = directory.with_name(f".{directory.name}.tmp-{uuid.uuid4().hex}")
@@ -113,14 +113,15 @@ def _write_model(
             _write_config(model, temporary, extra)
             _write_weights(model, temporary)
             for path in temporary.iterdir():
-                _sync(path)
+                sync(path)
             _publish(temporary, directory)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager
-def _disk_errors(directory: Path) -> Iterator[None]:
+def disk_errors(directory: Path) -> Iterator[None]:
+    """Turn a full disk, and whatever else keeps the directory from being written, into a UserError that names it."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -169,7 +170,7 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
 def _publish(temporary: Path, directory: Path) -> None:
     if not directory.exists():
         os.rename(temporary, directory)
-        _sync(directory.parent)
+        sync(directory.parent)
         return
     new = sorted(path for path in temporary.iterdir() if not _same(path, directory / path.name))
     stale = [path for path in directory.iterdir() if is_weight_file(path) and not (temporary / path.name).exists()]
@@ -181,7 +182,7 @@ def _publish(temporary: Path, directory: Path) -> None:
             path.unlink()
         for path in [*(path for path in new if path.name != CONFIG), temporary / CONFIG]:
             os.replace(path, directory / path.name)
-    _sync(directory)
+    sync(directory)
 
 
 def _same(path: Path, other: Path) -> bool:
@@ -189,7 +190,7 @@ def _same(path: Path, other: Path) -> bool:
     return not is_weight_file(path) and other.is_file() and path.read_bytes() == other.read_bytes()
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Have a file's bytes on the disk before its name is; or a folder's names, where the system can."""
     try:
         descriptor = os.open(path, os.O_RDONLY)

@@ -1,0 +1,142 @@
+"""A network becomes one GGUF file, which llama.cpp and what is built on it read."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gossamer.errors import UserError
+from gossamer.hub.find import find_model
+from gossamer.hub.gguf_tensors import check_supported, gguf_tensors
+from gossamer.hub.gguf_vocabulary import Vocabulary, read_vocabulary
+from gossamer.hub.names import EMBEDDING, tensors_of
+from gossamer.hub.read import load
+from gossamer.hub.write import disk_errors, sync
+from gossamer.model.config import FULL, LINEAR, ModelConfig
+
+_ARCHITECTURE = "qwen3next"
+_TYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+_FILE_TYPES = {torch.float32: "ALL_F32", torch.bfloat16: "MOSTLY_BF16", torch.float16: "MOSTLY_F16"}
+
+
+def export_gguf(run: str | Path, file: str | Path) -> None:
+    """Write a run's model, or a Hugging Face directory's, with its tokenizer, as a GGUF file for llama.cpp.
+
+    Matrices stay in the type they are stored in, float64 becomes float32; what llama.cpp wants in float32 is. The
+    multi-token-prediction head is included. Narrower types are llama.cpp's own work (`llama-quantize`).
+
+    Args:
+        run: a run's folder or a Hugging Face directory
+        file: new; its name ends in .gguf
+
+    Raises:
+        UserError: there is no whole model in `run`; llama.cpp does not compute this network or know its tokenizer; the
+            package `gguf` is missing; or `file` exists or cannot be written. No half of a file is left.
+    """
+    gguf = _library()
+    source, target = find_model(run), Path(file).expanduser()
+    if target.suffix != ".gguf":
+        raise UserError(f"{file}: name a file that ends in .gguf")
+    if target.exists():
+        raise UserError(f"{file}: exists; name a new file")
+    model = load(source)
+    parameters = {name: tensor.detach() for name, tensor in tensors_of(model).items()}
+    check_supported(model.config, list(parameters))
+    vocabulary = read_vocabulary(source, model.config.vocab_size)
+    folder = target.resolve().parent
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = folder / f".{target.name}.tmp-{uuid.uuid4().hex}"
+        try:
+            writer = gguf.GGUFWriter(temporary, _ARCHITECTURE)
+            writer.add_type(gguf.GGUFType.MODEL)
+            writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+            _describe_network(writer, model.config)
+            writer.add_string("general.name", source.parent.name if source.name == "model" else source.name)
+            writer.add_file_type(gguf.LlamaFileType[_FILE_TYPES.get(parameters[EMBEDDING].dtype, "ALL_F32")])
+            _describe_tokenizer(writer, vocabulary)
+            _write_tensors(writer, parameters, model.config, gguf)
+            sync(temporary)
+            os.replace(temporary, target)
+            sync(folder)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _library() -> Any:
+    try:
+        return import_module("gguf")
+    except ImportError as error:
+        raise UserError(
+            "--to gguf needs a package that is not installed; install it with: pip install 'gossamer[gguf]'"
+        ) from error
+
+
+def _describe_network(writer: Any, config: ModelConfig) -> None:
+    """The keys that `llama_model_qwen3next::load_arch_hparams` and what is common to all architectures read."""
+    head = config.num_nextn_predict_layers
+    writer.add_block_count(config.num_hidden_layers + head)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
+    writer.add_rope_dimension_count(config.rotary_dim)
+    writer.add_rope_freq_base(config.rope_theta)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_expert_count(config.num_experts)
+    writer.add_expert_used_count(config.num_experts_per_tok)
+    writer.add_expert_feed_forward_length(config.moe_intermediate_size)
+    writer.add_expert_shared_feed_forward_length(config.shared_expert_intermediate_size)
+    writer.add_ssm_conv_kernel(config.linear_conv_kernel_dim)
+    writer.add_ssm_state_size(config.linear_key_head_dim)
+    writer.add_ssm_group_count(config.linear_num_key_heads)
+    writer.add_ssm_time_step_rank(config.linear_num_value_heads)
+    writer.add_ssm_inner_size(config.linear_value_dim)
+    writer.add_full_attention_interval(config.full_attention_interval)
+    # the published package has no method for this key yet
+    mixers = [*config.mixers, *[FULL] * head]
+    writer.add_array(f"{_ARCHITECTURE}.attention.recurrent_layers", [mixer == LINEAR for mixer in mixers])
+    if head:
+        writer.add_nextn_predict_layers(head)
+
+
+def _describe_tokenizer(writer: Any, vocabulary: Vocabulary) -> None:
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(vocabulary.pre)
+    writer.add_token_list(vocabulary.tokens)
+    writer.add_token_types(vocabulary.types)
+    writer.add_token_merges(vocabulary.merges)
+    writer.add_eos_token_id(vocabulary.eos)
+    if vocabulary.bos is not None:
+        writer.add_bos_token_id(vocabulary.bos)
+    writer.add_add_bos_token(vocabulary.bos is not None)
+    if vocabulary.chat_template is not None:
+        writer.add_chat_template(vocabulary.chat_template)
+
+
+def _write_tensors(writer: Any, parameters: dict[str, Tensor], config: ModelConfig, gguf: Any) -> None:
+    """The names and shapes of all, then each in turn, so that no more than one is held twice."""
+    for parameter, tensor in parameters.items():
+        for name, converted in gguf_tensors(parameter, tensor.to("meta"), config):
+            kind = gguf.GGMLQuantizationType[_TYPES[converted.dtype]]
+            shape = tuple(converted.shape)
+            writer.add_tensor_info(name, shape, None, converted.numel() * converted.itemsize, raw_dtype=kind)
+    try:
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for parameter, tensor in parameters.items():
+            for _, converted in gguf_tensors(parameter, tensor, config):
+                # NumPy has no bfloat16: bytes are written, whatever the type
+                writer.write_tensor_data(converted.view(torch.uint8).numpy())
+    finally:
+        writer.close()
