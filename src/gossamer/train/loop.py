@@ -298,7 +298,7 @@ class _Run:
             "train",
             tokens=self.tokens,
             elapsed=self.elapsed,
-            learning_rate=self.learner.optimizers[0].param_groups[0]["lr"],
+            learning_rate=self.learner.learning_rate,
             tokens_per_second=speed,
             mfu=mfu,
             memory=devices.peak_memory(self.learner.device),

@@ -54,6 +54,7 @@ class Learner:
         gathered_in = None if self.dtype == torch.float32 else self.dtype
         parallelize(model, world, training.expert_parallel, training.recompute, gathered_in)
         self.optimizers = build_optimizers(model, recipe.optimizer)
+        self.learning_rate = 0.0  # of the newest step
         self.balance = LoadBalance(model, training, world)
 
     def step(self, batches: Sequence[Batch], learning_rate: float) -> Measured:
@@ -63,6 +64,7 @@ class Learner:
         micro-batches and processes; what is returned is of the whole step, too. A gradient that is not finite is thrown
         away, and the weights stay as they are.
         """
+        self.learning_rate = learning_rate
         set_learning_rate(self.optimizers, learning_rate)
         ahead = range(1, 2 + (self.mtp.steps if self.mtp else 0))
         targets = torch.tensor([sum(_num_targets(batch, places) for batch in batches) for places in ahead])
