@@ -222,7 +222,8 @@ def report(record: dict[str, Any]) -> str:
 
 
 def _span(values: dict[str, float]) -> str:
-    return f"{1000 * values['p50']:.3g} – {1000 * values['p95']:.3g}"
+    times = [1000 * values[share] for share in ("p50", "p95")]
+    return " – ".join(f"{time:.1f}" if time < 100 else f"{time:,.0f}" for time in times)
 
 
 def main() -> None:
