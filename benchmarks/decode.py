@@ -33,18 +33,23 @@ SHORT, LONG, ANSWER, TOGETHER = 16, 4096, 64, 16  # tokens, tokens, tokens, requ
 EXPERTS = "grouped_mm"
 
 
-def gossamer_engine(config: ModelConfig, **options: Any) -> Any:
-    """An engine for random weights, and a tokenizer of a character a token."""
+def random_network(config: ModelConfig) -> tuple[Any, Any]:
+    """A network with random weights, and a tokenizer of a character a token."""
     from gossamer import device as devices
     from gossamer.data.tokenizer import char_tokenizer
-    from gossamer.infer.engine import Engine, EngineOptions
     from gossamer.model.causal_lm import CausalLM
 
     devices.keep_freed_memory()
     devices.seed_everything(0)
     model = CausalLM(config).to(devices.default_device()).eval().requires_grad_(False)
-    characters = "".join(chr(0x4E00 + number) for number in range(config.vocab_size - 1))
-    return Engine(model, char_tokenizer([characters]), EngineOptions(**options))
+    return model, char_tokenizer(["".join(chr(0x4E00 + number) for number in range(config.vocab_size - 1))])
+
+
+def gossamer_engine(config: ModelConfig, **options: Any) -> Any:
+    """An engine for such a network."""
+    from gossamer.infer.engine import Engine, EngineOptions
+
+    return Engine(*random_network(config), EngineOptions(**options))
 
 
 def answer(engine: Any, prompts: list[list[int]], count: int, **sampling: Any) -> None:

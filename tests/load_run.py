@@ -24,7 +24,7 @@ class Report:
         outcomes: how often each kind of client ended how
         seconds: that complete answers took
         lies: answers that were neither complete nor an honest error
-        wall: seconds of the whole run
+        wall: seconds of all runs
     """
 
     outcomes: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -93,7 +93,7 @@ class Load:
                 await asyncio.sleep(0.02)
             await halfway()
         await asyncio.gather(*tasks)
-        self.report.wall = time.monotonic() - start
+        self.report.wall += time.monotonic() - start
         return self.report
 
     def _asking(self, prompt: str, **more: Any) -> bytes:
@@ -133,7 +133,8 @@ class Load:
 
     async def _malformed(self, prompt: str) -> str:
         bodies = [b"{", b"[]", b"\xff\xfe", self._asking(prompt)[:-9], self._asking(prompt, nonsense=1), b"[" * 9999]
-        async with self._post(bodies[len(prompt) % len(bodies)]) as answer:
+        number = self.report.outcomes["malformed", "refused"]
+        async with self._post(bodies[number % len(bodies)]) as answer:
             assert answer.status == 400 and json.loads(await answer.rest())["error"]["message"]
         return "refused"
 

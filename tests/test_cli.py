@@ -78,7 +78,7 @@ MISTAKES = [
     ),
     ("trian", "unknown verb 'trian'; did you mean 'train'?"),
     ("--hepl", "unknown option '--hepl'; did you mean '--help'?"),
-    ("frobnicate x", "unknown verb 'frobnicate'"),
+    ("foo x", "unknown verb 'foo'; there are train, sample, eval, report, export, serve, chat, plan, doctor, certify"),
     ("sample", "missing RUN (gossamer sample --help)"),
     ("export runs/mine", "missing OUT (gossamer export --help)"),
     ("sample runs/mien", "no run 'runs/mien'; did you mean 'runs/mine'?"),
@@ -381,7 +381,7 @@ def test_sample_writes_each_piece_as_it_comes(
     assert main(["sample", run, "--prompt", "null", "--max_tokens", "5", "--temperature", "0", "--seed=-3"]) == 0
     assert seen == ["To ", "be\n", "…"]
     assert capsys.readouterr().out == "\n"
-    wanted = {"prompt": "null", "tokens": 5, "temperature": 0.0, "top_p": 0.95, "seed": -3, "device": "auto"}
+    wanted = {"prompt": "null", "tokens": 5, "temperature": 0.0, "top_p": None, "seed": -3, "device": "auto"}
     assert calls == [((Path(run),), wanted)]
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gossamer import __version__
-from gossamer.errors import UserError, is_out_of_memory, nearest
+from gossamer.errors import UserError, is_out_of_memory, nearest, nearest_path
 
 # Of the process, unless the user has set them; read when PyTorch is imported.
 ENVIRONMENT = {
@@ -91,8 +91,8 @@ def sample(
     run: str,
     prompt: str = "",
     max_tokens: int = 200,
-    temperature: float = 0.8,
-    top_p: float = 0.95,
+    temperature: float | None = None,
+    top_p: float | None = None,
     seed: int = 0,
     device: str = "auto",
 ) -> None:
@@ -102,17 +102,16 @@ def sample(
         run: folder of a run, or a Hugging Face directory
         prompt: text to continue; empty begins a document
         max_tokens: of the continuation at most (tokens)
-        temperature: 0 takes the likeliest token always, 1 follows the model's probabilities
-        top_p: smallest set of likeliest tokens to choose from, by their summed probability (above 0, at most 1)
+        temperature: 0 takes the likeliest token always, 1 follows the model's probabilities (default: the
+            checkpoint's, else 0.8)
+        top_p: smallest set of likeliest tokens to choose from, by their summed probability, above 0 and at most 1
+            (default: the checkpoint's, else 0.95)
         seed: same seed, same text
         device: auto, cpu, cuda, cuda:1, npu …
     """
     if max_tokens < 1:
         raise UserError(f"--max_tokens {max_tokens}: must be >= 1")
-    if temperature < 0:
-        raise UserError(f"--temperature {temperature}: must be >= 0")
-    if not 0 < top_p <= 1:
-        raise UserError(f"--top_p {top_p}: must be above 0 and at most 1")
+    _check_sampling(temperature, top_p)
     folder = _existing(run)
     from gossamer.infer.sample import sample_run
 
@@ -263,29 +262,26 @@ def chat(
     top_p: float | None = None,
     seed: int | None = None,
     device: str = "auto",
-) -> None:
+) -> int:
     """Talk with a trained model in the terminal; /help lists what can be done besides.
 
     Args:
         run: folder of a run, or a Hugging Face directory
         system: message that comes before the conversation
-        max_tokens: of an answer at most (default: what is left of the model's context)
-        temperature: 0 takes the likeliest token always (default: the checkpoint's, else 1)
+        max_tokens: of an answer at most (default: a quarter of the model's context)
+        temperature: 0 takes the likeliest token always (default: the checkpoint's, else 0.8)
         top_p: smallest set of likeliest tokens to choose from, by their summed probability (default: the
-            checkpoint's, else 1)
+            checkpoint's, else 0.95)
         seed: same seed, same answers (default: others each time)
         device: auto, cpu, cuda, cuda:1, npu …
     """
     if max_tokens is not None and max_tokens < 1:
         raise UserError(f"--max_tokens {max_tokens}: must be >= 1")
-    if temperature is not None and temperature < 0:
-        raise UserError(f"--temperature {temperature}: must be >= 0")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise UserError(f"--top_p {top_p}: must be above 0 and at most 1")
+    _check_sampling(temperature, top_p)
     folder = _existing(run)
     from gossamer.serve.terminal import chat as talk
 
-    talk(folder, system, max_tokens, {"temperature": temperature, "top_p": top_p, "seed": seed}, device)
+    return talk(folder, system, max_tokens, {"temperature": temperature, "top_p": top_p, "seed": seed}, device)
 
 
 def plan(
@@ -421,11 +417,18 @@ VERBS: dict[str, Callable[..., int | None]] = {
 }
 
 
+def _check_sampling(temperature: float | None, top_p: float | None) -> None:
+    if temperature is not None and temperature < 0:
+        raise UserError(f"--temperature {temperature}: must be >= 0")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise UserError(f"--top_p {top_p}: must be above 0 and at most 1")
+
+
 def _existing(run: str, what: str = "a folder that `gossamer train` wrote, or a Hugging Face directory") -> Path:
     folder = Path(run).expanduser()
     if not folder.is_dir():
         siblings = [str(path) for path in folder.parent.iterdir() if path.is_dir()] if folder.parent.is_dir() else []
-        hint = nearest(run, siblings) or f" ({what})"
+        hint = nearest_path(run, siblings) or f" ({what})"
         raise UserError(f"no run {run!r}{hint}")
     return folder
 
@@ -484,7 +487,8 @@ def _run(arguments: Sequence[str]) -> int:
         return VERBS[verb](**parse(verb, VERBS[verb], rest)) or 0
     else:
         what = "option" if verb.startswith("-") else "verb"
-        raise UserError(f"unknown {what} {verb!r}{nearest(verb, [*VERBS, '--help', '--version', '--debug'])}")
+        hint = nearest(verb, [*VERBS, "--help", "--version", "--debug"]) or f"; there are {', '.join(VERBS)}"
+        raise UserError(f"unknown {what} {verb!r}{hint}")
     return 0
 
 

@@ -9,8 +9,13 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
-__all__ = ["UserError", "is_out_of_memory", "nearest"]
+__all__ = ["UserError", "is_out_of_memory", "nearest", "nearest_path"]
+
+_ALIKE = 0.75
+"""Of two names, by difflib's ratio: one letter of four may be another. Below it, names that share a few letters and
+nothing else were offered: eps for epochs, price for force, report for import."""
 
 
 class UserError(ValueError):
@@ -32,13 +37,12 @@ def nearest(name: str, candidates: Iterable[str]) -> str:
 
     Dotted names are compared by their last part, the same one or its initials first, then within their own section:
     ``steps`` finds ``training.steps``, ``lr`` finds ``optimizer.learning_rate``, ``num_expert`` finds
-    ``model.num_experts``, and ``training.zzz`` finds nothing although all of ``training`` begins alike. The dashes of
-    options count for nothing.
+    ``model.num_experts``, and ``training.zzz`` finds nothing although all of ``training`` begins alike. Beginnings of
+    words count: ``seq_len`` finds ``training.sequence_length``. The dashes of options count for nothing.
     """
-    known = list(candidates)
     section, leaf = _split(name)
     all_leaves, siblings, initials = dict[str, str](), dict[str, str](), dict[str, str]()
-    for candidate in known:
+    for candidate in candidates:
         place, own = _split(candidate)
         all_leaves.setdefault(own, candidate)
         if place == section:
@@ -47,8 +51,37 @@ def nearest(name: str, candidates: Iterable[str]) -> str:
             initials.setdefault("".join(word[:1] for word in own.split("_")), candidate)
     found = siblings.get(leaf) or all_leaves.get(leaf) or initials.get(leaf)
     for pool in (siblings, all_leaves):
-        if found is None and (close := difflib.get_close_matches(leaf, pool, n=1, cutoff=0.6)):
-            found = pool[close[0]]
+        if found is None and (close := _closest(leaf, pool)) is not None:
+            found = pool[close]
+    return _hint(found)
+
+
+def nearest_path(path: str, candidates: Iterable[str]) -> str:
+    """The same for files and folders: their own names are compared, without what stands before and after them.
+
+    ``runs/mien`` finds ``runs/mine``, ``a.jsonl`` does not find ``b.jsonl`` for ending alike.
+    """
+    stems = {Path(candidate).stem: candidate for candidate in candidates}
+    stem = Path(path).stem
+    return _hint(stems.get(_closest(stem, stems) or stem))
+
+
+def _closest(name: str, names: Iterable[str]) -> str | None:
+    """What ``name`` is a slip or an abbreviation of."""
+    known = list(names)
+    if close := difflib.get_close_matches(name, known, n=1, cutoff=_ALIKE):
+        return close[0]
+    longer = [candidate for candidate in known if len(name) > 2 and _abbreviates(name, candidate)]
+    return min(longer, key=len, default=None)
+
+
+def _abbreviates(name: str, candidate: str) -> bool:
+    """Whether each word of ``name`` begins one of the candidate's, in order."""
+    words = iter(candidate.split("_"))
+    return all(any(word.startswith(part) for word in words) for part in name.split("_"))
+
+
+def _hint(found: str | None) -> str:
     return "" if found is None else f"; did you mean {found!r}?"
 
 

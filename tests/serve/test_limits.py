@@ -27,7 +27,7 @@ REFUSED = [
     (CHAT, {}, "messages", "missing"),
     (CHAT, {"messages": [{"role": "nobody", "content": "a"}]}, "messages.0", None),
     (CHAT, {"messages": [{"role": "user", "content": "a", "colour": 1}]}, "messages.0.colour", "unsupported_field"),
-    (CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, None, None),
+    (CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0.content.0.type", None),
     (CHAT, {"messages": [{"role": "user", "content": "\ud800"}]}, None, None),
     (CHAT, {"messages": HI, "temperature": -1}, "temperature", None),
     (CHAT, {"messages": HI, "temperature": "1"}, "temperature", None),
@@ -39,9 +39,9 @@ REFUSED = [
     (CHAT, {"messages": HI, "n": 17}, "n", None),
     (CHAT, {"messages": HI, "stream_options": {"include_usage": True}}, None, None),
     (CHAT, {"messages": HI, "top_logprobs": 2}, None, None),
-    (CHAT, {"messages": HI, "logit_bias": {"x": 1}}, None, None),
+    (CHAT, {"messages": HI, "logit_bias": {"x": 1}}, "logit_bias.x", None),
     (CHAT, {"messages": HI, "logit_bias": {"99999": 1}}, "logit_bias", None),
-    (CHAT, {"messages": HI, "stop": [""]}, None, None),
+    (CHAT, {"messages": HI, "stop": [""]}, "stop.0", None),
     (CHAT, {"messages": HI, "tool_choice": "auto"}, "tool_choice", None),
     (CHAT, {"messages": HI, "tools": [TOOL, TOOL]}, "tools", None),
     (CHAT, {"messages": HI, "tools": [TOOL], "tool_choice": TOOL | {"function": {"name": "g"}}}, "tool_choice", None),
@@ -52,9 +52,16 @@ REFUSED = [
     (TEXT, {"prompt": "a", "suffix": "b"}, "suffix", "unsupported_field"),
     (TEXT, {"prompt": "a", "best_of": 2}, "best_of", "unsupported_field"),
     (TEXT, {"prompt": "a", "echo": True, "logprobs": 1}, None, None),
-    (TEXT, {"prompt": []}, None, None),
+    (TEXT, {"prompt": []}, "prompt", None),
     (TEXT, {"prompt": [999_999]}, "prompt", None),
-    (TEXT, {"prompt": ["a"] * 17}, "n", None),
+    (TEXT, {"prompt": ["a"] * 17}, "prompt", None),
+    (TEXT, {"prompt": ["a", "b"], "n": 9}, "n", None),
+    (TEXT, {"prompt": "a" * 5000}, "prompt", "context_length_exceeded"),
+    (TEXT, {"prompt": ["a", "a" * 5000]}, "prompt.1", "context_length_exceeded"),
+    (TEXT, {"prompt": "a", "max_tokens": 40_000}, "max_tokens", None),
+    (CHAT, {"messages": HI, "max_completion_tokens": 40_000}, "max_completion_tokens", None),
+    (NEW, {"input": "a" * 5000}, "input", "context_length_exceeded"),
+    (NEW, {"input": "a", "max_output_tokens": 40_000}, "max_output_tokens", None),
     (NEW, {"input": "a", "previous_response_id": "resp_1"}, "previous_response_id", "unsupported_field"),
     (NEW, {"input": "a", "background": True}, "background", None),
     (NEW, {"input": [{"type": "computer_call"}]}, None, None),
@@ -103,6 +110,28 @@ def test_another_model_path_or_method(server):
     assert server.get("/v1/nothing").json()["error"]["code"] == "not_found"
     answer = server.get(CHAT)
     assert answer.status_code == 405 and answer.headers["allow"] == "POST" and answer.json()["error"]["message"]
+
+
+def test_head_and_the_icon_are_answered_without_a_key(server, guarded):
+    for service in (server, guarded):
+        for path in ("/", "/health", "/ready", "/page/main.js", "/favicon.ico"):
+            answer = service.request("HEAD", path)
+            assert answer.status_code == 200 and answer.content == b"", path
+        icon = service.get("/favicon.ico")
+        assert icon.headers["content-type"].startswith("image/svg+xml") and b"<svg" in icon.content
+
+
+def test_metrics_count_by_route_also_what_never_gets_there(server):
+    server.post(CHAT, content=b"x" * (4 * 2**20 + 1))
+    server.get("/page/main.js")
+    server.request("BREW", CHAT)
+    lines = server.get("/metrics").text
+    for labels in (
+        f'method="POST",route="{CHAT}",status="413"',
+        'method="GET",route="/page",status="200"',
+        f'method="other",route="{CHAT}",status="405"',
+    ):
+        assert f"gossamer_http_requests_total{{{labels}}} " in lines
 
 
 def test_a_name_that_leads_here_from_elsewhere_is_refused(server):

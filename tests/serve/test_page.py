@@ -168,7 +168,7 @@ def test_settings_and_the_system_message_are_sent(server: Live, visit: Any) -> N
     body = sent[-1]
     assert body["messages"][0] == {"role": "system", "content": "Be brief."}
     assert (body["temperature"], body["max_tokens"], body["stop"]) == (0.5, 3, ["end", "\n\n"])
-    assert "top_p" not in body
+    assert body["top_p"] == 0.95 and "top_k" not in body  # what the model is read with, and nothing else
     page.get_by_role("button", name="New conversation").click()
     send(page, "SAY x")
     assert [message["role"] for message in sent[-1]["messages"]] == ["user"]
@@ -218,6 +218,27 @@ def test_errors_are_told_in_words(folder: Path, visit: Any) -> None:
         page.unroute("**/v1/chat/completions")
         page.get_by_role("button", name="Try again").click()
         expect(page.locator(".assistant article > .prose")).to_have_text("back")
+
+
+def test_a_conversation_that_outgrows_the_context_goes_on(folder: Path, visit: Any) -> None:
+    with live(folder, build={"max_model_len": 300}) as service:
+        page = visit(service)
+        sent: list[dict] = []
+        page.on("request", lambda request: sent.append(request.post_data_json) if request.method == "POST" else None)
+        for _ in range(4):
+            send(page, "go on")
+        expect(page.locator(".figures").last).to_contain_text(re.compile("without the [24] oldest messages"))
+        assert sent[0]["max_tokens"] == 75 and page.locator(".assistant .problem").count() == 0
+        assert len(sent[-1]["messages"]) < 7
+
+
+def test_a_text_that_outgrows_the_context_goes_on(tmp_path: Path, visit: Any) -> None:
+    with live(write_tokenizer(tmp_path, form=None), build={"max_model_len": 1000}) as service:
+        page = visit(service)
+        page.locator("#text").fill("Once" * 300)
+        page.get_by_role("button", name="Continue").click()
+        expect(page.locator("#text-result")).to_contain_text("without the beginning")
+        assert page.locator("#text").input_value().startswith("Once" * 300 + "word")
 
 
 def test_a_base_model_continues_a_text(tmp_path: Path, visit: Any) -> None:

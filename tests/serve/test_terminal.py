@@ -15,8 +15,9 @@ import pytest
 
 from engine_double import EngineDouble, write_tokenizer
 from gossamer.data.tokenizer import Tokenizer
+from gossamer.serve.conversation import Conversation
 from gossamer.serve.template import ChatTemplate
-from gossamer.serve.terminal import Conversation, talk
+from gossamer.serve.terminal import talk
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def conversation(folder: Path) -> Conversation:
     return Conversation(EngineDouble(tokenizer, 1), ChatTemplate(tokenizer), (), longest=300)
 
 
-def typing(conversation: Conversation, *lines: str | type[BaseException]) -> None:
+def typing(conversation: Conversation, *lines: str | type[BaseException]) -> bool:
     left: Iterator[str | type[BaseException]] = iter(lines)
 
     def read() -> str:
@@ -34,7 +35,7 @@ def typing(conversation: Conversation, *lines: str | type[BaseException]) -> Non
             raise line
         return line
 
-    talk(conversation, read)
+    return talk(conversation, read)
 
 
 def said(conversation: Conversation) -> list[tuple[str, str]]:
@@ -100,10 +101,24 @@ def test_ctrl_c_stops_an_answer_which_stays_as_far_as_it_came(conversation, caps
     assert not conversation.engine.has_work
 
 
-def test_a_conversation_that_is_too_long_says_so_and_drops_the_question(conversation, capsys):
-    typing(conversation, "SAY a", "x" * 300)
-    assert "/new begins another" in capsys.readouterr().err
+def test_a_line_that_is_too_long_says_so_and_is_dropped(conversation, capsys):
+    assert not typing(conversation, "SAY a", "x" * 300)
+    out, err = capsys.readouterr()
+    assert out == "a\n" and err.startswith("gossamer: this is ") and err.endswith("; shorten it\n")
     assert said(conversation) == [("user", "SAY a"), ("assistant", "a")]
+
+
+def test_a_conversation_that_outgrows_the_context_goes_on_with_a_note(conversation, capsys):
+    assert typing(conversation, *["go on"] * 6)
+    out, err = capsys.readouterr()
+    assert out.count("\n") == 6
+    note = "(the conversation has outgrown the model's 300 tokens: without its oldest turn from here on)"
+    assert err.splitlines() and set(err.splitlines()) == {note}
+
+
+def test_half_a_surrogate_pair_is_read_as_what_it_is_a_damaged_character(conversation, capsys):
+    assert typing(conversation, "SAY a\udced b \ud83d\ude00")
+    assert capsys.readouterr().out == "a\ufffd b \U0001f600\n"
 
 
 def test_a_failing_engine_is_told_of(conversation, capsys):
@@ -145,6 +160,15 @@ def test_lines_may_come_through_a_pipe(tmp_path):
     assert out.startswith(b"a\n")
 
 
+def test_a_line_of_a_pipe_that_gets_no_answer_shows_in_the_exit_status(tmp_path):
+    process = run(
+        write_tokenizer(tmp_path / "model"), tmp_path,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    out, err = process.communicate(b"FAIL\nSAY \xffa\n", timeout=60)
+    assert (process.returncode, out) == (2, "\ufffda\n".encode()) and err.startswith(b"gossamer: the engine failed")
+
+
 def test_at_a_terminal_lines_are_edited_and_kept_for_their_user_alone(tmp_path):
     ours, theirs = pty.openpty()
     process = run(write_tokenizer(tmp_path / "model"), tmp_path, stdin=theirs, stdout=theirs, stderr=theirs)
@@ -157,7 +181,7 @@ def test_at_a_terminal_lines_are_edited_and_kept_for_their_user_alone(tmp_path):
         while text not in shown:
             assert select.select([ours], [], [], deadline - time.monotonic())[0], shown
             shown += os.read(ours, 1000)
-        shown = b""
+        shown = shown.split(text, 1)[1]
 
     until(b">")
     os.write(ours, b"hx\x7fi\r")

@@ -16,7 +16,7 @@ from gossamer.data import hub_dataset
 from gossamer.data.config import CorpusConfig
 from gossamer.data.progress import Progress
 from gossamer.data.sources import BINARY_SUFFIXES
-from gossamer.errors import UserError, nearest
+from gossamer.errors import UserError, nearest_path
 
 __all__ = ["find_files", "standard_library"]
 
@@ -71,7 +71,7 @@ def _nearest_path(path: Path) -> str:
         names = os.listdir(path.parent)
     except OSError:
         return f"; there is no folder {str(path.parent)!r} either"
-    return nearest(path.name, names) or "; check the path"
+    return nearest_path(path.name, names) or "; check the path"
 
 
 def _walk(folder: Path) -> Iterator[Path]:

@@ -145,6 +145,11 @@ class Tokenizer:
         token = token.get("content") if isinstance(token, dict) else token
         return token if isinstance(token, str) and self._core.token_to_id(token) is not None else None
 
+    @property
+    def bos_id(self) -> int | None:
+        """The same as an id."""
+        return None if self.bos is None else self._core.token_to_id(self.bos)
+
     @functools.cached_property
     def special_tokens(self) -> dict[str, int]:
         """Ids of the tokens that ``encode`` makes with ``special`` alone and ``decode`` leaves out, by their text."""

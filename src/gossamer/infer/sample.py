@@ -8,6 +8,7 @@ from pathlib import Path
 from gossamer import device as devices
 from gossamer import hub
 from gossamer.data.tokenizer import Tokenizer
+from gossamer.infer.defaults import generation_config, sampling_for_readers
 from gossamer.infer.engine import Engine, EngineOptions
 from gossamer.infer.request import Request, SamplingParams
 from gossamer.model.causal_lm import CausalLM
@@ -43,16 +44,21 @@ def sample_run(
     run: Path,
     prompt: str = "",
     tokens: int = 200,
-    temperature: float = 0.8,
-    top_p: float = 0.95,
+    temperature: float | None = None,
+    top_p: float | None = None,
     seed: int = 0,
     device: str = "auto",
 ) -> Iterator[str]:
-    """Yield `prompt`, then its continuation by the model of a run or a Hugging Face directory."""
-    sampling = SamplingParams(tokens, temperature=temperature, top_p=top_p, seed=seed)
+    """Yield `prompt`, then its continuation by the model of a run or a Hugging Face directory.
+
+    What is None follows ``defaults``.
+    """
+    directory = hub.find_model(run)
+    recommended, _ = generation_config(directory)
+    given = {"temperature": temperature, "top_p": top_p, "seed": seed}
+    sampling = SamplingParams(tokens, **sampling_for_readers(recommended, given))
     where = devices.resolve(device)
     devices.keep_freed_memory()
-    directory = hub.find_model(run)
     tokenizer = Tokenizer.load(directory)
     tokenizer.encode(prompt)  # refused before it is shown: what is no text cannot be printed either
     model = hub.load(directory, device=where)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ from starlette.responses import FileResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from gossamer import __version__
-from gossamer.serve.errors import ApiError, error_response, from_exception
+from gossamer.serve.complaints import validation_error
+from gossamer.serve.errors import ApiError, error_response, http_error
 from gossamer.serve.guard import Guard, is_public
 from gossamer.serve.keys import ApiKeys
 from gossamer.serve.routes import chat, completions, health, models, responses
@@ -58,13 +59,21 @@ def make_app(service: Service, keys: ApiKeys | None) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.service = service
-    for family in (chat, completions, responses, models, health):
+    families = (chat, completions, responses, models, health)
+    for family in families:
         app.include_router(family.router)
-    for kind in (RequestValidationError, HTTPException, ApiError):
-        app.add_exception_handler(kind, _answer_error)
+    for kind, told in _TOLD.items():
+        app.add_exception_handler(kind, _answer_by(told))
     app.add_exception_handler(ClientGone, _gone)
     app.add_exception_handler(Exception, _unforeseen)
-    app.add_middleware(Guard, options=service.options, keys=keys, metrics=service.metrics)
+    if (PAGE / "index.html").is_file():
+        app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)(_page)
+        # what browsers ask for by themselves beside any page, an answer of the API too
+        app.api_route("/favicon.ico", methods=["GET", "HEAD"], include_in_schema=False)(_icon)
+        app.mount("/page", _PageFiles(directory=PAGE))
+    routes = [*app.routes, *(route for family in families for route in family.router.routes)]
+    named = [route for route in routes if hasattr(route, "path")]  # what FastAPI makes of a router has none
+    app.add_middleware(Guard, options=service.options, keys=keys, metrics=service.metrics, routes=named)
     if service.options.cors:
         app.add_middleware(
             CORSMiddleware,
@@ -73,9 +82,6 @@ def make_app(service: Service, keys: ApiKeys | None) -> FastAPI:
             allow_headers=["Authorization", "Content-Type"],
             expose_headers=["X-Request-Id", "Retry-After"],
         )
-    if (PAGE / "index.html").is_file():
-        app.get("/", include_in_schema=False)(_page)
-        app.mount("/page", _PageFiles(directory=PAGE))
     _describe(app, keys is not None)
     return app
 
@@ -93,8 +99,23 @@ async def _page() -> Response:
     return FileResponse(PAGE / "index.html", headers=_PAGE_HEADERS)
 
 
-async def _answer_error(request: Request, error: Exception) -> Response:
-    return error_response(from_exception(error))
+async def _icon() -> Response:
+    return FileResponse(PAGE / "icon.svg")
+
+
+_TOLD: dict[type[Exception], Callable[[Any], ApiError]] = {
+    RequestValidationError: validation_error,
+    HTTPException: http_error,
+    ApiError: lambda error: error,
+}
+"""What is raised on the way to an answer and meant for the client."""
+
+
+def _answer_by(told: Callable[[Any], ApiError]) -> Callable[[Request, Exception], Awaitable[Response]]:
+    async def answer(request: Request, error: Exception) -> Response:
+        return error_response(told(error))
+
+    return answer
 
 
 async def _gone(request: Request, error: Exception) -> Response:

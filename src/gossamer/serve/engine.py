@@ -127,8 +127,11 @@ class EngineProcess:
             self._outbox.put(Submit(request))
         return run
 
-    def check(self, count: int) -> None:
+    def check(self, count: int, field: str = "n") -> None:
         """Whether there is room for so many requests; asked before any work is put into them, too.
+
+        Args:
+            field: of the client's request that makes them so many.
 
         Raises:
             ApiError: 503 while it loads or drains, 429 when the queue is full, 400 for more than ever fit.
@@ -139,9 +142,8 @@ class EngineProcess:
             raise unavailable("the model is being loaded", "loading", 5)
         capacity = self.info.max_batch + self._options.max_queue
         if count > min(capacity, self._options.max_choices):
-            raise invalid(
-                f"{count} answers: this service makes {min(capacity, self._options.max_choices)} at most", "n"
-            )
+            most = min(capacity, self._options.max_choices)
+            raise invalid(f"{field}: {count} answers to one request; this service makes {most} at most", field)
         if len(self._runs) + count > capacity:
             waiting = max(0, len(self._runs) - self.info.max_batch)
             raise overloaded(max(1, min(120, math.ceil(self._seconds * (1 + waiting / self.info.max_batch)))))

@@ -6,13 +6,11 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-__all__ = ["ApiError", "error_response", "from_exception", "invalid", "overloaded", "unavailable"]
+__all__ = ["ApiError", "error_response", "http_error", "invalid", "overloaded", "unavailable"]
 
-ROLES = ("system", "developer", "user", "assistant", "tool")
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 _CODES = {
     401: "invalid_api_key",
@@ -85,42 +83,15 @@ def error_response(error: ApiError) -> Response:
     return Response(json.dumps(error.body()), error.status, headers, "application/json")
 
 
-def from_exception(error: Exception) -> ApiError:
-    """Whatever was raised on the way to an answer and is meant for the client."""
-    if isinstance(error, RequestValidationError):
-        return _validation_error(error)
-    if isinstance(error, HTTPException):
-        return _http_error(error)
-    assert isinstance(error, ApiError)
-    return error
-
-
-def _http_error(error: HTTPException) -> ApiError:
+def http_error(error: HTTPException) -> ApiError:
     """What the framework refuses by itself: an unknown path, a method, a body that is too large or no JSON."""
     messages = {
+        400: "the body cannot be read as JSON: it is nested too deeply, or not UTF-8",
         404: "there is no such path; /openapi.json lists them",
         405: "this path does not take the method; /openapi.json lists those it takes",
         413: "the body is too large; send less",
     }
-    told = ApiError(error.status_code, messages.get(error.status_code, str(error.detail)))
+    code = "bad_json" if error.status_code == 400 else None
+    told = ApiError(error.status_code, messages.get(error.status_code, str(error.detail)), code)
     told.headers = error.headers or {}
     return told
-
-
-def _validation_error(error: RequestValidationError) -> ApiError:
-    """The first complaint about a request's fields, in one line, with the field's dotted name."""
-    first = error.errors()[0]
-    if first["type"] == "json_invalid":
-        return invalid(
-            f"the body is not valid JSON ({first.get('ctx', {}).get('error', first['msg'])})", code="bad_json"
-        )
-    place = [str(part) for part in first["loc"] if part != "body"]
-    place = [part for index, part in enumerate(place) if part not in ROLES or not place[index - 1].isdigit()]
-    # The names of a union's branches stand among the parts of the path; they are no field of the client's.
-    param = ".".join(part for part in place if part.isdigit() or (part.isidentifier() and part.islower())) or None
-    if first["type"] == "extra_forbidden":
-        return invalid(f"{param or place[-1]}: not supported here; leave it out", param, "unsupported_field")
-    if first["type"] == "missing" and not place:
-        return invalid("the body must be a JSON object, sent as application/json", code="bad_json")
-    message = first["msg"].removeprefix("Value error, ")
-    return invalid(f"{param}: {message}" if param else message, param, str(first["type"]))

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Sequence
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gossamer.serve.errors import ApiError, error_response
@@ -19,24 +21,34 @@ from gossamer.serve.stream import LOG_KEY
 
 __all__ = ["Guard", "is_public"]
 
+METHODS = ("GET", "HEAD", "POST", "OPTIONS", "PUT", "PATCH", "DELETE")
+"""That the metrics count apart; a client may make up others."""
 TOO_LARGE = ApiError(413, "the body is too large; send less")
 log = logging.getLogger("gossamer.serve.requests")
 
 
 def is_public(path: str) -> bool:
     """Whether a path needs no key: the page, which asks for one, and what tells whether the service is up."""
-    return path in ("/", "/health", "/ready") or path.startswith("/page/")
+    return path in ("/", "/favicon.ico", "/health", "/ready") or path.startswith("/page/")
 
 
 class Guard:
-    """Middleware around the whole application.
+    """Middleware around the whole application, whose ``routes`` the metrics tell apart.
 
     Without keys, a service for this machine answers only requests that name it by a loopback address: a page on the
     web whose name was made to point here (DNS rebinding) names another host.
     """
 
-    def __init__(self, app: ASGIApp, options: ServeOptions, keys: ApiKeys | None, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        options: ServeOptions,
+        keys: ApiKeys | None,
+        metrics: Metrics,
+        routes: Sequence[BaseRoute],
+    ) -> None:
         self._app = app
+        self._routes = routes
         self._options = options
         self._keys = keys
         self._metrics = metrics
@@ -45,7 +57,7 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        start, number, status = time.monotonic(), new_id("req_"), 499
+        start, number, status, route = time.monotonic(), new_id("req_"), 499, self._route(scope)
 
         async def send_marked(message: Message) -> None:
             nonlocal status
@@ -65,8 +77,8 @@ class Guard:
                 await self._app(scope, _bounded(receive, self._options), send_marked)
         finally:
             seconds = time.monotonic() - start
-            route = getattr(scope.get("route"), "path", "none")
-            self._metrics.http.labels(scope["method"] if route != "none" else "", route, status).inc()
+            method = scope["method"] if scope["method"] in METHODS else "other"
+            self._metrics.http.labels(method, route, status).inc()
             self._metrics.http_seconds.labels(route).observe(seconds)
             told = " ".join(f"{name}={_quiet(value)}" for name, value in details.items())
             line = f"{number} {scope['method']} {_quiet(scope['path'])} {status} {seconds:.3f}s {told}"
@@ -75,6 +87,11 @@ class Guard:
     def _refusal(self, scope: Scope) -> ApiError | None:
         headers = Headers(scope=scope)
         return self._stranger(scope, headers) or self._too_large(headers)
+
+    def _route(self, scope: Scope) -> str:
+        """The path of the route that a request is for, as it is declared, also where the request does not get there."""
+        matching = (route for route in self._routes if route.matches(scope)[0] is not Match.NONE)
+        return getattr(next(matching, None), "path", "none")
 
     def _too_large(self, headers: Headers) -> ApiError | None:
         length = headers.get("content-length", "0")

@@ -16,13 +16,14 @@ import uvicorn
 from gossamer import hub
 from gossamer.data.tokenizer import Tokenizer
 from gossamer.errors import UserError
+from gossamer.infer.defaults import generation_config
 from gossamer.serve.app import make_app
 from gossamer.serve.build import EngineConfig, build_engine
 from gossamer.serve.engine import EngineProcess
 from gossamer.serve.keys import ApiKeys
 from gossamer.serve.metrics import Metrics
 from gossamer.serve.options import ServeOptions
-from gossamer.serve.service import Service, generation_config
+from gossamer.serve.service import Service
 from gossamer.serve.template import ChatTemplate
 from gossamer.serve.worker import Build
 

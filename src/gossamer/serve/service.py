@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 
 from gossamer.data.tokenizer import Tokenizer
 from gossamer.errors import UserError
-from gossamer.hub.find import read_json
 from gossamer.infer.request import Grammar, Request, SamplingParams
 from gossamer.serve.engine import EngineProcess
 from gossamer.serve.errors import ApiError, invalid
@@ -22,7 +21,7 @@ from gossamer.serve.template import ChatTemplate, RenderedPrompt, TemplateRefusa
 from gossamer.serve.wire.base import Sampling
 from gossamer.serve.worker import ModelInfo
 
-__all__ = ["Service", "generation_config", "new_id"]
+__all__ = ["CHAT_FIELDS", "Fields", "Service", "new_id"]
 
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 log = logging.getLogger("gossamer.serve")
@@ -32,6 +31,17 @@ T = TypeVar("T")
 def new_id(prefix: str) -> str:
     """An identifier of 24 characters that nobody guesses."""
     return f"{prefix}{secrets.token_hex(12)}"
+
+
+@dataclass(frozen=True)
+class Fields:
+    """What a family of endpoints calls the fields that may ask for too much, for the error that says so."""
+
+    prompt: str = "messages"
+    max_tokens: str = "max_tokens"
+
+
+CHAT_FIELDS = Fields()
 
 
 @dataclass
@@ -89,18 +99,18 @@ class Service:
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Mapping[str, Any]] | None,
         extra: Mapping[str, Any] | None = None,
+        field: str = "messages",
     ) -> RenderedPrompt:
         """The prompt of a conversation. Long ones take a while, so it is done beside the event loop."""
         try:
             return await _aside(self.template.render, messages, tools, extra)
         except TemplateRefusal as error:
-            raise invalid(f"the chat template does not take this: {error}", "messages", "template_error") from error
+            raise invalid(f"the chat template does not take this: {error}", field, "template_error") from error
 
     async def encode(self, text: str) -> tuple[int, ...]:
         """The tokens of a plain text, after the token that texts begin with in training, if there is one."""
-        bos = self.tokenizer.bos
-        first = () if bos is None else (self.tokenizer.special_tokens.get(bos, self.tokenizer.eot_id),)
-        return first + tuple(await _aside(self.tokenizer.encode, text))
+        bos = self.tokenizer.bos_id
+        return (() if bos is None else (bos,)) + tuple(await _aside(self.tokenizer.encode, text))
 
     def answers(
         self,
@@ -112,6 +122,7 @@ class Service:
         grammar: Grammar | None = None,
         stop: tuple[str, ...] = (),
         boundaries: tuple[int, ...] = (),
+        fields: Fields = CHAT_FIELDS,
     ) -> list[Request]:
         """Requests to the engine for ``count`` answers to one prompt.
 
@@ -120,22 +131,23 @@ class Service:
             max_tokens: of each answer; None: as many as fit.
             logprobs: alternatives to tell with each token; None: tell nothing.
             stop: texts that end the answer besides those wanted.
+            fields: whose fault it is where something does not fit.
 
         Raises:
             ApiError: 400 for what does not fit the model or the limits.
         """
         info, longest = self.info, self.options.max_tokens
         if max_tokens is not None and max_tokens > longest:
-            raise invalid(f"max_tokens {max_tokens}: this service makes {longest} at most", "max_tokens")
+            raise invalid(f"{fields.max_tokens} {max_tokens}: this service makes {longest} at most", fields.max_tokens)
         room = info.max_model_len - len(prompt)
         if room < (max_tokens or 1):
             raise invalid(
                 f"the model's context is {info.max_model_len} tokens; the prompt has {len(prompt)} and "
-                f"{max_tokens or 1} more were asked for; shorten one of them",
-                "messages",
+                f"{max_tokens or 1} more were asked for; shorten {fields.prompt} or {fields.max_tokens}",
+                fields.prompt,
                 "context_length_exceeded",
             )
-        self.check_ids("prompt", prompt)
+        self.check_ids(fields.prompt, prompt)
         self.check_ids("stop_token_ids", wanted.stop_token_ids or ())
         bias = {int(token): value for token, value in (wanted.logit_bias or {}).items()}
         self.check_ids("logit_bias", bias)
@@ -167,17 +179,6 @@ class Service:
         size = self.info.vocab_size
         if (wrong := next((token for token in ids if token >= size), None)) is not None:
             raise invalid(f"{name}: {wrong} is no token of this model, which has {size}", name)
-
-
-def generation_config(folder: Path) -> tuple[dict[str, Any], tuple[int, ...]]:
-    """What a checkpoint's generation_config.json recommends: sampling values, and the tokens that end an answer."""
-    path = folder / "generation_config.json"
-    config = read_json(path) if path.is_file() else {}
-    ends = config.get("eos_token_id")
-    values = {name: config[name] for name in _SAMPLING if isinstance(config.get(name), (int, float))}
-    if config.get("do_sample") is False:
-        values = {}
-    return values, tuple(token for token in (ends if isinstance(ends, list) else [ends]) if isinstance(token, int))
 
 
 async def _aside(function: Callable[..., T], *arguments: Any) -> T:

@@ -120,6 +120,12 @@ class ChatTemplate:
         begins = tuple(place for place, token in enumerate(ids) if place and token == self._turn)
         return RenderedPrompt(tuple(ids), begins, _OPEN_THOUGHT.search(text) is not None)
 
+    def end_of(self, prompt: RenderedPrompt, count: int) -> RenderedPrompt:
+        """The last ``count`` tokens of a plain dialogue, the one that texts begin with in front as in training."""
+        bos = self._tokenizer.bos_id
+        begin = prompt.ids[:1] if prompt.ids[0] == bos else ()
+        return RenderedPrompt((*begin, *prompt.ids[len(prompt.ids) - count + len(begin) :]), (), False)
+
     def _text(
         self,
         messages: Any,

@@ -5,20 +5,18 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from gossamer.data.tokenizer import Tokenizer
 from gossamer.errors import UserError
-from gossamer.infer.request import Request, SamplingParams
-from gossamer.serve.output import Content, Event, OutputParser, Reasoning
-from gossamer.serve.template import ChatTemplate, TemplateRefusal
-from gossamer.serve.turn import Reply
-from gossamer.serve.worker import Engine
+from gossamer.infer.defaults import generation_config, sampling_for_readers
+from gossamer.serve.conversation import Conversation, LeftOut
+from gossamer.serve.output import Content, Reasoning
+from gossamer.serve.template import ChatTemplate
 
-__all__ = ["Conversation", "chat", "talk"]
+__all__ = ["chat", "talk"]
 
 HELP = """\
 /new             begin another conversation
@@ -31,105 +29,47 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 DIM, PLAIN = "\x1b[2m", "\x1b[0m"
 
 
-@dataclass
-class Conversation:
-    """Messages so far, and the means to answer the last one.
-
-    Attributes:
-        ends: tokens that end an answer beside the tokenizer's end of text
-        sampling: keywords of ``SamplingParams``, without ``max_tokens``
-        longest: prompt and answer at most (tokens)
-        max_tokens: of an answer at most; None: what is left
-    """
-
-    engine: Engine
-    template: ChatTemplate
-    ends: tuple[int, ...]
-    longest: int
-    max_tokens: int | None = None
-    sampling: dict[str, Any] = field(default_factory=dict)
-    system: str | None = None
-    messages: list[dict[str, Any]] = field(default_factory=list)
-
-    def answer(self) -> Iterator[Event]:
-        """Answer the last message, piece by piece; what has been said joins the conversation, stopped or not.
-
-        Raises:
-            UserError: the conversation does not fit the model.
-        """
-        first = [] if self.system is None else [{"role": "system", "content": self.system}]
-        try:
-            prompt = self.template.render(first + self.messages)
-        except TemplateRefusal as refusal:
-            raise UserError(f"the chat template does not take this: {refusal}") from refusal
-        room = self.longest - len(prompt.ids)
-        if room < 1:
-            raise UserError(
-                f"the conversation has {len(prompt.ids)} tokens, the model takes {self.longest}; /new begins another"
-            )
-        params = SamplingParams(
-            max_tokens=min(room, self.max_tokens or room),
-            stop=self.template.stop,
-            stop_token_ids=self.ends,
-            **self.sampling,
-        )
-        reply = Reply(OutputParser(prompt.thinking, self.template.thinks, None, self.template.is_default))
-        self.engine.submit(Request("chat", prompt.ids, params, prompt.boundaries))
-        try:
-            while self.engine.has_work:
-                for delta in self.engine.step():
-                    yield from reply.add(delta)
-                    if delta.finish_reason == "error":
-                        raise UserError(f"the engine failed: {delta.error}")
-        finally:
-            self.engine.abort("chat")
-            said = {"role": "assistant", "content": reply.content}
-            self.messages.append(said | ({"reasoning_content": reply.reasoning} if reply.reasoning else {}))
-
-    def undo(self) -> str | None:
-        """Take back the last question and its answer; return the question."""
-        while self.messages:
-            message = self.messages.pop()
-            if message["role"] == "user":
-                return str(message["content"])
-        return None
-
-
 def chat(
     run: Path,
     system: str | None,
     max_tokens: int | None,
     sampling: dict[str, Any],
     device: str,
-) -> None:
+) -> int:
     """Talk with the model of a run or a Hugging Face directory until the user leaves.
 
     Args:
         sampling: keywords of ``SamplingParams``; what is None follows the checkpoint.
+
+    Returns:
+        The exit status: 2 where lines came from a file or a pipe and one of them was not answered.
     """
     from gossamer import hub
     from gossamer.infer.options import EngineOptions
     from gossamer.serve.build import EngineConfig, build_engine
-    from gossamer.serve.service import generation_config
 
     folder = hub.find_model(run)
     tokenizer = Tokenizer.load(folder)
     template = ChatTemplate(tokenizer)
-    defaults, ends = generation_config(folder)
+    recommended, ends = generation_config(folder)
     engine, info = build_engine(folder, EngineConfig(device, EngineOptions(max_batch=1)))()
-    chosen = defaults | {name: value for name, value in sampling.items() if value is not None}
+    chosen = sampling_for_readers(recommended, sampling)
     if template.is_default:
         print("(this model has no chat template: it continues a plain dialogue)", file=sys.stderr)
-    talk(Conversation(engine, template, ends, info.max_model_len, max_tokens, chosen, system), _line_reader())
+    system = None if system is None else _whole_characters(system)
+    conversation = Conversation(engine, template, ends, info.max_model_len, max_tokens, chosen, system)
+    answered = talk(conversation, _line_reader())
+    return 0 if answered or sys.stdin.isatty() else 2
 
 
-def talk(conversation: Conversation, read: Callable[[], str]) -> None:
-    """Read lines and answer them, until ``read`` raises EOFError or the user says /exit."""
+def talk(conversation: Conversation, read: Callable[[], str]) -> bool:
+    """Read lines and answer them, until ``read`` raises EOFError or the user says /exit; whether all were answered."""
+    answered = True
     while True:
         try:
-            line = read().strip()
+            line = _whole_characters(read()).strip()
         except EOFError:
-            return
+            return answered
         except KeyboardInterrupt:
             continue
         command, _, argument = line.partition(" ")
@@ -137,7 +77,7 @@ def talk(conversation: Conversation, read: Callable[[], str]) -> None:
             case "":
                 continue
             case "/exit":
-                return
+                return answered
             case "/help":
                 print(HELP)
             case "/new":
@@ -153,18 +93,21 @@ def talk(conversation: Conversation, read: Callable[[], str]) -> None:
                 if question is None:
                     print("there is nothing to answer", file=sys.stderr)
                 else:
-                    _ask(conversation, question)
+                    answered &= _ask(conversation, question)
             case _ if command.startswith("/") and not argument and command[1:].isalpha():
                 print(f"no command {command}; /help lists them", file=sys.stderr)
             case _:
-                _ask(conversation, line)
+                answered &= _ask(conversation, line)
 
 
-def _ask(conversation: Conversation, question: str) -> None:
+def _ask(conversation: Conversation, question: str) -> bool:
     conversation.messages.append({"role": "user", "content": question})
     coloured, thinking = sys.stdout.isatty(), False
     try:
         for event in conversation.answer():
+            if isinstance(event, LeftOut):
+                print(_note(event, conversation.longest), file=sys.stderr)
+                continue
             if isinstance(event, Reasoning) != thinking:
                 thinking = not thinking
                 _write(("\n\n" if not thinking else "") + (DIM if thinking else PLAIN) * coloured)
@@ -174,10 +117,22 @@ def _ask(conversation: Conversation, question: str) -> None:
     except UserError as error:
         conversation.undo()
         print(f"gossamer: {error}", file=sys.stderr)
-        return
+        return False
     except KeyboardInterrupt:
         pass  # what has been said stays said
     _write(PLAIN * (coloured and thinking) + "\n")
+    return True
+
+
+def _note(left_out: LeftOut, longest: int) -> str:
+    parts = {0: "the beginning of this line", 1: "its oldest turn"}
+    part = parts.get(left_out.turns, f"its oldest {left_out.turns} turns")
+    return f"(the conversation has outgrown the model's {longest} tokens: without {part} from here on)"
+
+
+def _whole_characters(text: str) -> str:
+    """Halves of surrogate pairs joined, and U+FFFD for a half alone, as a byte that is no UTF-8 arrives."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _write(text: str) -> None:

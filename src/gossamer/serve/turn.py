@@ -13,7 +13,7 @@ from gossamer.infer.request import Usage as EngineUsage
 from gossamer.serve.errors import invalid
 from gossamer.serve.grammars import CallRules, call_grammar, format_grammar
 from gossamer.serve.output import CallArguments, CallBegins, Content, Event, OutputParser, Reasoning
-from gossamer.serve.service import Service, new_id
+from gossamer.serve.service import CHAT_FIELDS, Fields, Service, new_id
 from gossamer.serve.tool_calls import CallReader, JsonCall, XmlCall
 from gossamer.serve.wire.base import (
     AnyFormat,
@@ -131,6 +131,7 @@ async def prepare(
     form: AnyFormat | None = None,
     logprobs: int | None = None,
     extra: dict[str, Any] | None = None,
+    fields: Fields = CHAT_FIELDS,
 ) -> Turn:
     """Everything that comes before the engine.
 
@@ -138,7 +139,7 @@ async def prepare(
         ApiError: 400 for what the model, its template or the limits do not allow.
     """
     offered = offered_tools(service, tools, tool_choice)
-    prompt = await service.render(template_messages(messages), template_tools(offered), extra)
+    prompt = await service.render(template_messages(messages), template_tools(offered), extra, fields.prompt)
     grammar = _grammar(service, offered, tool_choice, parallel, form, prompt.thinking)
     requests = service.answers(
         wanted,
@@ -149,6 +150,7 @@ async def prepare(
         grammar=grammar,
         stop=service.template.stop,
         boundaries=prompt.boundaries,
+        fields=fields,
     )
     reader = _reader(service, offered)
     template = service.template

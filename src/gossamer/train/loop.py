@@ -21,6 +21,7 @@ from gossamer.data.dataset import Dataset, prepare
 from gossamer.data.packing import TrainBatches
 from gossamer.data.tokenizer import Tokenizer
 from gossamer.errors import UserError
+from gossamer.infer.defaults import sampling_for_readers
 from gossamer.infer.request import SamplingParams
 from gossamer.infer.sample import sample_text
 from gossamer.model.causal_lm import CausalLM
@@ -347,7 +348,7 @@ class _Run:
         if model is None:
             self.meter.lap("samples")
             return
-        sampling = SamplingParams(training.sample_tokens, temperature=0.8, top_p=0.95, seed=training.seed)
+        sampling = SamplingParams(training.sample_tokens, seed=training.seed, **sampling_for_readers({}))
         text = self.prompt + "".join(sample_text(model, tokenizer, self.prompt, sampling))
         self.journal.sample(self.step, text)
         self.length.took("sample", self.meter.lap("samples"))

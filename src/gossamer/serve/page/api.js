@@ -1,13 +1,15 @@
 // The service's API: requests with the user's key, answers as they stream, and what went wrong in plain words.
 
 const KEY = "gossamer-key";
+export const TOO_LONG = "context_length_exceeded";
 
 // What a request failed of. `message` is for the user; `status` 0: no answer came at all.
 export class Problem extends Error {
-  constructor(message, status, again = null) {
+  constructor(message, status, again = null, code = null) {
     super(message);
     this.status = status;
     this.again = again; // seconds after which another try is worth it
+    this.code = code; // the API's word for it
   }
 }
 
@@ -62,7 +64,7 @@ export class Api {
     const again = Number(answer.headers.get("Retry-After")) || null;
     const error = await answer.json().then((body) => body.error ?? {}, () => ({}));
     this.rejected = error.code === "invalid_api_key";
-    throw new Problem(inWords(answer.status, error, again), answer.status, again);
+    throw new Problem(inWords(answer.status, error, again), answer.status, again, error.code);
   }
 }
 
@@ -89,7 +91,7 @@ async function* events(body) {
 function inWords(status, error, again) {
   const said = typeof error.message === "string" && error.message ? error.message : `status ${status}`;
   const when = again ? ` Try again in ${again === 1 ? "a second" : `${again} seconds`}.` : " Try again later.";
-  if (error.code === "context_length_exceeded") {
+  if (error.code === TOO_LONG) {
     return `This conversation no longer fits the model: ${said}. Begin a new one, or edit an earlier message.`;
   }
   if (status === 401) return "The server asks for an API key.";

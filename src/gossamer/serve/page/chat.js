@@ -1,7 +1,8 @@
 // What can be done with conversations: ask, stop, ask again, branch, continue a text. Knows data and the API, no
 // elements; `view` is told what to draw.
 
-import { add, asked, choose, newConversation, path, titleOf } from "./conversation.js";
+import { TOO_LONG } from "./api.js";
+import { add, asked, choose, newConversation, path, pathTo, titleOf } from "./conversation.js";
 import { Generation } from "./generation.js";
 import { requestFields } from "./settings.js";
 
@@ -11,6 +12,7 @@ export class Chat {
     Object.assign(this, { api, store, settings, view });
     this.conversations = new Map();
     this.running = new Map(); // generations by their conversation's id
+    this.begins = new Map(); // by conversation: where what the model still takes begins, a message's number or a place
     this.model = null;
     this.current = null;
   }
@@ -89,30 +91,49 @@ export class Chat {
     if (conversations.length) this.open(conversations[0].id);
   }
 
-  // Answer message `parent` of a conversation.
+  // Answer message `parent` of a conversation. Its oldest turns are left out where the model does not take them all.
   async answer(conversation, parent) {
     const number = add(conversation, parent, "assistant", "");
     const message = conversation.messages[number];
-    const body = { messages: asked(conversation, parent), ...requestFields(this.settings, "chat") };
+    const fields = requestFields(this.settings, "chat", this.model);
     const take = (kind, text) => {
       message[kind] += text;
     };
-    const result = await this.generate(conversation, number, "chat/completions", body, take);
+    const numbers = pathTo(conversation, parent);
+    let from = Math.max(numbers.indexOf(this.begins.get(conversation.id)), 0);
+    let result;
+    for (;;) {
+      const body = { messages: asked(conversation, numbers.slice(from)), ...fields };
+      result = await this.generate(conversation, number, "chat/completions", body, take);
+      const next = numbers.findIndex((other, place) => place > from && conversation.messages[other].role === "user");
+      if (result.problem?.code !== TOO_LONG || next < 0) break;
+      from = next;
+    }
+    if (!result.problem) this.begins.set(conversation.id, numbers[from]);
     Object.assign(message, { end: result.end, problem: result.problem?.message ?? null, usage: result.usage,
-      seconds: result.seconds });
+      seconds: result.seconds, without: from });
     await this.finish(conversation, result);
   }
 
-  // Let the model continue the text of a conversation of that mode.
+  // Let the model continue the text of a conversation of that mode, its newest part where the whole is too long.
   async continueText() {
     const conversation = this.current;
-    conversation.before = conversation.text;
-    const body = { prompt: conversation.text, ...requestFields(this.settings, "text") };
-    const take = (_, text) => {
-      conversation.text += text;
+    const text = conversation.text;
+    conversation.before = text;
+    const fields = requestFields(this.settings, "text", this.model);
+    const take = (_, piece) => {
+      conversation.text += piece;
     };
-    const result = await this.generate(conversation, null, "completions", body, take);
-    conversation.last = { ...result, problem: result.problem?.message ?? null };
+    let from = this.begins.get(conversation.id) ?? 0;
+    if (from >= text.length) from = 0;
+    let result;
+    for (;;) {
+      result = await this.generate(conversation, null, "completions", { prompt: text.slice(from), ...fields }, take);
+      if (result.problem?.code !== TOO_LONG || text.length - from < 2) break;
+      from += Math.ceil((text.length - from) / 4);
+    }
+    if (!result.problem) this.begins.set(conversation.id, from);
+    conversation.last = { ...result, problem: result.problem?.message ?? null, without: from };
     await this.finish(conversation, result);
   }
 

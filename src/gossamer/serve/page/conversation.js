@@ -44,13 +44,19 @@ export function branches(conversation, number) {
   return conversation.messages.flatMap((message, other) => (message.parent === parent ? [other] : []));
 }
 
-// What the API is sent to answer message `number`: the system message and the path down to it.
-export function asked(conversation, number) {
-  const messages = [];
-  for (let at = number; at !== null; at = conversation.messages[at].parent) {
-    const { role, text } = conversation.messages[at];
-    messages.unshift({ role, content: text });
-  }
+// The numbers of a message and of those before it, from the first.
+export function pathTo(conversation, number) {
+  const numbers = [];
+  for (let at = number; at !== null; at = conversation.messages[at].parent) numbers.unshift(at);
+  return numbers;
+}
+
+// What the API is sent to answer the last of these messages: the system message, and them.
+export function asked(conversation, numbers) {
+  const messages = numbers.map((number) => {
+    const { role, text } = conversation.messages[number];
+    return { role, content: text };
+  });
   if (conversation.system.trim()) messages.unshift({ role: "system", content: conversation.system });
   return messages;
 }

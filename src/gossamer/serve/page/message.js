@@ -94,7 +94,7 @@ export class MessageView {
   }
 
   figures() {
-    const { usage, seconds } = this.message;
+    const { usage, seconds, without } = this.message;
     if (!seconds) return "";
     const told = [];
     if (usage) {
@@ -104,6 +104,7 @@ export class MessageView {
     }
     told.push(`first after ${seconds.first.toFixed(2)} s`);
     if (usage?.cached) told.push(`${usage.cached.toLocaleString("en")} of ${usage.prompt.toLocaleString("en")} prompt tokens reused`);
+    if (without) told.push(`without the ${without === 1 ? "oldest message" : `${without} oldest messages`}, for which there is no room`);
     return element("p", { class: "figures" }, told.join(" · "));
   }
 

@@ -14,6 +14,7 @@ export const SAMPLING = [
   { name: "max_tokens", label: "Longest answer", min: 1, max: 2147483647, step: 1, help: "tokens" },
   { name: "seed", label: "Seed", min: -(2 ** 53 - 1), max: 2 ** 53 - 1, step: 1, help: "same seed, same answer" },
 ];
+const SHARE = 4; // an answer may take one part in so many of the context: a model that finds no end would fill it
 const TEXT_TOKENS = 256; // that a text goes on for, unless the user says otherwise: a base model finds no end itself
 
 const UNSET = { ...Object.fromEntries(SAMPLING.map(({ name }) => [name, null])), stop: "", thinking: "", theme: "",
@@ -43,13 +44,17 @@ export function applyTheme(settings) {
   else delete document.documentElement.dataset.theme;
 }
 
-// The fields of a request that follow from the settings.
-export function requestFields(settings, mode) {
-  const fields = {};
+// The fields of a request that follow from the settings; an empty one from what the model is read with (`sampling`).
+export function requestFields(settings, mode, model) {
+  const fields = { ...model?.sampling };
   for (const { name } of SAMPLING) if (settings[name] !== null) fields[name] = settings[name];
   const stop = settings.stop.split("\n").filter(Boolean).map((line) => line.replaceAll("\\n", "\n"));
   if (stop.length) fields.stop = stop;
-  if (mode === "text") fields.max_tokens ??= TEXT_TOKENS;
-  else if (settings.thinking) fields.chat_template_kwargs = { enable_thinking: settings.thinking === "on" };
+  if (mode === "text") {
+    fields.max_tokens ??= TEXT_TOKENS;
+  } else {
+    if (model) fields.max_tokens ??= Math.max(Math.floor(model.max_model_len / SHARE), 1);
+    if (settings.thinking) fields.chat_template_kwargs = { enable_thinking: settings.thinking === "on" };
+  }
   return fields;
 }

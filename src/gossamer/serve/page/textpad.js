@@ -75,5 +75,6 @@ function told(last) {
   const { usage, seconds } = last;
   if (!usage || usage.completion < 2) return last.end === "stopped" ? "Stopped." : "The model ended the text.";
   const speed = rate((usage.completion - 1) / Math.max(seconds.total - seconds.first, 1e-3));
-  return `${usage.completion.toLocaleString("en")} tokens · ${speed} tokens/s`;
+  const part = last.without ? " · without the beginning, for which there is no room" : "";
+  return `${usage.completion.toLocaleString("en")} tokens · ${speed} tokens/s${part}`;
 }

@@ -13,7 +13,7 @@ from gossamer.serve.logprobs import chat_logprobs
 from gossamer.serve.output import CallArguments, CallBegins, Content, Event, Reasoning
 from gossamer.serve.routes.common import GENERATION_ERRORS, Served, collect, note, note_usage, now, stream_answer
 from gossamer.serve.run import Run
-from gossamer.serve.service import Service, new_id
+from gossamer.serve.service import Fields, Service, new_id
 from gossamer.serve.stream import DONE, PING, EventStream, event
 from gossamer.serve.turn import Reply, Turn, prepare
 from gossamer.serve.wire.chat import (
@@ -57,6 +57,7 @@ async def chat_completions(body: ChatRequest, request: Request, service: Served)
         body.response_format,
         (body.top_logprobs or 0) if body.logprobs else None,
         body.chat_template_kwargs,
+        Fields(max_tokens="max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"),
     )
     if body.user is not None:
         note(request, user=body.user)

@@ -14,7 +14,7 @@ from gossamer.infer.request import Request as EngineRequest
 from gossamer.serve.logprobs import completion_logprobs
 from gossamer.serve.routes.common import GENERATION_ERRORS, Served, collect, note, note_usage, now, stream_answer
 from gossamer.serve.run import Run
-from gossamer.serve.service import Service, new_id
+from gossamer.serve.service import Fields, Service, new_id
 from gossamer.serve.stream import DONE, PING, EventStream, event
 from gossamer.serve.turn import usage_of
 from gossamer.serve.wire.completions import CompletionAnswer, CompletionChoice, CompletionRequest, CompletionsLogprobs
@@ -55,12 +55,14 @@ async def completions(body: CompletionRequest, request: Request, service: Served
     """A text goes on, without any chat template; several prompts and several answers to each are numbered through."""
     service.check_model(body.model)
     given, count = _several(body.prompt), body.n or 1
-    service.engine.check(len(given) * count)
-    prompts = [await _prompt(service, prompt, bool(body.echo)) for prompt in given]
+    service.engine.check(len(given) * count, "prompt" if count == 1 else "n")
+    names = [f"prompt.{index}" if len(given) > 1 else "prompt" for index in range(len(given))]
+    prompts = [await _prompt(service, name, prompt, bool(body.echo)) for name, prompt in zip(names, given, strict=True)]
     requests: list[EngineRequest] = []
     texts: list[_Text] = []
-    for ids, echo in prompts:
-        requests += service.answers(body, ids, body.max_tokens or DEFAULT_TOKENS, count, body.logprobs)
+    for name, (ids, echo) in zip(names, prompts, strict=True):
+        wanted = body.max_tokens or DEFAULT_TOKENS
+        requests += service.answers(body, ids, wanted, count, body.logprobs, fields=Fields(name))
         texts += [_Text(echo) for _ in range(count)]
     if body.user is not None:
         note(request, user=body.user)
@@ -90,11 +92,11 @@ def _several(given: Any) -> list[Any]:
     return [given] if isinstance(given, str) or isinstance(given[0], int) else list(given)
 
 
-async def _prompt(service: Service, prompt: str | list[int], echo: bool) -> tuple[tuple[int, ...], str]:
-    """A prompt's tokens, and its text if it is to be echoed."""
+async def _prompt(service: Service, name: str, prompt: str | list[int], echo: bool) -> tuple[tuple[int, ...], str]:
+    """A prompt's tokens, and its text if it is to be echoed; ``name``: of its field."""
     if isinstance(prompt, str):
         return await service.encode(prompt), prompt if echo else ""
-    service.check_ids("prompt", prompt)
+    service.check_ids(name, prompt)
     return tuple(prompt), service.tokenizer.decode(prompt) if echo else ""
 
 

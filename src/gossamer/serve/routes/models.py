@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
+from gossamer.infer.defaults import sampling_for_readers
 from gossamer.serve.routes.common import ERRORS, Served, Statuses
 from gossamer.serve.service import Service
 from gossamer.serve.turn import offered_tools, template_messages, template_tools
@@ -48,4 +49,5 @@ def _model(service: Service) -> ModelAnswer:
         max_model_len=service.info.max_model_len,
         chat_template="default" if service.template.is_default else "checkpoint",
         tools=service.template.tools is not None,
+        sampling=sampling_for_readers(service.defaults),
     )

@@ -21,7 +21,7 @@ from gossamer.serve.routes.common import (
     stream_answer,
 )
 from gossamer.serve.run import Run
-from gossamer.serve.service import Service, new_id
+from gossamer.serve.service import Fields, Service, new_id
 from gossamer.serve.stream import PING, EventStream, event
 from gossamer.serve.turn import Turn, offered_tools, prepare, template_messages, template_tools
 from gossamer.serve.wire.base import AnyFormat, JsonObjectFormat, JsonSchemaFormat, Sampling, SchemaOfFormat
@@ -38,6 +38,7 @@ from gossamer.serve.wire.responses import (
 )
 
 router = APIRouter(tags=["responses"])
+_FIELDS = Fields("input", "max_output_tokens")
 
 
 @router.post(
@@ -60,6 +61,7 @@ async def responses(body: ResponseRequest, request: Request, service: Served) ->
         chat_tool_choice(body.tool_choice),
         body.parallel_tool_calls,
         _format(body),
+        fields=_FIELDS,
     )
     if body.user is not None:
         note(request, user=body.user)
@@ -77,7 +79,7 @@ async def input_tokens(body: InputTokensRequest, service: Served) -> InputTokens
     """How many tokens /v1/responses makes of the same input, instructions and tools."""
     service.check_model(body.model)
     tools = template_tools(offered_tools(service, chat_tools(body.tools), chat_tool_choice(body.tool_choice)))
-    prompt = await service.render(template_messages(conversation(body)), tools)
+    prompt = await service.render(template_messages(conversation(body)), tools, field=_FIELDS.prompt)
     return InputTokensAnswer(object="response.input_tokens", input_tokens=len(prompt.ids))
 
 

@@ -82,6 +82,10 @@ class ModelAnswer(Answer):
         description="default: the checkpoint brings none, so messages become a plain dialogue"
     )
     tools: bool = Field(description="whether the chat template can call tools")
+    sampling: dict[str, float] = Field(
+        description="what `gossamer chat` and the page sample with where their user says nothing; a request that says "
+        "nothing gets the checkpoint's values, else OpenAI's"
+    )
 
 
 class ModelsAnswer(Answer):
