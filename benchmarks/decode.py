@@ -6,14 +6,17 @@ A network of a recipe's size with random weights, in float32. Every subject has 
 turns; medians are compared. A request has a prompt of 16 tokens and is continued greedily by 64, its time includes the
 prompt's. Prompts of 4,096 + 16 tokens are continued by one token: new to the engine each time, or with the same 4,096
 tokens in front of 16 others. transformers decodes with `generate` and its cache, experts in its grouped_mm
-implementation. With --run, a trained model with a multi-token-prediction head is decoded without drafts and with as
-many as pay, at temperature 0.8. With --llama, llama.cpp takes its turns too, on the same weights (see llama.py).
+implementation. Weights of int8 are those of the same network, rounded. With --run, a trained model with a
+multi-token-prediction head is decoded without drafts and with as many as pay, at temperature 0.8, and its loss on the
+run's held-out text is measured with its weights as stored and rounded to int8. With --llama, llama.cpp takes its turns
+too, on the same weights (see llama.py).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -59,9 +62,9 @@ def answer(engine: Any, prompts: list[list[int]], count: int, **sampling: Any) -
             assert delta.error is None, delta.error
 
 
-def gossamer_requests(config: ModelConfig, requests: int) -> Call:
+def gossamer_requests(config: ModelConfig, requests: int, weights: str = "stored") -> Call:
     """Short prompts, continued together."""
-    engine = gossamer_engine(config, draft_length=0, prefix_cache_bytes=0)
+    engine = gossamer_engine(config, draft_length=0, prefix_cache_bytes=0, weights=weights)
     prompts = random_tokens(config.vocab_size, requests, SHORT).tolist()
     return lambda: answer(engine, prompts, ANSWER)
 
@@ -95,6 +98,18 @@ def gossamer_run(folder: str, draft_length: int | str) -> Call:
     model, tokenizer = hub.load(directory, device=devices.default_device()).eval(), Tokenizer.load(directory)
     engine = Engine(model, tokenizer, EngineOptions(draft_length=draft_length, prefix_cache_bytes=0))  # type: ignore[arg-type]
     return lambda: answer(engine, [[tokenizer.eot_id]], 4 * ANSWER, temperature=0.8, seed=0)
+
+
+def losses(folder: str) -> dict[str, float]:
+    """A run's loss on its held-out text, the mean over its sets, with weights as the engine may have them."""
+    from gossamer.train.evaluate import evaluate_run
+
+    found = {}
+    for weights in ("stored", "int8"):
+        result = evaluate_run(Path(folder), weights=weights)
+        sets = [result] if "loss" in result else list(result.values())
+        found[weights] = statistics.fmean(one["loss"] for one in sets)
+    return found
 
 
 def transformers_model(config: ModelConfig) -> Any:
@@ -136,6 +151,8 @@ def _measure(size: str, turns: int, run: str | None, llama_folder: Path | None) 
         ("one request", ANSWER, gossamer_requests, (config, 1)),
         ("one request, transformers", ANSWER, transformers_requests, (config, SHORT, ANSWER)),
         (f"{TOGETHER} requests", TOGETHER * ANSWER, gossamer_requests, (config, TOGETHER)),
+        ("one request, int8", ANSWER, gossamer_requests, (config, 1, "int8")),
+        (f"{TOGETHER} requests, int8", TOGETHER * ANSWER, gossamer_requests, (config, TOGETHER, "int8")),
         ("long prompt", LONG + SHORT, gossamer_prompt, (config, False)),
         ("long prompt, transformers", LONG + SHORT, transformers_requests, (config, LONG + SHORT, 1)),
         ("long prompt seen before", LONG + SHORT, gossamer_prompt, (config, True)),
@@ -171,7 +188,8 @@ def _measure(size: str, turns: int, run: str | None, llama_folder: Path | None) 
             "tokens_per_second": tokens / subject.median,
             "peak_bytes": subject.peak_bytes,
         }
-    return {"size": size, "machine": found, "threads": torch.get_num_threads(), "results": results}
+    record = {"size": size, "machine": found, "threads": torch.get_num_threads(), "results": results}
+    return record if run is None else record | {"losses": losses(run)}
 
 
 def ratios(record: dict[str, Any]) -> dict[str, float]:
@@ -184,6 +202,8 @@ def ratios(record: dict[str, Any]) -> dict[str, float]:
         f"{TOGETHER} requests over one": (f"{TOGETHER} requests", "one request"),
         "prompt, speed over transformers": ("long prompt", "long prompt, transformers"),
         "prompt seen before over new": ("long prompt seen before", "long prompt"),
+        "int8 over stored, one request": ("one request, int8", "one request"),
+        f"int8 over stored, {TOGETHER} requests": (f"{TOGETHER} requests, int8", f"{TOGETHER} requests"),
         "drafts over none": ("trained, drafts", "trained, no drafts"),
     }
     return {name: rate[one] / rate[other] for name, (one, other) in compared.items() if one in rate and other in rate}
@@ -202,7 +222,10 @@ def report(record: dict[str, Any]) -> str:
         title += f"{record['machine']['llama']}\n"
     times = table(("", "ms", "tokens/s", "peak MiB"), rows)
     quotients = table(("", "×"), [(name, f"{value:.2f}") for name, value in ratios(record).items()])
-    return f"{title}\n{times}\n\n{quotients}\n"
+    if "losses" not in record:
+        return f"{title}\n{times}\n\n{quotients}\n"
+    losses = table(("weights", "held-out loss, nats a token"), [(k, f"{v:.4f}") for k, v in record["losses"].items()])
+    return f"{title}\n{times}\n\n{quotients}\n\n{losses}\n"
 
 
 def main() -> None:
