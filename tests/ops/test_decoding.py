@@ -202,7 +202,8 @@ def test_few_rows_of_one_vector_are_those_of_many(is_int8: bool, tokens: int, ro
         pytest.skip("of the native kernels alone")
     random = normal(seed)
     x, weight = random(tokens, width).float(), random(rows, width).float()
-    matrix = Int8((weight * 30).round().clamp(-127, 127).to(torch.int8), weight[:, 0].contiguous()) if is_int8 else weight
+    values = (weight * 30).round().clamp(-127, 127).to(torch.int8)
+    matrix = Int8(values, weight[:, 0].contiguous()) if is_int8 else weight
     alone = torch.cat([ops.few_rows(row[None], matrix) for row in x])
     assert torch.equal(ops.few_rows(x, matrix), alone)
 
@@ -210,7 +211,7 @@ def test_few_rows_of_one_vector_are_those_of_many(is_int8: bool, tokens: int, ro
 @pytest.mark.parametrize("implementation", implementations("decode_layers", but="reference"))
 @settings(max_examples=40)
 @given(configs(), st.booleans(), st.data(), st.booleans(), seeds)
-def test_decode_layers(implementation: str, config: ModelConfig, stay: bool, data: Any, biased: bool, seed: int) -> None:
+def test_decode_layers(implementation: str, config: ModelConfig, stay: bool, data: Any, biased: bool, seed: int):
     """Networks of every kind, from states that hold anything: outputs, and what the states are afterwards."""
     sequences = data.draw(batches(least=1, most=9) if stay else batches())
     torch.manual_seed(seed)

@@ -32,7 +32,9 @@ class Decoder:
         self._lm_head = self._matrix(model.lm_head.weight)
         trunk = range(len(model.model.layers))
         self._trunk = self._layers(list(model.model.layers), list(trunk), model.model.norm)
-        self._head = self._layers(list(model.mtp.layers), [len(trunk)], model.mtp.norm) if model.mtp is not None else None
+        self._head = (
+            self._layers(list(model.mtp.layers), [len(trunk)], model.mtp.norm) if model.mtp is not None else None
+        )
 
     @torch.inference_mode()
     def take(self, ids: Tensor, sequences: Sequences, steps: bool) -> Tensor:
