@@ -30,6 +30,6 @@ def step_rate(config: ModelConfig, requests: int, machine: Mapping[str, Any], by
 
 
 def prompt_rate(config: ModelConfig, length: int, machine: Mapping[str, Any]) -> float:
-    """Tokens a second of a prompt if its FLOPs are done at the machine's GEMM rate; the head sees the last place alone."""
+    """Tokens a second of a prompt at the machine's GEMM rate; the output head sees the last place alone."""
     flops = sum(part.forward_flops for part in count(config, length).parts if part.kind not in ("head", "mtp"))
     return float(machine["gemm_gflops"] * 1e9 / flops)
