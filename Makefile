@@ -54,10 +54,11 @@ parity: $(VENV)/.installed-dev ## compare this model with the one in transformer
 	$(BIN)/python benchmarks/parity.py
 
 # Records go to bench/; the last command compares their ratios with benchmarks/recorded.json and fails if one fell.
-bench: $(VENV)/.installed-dev ## benchmarks beside transformers in about eight minutes, and what fell since last recorded
+bench: $(VENV)/.installed-dev ## benchmarks beside transformers in about ten minutes, and what fell since last recorded
 	$(BIN)/python benchmarks/train_step.py --quick --turns 3 --json bench/train_step.json
 	$(BIN)/python benchmarks/operations.py --short --json bench/operations.json
 	$(BIN)/python benchmarks/long_context.py --quick --json bench/long_context.json
+	$(BIN)/python benchmarks/decode.py --quick --json bench/decode.json
 	$(BIN)/python benchmarks/regressions.py
 
 record: $(VENV)/.installed-dev ## run the newest training-cost record again and say whether it holds (ARGS="--texts DIR")

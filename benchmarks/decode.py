@@ -1,19 +1,22 @@
 """How fast is the engine beside transformers: one request, sixteen, a long prompt, a prompt seen before, drafts?
 
-    python benchmarks/decode.py [--turns 5] [--size micro] [--quick] [--run DIR] [--llama] [--json FILE]
+    python benchmarks/decode.py [--turns 5] [--size micro] [--quick] [--attempts] [--run DIR] [--llama] [--json FILE]
 
 A network of a recipe's size with random weights, in float32. Every subject has a process of its own and they take
 turns; medians are compared. A request has a prompt of 16 tokens and is continued greedily by 64, its time includes the
 prompt's. Prompts of 4,096 + 16 tokens are continued by one token: new to the engine each time, or with the same 4,096
 tokens in front of 16 others. transformers decodes with `generate` and its cache, experts in its grouped_mm
-implementation. With --run, a trained model with a multi-token-prediction head is decoded without drafts and with as
-many as pay, at temperature 0.8. With --llama, llama.cpp takes its turns too, on the same weights (see llama.py).
+implementation. Weights of int8 are those of the same network, rounded. With --run, a trained model with a
+multi-token-prediction head is decoded without drafts and with as many as pay, at temperature 0.8, and its loss on the
+run's held-out text is measured with its weights as stored and rounded to int8. With --llama, llama.cpp takes its turns
+too, on the same weights (see llama.py).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -24,12 +27,14 @@ from typing import Any
 import environment  # noqa: F401 (before PyTorch)
 import llama
 import torch
+from decode_bounds import prompt_rate, step_rate
 from measure import Call, Subject, describe, machine, table, take_turns
-from peers import model_config, random_tokens
+from peers import Variant, model_config, random_tokens
 
 from gossamer.model.config import ModelConfig
 
 SHORT, LONG, ANSWER, TOGETHER = 16, 4096, 64, 16  # tokens, tokens, tokens, requests
+ONE, TOGETHER_NAME, INT8 = "one request", f"{TOGETHER} requests", ", int8"
 EXPERTS = "grouped_mm"
 
 
@@ -64,16 +69,16 @@ def answer(engine: Any, prompts: list[list[int]], count: int, **sampling: Any) -
             assert delta.error is None, delta.error
 
 
-def gossamer_requests(config: ModelConfig, requests: int) -> Call:
+def gossamer_requests(config: ModelConfig, requests: int, weights: str = "stored") -> Call:
     """Short prompts, continued together."""
-    engine = gossamer_engine(config, draft_length=0, prefix_cache_bytes=0)
+    engine = gossamer_engine(config, draft_length=0, prefix_cache_bytes=0, weights=weights)
     prompts = random_tokens(config.vocab_size, requests, SHORT).tolist()
     return lambda: answer(engine, prompts, ANSWER)
 
 
-def gossamer_prompt(config: ModelConfig, seen: bool) -> Call:
+def gossamer_prompt(config: ModelConfig, seen: bool, **options: Any) -> Call:
     """A long prompt: its first 4,096 tokens as in every call, or as in none before."""
-    engine = gossamer_engine(config, draft_length=0)
+    engine = gossamer_engine(config, draft_length=0, **options)
     source = torch.Generator().manual_seed(0)
 
     def tokens(count: int) -> list[int]:
@@ -88,6 +93,26 @@ def gossamer_prompt(config: ModelConfig, seen: bool) -> Call:
     return call
 
 
+def attempt(variant: Variant, build: Callable[..., Call], *arguments: Any) -> Call:
+    """The same in another way."""
+    from gossamer import ops
+
+    if variant.threads:
+        torch.set_num_threads(variant.threads)
+    call, operations = build(*arguments), ops.pytorch_alone() if variant.pytorch_alone else variant.operations
+
+    def otherwise() -> object:
+        with ops.forced(**operations):
+            return call()
+
+    return otherwise
+
+
+def gossamer_chunks(config: ModelConfig) -> Call:
+    """A long prompt new to the engine in one chunk, with a snapshot at its end alone."""
+    return gossamer_prompt(config, False, prefill_chunk=LONG, snapshot_interval=LONG)
+
+
 def gossamer_run(folder: str, draft_length: int | str) -> Call:
     """A trained model from an empty prompt."""
     from gossamer import device as devices
@@ -100,6 +125,18 @@ def gossamer_run(folder: str, draft_length: int | str) -> Call:
     model, tokenizer = hub.load(directory, device=devices.default_device()).eval(), Tokenizer.load(directory)
     engine = Engine(model, tokenizer, EngineOptions(draft_length=draft_length, prefix_cache_bytes=0))  # type: ignore[arg-type]
     return lambda: answer(engine, [[tokenizer.eot_id]], 4 * ANSWER, temperature=0.8, seed=0)
+
+
+def losses(folder: str) -> dict[str, float]:
+    """A run's loss on its held-out text, the mean over its sets, with weights as the engine may have them."""
+    from gossamer.train.evaluate import evaluate_run
+
+    found = {}
+    for weights in ("stored", "int8"):
+        result = evaluate_run(Path(folder), weights=weights)
+        sets = [result] if "loss" in result else list(result.values())
+        found[weights] = statistics.fmean(one["loss"] for one in sets)
+    return found
 
 
 def transformers_model(config: ModelConfig) -> Any:
@@ -128,19 +165,43 @@ def transformers_requests(config: ModelConfig, length: int, count: int) -> Call:
     return call
 
 
-def measure(size: str, turns: int, run: str | None, with_llama: bool) -> dict[str, Any]:
-    """The record: seconds of each subject, and what it did in them."""
+Subjects = list[tuple[str, int, Callable[..., Call], tuple[Any, ...]]]
+
+
+def attempts(config: ModelConfig) -> Subjects:
+    """What else was tried for the goals that are not met."""
+    long = LONG + SHORT
+    ways = {"one thread": Variant(threads=1), "through PyTorch alone": Variant(pytorch_alone=True)}
+    found: Subjects = []
+    for way, variant in ways.items():
+        found.append((f"{ONE}, {way}", ANSWER, attempt, (variant, gossamer_requests, config, 1)))
+        found.append(
+            (f"{TOGETHER_NAME}, {way}", TOGETHER * ANSWER, attempt, (variant, gossamer_requests, config, TOGETHER))
+        )
+        found.append((f"long prompt, {way}", long, attempt, (variant, gossamer_prompt, config, False)))
+    found.append((f"long prompt, {LONG} tokens a chunk", long, gossamer_chunks, (config,)))
+    variant = Variant(operations={"grouped_mlp": "sorted"})
+    found.append(("long prompt, experts through the BLAS", long, attempt, (variant, gossamer_prompt, config, False)))
+    variant = Variant(operations={"paged_attention": "sdpa"})
+    found.append(("long prompt, attention through PyTorch", long, attempt, (variant, gossamer_prompt, config, False)))
+    return found
+
+
+def measure(size: str, turns: int, run: str | None, with_llama: bool, others: bool) -> dict[str, Any]:
+    """The record: seconds of each subject, and what it did in them; `others`: of the attempts, too."""
     with tempfile.TemporaryDirectory() as folder:
-        return _measure(size, turns, run, Path(folder) if with_llama else None)
+        return _measure(size, turns, run, Path(folder) if with_llama else None, others)
 
 
-def _measure(size: str, turns: int, run: str | None, llama_folder: Path | None) -> dict[str, Any]:
+def _measure(size: str, turns: int, run: str | None, llama_folder: Path | None, others: bool) -> dict[str, Any]:
     config = model_config(size, {})
     config = replace(config, max_position_embeddings=max(config.max_position_embeddings, 2 * LONG))
-    subjects: list[tuple[str, int, Callable[..., Call], tuple[Any, ...]]] = [
-        ("one request", ANSWER, gossamer_requests, (config, 1)),
+    subjects: Subjects = [
+        (ONE, ANSWER, gossamer_requests, (config, 1)),
         ("one request, transformers", ANSWER, transformers_requests, (config, SHORT, ANSWER)),
-        (f"{TOGETHER} requests", TOGETHER * ANSWER, gossamer_requests, (config, TOGETHER)),
+        (TOGETHER_NAME, TOGETHER * ANSWER, gossamer_requests, (config, TOGETHER)),
+        (ONE + INT8, ANSWER, gossamer_requests, (config, 1, "int8")),
+        (TOGETHER_NAME + INT8, TOGETHER * ANSWER, gossamer_requests, (config, TOGETHER, "int8")),
         ("long prompt", LONG + SHORT, gossamer_prompt, (config, False)),
         ("long prompt, transformers", LONG + SHORT, transformers_requests, (config, LONG + SHORT, 1)),
         ("long prompt seen before", LONG + SHORT, gossamer_prompt, (config, True)),
@@ -150,6 +211,8 @@ def _measure(size: str, turns: int, run: str | None, llama_folder: Path | None) 
             ("trained, no drafts", 4 * ANSWER, gossamer_run, (run, 0)),
             ("trained, drafts", 4 * ANSWER, gossamer_run, (run, "auto")),
         ]
+    if others:
+        subjects += attempts(config)
     found = machine()
     if llama_folder is not None:
         file = llama.write_gguf(config, llama_folder)
@@ -176,19 +239,29 @@ def _measure(size: str, turns: int, run: str | None, llama_folder: Path | None) 
             "tokens_per_second": tokens / subject.median,
             "peak_bytes": subject.peak_bytes,
         }
-    return {"size": size, "machine": found, "threads": torch.get_num_threads(), "results": results}
+    record = {"size": size, "machine": found, "threads": torch.get_num_threads(), "results": results}
+    record["bounds"] = {
+        ONE: step_rate(config, 1, found),
+        ONE + INT8: step_rate(config, 1, found, bytes_per_number=1),
+        TOGETHER_NAME: step_rate(config, TOGETHER, found),
+        TOGETHER_NAME + INT8: step_rate(config, TOGETHER, found, bytes_per_number=1),
+        "long prompt": prompt_rate(config, LONG, found),
+    }
+    return record if run is None else record | {"losses": losses(run)}
 
 
 def ratios(record: dict[str, Any]) -> dict[str, float]:
     """What is compared between runs: with transformers, and of the engine with itself."""
     rate = {name: row["tokens_per_second"] for name, row in record["results"].items() if "failure" not in row}
     compared = {
-        "one request, speed over transformers": ("one request", "one request, transformers"),
-        "one request, speed over llama.cpp": ("one request", "one request, llama.cpp"),
+        "one request, speed over transformers": (ONE, "one request, transformers"),
+        "one request, speed over llama.cpp": (ONE, "one request, llama.cpp"),
         "prompt, speed over llama.cpp": ("long prompt", "long prompt, llama.cpp"),
-        f"{TOGETHER} requests over one": (f"{TOGETHER} requests", "one request"),
+        f"{TOGETHER} requests over one": (TOGETHER_NAME, ONE),
         "prompt, speed over transformers": ("long prompt", "long prompt, transformers"),
         "prompt seen before over new": ("long prompt seen before", "long prompt"),
+        "int8 over stored, one request": (ONE + INT8, ONE),
+        f"int8 over stored, {TOGETHER} requests": (TOGETHER_NAME + INT8, TOGETHER_NAME),
         "drafts over none": ("trained, drafts", "trained, no drafts"),
     }
     return {name: rate[one] / rate[other] for name, (one, other) in compared.items() if one in rate and other in rate}
@@ -198,16 +271,21 @@ def report(record: dict[str, Any]) -> str:
     rows: list[tuple[object, ...]] = []
     for name, row in record["results"].items():
         if "failure" in row:
-            rows.append((name, row["failure"], "", ""))
+            rows.append((name, row["failure"], "", "", ""))
             continue
         span = f"{1000 * row['seconds']:.0f} ({1000 * row['fastest']:.0f}–{1000 * row['slowest']:.0f})"
-        rows.append((name, span, f"{row['tokens_per_second']:.0f}", f"{row['peak_bytes'] / 2**20:.0f}"))
+        bound = record["bounds"].get(name)
+        share = "" if bound is None else f"{bound:.0f}, {row['tokens_per_second'] / bound:.0%}"
+        rows.append((name, span, f"{row['tokens_per_second']:.0f}", share, f"{row['peak_bytes'] / 2**20:.0f}"))
     title = f"### Decoding, {record['size']}, {record['threads']} threads\n\n{describe(record['machine'])}\n"
     if "llama" in record["machine"]:
         title += f"{record['machine']['llama']}\n"
-    times = table(("", "ms", "tokens/s", "peak MiB"), rows)
+    times = table(("", "ms", "tokens/s", "at the machine's rates", "peak MiB"), rows)
     quotients = table(("", "×"), [(name, f"{value:.2f}") for name, value in ratios(record).items()])
-    return f"{title}\n{times}\n\n{quotients}\n"
+    if "losses" not in record:
+        return f"{title}\n{times}\n\n{quotients}\n"
+    losses = table(("weights", "held-out loss, nats a token"), [(k, f"{v:.4f}") for k, v in record["losses"].items()])
+    return f"{title}\n{times}\n\n{quotients}\n\n{losses}\n"
 
 
 def main() -> None:
@@ -218,8 +296,10 @@ def main() -> None:
     parser.add_argument("--run", help="a trained run or Hugging Face directory, for drafts")
     parser.add_argument("--llama", action="store_true", help="llama.cpp too, through llama-cpp-python")
     parser.add_argument("--json", type=Path, help="write the record to this file")
+    parser.add_argument("--attempts", action="store_true", help="also what was tried for the goals that are not met")
     arguments = parser.parse_args()
-    record = measure(arguments.size, arguments.turns or (3 if arguments.quick else 7), arguments.run, arguments.llama)
+    turns = arguments.turns or (3 if arguments.quick else 7)
+    record = measure(arguments.size, turns, arguments.run, arguments.llama, arguments.attempts)
     print(report(record))
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)

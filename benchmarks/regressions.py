@@ -18,6 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import decode
 import long_context
 import operations
 import train_step
@@ -33,6 +34,7 @@ RATIOS: dict[str, Callable[[Any], dict[str, float]]] = {
     },
     "operations.json": operations.ratios,
     "long_context.json": long_context.ratios,
+    "decode.json": decode.ratios,
 }
 
 

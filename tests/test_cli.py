@@ -392,11 +392,11 @@ def test_eval_answers_people_and_programs(
     calls.answer = {"loss": 1.23456789, "tokens": 7}
     assert main(["eval", run, "--data", "a", "b", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == calls.answer
-    assert main(["eval", run, "--errors", "replace"]) == 0
+    assert main(["eval", run, "--errors", "replace", "--weights", "int8"]) == 0
     assert capsys.readouterr().out == "loss    1.23457\ntokens  7\n"
     assert calls == [
-        ((Path(run),), {"paths": ("a", "b"), "errors": "strict", "device": "auto"}),
-        ((Path(run),), {"paths": (), "errors": "replace", "device": "auto"}),
+        ((Path(run),), {"paths": ("a", "b"), "errors": "strict", "device": "auto", "weights": "stored"}),
+        ((Path(run),), {"paths": (), "errors": "replace", "device": "auto", "weights": "int8"}),
     ]
 
 

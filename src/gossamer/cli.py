@@ -129,6 +129,7 @@ def eval(
     data: tuple[str, ...] = (),
     errors: Literal["strict", "replace"] = "strict",
     device: str = "auto",
+    weights: Literal["stored", "int8"] = "stored",
     json: bool = False,
 ) -> None:
     """Measure a trained model's loss, perplexity and bits per byte on text.
@@ -138,12 +139,13 @@ def eval(
         data: text to measure on, files and folders; none: the run's own validation split
         errors: what to do about bytes that are not UTF-8
         device: auto, cpu, cuda, cuda:1, npu …
+        weights: stored, or int8: rounded as the engine does under its option of that name
         json: answer with one JSON object
     """
     folder = _existing(run)
     from gossamer.train.evaluate import evaluate_run
 
-    _answer(evaluate_run(folder, paths=data, errors=errors, device=device), json)
+    _answer(evaluate_run(folder, paths=data, errors=errors, device=device, weights=weights), json)
 
 
 def report(run: tuple[str, ...], out: str | None = None) -> None:

@@ -24,12 +24,16 @@ def records(tmp_path: Path) -> Path:
         {"length": 512, "kind": "forward", "program": "transformers", "seconds_per_token": 4.0, "peak_bytes": 15},
         {"length": 1024, "kind": "forward", "program": "gossamer", "seconds_per_token": 1.0, "peak_bytes": 10},
     ]
+    speeds = {"one request": 200.0, "one request, transformers": 40.0, "16 requests": 500.0, "long prompt": 3000.0}
+    decoding = {name: {"tokens_per_second": speed} for name, speed in speeds.items()}
+    decoding["long prompt, transformers"] = {"failure": "MemoryError"}
     files = {
         "train_step": [{"size": "micro", "tokens": 10, "machine": MACHINE, "results": results}],
         "operations": {"machine": MACHINE, "delta_rule_peer": [{"rows": 4, "length": 512, "ratio": 5.0}]},
         "long_context": {
             "machine": MACHINE, "delta_rule": {"512": 1.0, "1024": 1.25}, "flatness": 0.8, "network": network
         },
+        "decode": {"size": "micro", "machine": MACHINE, "threads": 2, "results": decoding},
     }  # fmt: skip
     for name, record in files.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(record))
@@ -46,6 +50,8 @@ def test_ratios_of_all_records(records: Path) -> None:
         "long_context, delta rule, flatness from 512 to 1024": 0.8,
         "long_context, forward, 512 tokens: speed over transformers": 4.0,
         "long_context, forward, 512 tokens: memory under transformers": 1.5,
+        "decode, one request, speed over transformers": 5.0,
+        "decode, 16 requests over one": 2.5,
     }
     assert where == {"device": "cpu", "torch": "2", "date": "2026-01-01"}
 
@@ -83,7 +89,7 @@ def test_without_records_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_what_is_recorded_is_what_the_short_set_gives() -> None:
     recorded = json.loads(Path(regressions.__file__).with_name("recorded.json").read_text())
     assert all(value > 0 for value in recorded["ratios"].values())
-    assert {name.split(",")[0] for name in recorded["ratios"]} == {"train_step", "operations", "long_context"}
+    assert {name.split(",")[0] for name in recorded["ratios"]} == {"train_step", "operations", "long_context", "decode"}
 
 
 def test_tables_of_long_context_say_what_was_not_tried(records: Path) -> None:

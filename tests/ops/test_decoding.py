@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import accumulate
+from itertools import accumulate, product
 from typing import Any
 
 import pytest
@@ -29,11 +29,11 @@ dtypes = pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
 
 
 @st.composite
-def batches(draw: st.DrawFn, page_size: int = 4) -> Sequences:
+def batches(draw: st.DrawFn, page_size: int = 4, least: int = 0, most: int = MOST) -> Sequences:
     """Sequences with any pasts, in slots and pages that lie anywhere."""
     count = draw(st.integers(1, 4))
     slots = draw(st.permutations(range(6)))[:count]
-    lengths = draw(st.lists(st.integers(0, MOST), min_size=count, max_size=count))
+    lengths = draw(st.lists(st.integers(least, most), min_size=count, max_size=count))
     past = draw(st.lists(st.integers(0, 11), min_size=count, max_size=count))
     kept = [draw(st.integers(0, min(MOST, before))) for before in past]
     pages, tables, first = draw(st.permutations(range(20))), [], 0
@@ -194,11 +194,26 @@ def test_few_rows(implementation: str, is_int8: bool, tokens: int, rows: int, wi
         close(ops.few_rows(x, matrix), expected, torch.float32)
 
 
+@pytest.mark.parametrize("is_int8", [False, True])
+@given(st.integers(1, 20), st.integers(1, 40), st.integers(1, 70), seeds)
+def test_few_rows_of_one_vector_are_those_of_many(is_int8: bool, tokens: int, rows: int, width: int, seed: int) -> None:
+    """Not a bit of a product depends on the others."""
+    if ops.OPERATIONS["few_rows"].choose(torch.device("cpu")).name != "native":
+        pytest.skip("of the native kernels alone")
+    random = normal(seed)
+    x, weight = random(tokens, width).float(), random(rows, width).float()
+    values = (weight * 30).round().clamp(-127, 127).to(torch.int8)
+    matrix = Int8(values, weight[:, 0].contiguous()) if is_int8 else weight
+    alone = torch.cat([ops.few_rows(row[None], matrix) for row in x])
+    assert torch.equal(ops.few_rows(x, matrix), alone)
+
+
 @pytest.mark.parametrize("implementation", implementations("decode_layers", but="reference"))
 @settings(max_examples=40)
-@given(configs(), batches(), st.booleans(), seeds)
-def test_decode_layers(implementation: str, config: ModelConfig, sequences: Sequences, biased: bool, seed: int) -> None:
+@given(configs(), st.booleans(), st.data(), st.booleans(), seeds)
+def test_decode_layers(implementation: str, config: ModelConfig, stay: bool, data: Any, biased: bool, seed: int):
     """Networks of every kind, from states that hold anything: outputs, and what the states are afterwards."""
+    sequences = data.draw(batches(least=1, most=9) if stay else batches())
     torch.manual_seed(seed)
     model = CausalLM(config).eval().requires_grad_(False)
     for name, parameter in model.named_parameters():
@@ -219,12 +234,15 @@ def test_decode_layers(implementation: str, config: ModelConfig, sequences: Sequ
         decoder = Decoder(model, pool)
         ids = torch.randint(config.vocab_size, (sum(sequences.lengths),), generator=generator)
         with ops.forced(decode_layers=name), torch.inference_mode():
-            hidden = [decoder.take(ids, sequences, steps=True)]
+            hidden = [decoder.take(ids, sequences, steps=not stay)]
             if model.mtp is not None:
                 hidden.append(decoder.draft(ids, hidden[0], sequences))
         places = sequences.places
         kept = [x.flatten(0, 1)[places] for kv in pool.pages.values() for x in kv]
         found.append([*hidden, *kept, *(memory.recurrent for memory in pool.memory.values())])
+        before = config.linear_conv_kernel_dim - 1
+        window = before + (0 if stay else min(sequences.lengths))  # what a later step may read
+        found[-1] += [memory.conv[list(sequences.slots), :window] for memory in pool.memory.values()]
     for expected, actual in zip(*found, strict=True):
         close(actual, expected, torch.float32)
 
@@ -241,15 +259,15 @@ def test_what_a_token_gives_does_not_depend_on_what_is_decoded_beside_it() -> No
     if ops.OPERATIONS["decode_layers"].choose(torch.device("cpu")).name != "native":
         pytest.skip("of the native kernels alone")
     results = []
-    for others in (0, 1, 2, 6):
+    for others, steps in product((0, 1, 2, 6), (True, False)):
         pool = StatePool(config, 8, 30, 4, MOST, torch.device("cpu"), torch.float32)
         decoder, made = Decoder(model, pool), []
         for place in range(9):
             count = 1 + others
             sequences = Sequences(
-                tuple(range(count)), (min(place, 1),) * count, (place,) * count, (1,) * count,
+                tuple(range(count)), (min(place, 1) if steps else 0,) * count, (place,) * count, (1,) * count,
                 tuple((3 * n, 3 * n + 1, 3 * n + 2) for n in range(count)), 4,
             )  # fmt: skip
-            made.append(decoder.take(torch.arange(place, place + count), sequences, steps=True)[0])
+            made.append(decoder.take(torch.arange(place, place + count), sequences, steps)[0])
         results.append(torch.stack(made))
     assert all(torch.equal(result, results[0]) for result in results)

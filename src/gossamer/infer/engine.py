@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from gossamer.infer.draft_length import DraftLength
 from gossamer.infer.drafter import Drafter
 from gossamer.infer.grammar import Grammars
 from gossamer.infer.options import EngineOptions, EngineStats
-from gossamer.infer.request import Delta, FinishReason, Request
+from gossamer.infer.request import Delta, FinishReason, Request, TokenLogprobs
 from gossamer.infer.sampler import choose, logprobs
 from gossamer.infer.scheduler import Scheduler
 from gossamer.infer.sequence import Sequence
@@ -238,7 +239,8 @@ class Engine:
         answers: list[Answer] = [(0, None, None)] * len(group)
         alive = list(range(len(group)))
         while alive:
-            rows = logits[[starts[number] + answers[number][0] for number in alive]]
+            places = [starts[number] + answers[number][0] for number in alive]
+            rows = logits if len(places) == len(logits) else logits[places]
             chosen = self._choose([group[number] for number in alive], rows)
             following = []
             for number, (token, reason, error) in zip(alive, chosen, strict=True):
@@ -251,12 +253,14 @@ class Engine:
 
     def _choose(self, group: list[Sequence], logits: Tensor) -> list[tuple[int, FinishReason | None, str | None]]:
         """The next token of each sequence from its row of logits; why its answer ends, and what went wrong."""
-        measures, errors = [], []
-        for sequence, row in zip(group, logits, strict=True):
-            wanted = sequence.request.sampling.logprobs
-            measures.append(None if wanted is None else partial(logprobs, row.clone(), alternatives=wanted))
-            errors.append(_attempt(partial(sequence.constrain, row)))
-        usable = logits.amax(-1).isfinite().tolist()
+        measures: list[Callable[..., TokenLogprobs] | None] = [None] * len(group)
+        errors: list[str | None] = [None] * len(group)
+        for number, sequence in enumerate(group):
+            if (wanted := sequence.request.sampling.logprobs) is not None:
+                measures[number] = partial(logprobs, logits[number].clone(), alternatives=wanted)
+            if sequence.constrained:
+                errors[number] = _attempt(partial(sequence.constrain, logits[number]))
+        usable = map(math.isfinite, logits.amax(-1).tolist())
         tokens = choose(logits, [sequence.sampler for sequence in group], [len(sequence.tokens) for sequence in group])
         results: list[tuple[int, FinishReason | None, str | None]] = []
         for sequence, token, fine, measure, error in zip(group, tokens, usable, measures, errors, strict=True):

@@ -57,6 +57,11 @@ class Sequence:
         self.unseen: Tensor | None = None
         self.last: Tensor | None = None
 
+    @property
+    def constrained(self) -> bool:
+        """Whether `constrain` changes anything."""
+        return self.matcher is not None or self.sampler.adjusts
+
     def constrain(self, logits: Tensor) -> None:
         """Change the next token's logits [V], in place, as the request wants them."""
         if self.sampler.adjusts:

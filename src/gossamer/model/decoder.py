@@ -12,6 +12,7 @@ from gossamer.model.block import Block
 from gossamer.model.causal_lm import CausalLM
 from gossamer.model.deltanet import GatedDeltaNet
 from gossamer.model.experts import SparseMLP
+from gossamer.model.norm import RMSNorm
 from gossamer.model.pool import BatchState, StatePool
 from gossamer.ops.decode_layers import Int8, Layers, LayerSizes, LayerTensors, Matrix
 from gossamer.ops.sequences import Sequences
@@ -30,8 +31,10 @@ class Decoder:
         self.model, self.pool, self._int8 = model, pool, int8 or {}
         self._lm_head = self._matrix(model.lm_head.weight)
         trunk = range(len(model.model.layers))
-        self._trunk = self._layers(list(model.model.layers), list(trunk))
-        self._head = self._layers(list(model.mtp.layers), [len(trunk)]) if model.mtp is not None else None
+        self._trunk = self._layers(list(model.model.layers), list(trunk), model.model.norm)
+        self._head = (
+            self._layers(list(model.mtp.layers), [len(trunk)], model.mtp.norm) if model.mtp is not None else None
+        )
 
     @torch.inference_mode()
     def take(self, ids: Tensor, sequences: Sequences, steps: bool) -> Tensor:
@@ -46,12 +49,7 @@ class Decoder:
         Returns:
             Hidden states after the final norm, [T, hidden].
         """
-        trunk = self.model.model
-        if steps:
-            hidden: Tensor = trunk.norm(ops.decode_layers(trunk.embed_tokens(ids), self._trunk, sequences))
-            return hidden
-        state = BatchState(self.pool, sequences, steps)
-        return trunk(ids.unsqueeze(0), state.rotary(ids.device), sequences.cu_seqlens, state)[0][0]
+        return ops.decode_layers(self.model.model.embed_tokens(ids), self._trunk, sequences, stay=not steps)
 
     @torch.inference_mode()
     def draft(self, following: Tensor, hidden: Tensor, sequences: Sequences) -> Tensor:
@@ -68,8 +66,7 @@ class Decoder:
         mtp = self.model.mtp
         assert mtp is not None and self._head is not None
         joined = mtp.join(self.model.model.embed_tokens(following), hidden)
-        drafts: Tensor = mtp.norm(ops.decode_layers(joined, self._head, sequences))
-        return drafts
+        return ops.decode_layers(joined, self._head, sequences)
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
@@ -88,15 +85,16 @@ class Decoder:
             ba = memory.conv.new_empty(0, 2 * config.linear_num_value_heads)
             ops.delta_step(qkvz, ba, mixer.step_weights, memory, sequences)
 
-    def _layers(self, blocks: list[nn.Module], indices: list[int]) -> Layers:
+    def _layers(self, blocks: list[nn.Module], indices: list[int], norm: RMSNorm) -> Layers:
         config, pool = self.model.config, self.pool
 
-        def plain(x: Tensor, sequences: Sequences) -> Tensor:
-            state, x = BatchState(pool, sequences, steps=True), x.unsqueeze(0)
+        def plain(x: Tensor, sequences: Sequences, stay: bool) -> Tensor:
+            state, x = BatchState(pool, sequences, steps=not stay), x.unsqueeze(0)
             rotary = state.rotary(x.device)
             for block, index in zip(blocks, indices, strict=True):
                 x, _ = block(x, rotary, sequences.cu_seqlens, state.layer(index))
-            return x[0]
+            normed: Tensor = norm(x)[0]
+            return normed
 
         sizes = LayerSizes(
             layers=len(blocks),
@@ -119,7 +117,8 @@ class Decoder:
         )
         tensors = tuple(self._tensors(block, index) for block, index in zip(blocks, indices, strict=True))
         exponents = torch.arange(0, config.rotary_dim, 2, dtype=torch.float32) / config.rotary_dim
-        return Layers(tensors, sizes, 1.0 / config.rope_theta**exponents, config.rms_norm_eps, plain)
+        frequencies, final_norm = 1.0 / config.rope_theta**exponents, 1.0 + norm.weight.detach()
+        return Layers(tensors, sizes, frequencies, config.rms_norm_eps, final_norm, plain)
 
     @torch.no_grad()
     def _tensors(self, block: nn.Module, index: int) -> LayerTensors:

@@ -20,6 +20,7 @@ from gossamer.data.packing import Batch, validation_batches
 from gossamer.data.tokenizer import Tokenizer
 from gossamer.errors import UserError
 from gossamer.model.causal_lm import CausalLM, targets_ahead
+from gossamer.model.int8 import round_to_int8
 from gossamer.model.mtp import MTPTraining
 from gossamer.ops.linear_cross_entropy import IGNORED
 from gossamer.ops.packing import document_lengths
@@ -141,7 +142,9 @@ def _acceptance(greedy: list[Tensor], labels: Tensor, lengths: tuple[int, ...]) 
     return torch.stack(counts, dim=1)
 
 
-def evaluate_run(run: Path, paths: Sequence[str] = (), errors: str = "strict", device: str = "auto") -> dict[str, Any]:
+def evaluate_run(
+    run: Path, paths: Sequence[str] = (), errors: str = "strict", device: str = "auto", weights: str = "stored"
+) -> dict[str, Any]:
     """Measure a run, or any Hugging Face directory of the family, on text; see `Evaluation`.
 
     Args:
@@ -149,6 +152,7 @@ def evaluate_run(run: Path, paths: Sequence[str] = (), errors: str = "strict", d
         paths: files and folders; none: the run's own held-out text, which a bare model directory does not have
         errors: strict or replace, for text that is not UTF-8
         device: auto, cpu, cuda …
+        weights: stored, or int8 for what the engine makes of them under that option
 
     Returns:
         An `Evaluation`'s values with the text's documents and bytes, mtp_acceptance only of a model with such a head;
@@ -158,6 +162,8 @@ def evaluate_run(run: Path, paths: Sequence[str] = (), errors: str = "strict", d
     devices.keep_freed_memory()
     directory = hub.find_model(run)
     model, tokenizer = hub.load(directory, device=where), Tokenizer.load(directory)
+    if weights == "int8":
+        round_to_int8(model)
     length, rows = 512, 8
     if paths:
         sets = {"": prepare_one(tuple(paths), CorpusConfig(errors=errors), tokenizer)}

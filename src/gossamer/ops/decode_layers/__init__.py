@@ -22,21 +22,25 @@ DECODE_LAYERS.register("native", kernels.obstacle)(native)
 
 
 @DECODE_LAYERS.register("reference")
-def reference(x: Tensor, layers: Layers, sequences: Sequences) -> Tensor:
+def reference(x: Tensor, layers: Layers, sequences: Sequences, stay: bool) -> Tensor:
     """See `decode_layers`."""
-    return layers.plain(x, sequences)
+    return layers.plain(x, sequences, stay)
 
 
-def decode_layers(x: Tensor, layers: Layers, sequences: Sequences) -> Tensor:
-    """Pass the tokens through the layers; their states, keys and values are taken in as `Layers` says. No gradient.
+def decode_layers(x: Tensor, layers: Layers, sequences: Sequences, stay: bool = False) -> Tensor:
+    """Pass the tokens through the layers and the norm behind them. No gradient.
+
+    Their states, keys and values are taken in where `Layers` says that they lie.
 
     Args:
         x: [T, hidden], may be changed in place
         layers: weights, and where the sequences' states lie
-        sequences: whose tokens these are; at most `layers.sizes.most` of each that may be forgotten again
+        sequences: whose tokens these are
+        stay: they are tokens that count, any number of them; otherwise at most `layers.sizes.most` of each sequence,
+            which the next step may forget again (`Sequences.kept`)
 
     Returns:
-        [T, hidden] before the final norm.
+        [T, hidden]
     """
-    y: Tensor = DECODE_LAYERS(x.device, x, layers, sequences)
+    y: Tensor = DECODE_LAYERS(x.device, x, layers, sequences, stay)
     return y

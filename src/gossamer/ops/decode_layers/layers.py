@@ -103,19 +103,22 @@ class Layers:
     sizes: of all
     frequencies: [rotary_half] float32, what a place is multiplied with to give its angles
     eps: of the norms
-    plain: the same layers through PyTorch
+    final_norm: [hidden], of the norm behind the last layer, as what is multiplied with
+    plain: the same through PyTorch, with the arguments of `decode_layers`
     """
 
     tensors: tuple[LayerTensors, ...]
     sizes: LayerSizes
     frequencies: Tensor
     eps: float
-    plain: Callable[[Tensor, Sequences], Tensor]
+    final_norm: Tensor
+    plain: Callable[[Tensor, Sequences, bool], Tensor]
 
     @cached_property
     def fits_kernel(self) -> bool:
         """Whether all is of float32 or, with scales, of int8, and lies in one piece."""
         given = [x for layer in self.tensors for entry in layer for x in _parts(entry) if x is not None]
+        given.append(self.final_norm)
         return all(x.dtype in (torch.float32, torch.int8) and x.is_contiguous() for x in given)
 
     @cached_property

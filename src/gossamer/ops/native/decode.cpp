@@ -69,6 +69,7 @@ struct Sizes {
 struct Batch {
     int64_t sequences, tokens, most_pages;
     const int64_t *slots, *kept, *past, *lengths, *table;
+    bool stay;  // no later step forgets any of them
     std::vector<int64_t> starts;
 };
 
@@ -193,9 +194,15 @@ void mix(const Layer &l, const Sizes &z, const Batch &batch, float eps, Shared &
         own.team->meet();
         for (int64_t task = own.thread; task < batch.sequences * z.key_heads; task += own.team->threads) {
             const int64_t n = task / z.key_heads, at = batch.starts[n];
-            step_head(s, memory, batch.slots[n], int(batch.kept[n]), int(batch.lengths[n]), int(task % z.key_heads),
-                      projected + at * wide, more + at * 2 * z.value_heads, l.conv_weight, l.A_log, l.dt_bias,
-                      l.gated_norm, mixed + at * z.value_heads * z.value_dim);
+            const int head = int(task % z.key_heads), length = int(batch.lengths[n]);
+            const float *qkvz = projected + at * wide, *ba = more + at * 2 * z.value_heads;
+            float *y = mixed + at * z.value_heads * z.value_dim;
+            if (batch.stay)
+                step_head_for_good(s, memory, batch.slots[n], length, head, qkvz, ba, l.conv_weight, l.A_log, l.dt_bias,
+                                   l.gated_norm, y);
+            else
+                step_head(s, memory, batch.slots[n], int(batch.kept[n]), length, head, qkvz, ba, l.conv_weight, l.A_log,
+                          l.dt_bias, l.gated_norm, y);
         }
         own.team->meet();
         point_at(own.rows, mixed, T, z.value_heads * z.value_dim);
@@ -328,14 +335,16 @@ void feed_forward(const Layer &l, const Sizes &z, const Batch &batch, float eps,
 extern "C" {
 
 // x [T, hidden] passes through all layers in place. `layers` holds a `Layer` each, `sizes` the `Sizes`; steps [4,
-// sequences]: slots, kept, past, lengths; table [sequences, most_pages]; angles' inverse frequencies [rotary_half].
+// sequences]: slots, kept, past, lengths; table [sequences, most_pages]; angles' inverse frequencies [rotary_half];
+// final_norm [hidden], 1 + w of the norm behind the layers. If the tokens `stay`, `kept` is not read.
 void gossamer_decode_layers(float *x, const int64_t *layers, const int64_t *sizes, const int64_t *steps,
-                            const int64_t *table, const float *frequencies, int64_t sequences, int64_t most_pages,
-                            float eps) {
+                            const int64_t *table, const float *frequencies, const float *final_norm, int64_t sequences,
+                            int64_t most_pages, int64_t stay, float eps) {
     Sizes z;
     std::memcpy(&z, sizes, sizeof(z));
     const Layer *list = reinterpret_cast<const Layer *>(layers);
-    Batch batch{sequences, 0, most_pages, steps, steps + sequences, steps + 2 * sequences, steps + 3 * sequences, table, {0}};
+    Batch batch{sequences, 0, most_pages, steps, steps + sequences, steps + 2 * sequences, steps + 3 * sequences, table,
+                stay != 0, {0}};
     for (int64_t n = 0; n < sequences; n++) batch.starts.push_back(batch.tokens += batch.lengths[n]);
     const int64_t T = batch.tokens;
     int64_t widest = 0;
@@ -369,6 +378,8 @@ void gossamer_decode_layers(float *x, const int64_t *layers, const int64_t *size
             mix(list[i], z, batch, eps, everybodys, own, x);
             feed_forward(list[i], z, batch, eps, everybodys, own, x);
         }
+        for (int64_t t = own.thread; t < T; t += team.threads)
+            rms_norm(x + t * z.hidden, x + t * z.hidden, final_norm, 1, int(z.hidden), eps);
     }
 }
 

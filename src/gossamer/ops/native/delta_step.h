@@ -139,4 +139,29 @@ inline void step_head(const Step &s, const Memory &m, int64_t slot, int kept, in
     }
 }
 
+// The same for any number of tokens that stay: the state moves on to behind them, and nothing is left to be forgotten.
+inline void step_head_for_good(const Step &s, const Memory &m, int64_t slot, int T, int head, const float *qkvz,
+                               const float *ba, const float *conv_weight, const float *A_log, const float *dt_bias,
+                               const float *norm, float *y) {
+    const int64_t row = s.channels(), Hv = s.value_heads(), dk = s.key_dim, dv = s.value_dim, values = s.repeats * dv;
+    const int64_t window = (s.before() + T) * row;
+    thread_local std::vector<float> room;  // Scratch is taken by the step itself
+    room.resize(window + T * (s.key_heads * dk + Hv * dv + Hv));
+    float *conv = room.data(), *keys = conv + window, *updates = keys + T * s.key_heads * dk, *gates = updates + T * Hv * dv;
+    float *kept_conv = m.conv + slot * (s.before() + s.most) * row;
+    const int64_t parts[3][2] = {{head * dk, dk}, {(s.key_heads + head) * dk, dk}, {2 * s.key_heads * dk + head * values, values}};
+    const auto copy = [&](float *to, const float *from) {
+        for (const auto &[first, count] : parts)
+            for (int i = 0; i < s.before(); i++)
+                std::memcpy(to + i * row + first, from + i * row + first, sizeof(float) * count);
+    };
+    Step wide = s;
+    wide.most = T;
+    const Memory own{conv, m.recurrent + slot * Hv * dk * dv, keys, updates, gates};
+    copy(conv, kept_conv);
+    step_head(wide, own, 0, 0, T, head, qkvz, ba, conv_weight, A_log, dt_bias, norm, y);
+    step_head(wide, own, 0, T, 0, head, qkvz, ba, conv_weight, A_log, dt_bias, norm, y);  // replays them
+    copy(kept_conv, conv);
+}
+
 }  // namespace gossamer
