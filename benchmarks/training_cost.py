@@ -3,7 +3,7 @@
     python benchmarks/training_cost.py [--text characters novels] [--recipe FILE] [--seeds 3] [--texts DIR]
                                        [--json FILE] [--plot FILE]
 
-Each variant is the newest record's recipe with one thing taken away, trained for the same seconds as the whole recipe
+Each variant is the newest record's recipe with one thing changed, trained for the same seconds as the whole recipe
 on each text, with several seeds. The whole recipe is trained for an eighth, a quarter and a half of that time as well:
 between those losses, in a straight line over the logarithm of the time, lies how long it needs for what the variant
 came to. The cost of the variant is its own time over that one: 1.5 means that the same loss costs half as much again
@@ -40,28 +40,34 @@ class Variant:
     Attributes:
         changes: by dotted name
         dense: experts give way to one network of as many parameters as a token passes
+        rows: of a batch, a multiple of the recipe's
     """
 
     changes: Mapping[str, Any]
     dense: bool = False
+    rows: float = 1.0
 
 
 VARIANTS = {
     "softmax attention in every layer": Variant({"model.full_attention_interval": 1}),
     "linear attention in every layer": Variant({"model.full_attention_interval": 1000}),
+    "a layer more": Variant({"model.num_hidden_layers": 3, "model.full_attention_interval": 3}),
     "no experts": Variant({}, dense=True),
-    "half of the experts": Variant({"model.num_experts": 4}),
+    "twice the experts": Variant({"model.num_experts": 8}),
     "with multi-token prediction": Variant({"model.num_nextn_predict_layers": 1, "training.mtp_steps": 1}),
     "AdamW instead of Muon": Variant({"optimizer.kind": "adamw"}),
+    "input embedding like all else": Variant({"optimizer.embedding_lr_factor": 1.0}),
     "cosine instead of warm-up–stable–decay": Variant({"schedule.kind": "cosine"}),
     "no decay": Variant({"schedule.decay_fraction": 0.0}),
-    "four times the batch": Variant({"training.batch_size": 16}),
+    "half the batch": Variant({}, rows=0.5),
+    "rows of twice the length": Variant({"training.sequence_length": 256}, rows=0.5),
 }
 
 
 def changed(recipe: Recipe, variant: Variant) -> Recipe:
     """The recipe of a variant."""
-    recipe = recipe_from({}, flatten(recipe) | dict(variant.changes))
+    rows = {"training.batch_size": max(1, round(recipe.training.batch_size * variant.rows))}
+    recipe = recipe_from({}, flatten(recipe) | rows | dict(variant.changes))
     if not variant.dense:
         return recipe
     model = recipe.model
