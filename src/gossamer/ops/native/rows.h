@@ -96,7 +96,7 @@ inline void dots(const float *const *x, const Number *w, const float *scales, in
         for (int t = 0; t < TOKENS; t++) values[t] = read(x[t] + p);
 #pragma GCC unroll 16
         for (int r = 0; r < ROWS; r++) {
-            __builtin_prefetch(w + int64_t(r + ROWS) * n + p);  // the next pass: sixteen streams are more than a core foresees
+            __builtin_prefetch(w + int64_t(r + ROWS) * n + p);  // of the next rows: a core foresees fewer streams
             const Vector weights = read(w + int64_t(r) * n + p);
 #pragma GCC unroll 4
             for (int t = 0; t < TOKENS; t++) sums[t * ROWS + r] += values[t] * weights;
