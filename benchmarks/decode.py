@@ -211,6 +211,8 @@ def _measure(size: str, turns: int, run: str | None, llama_folder: Path | None, 
             ("trained, no drafts", 4 * ANSWER, gossamer_run, (run, 0)),
             ("trained, drafts", 4 * ANSWER, gossamer_run, (run, "auto")),
         ]
+    if run is not None and others:
+        subjects += [(f"trained, {number} drafts always", 4 * ANSWER, gossamer_run, (run, number)) for number in (1, 2)]
     if others:
         subjects += attempts(config)
     found = machine()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections import defaultdict, deque
 from typing import Literal
 
@@ -10,6 +9,21 @@ _MEASURES = 4  # times of a length before it is judged
 _REMEMBERED = 15  # newest times that the median is taken of
 _FORGETTING = 0.98  # of acceptance, for each step
 _SOONEST, _LATEST = 32, 1024  # steps between trials of a neighbouring length
+
+
+class _Times:
+    """The newest times that something took, and their median (seconds)."""
+
+    def __init__(self) -> None:
+        self._newest: deque[float] = deque(maxlen=_REMEMBERED)
+        self.median = 0.0
+
+    def __len__(self) -> int:
+        return len(self._newest)
+
+    def add(self, seconds: float) -> None:
+        self._newest.append(seconds)
+        self.median = sorted(self._newest)[len(self._newest) // 2]
 
 
 class DraftLength:
@@ -27,9 +41,9 @@ class DraftLength:
     def __init__(self, setting: int | Literal["auto"], most: int) -> None:
         self._fixed = None if setting == "auto" else setting
         self.most = most if setting == "auto" else setting
-        times = lambda: defaultdict[int, deque[float]](lambda: deque(maxlen=_REMEMBERED))  # noqa: E731
-        self._verify: defaultdict[int, defaultdict[int, deque[float]]] = defaultdict(times)
-        self._draft: defaultdict[int, defaultdict[int, deque[float]]] = defaultdict(times)
+        # By size of the batch and length.
+        self._verify = defaultdict[tuple[int, int], _Times](_Times)
+        self._draft = defaultdict[tuple[int, int], _Times](_Times)
         self._tries, self._hits = [0.0] * (self.most + 1), [0.0] * (self.most + 1)
         self._steps, self._next_trial, self._interval, self._side = 0, _SOONEST, _SOONEST, 1
 
@@ -53,9 +67,9 @@ class DraftLength:
     def took(self, batch: int, length: int, verify: float | None = None, draft: float | None = None) -> None:
         """Seconds that a step with so many drafts a request took, or that making them took."""
         if verify is not None:
-            self._verify[batch.bit_length()][length].append(verify)
+            self._verify[batch.bit_length(), length].add(verify)
         if draft is not None:
-            self._draft[batch.bit_length()][length].append(draft)
+            self._draft[batch.bit_length(), length].add(draft)
 
     def judged(self, drafted: int, accepted: int) -> None:
         """What became of one request's drafts."""
@@ -68,8 +82,8 @@ class DraftLength:
         return max(measured, key=lambda length: self._rate(size, length), default=0)
 
     def _is_measured(self, size: int, length: int) -> bool:
-        drafts = len(self._draft[size][length]) if length else _MEASURES
-        return min(len(self._verify[size][length]), drafts) >= _MEASURES
+        drafts = len(self._draft[size, length]) if length else _MEASURES
+        return min(len(self._verify[size, length]), drafts) >= _MEASURES
 
     def _rate(self, size: int, length: int) -> float:
         """Tokens a second."""
@@ -77,5 +91,5 @@ class DraftLength:
         for place in range(1, length + 1):
             reached *= self._hits[place] / self._tries[place] if self._tries[place] else 0.0
             tokens += reached
-        seconds = statistics.median(self._verify[size][length])
-        return tokens / (seconds + (statistics.median(self._draft[size][length]) if length else 0.0))
+        seconds = self._verify[size, length].median + (self._draft[size, length].median if length else 0.0)
+        return tokens / seconds
