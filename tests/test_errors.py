@@ -51,3 +51,9 @@ def test_paths_are_compared_by_their_own_names() -> None:
 
 def test_user_errors_are_value_errors_to_python() -> None:
     assert issubclass(UserError, ValueError)
+
+
+def test_a_slip_in_three_letters() -> None:
+    assert nearest("h2o", ["h100", "h20"]) == "; did you mean 'h20'?"
+    assert nearest("eps", ["epochs", "ups"]) == "; did you mean 'ups'?"
+    assert nearest("eps", ["epochs"]) == ""

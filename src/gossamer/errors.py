@@ -71,6 +71,10 @@ def _closest(name: str, names: Iterable[str]) -> str | None:
     known = list(names)
     if close := difflib.get_close_matches(name, known, n=1, cutoff=_ALIKE):
         return close[0]
+    if len(name) == 3:  # a slip is a third of it
+        for candidate in known:
+            if len(candidate) == 3 and sum(map(str.__eq__, name, candidate)) == 2:
+                return candidate
     longer = [candidate for candidate in known if len(name) > 2 and _abbreviates(name, candidate)]
     return min(longer, key=len, default=None)
 

@@ -6,26 +6,17 @@
 
 #include <algorithm>
 
-#include "rows.h"
+#include "kernels.h"
 
 using namespace gossamer;
 
 namespace {
 
 constexpr int BLOCK = 256;  // tokens that an expert takes at a time
-constexpr int FEW = 24;     // tokens for which packing the weights would take longer than it saves
 
 void gather(float *rows, const float *x, const int64_t *order, int chosen, int n, int hidden) {
     for (int i = 0; i < n; i++)
         std::memcpy(rows + int64_t(i) * hidden, x + order[i] / chosen * hidden, sizeof(float) * hidden);
-}
-
-// out [n, count] = rows Wᵀ for n rows of `width` floats, one after the other.
-void multiply(int n, int count, int width, const float *rows, const float *w, float *out) {
-    if (n > FEW) return gemm(PLAIN, TRANSPOSED, n, count, width, rows, width, w, width, out, count);
-    const float *pointers[FEW];
-    for (int i = 0; i < n; i++) pointers[i] = rows + int64_t(i) * width;
-    products(n, count, pointers, Matrix{w, nullptr}, width, out, count);
 }
 
 // y_n = Σ_j rows[rank[n·k + j]], in the order of j.
@@ -67,7 +58,8 @@ void gossamer_experts(const float *x, const int64_t *order, const int64_t *rank,
                 const int n = static_cast<int>(std::min<int64_t>(BLOCK, offsets[e + 1] - first));
                 gather(rows, x, order + first, chosen, n, hidden);
                 float *both = inner + first * 2 * width;
-                multiply(n, 2 * width, hidden, rows, gate_up + int64_t(e) * 2 * width * hidden, both);
+                gemm(PLAIN, TRANSPOSED, n, 2 * width, hidden, rows, hidden, gate_up + int64_t(e) * 2 * width * hidden,
+                     hidden, both, 2 * width);
                 for (int i = 0; i < n; i++) {
                     const float *gate = both + int64_t(i) * 2 * width, *up = gate + width;
                     const float weight = weights[order[first + i]];
@@ -75,7 +67,8 @@ void gossamer_experts(const float *x, const int64_t *order, const int64_t *rank,
 #pragma omp simd
                     for (int d = 0; d < width; d++) out[d] = weight * gate[d] * sigmoid(gate[d]) * up[d];
                 }
-                multiply(n, hidden, width, activated, down + int64_t(e) * hidden * width, outputs + first * hidden);
+                gemm(PLAIN, TRANSPOSED, n, hidden, width, activated, width, down + int64_t(e) * hidden * width, width,
+                     outputs + first * hidden, hidden);
             }
         }
     }
