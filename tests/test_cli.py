@@ -512,3 +512,10 @@ def test_the_package_exports_lazily() -> None:
     assert {"load", "save", "CausalLM", "ModelConfig", "Tokenizer"} <= set(dir(gossamer))
     with pytest.raises(AttributeError, match="no attribute 'lod'"):
         _ = gossamer.lod
+
+
+def test_serve_hands_the_engine_its_weights(tmp_path, monkeypatch):
+    handed = []
+    monkeypatch.setattr("gossamer.serve.server.serve", lambda folder, options, config: handed.append(config))
+    assert main(["serve", str(tmp_path), "--weights", "int8"]) == 0
+    assert handed[0].options.weights == "int8"

@@ -139,7 +139,7 @@ def eval(
         data: text to measure on, files and folders; none: the run's own validation split
         errors: what to do about bytes that are not UTF-8
         device: auto, cpu, cuda, cuda:1, npu …
-        weights: stored, or int8: rounded as the engine does under its option of that name
+        weights: stored, or int8: rounded as gossamer serve --weights int8 does
         json: answer with one JSON object
     """
     folder = _existing(run)
@@ -195,6 +195,7 @@ def serve(
     cache_tokens: int | None = None,
     prefix_cache_bytes: int = 256 << 20,
     draft_length: int | None = None,
+    weights: Literal["stored", "int8"] = "stored",
     max_queue: int = 128,
     max_body: int = 4 << 20,
     max_tokens: int = 32768,
@@ -217,6 +218,7 @@ def serve(
         cache_tokens: tokens whose keys and values are held (default: as many as max_batch requests of 4096 need)
         prefix_cache_bytes: memory for snapshots that spare a repeated prompt's computation (bytes); 0: none
         draft_length: tokens that the multi-token-prediction head proposes a step (default: as many as pay)
+        weights: stored, or int8: rounded for decoding, a quarter of the bytes (gossamer eval --weights tells the loss)
         max_queue: requests that may wait; one more is answered with 429
         max_body: of a request at most (bytes)
         max_tokens: of an answer at most (tokens)
@@ -236,6 +238,7 @@ def serve(
         cache_tokens=cache_tokens,
         prefix_cache_bytes=prefix_cache_bytes,
         draft_length="auto" if draft_length is None else draft_length,
+        weights=weights,
     )
     options = ServeOptions(
         host=host,
