@@ -232,6 +232,23 @@ def test_a_conversation_that_outgrows_the_context_goes_on(folder: Path, visit: A
         assert len(sent[-1]["messages"]) < 7
 
 
+def test_a_message_sent_before_the_model_is_known_waits_for_it(server: Live, visit: Any) -> None:
+    page = visit(server)
+    sent: list[dict] = []
+    page.on("request", lambda request: sent.append(request.post_data_json) if request.method == "POST" else None)
+    held: list[Any] | None = []
+    page.route("**/v1/models", lambda route: route.continue_() if held is None else held.append(route))
+    page.reload()
+    send(page, "SAY soon", wait=False)
+    expect(page.locator("#stop")).to_be_visible()
+    assert held and not sent
+    waiting, held = held, None
+    for route in waiting:
+        route.continue_()
+    expect(page.locator(".assistant article > .prose")).to_have_text("soon")
+    assert sent[0]["max_tokens"] == 1024
+
+
 def test_a_text_that_outgrows_the_context_goes_on(tmp_path: Path, visit: Any) -> None:
     with live(write_tokenizer(tmp_path, form=None), build={"max_model_len": 1000}) as service:
         page = visit(service)

@@ -6,6 +6,8 @@ import { add, asked, choose, newConversation, path, pathTo, titleOf } from "./co
 import { Generation } from "./generation.js";
 import { requestFields } from "./settings.js";
 
+const PATHS = { chat: "chat/completions", text: "completions" };
+
 export class Chat {
   // `view`: draw(), grew(running), ended(running), askKey() → whether there is a new key.
   constructor(api, store, settings, view) {
@@ -95,7 +97,6 @@ export class Chat {
   async answer(conversation, parent) {
     const number = add(conversation, parent, "assistant", "");
     const message = conversation.messages[number];
-    const fields = requestFields(this.settings, "chat", this.model);
     const take = (kind, text) => {
       message[kind] += text;
     };
@@ -103,8 +104,8 @@ export class Chat {
     let from = Math.max(numbers.indexOf(this.begins.get(conversation.id)), 0);
     let result;
     for (;;) {
-      const body = { messages: asked(conversation, numbers.slice(from)), ...fields };
-      result = await this.generate(conversation, number, "chat/completions", body, take);
+      const asks = { messages: asked(conversation, numbers.slice(from)) };
+      result = await this.generate(conversation, number, "chat", asks, take);
       const next = numbers.findIndex((other, place) => place > from && conversation.messages[other].role === "user");
       if (result.problem?.code !== TOO_LONG || next < 0) break;
       from = next;
@@ -120,7 +121,6 @@ export class Chat {
     const conversation = this.current;
     const text = conversation.text;
     conversation.before = text;
-    const fields = requestFields(this.settings, "text", this.model);
     const take = (_, piece) => {
       conversation.text += piece;
     };
@@ -128,7 +128,7 @@ export class Chat {
     if (from >= text.length) from = 0;
     let result;
     for (;;) {
-      result = await this.generate(conversation, null, "completions", { prompt: text.slice(from), ...fields }, take);
+      result = await this.generate(conversation, null, "text", { prompt: text.slice(from) }, take);
       if (result.problem?.code !== TOO_LONG || text.length - from < 2) break;
       from += Math.ceil((text.length - from) / 4);
     }
@@ -137,11 +137,13 @@ export class Chat {
     await this.finish(conversation, result);
   }
 
-  async generate(conversation, number, path, body, take) {
+  // One request in the mode "chat" or "text"; `asks` is what it asks for, the settings apart.
+  async generate(conversation, number, mode, asks, take) {
     const running = { conversation, number, generation: null, over: false };
     this.keep(conversation);
     for (;;) {
-      running.generation = new Generation(this.api, path, body, (kind, text) => {
+      const body = async () => ({ ...asks, ...requestFields(this.settings, mode, await this.knownModel()) });
+      running.generation = new Generation(this.api, PATHS[mode], body, (kind, text) => {
         take(kind, text);
         this.store.saveSoon(conversation);
         this.view.grew(running);
@@ -154,6 +156,11 @@ export class Chat {
       this.running.delete(conversation.id);
       return result;
     }
+  }
+
+  // Whoever is quicker than the page's own question waits here: how long an answer may be follows from the model.
+  async knownModel() {
+    return (this.model ??= await this.api.model());
   }
 
   async finish(conversation, result) {

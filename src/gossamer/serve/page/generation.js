@@ -3,7 +3,7 @@
 import { Problem } from "./api.js";
 
 export class Generation {
-  // `take(kind, text)` gets each piece; kind: "text" or "reasoning".
+  // `body()` promises the request's fields; `take(kind, text)` gets each piece; kind: "text" or "reasoning".
   constructor(api, path, body, take) {
     this.api = api;
     this.path = path;
@@ -30,7 +30,7 @@ export class Generation {
     let end = "stop";
     let problem = null;
     try {
-      for await (const item of this.api.stream(this.path, this.body, this.aborter.signal)) {
+      for await (const item of this.api.stream(this.path, await this.body(), this.aborter.signal)) {
         end = this.read(item) ?? end;
       }
     } catch (error) {

@@ -46,14 +46,14 @@ export function applyTheme(settings) {
 
 // The fields of a request that follow from the settings; an empty one from what the model is read with (`sampling`).
 export function requestFields(settings, mode, model) {
-  const fields = { ...model?.sampling };
+  const fields = { ...model.sampling };
   for (const { name } of SAMPLING) if (settings[name] !== null) fields[name] = settings[name];
   const stop = settings.stop.split("\n").filter(Boolean).map((line) => line.replaceAll("\\n", "\n"));
   if (stop.length) fields.stop = stop;
   if (mode === "text") {
     fields.max_tokens ??= TEXT_TOKENS;
   } else {
-    if (model) fields.max_tokens ??= Math.max(Math.floor(model.max_model_len / SHARE), 1);
+    fields.max_tokens ??= Math.max(Math.floor(model.max_model_len / SHARE), 1);
     if (settings.thinking) fields.chat_template_kwargs = { enable_thinking: settings.thinking === "on" };
   }
   return fields;
