@@ -180,7 +180,8 @@ How far gossamer's numbers are from those of `Qwen3NextForCausalLM` with the sam
 python benchmarks/parity.py --write docs/parity.md
 ```
 
-with {versions()}. `tests/model/test_parity.py` measures the same and holds every figure below its limit.
+with {versions()}.
+`tests/model/test_parity.py` measures the same and holds every figure below its limit.
 
 {table(rows)}
 {LEGEND}

@@ -14,7 +14,7 @@ import yaml
 from torch.distributed.run import get_args_parser
 
 from gossamer import cli
-from gossamer.options import parse
+from gossamer.cli.options import parse
 from gossamer.train.recipe import Recipe, load_recipe, recipe_from
 
 CLUSTER = Path(__file__).parents[1] / "recipes" / "cluster"

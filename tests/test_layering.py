@@ -20,7 +20,7 @@ STOREYS = [
     {"data", "hub", "cost"},
     {"train", "infer"},
     {"serve", "certify"},
-    {"cli", "options"},
+    {"cli"},
 ]
 HEIGHT = {room: height for height, rooms in enumerate(STOREYS) for room in rooms}
 

@@ -5,7 +5,7 @@
   file;
 - ``corpus``: many files and folders as one fingerprinted, split corpus;
 - ``sets``: the named sets of text that a corpus is mixed from, each split into what is learnt and what is held out;
-- ``tokenizer``: byte-level BPE, characters, or anybody's ``tokenizer.json``;
+- ``tokenizer``: byte-level BPE, characters, or anybody's ``tokenizer.json`` (``tokenizer_files``);
 - ``tokenise``: text to ``shards``, once, into the cache (``cache``), in several processes (``workers``);
 - ``dataset``: ``prepare``, all of the above: a ``mixture`` to train on, held-out shards, the tokenizer;
 - ``rows``: which tokens make a row of T, concatenated and split or best-fit;

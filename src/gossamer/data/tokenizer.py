@@ -11,7 +11,7 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ import tokenizers
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
 from gossamer.data.config import MIN_BPE_VOCAB
-from gossamer.errors import UserError, nearest
+from gossamer.data.tokenizer_files import end_of_text, find_tokenizer, read_json
+from gossamer.errors import UserError
 
 __all__ = ["EOT", "TextStream", "Tokenizer", "char_tokenizer", "train_bpe"]
 
@@ -37,8 +38,6 @@ _WORDS = (
 )
 _ANY_CHARACTER = r"[\s\S]"
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
-
-
 _CONFIG = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
 
 
@@ -90,26 +89,14 @@ class Tokenizer:
         Raises:
             UserError: nothing is there, it cannot be read, or it names no end-of-text token.
         """
-        place = Path(folder).expanduser()
-        candidates = [place / "tokenizer.json", place / "model" / "tokenizer.json"] if place.is_dir() else [place]
-        file = next((path for path in candidates if path.is_file()), None)
-        if file is None and place.exists():
-            raise UserError(
-                f"{folder}: holds no tokenizer.json; name a run folder or a Hugging Face directory that does"
-            )
-        if file is None:
-            hint = (
-                nearest(str(folder), ["bpe", "char"])
-                or "; give 'bpe', 'char', a run folder or a Hugging Face directory"
-            )
-            raise UserError(f"{folder}: no such tokenizer{hint}")
+        file = find_tokenizer(folder)
         try:
             core = tokenizers.Tokenizer.from_str(file.read_text(encoding="utf-8"))
         except Exception as error:  # the library raises bare Exception
             raise UserError(f"{file}: not a tokenizer that can be read ({error}); save it anew") from error
         template = file.with_name("chat_template.jinja")
-        config = _read_json(file.with_name("tokenizer_config.json"))
-        eot = _end_of_text(file.parent, config, core)
+        config = read_json(file.with_name("tokenizer_config.json"))
+        eot = end_of_text(file.parent, config, core, EOT)
         return cls(core, eot, config, template.read_text(encoding="utf-8") if template.is_file() else None)
 
     def save(self, folder: str | Path) -> None:
@@ -316,37 +303,3 @@ def _byte_alphabet() -> dict[str, int]:
     own = {character: ord(character) for character in alphabet if ord(character) < 256}
     rest = sorted(set(range(256)) - set(own.values()))
     return own | {chr(256 + number): byte for number, byte in enumerate(rest)}
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}); mend the file") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: not a JSON object; mend the file")
-    return value
-
-
-def _end_of_text(folder: Path, config: dict[str, Any], core: tokenizers.Tokenizer) -> str:
-    """The end-of-sequence token that the folder's files name; ``EOT`` when they name none and the vocabulary has it."""
-    for names in (config, _read_json(folder / "special_tokens_map.json")):
-        token = names.get("eos_token")
-        token = token.get("content") if isinstance(token, dict) else token
-        if isinstance(token, str):
-            return token
-    for name in _ids_of(_read_json(folder / "generation_config.json")), _ids_of(_read_json(folder / "config.json")):
-        for index in name:
-            token = core.id_to_token(index)
-            if token is not None:
-                return token
-    if core.token_to_id(EOT) is not None:
-        return EOT
-    raise UserError(f"{folder}: its tokenizer names no eos_token; add one to tokenizer_config.json")
-
-
-def _ids_of(config: dict[str, Any]) -> Iterator[int]:
-    ids = config.get("eos_token_id")
-    yield from (index for index in (ids if isinstance(ids, list) else [ids]) if isinstance(index, int))

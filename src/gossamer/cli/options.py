@@ -9,7 +9,7 @@ import inspect
 import itertools
 import re
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import is_dataclass
 from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
@@ -18,6 +18,7 @@ import yaml
 from docstring_parser import parse as parse_docstring
 from jsonargparse import ArgumentError, ArgumentParser
 
+from gossamer.cli.shared import Verb
 from gossamer.errors import UserError, nearest
 from gossamer.train.typed import convert, expected
 
@@ -33,7 +34,7 @@ _METAVARS = {
 }
 
 
-def parse(verb: str, function: Callable[..., int | None], arguments: Sequence[str]) -> dict[str, Any]:
+def parse(verb: str, function: Verb, arguments: Sequence[str]) -> dict[str, Any]:
     """Read the words after a verb into the keyword arguments that were given.
 
     Words of an option's name may be joined by dashes as well as by underscores, which is how they are shown.
@@ -88,7 +89,7 @@ def _spelt(word: str, types: dict[str, Any]) -> str:
     return word
 
 
-def _summary(function: Callable[..., int | None]) -> str:
+def _summary(function: Verb) -> str:
     return parse_docstring(inspect.getdoc(function) or "").short_description or ""
 
 
@@ -98,7 +99,7 @@ def _helps(documented: Any) -> dict[str, str]:
     return {item.arg_name: " ".join((item.description or "").replace("`", "").split()) for item in found}
 
 
-def _add_parameters(parser: ArgumentParser, function: Callable[..., int | None]) -> dict[str, Any]:
+def _add_parameters(parser: ArgumentParser, function: Verb) -> dict[str, Any]:
     """Add the function's parameters: required ones by position, the others by name. Returns their types."""
     hints, helps = get_type_hints(function), _helps(function)
     types: dict[str, Any] = {}

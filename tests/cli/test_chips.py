@@ -1,12 +1,14 @@
-"""`gossamer plan`: what it answers, and one line for every mistake."""
+"""`gossamer plan`: what it answers, and one line for every mistake; what `gossamer doctor` shows."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+import gossamer
 from gossamer.cli import main
 
 LLAMA = {
@@ -14,11 +16,6 @@ LLAMA = {
     "num_key_value_heads": 2, "intermediate_size": 4096, "vocab_size": 32000,
 }  # fmt: skip
 SHORT = ["--count", "64", "--model", "small"]  # layouts are soon found
-
-
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
 
 
 def test_one_chip_is_told_in_full(capsys: pytest.CaptureFixture[str]) -> None:
@@ -95,3 +92,23 @@ def test_one_line_for_a_mistake(words: str, message: str, tmp_path: Path, capsys
     out, error = capsys.readouterr()
     assert error.startswith(f"gossamer: {message}") and error.count("\n") == 1
     assert not out and not list(tmp_path.iterdir())
+
+
+def test_doctor_shows_the_device_and_every_operation(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    states = {"chunked": "able", "triton": "no Triton here"}
+    devices = SimpleNamespace(resolve=lambda name: name, describe=lambda device: {"device": device})
+    operations = SimpleNamespace(describe=lambda device: {"rule": {"runs": "chunked", "implementations": states}})
+    monkeypatch.setattr(gossamer, "device", devices, raising=False)
+    monkeypatch.setattr(gossamer, "ops", operations, raising=False)
+    assert main(["doctor", "--device", "chip"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"gossamer  {gossamer.__version__}",
+        "device    chip",
+        "rule      chunked (triton: no Triton here)",
+    ]
+    assert main(["doctor", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["ops"] == {"rule": {"runs": "chunked", "implementations": states}}
+    assert answer["device"] == {"device": "auto"}

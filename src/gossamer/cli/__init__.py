@@ -1,0 +1,37 @@
+"""The command line: one verb a function; its signature and docstring are the command's options and help.
+
+A user's mistake, however it is noticed, becomes one line on standard error and exit status 2. Nothing heavy is imported
+before it is known which verb runs, so that `gossamer --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from gossamer.cli.chips import certify, doctor, plan
+from gossamer.cli.command_line import run
+from gossamer.cli.runs import eval, export, report, train
+from gossamer.cli.shared import Verb
+from gossamer.cli.talk import chat, sample, serve
+
+# Of the process, unless the user has set them; read when PyTorch is imported.
+ENVIRONMENT = {
+    # On a machine that others use too, threads that spin for long while they wait for one another were measured to make
+    # a training step ten times slower; on an idle one this costs a few percent.
+    "GOMP_SPINCOUNT": "1000",
+}
+
+VERBS: dict[str, Verb] = {
+    verb.__name__: verb for verb in (train, sample, eval, report, export, serve, chat, plan, doctor, certify)
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line, the process's own if none is given, and return its exit status.
+
+    0; 1 of a device that is not certified; 2 for a mistake; 130 interrupted; 141 for a closed pipe.
+    """
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    return run(VERBS, argv)

@@ -1,0 +1,100 @@
+"""From the words of a command line to a call of a verb, and from what it raises to one line and an exit status."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
+
+from gossamer import __version__
+from gossamer.cli.shared import Verb
+from gossamer.errors import UserError, is_out_of_memory, nearest
+
+
+def run(verbs: Mapping[str, Verb], argv: Sequence[str] | None = None) -> int:
+    """Run a command line, the process's own if none is given, by one of these verbs; returns its exit status.
+
+    What is no user's mistake and none of the machine's is raised as it came.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    try:
+        status = _call(verbs, arguments)
+        sys.stdout.flush()
+        return status
+    except SystemExit as stop:  # --help of a verb
+        return int(stop.code or 0)
+    except KeyboardInterrupt:
+        return _fail(130, "interrupted", debug)
+    except BrokenPipeError:
+        # The reader has gone; without this the interpreter would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception as error:
+        reason = _reason(error)
+        if reason is None:
+            raise
+        return _fail(2, reason, debug)
+
+
+def _call(verbs: Mapping[str, Verb], arguments: Sequence[str]) -> int:
+    """Call what the words ask for; gives the exit status that the verb says, 0 if it says none."""
+    if not arguments:
+        raise UserError(f"which verb? one of {', '.join(verbs)} (gossamer --help)")
+    verb, *rest = arguments
+    if verb in ("--help", "-h"):
+        print(_help(verbs))
+    elif verb == "--version":
+        print(f"gossamer {__version__}")
+    elif verb in verbs:
+        from gossamer.cli.options import parse
+
+        return verbs[verb](**parse(verb, verbs[verb], rest)) or 0
+    else:
+        what = "option" if verb.startswith("-") else "verb"
+        hint = nearest(verb, [*verbs, "--help", "--version", "--debug"]) or f"; there are {', '.join(verbs)}"
+        raise UserError(f"unknown {what} {verb!r}{hint}")
+    return 0
+
+
+def _help(verbs: Mapping[str, Verb]) -> str:
+    lines = [f"  {name:<8} {(verb.__doc__ or '').splitlines()[0]}" for name, verb in verbs.items()]
+    return "\n".join(
+        [
+            "usage: gossamer VERB [options]",
+            "",
+            "Train and serve Qwen3-Next-class language models at the lowest cost, on the chips you have.",
+            "",
+            *lines,
+            "",
+            "  gossamer VERB --help  options of a verb, with types, units and defaults",
+            "  --version             print the version",
+            "  --debug               show the traceback of an error, after any verb",
+        ]
+    )
+
+
+def _fail(status: int, message: str, debug: bool) -> int:
+    if debug:
+        import traceback
+
+        traceback.print_exc()
+    print("gossamer:", " ".join(message.split()), file=sys.stderr)
+    return status
+
+
+def _reason(error: BaseException) -> str | None:
+    """One line for an error that is no programmer's mistake; None for one that is."""
+    if isinstance(error, UserError):
+        return str(error)
+    if "No space left on device" in str(error):  # OSError from Python, other types from libraries that write weights
+        return "no space left on the disk"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    if missing := re.search(r"Could not run '(\S+)' with arguments from the '(\w+)' backend", str(error)):
+        return f"{missing[2]!r} has no operator {missing[1]}; docs/new-chip.md says what to do about it"
+    if is_out_of_memory(error):
+        return "out of memory; training needs less with a smaller --training.batch_size or --training.sequence_length"
+    return None

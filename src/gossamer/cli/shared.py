@@ -1,0 +1,42 @@
+"""What verbs share: their form, the run that they are given, and their answer."""
+
+from __future__ import annotations
+
+import json as jsonlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from gossamer.errors import UserError, nearest_path
+
+Verb = Callable[..., int | None]
+"""A function whose arguments are a command's options; it returns an exit status, or None for 0."""
+
+
+def existing(run: str, what: str = "a folder that `gossamer train` wrote, or a Hugging Face directory") -> Path:
+    """The folder that `run` names, which is there (UserError otherwise)."""
+    folder = Path(run).expanduser()
+    if not folder.is_dir():
+        siblings = [str(path) for path in folder.parent.iterdir() if path.is_dir()] if folder.parent.is_dir() else []
+        hint = nearest_path(run, siblings) or f" ({what})"
+        raise UserError(f"no run {run!r}{hint}")
+    return folder
+
+
+def answer(values: dict[str, Any], json: bool) -> None:
+    """Print a verb's answer: one JSON object, or a line a value."""
+    if json:
+        print(jsonlib.dumps(values, ensure_ascii=False, default=str))
+        return
+    lines: dict[str, Any] = {}
+    for name, value in values.items():
+        lines |= {f"{name} {key}": item for key, item in value.items()} if isinstance(value, dict) else {name: value}
+    width = max(len(name) for name in lines)
+    for name, value in lines.items():
+        print(f"{name:<{width}}  {', '.join(map(_short, value)) if isinstance(value, tuple) else _short(value)}")
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

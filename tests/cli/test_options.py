@@ -1,0 +1,47 @@
+"""Options of a verb: their help, how they may be spelt, and values of a recipe among them."""
+
+import re
+
+import pytest
+
+from gossamer.cli import VERBS, main
+from gossamer.data.config import SetConfig
+from gossamer.train.recipe import field_types, recipe_names
+from stand_in import Calls, replace
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_option_of_a_verb_has_a_help_with_type_and_default(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([verb, "--help"]) == 0
+    out = capsys.readouterr().out
+    options = re.split(r"\n  (?=--\w)", out)[1:]
+    assert options
+    for option in options:
+        assert re.search(r"\((.*type: .*|default: \w+)\)", " ".join(option.split())), option
+
+
+def test_train_help_names_every_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--help"]) == 0
+    assert f"comes with gossamer ({', '.join(recipe_names())})" in " ".join(capsys.readouterr().out.split())
+
+
+def test_train_help_shows_every_value_with_the_chosen_recipes_default(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--recipe", "micro", "--help"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    for key in field_types():
+        assert key == "description" or f"--{key} " in out
+    assert "routed experts of a layer; 0 for a dense network (type: int, default: 64)" in out
+
+
+def test_options_take_dashes_for_underscores(training: Calls, run: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = "train --training.batch-size 3 --training.log-every=7 --corpus.cache_dir x"
+    line += " --corpus.sets.my-own.validation-paths a --corpus.sets.my-own.paths b --corpus.validation-sets.far-off c"
+    assert main(line.split()) == 0
+    (((recipe, *_), _),) = training
+    assert (recipe.training.batch_size, recipe.training.log_every, recipe.corpus.cache_dir) == (3, 7, "x")
+    assert recipe.corpus.sets == {"my-own": SetConfig(("b",), 1.0, ("a",))}
+    assert recipe.corpus.validation_sets == {"far-off": ("c",)}
+    calls = replace(monkeypatch, "gossamer.infer.sample", "sample_run")
+    calls.answer = iter(())
+    assert main(["sample", run, "--max-tokens", "5", "--top-p=0.5", "--prompt=--top-k"]) == 0
+    assert (calls[0][1]["tokens"], calls[0][1]["top_p"], calls[0][1]["prompt"]) == (5, 0.5, "--top-k")

@@ -1,0 +1,74 @@
+"""The documents: links lead somewhere, and commands name verbs, files and options that there are."""
+
+import ast
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gossamer.cli import VERBS
+from gossamer.cli.options import parse
+from gossamer.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md")), ROOT / "records" / "README.md"]
+each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+FENCED = re.compile(r"^ *```\w*\n(.*?)^ *```", re.DOTALL | re.MULTILINE)
+
+
+def anchors(document: Path) -> set[str]:
+    """Names that headings get on the page."""
+    headings = re.findall(r"^#+ (.*)$", FENCED.sub("", document.read_text(encoding="utf-8")), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def commands(text: str) -> Iterator[list[str]]:
+    """Words of every command line: those of fenced blocks, and those between backticks."""
+    lines = [line for block in FENCED.findall(text) for line in block.replace("\\\n", " ").splitlines()]
+    for line in [*lines, *re.findall(r"`([^`]+)`", FENCED.sub("", text))]:
+        if re.match(r"(\$ )?([A-Z_]+=\S+ )*(gossamer|python benchmarks/\S+|torchrun)(\s|$)", line):
+            words = [word for word in shlex.split(line, comments=True) if word != "…"]
+            starts = [word in ("gossamer", "gossamer.cli") or word.startswith("benchmarks/") for word in words]
+            if any(starts):
+                yield words[starts.index(True) :]
+
+
+def options(benchmark: Path) -> set[str]:
+    """Of the file's parser."""
+    calls = [node for node in ast.walk(ast.parse(benchmark.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
+    added = [call for call in calls if isinstance(call.func, ast.Attribute) and call.func.attr == "add_argument"]
+    return {"--help"} | {str(call.args[0].value) for call in added if isinstance(call.args[0], ast.Constant)}
+
+
+@each_document
+def test_links_lead_somewhere(document: Path) -> None:
+    text = FENCED.sub("", document.read_text(encoding="utf-8"))
+    for link in re.findall(r"\]\(([^)\s]+)\)|<img src=\"([^\"]+)\"", text):
+        path, _, anchor = "".join(link).partition("#")
+        if not path.startswith("https:"):
+            target = document.parent / path if path else document
+            assert target.exists(), link
+            assert not anchor or anchor in anchors(target), link
+
+
+@each_document
+def test_commands_are_understood(document: Path) -> None:
+    for program, *words in commands(document.read_text(encoding="utf-8")):
+        if program.endswith(".py"):
+            given = {word.partition("=")[0] for word in words if word.startswith("--")}
+            assert given <= options(ROOT / program), program
+        elif words and words[0] != "VERB":
+            assert words[0] in VERBS, words
+            try:
+                parse(words[0], VERBS[words[0]], words[1:])
+            except SystemExit:
+                assert "--help" in words
+            except UserError as error:  # a sentence may name a verb without all that it takes
+                assert str(error).startswith("missing ") or str(error).endswith("needs at least one value"), words
+
+
+def test_commands_are_found() -> None:
+    text = "as `gossamer doctor` says\n\n```bash\n$ A_B=c gossamer train --resume \\\n  --out x  # on\nls\n```\n"
+    assert list(commands(text)) == [["gossamer", "train", "--resume", "--out", "x"], ["gossamer", "doctor"]]
