@@ -7,6 +7,7 @@ on.
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import time
 import warnings
@@ -22,6 +23,7 @@ import torch.nn.functional as F
 from peers import dense_config, dense_flops, equal_active
 from torch import Tensor, nn
 
+from gossamer.cost.ledger import flops_by_part
 from gossamer.data.dataset import prepare
 from gossamer.train.recipe import Recipe
 
@@ -57,6 +59,7 @@ class Contestant(ABC):
     """
 
     flops_per_token: float
+    flops_before: float = 0.0  # the first step of the network
     tokens_per_step: int
 
     def __init__(self, seconds: float, steps: int = 0) -> None:
@@ -106,11 +109,19 @@ class Gossamer(Contestant):
         held_out = next(iter(self.dataset.validation.values()))
         self.held_out = list(validation_batches(held_out, rows, length))
         self.tokens_per_step = rows * length * training.gradient_accumulation
-        self.flops_per_token = recipe.model.counts(length).training_flops
+        flops = flops_by_part(recipe.model, length, training.mtp_steps, training.head_sample)
+        self.flops_per_token = math.fsum(flops.values())
 
     def step(self) -> None:
+        from gossamer.train.pairs import count_pairs, learn_pairs, pairs_flops
         from gossamer.train.schedule import learning_rate_factor
 
+        pair_steps, model = self.recipe.training.pair_steps, self.recipe.model
+        if self.steps == 0 and pair_steps:
+            table = count_pairs(self.dataset.train, model.vocab_size)
+            rate = self.recipe.optimizer.learning_rate
+            learn_pairs(self.learner.model, self.learner.optimizers, table, pair_steps, rate)
+            self.flops_before = pair_steps * pairs_flops(table, model)
         factor = learning_rate_factor(self.steps + 1, self.done, self.recipe.schedule)
         batches = [next(self.batches) for _ in range(self.recipe.training.gradient_accumulation)]
         self.learner.step(batches, self.recipe.optimizer.learning_rate * factor)
@@ -277,9 +288,8 @@ def _serve(pipe: Any, build: Callable[..., Contestant], arguments: tuple[Any, ..
         while True:
             one.advance(pipe.recv())
             tokens = one.steps * one.tokens_per_step
-            found = Progress(
-                one.seconds, one.steps, tokens, tokens * one.flops_per_token, one.held_out_loss(), set_up, one.done >= 1
-            )
+            flops = one.flops_before + tokens * one.flops_per_token
+            found = Progress(one.seconds, one.steps, tokens, flops, one.held_out_loss(), set_up, one.done >= 1)
             pipe.send(asdict(found))
     except EOFError:
         return

@@ -14,10 +14,13 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.distributed.tensor import DTensor
 
 from gossamer import ops
+from gossamer.data.mixture import Mixture
+from gossamer.data.shards import Shard
 from gossamer.errors import UserError
 from gossamer.model.causal_lm import CausalLM, targets_ahead
 from gossamer.model.config import ModelConfig
@@ -29,6 +32,7 @@ from gossamer.train.checkpoint import load_checkpoint, save_checkpoint, snapshot
 from gossamer.train.config import OptimizerConfig
 from gossamer.train.expert_parallel import SpreadExperts
 from gossamer.train.optimizer import build_optimizers
+from gossamer.train.pairs import PairTable, count_pairs, learn_pairs
 from gossamer.train.parallel import clip_grad_norm, gathered_model, parallelize
 from gossamer.train.world import World, local
 
@@ -42,11 +46,13 @@ class Case:
 
     Attributes:
         optimizer: adamw or muon
+        pair_steps: before the first, on a table of pairs
         first, last: its steps; a first one beyond 1 goes on from `resume`
         save: folder that the state is saved into after the last step
     """
 
     optimizer: str = "adamw"
+    pair_steps: int = 0
     first: int = 1
     last: int = 4
     expert_parallel: int = 1
@@ -83,6 +89,8 @@ def run(case: Case, world: World) -> dict[str, Any]:
     optimizers = build_optimizers(model, OptimizerConfig(case.optimizer, learning_rate=1e-2))
     if case.resume:
         load_checkpoint(Path(case.resume), model, optimizers, world)
+    if case.pair_steps:
+        learn_pairs(model, optimizers, _pairs(), case.pair_steps, 1e-2)
     result: dict[str, Any] = {"losses": [], "norms": [], "loads": [], "held_out": []}
     for step in range(case.first, case.last + 1):
         loss, load = _forward_backward(model, case, step, world)
@@ -105,6 +113,12 @@ def run(case: Case, world: World) -> dict[str, Any]:
         assert whole.state_dict().keys() == case.model().state_dict().keys()
         result["gathered"] = _held_out(whole, World())
     return result
+
+
+def _pairs() -> PairTable:
+    """Arithmetic progressions, as in the batches."""
+    tokens = (np.arange(400) * np.arange(400) // 100 % VOCABULARY).astype(np.uint16)
+    return count_pairs(Mixture({"text": Shard(tokens, np.array([0, 150, 400]), 400, "")}), VOCABULARY)
 
 
 def _batch(seed: int, world: World) -> tuple[dict[str, torch.Tensor], list[float]]:

@@ -135,3 +135,12 @@ def test_the_parts_are_the_whole_network():
     assert sum(once.values()) == pytest.approx(counts.training_flops)
     assert flops_by_part(config, 512, mtp_steps=3)["mtp"] == 3 * once["mtp"]
     assert "mtp" not in flops_by_part(config, 512, mtp_steps=0)
+
+
+def test_a_sampled_head_costs_its_share():
+    config = ModelConfig()
+    whole, half = (flops_by_part(config, 512, 1, size) for size in (0, config.vocab_size // 2))
+    assert half["head"] == pytest.approx(whole["head"] / 2)
+    assert whole["mtp"] - half["mtp"] == pytest.approx(whole["head"] / 2), "it applies the same head once more"
+    assert {part for part in whole if whole[part] != half[part]} == {"head", "mtp"}
+    assert flops_by_part(config, 512, 1, 2 * config.vocab_size) == whole

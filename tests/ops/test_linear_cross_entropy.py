@@ -92,6 +92,26 @@ def test_gradcheck(implementation: str) -> None:
 
 
 @every_implementation
+@settings(max_examples=12)
+@given(problem=problems(), chunk_bytes=st.sampled_from([8 << 20, 300]))
+def test_a_bias_is_added_to_the_logits(implementation: str, problem: Inputs, chunk_bytes: int) -> None:
+    """As one more column of weight and a one in every hidden state would do it; it is taken for a constant."""
+    inputs = cast(problem, torch.float64)
+    hidden, weight = (inputs[name].requires_grad_() for name in ("hidden", "weight"))
+    bias = torch.linspace(-3, 2, len(weight), dtype=torch.float64).requires_grad_()
+    with pytest.MonkeyPatch.context() as patch, ops.forced(linear_cross_entropy=implementation):
+        patch.setattr(CHUNKED, "CHUNK_BYTES", chunk_bytes)
+        loss = ops.linear_cross_entropy(hidden, weight, inputs["labels"], bias)
+        found = torch.autograd.grad(loss, (hidden, weight, bias), allow_unused=True)
+    assert found[2] is None
+    wider = torch.cat([hidden, torch.ones(len(hidden), 1).double()], 1), torch.cat([weight, bias[:, None]], 1)
+    with ops.forced(linear_cross_entropy="reference"):
+        expected = ops.linear_cross_entropy(*wider, inputs["labels"])
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(found[:2], torch.autograd.grad(expected, (hidden, weight)))
+
+
+@every_implementation
 @pytest.mark.parametrize("frozen", ["hidden", "weight"])
 def test_one_input_may_be_frozen(implementation: str, frozen: str) -> None:
     inputs = cast(inputs_of(), torch.float64)

@@ -46,17 +46,20 @@ _KWH = 3.6e6  # joules
 _PARTS = {"full_attention": "attention", "router": "experts"}  # the other kinds go by their own names
 
 
-def flops_by_part(config: ModelConfig, context: int, mtp_steps: int) -> dict[str, float]:
+def flops_by_part(config: ModelConfig, context: int, mtp_steps: int, head_sample: int = 0) -> dict[str, float]:
     """FLOPs of a training step for each of its tokens, by part of the network; parts without any are left out.
 
     Args:
         context: length of a row, taken for one document (tokens)
         mtp_steps: how many times the multi-token-prediction head is applied; 0: not at all
+        head_sample: tokens that the output head is multiplied with (a batch of more different tokens has more); 0: all
     """
     found: dict[str, float] = {}
-    for kind, flops in config.counts(context).by_kind().items():
-        part = _PARTS.get(kind, kind)
-        found[part] = found.get(part, 0.0) + flops * (mtp_steps if part == "mtp" else 1)
+    head_share = min(head_sample or config.vocab_size, config.vocab_size) / config.vocab_size
+    for part in config.counts(context).parts:
+        flops = part.training_flops * (head_share if part.name.endswith("lm_head") else 1.0)
+        kind = _PARTS.get(part.kind, part.kind)
+        found[kind] = found.get(kind, 0.0) + flops * (mtp_steps if kind == "mtp" else 1)
     return {part: flops for part, flops in found.items() if flops}
 
 
@@ -158,6 +161,10 @@ class Ledger:
         account = "useful" if taken else "failed"
         own = {part: tokens * each for part, each in flops.items()}
         self.accounts[account] += Work(1, tokens, own, *self._time(seconds))
+
+    def beginning(self, flops: Mapping[str, float], seconds: float) -> None:
+        """Book useful work before the first step, so many FLOPs and seconds of the clock."""
+        self.accounts["useful"] += Work(0, 0, dict(flops), *self._time(seconds))
 
     def overhead(self, account: Overhead, seconds: float) -> None:
         """Book seconds of the clock in which no step was taken."""

@@ -31,6 +31,7 @@ from gossamer.model.mtp import ONE_STEP, MTPTraining, MultiTokenPrediction
 from gossamer.model.norm import RMSNorm
 from gossamer.model.pool import BatchState
 from gossamer.model.rotary import rotary_tables
+from gossamer.model.sampled_vocabulary import SampledVocabulary
 from gossamer.model.state import State
 from gossamer.ops.linear_cross_entropy import IGNORED
 from gossamer.ops.packing import document_lengths, positions
@@ -131,6 +132,7 @@ class CausalLM(nn.Module):
         divisors: Sequence[float] | None = None,
         last_only: bool = False,
         greedy: bool = False,
+        vocabulary: SampledVocabulary | None = None,
     ) -> Output:
         """Compute logits, or with labels the losses.
 
@@ -145,6 +147,7 @@ class CausalLM(nn.Module):
                 head; None: the tokens that each predicts here. A trainer gives the counts of all batches of a step.
             last_only: logits of the last token alone, [B, 1, V]
             greedy: with labels, also give the likeliest tokens
+            vocabulary: with labels, those tokens alone get a logit, and all labels are among them
 
         Raises:
             UserError: a token id outside the vocabulary, or shapes that do not fit.
@@ -170,10 +173,10 @@ class CausalLM(nn.Module):
         else:
             targets = targets_ahead(labels, lengths, 1)
             out.predicted = (targets != IGNORED).sum()
-            out.loss = _loss(hidden, self.lm_head.weight, targets, divisors[0] if divisors else None)
+            out.loss = _loss(hidden, self.lm_head.weight, targets, divisors[0] if divisors else None, vocabulary)
             if self.mtp is not None and mtp is not None:
                 documents = _Documents(lengths, rotary, cu_seqlens)
-                layers += self._teach_mtp(out, mtp, input_ids, labels, documents, divisors)
+                layers += self._teach_mtp(out, mtp, input_ids, labels, documents, divisors, vocabulary)
         if greedy:
             out.greedy = tuple(self._likeliest(states) for states in (hidden, *out.drafts))
         out.routing = stack_routing(layers)
@@ -189,6 +192,7 @@ class CausalLM(nn.Module):
         labels: Tensor,
         documents: _Documents,
         divisors: Sequence[float] | None,
+        vocabulary: SampledVocabulary | None,
     ) -> list[Routing]:
         """Apply the head step after step; sets the drafts and the loss in `out`, returns the steps' mean routing."""
         assert self.mtp is not None and out.hidden is not None
@@ -203,7 +207,7 @@ class CausalLM(nn.Module):
                 embedding = embedding.detach()
             hidden, routing = self.mtp(embedding, hidden, documents.rotary, documents.cu_seqlens)
             targets = targets_ahead(labels, documents.lengths, step + 1)
-            losses.append(weight * _loss(hidden, head, targets, divisors[step] if divisors else None))
+            losses.append(weight * _loss(hidden, head, targets, divisors[step] if divisors else None, vocabulary))
             out.drafts += (hidden,)
             steps.append(routing)
         out.mtp_loss = torch.stack(losses).sum()
@@ -233,9 +237,14 @@ class _Documents(NamedTuple):
     cu_seqlens: Tensor | None
 
 
-def _loss(hidden: Tensor, head: Tensor, targets: Tensor, divisor: float | None) -> Tensor:
+def _loss(
+    hidden: Tensor, head: Tensor, targets: Tensor, divisor: float | None, vocabulary: SampledVocabulary | None
+) -> Tensor:
     """The sum of the targets' losses over `divisor`, or their mean."""
-    total = ops.linear_cross_entropy(hidden.flatten(0, 1), head, targets.flatten())
+    labels, bias = targets, None
+    if vocabulary is not None:
+        head, labels, bias = vocabulary.narrowed(head, targets)
+    total = ops.linear_cross_entropy(hidden.flatten(0, 1), head, labels.flatten(), bias)
     return total / ((targets != IGNORED).sum().clamp(min=1) if divisor is None else divisor)
 
 

@@ -89,6 +89,10 @@ class TrainingConfig:
         precision: auto (bf16 where an accelerator has it), bf16 (fp32 weights, products in bfloat16) or fp32
         recompute: keep each block's input alone and compute it again in the backward pass: less memory, more time
         expert_parallel: processes that a layer's experts are spread over, of all processes
+        head_sample: tokens that the output head is multiplied with in training: those of the micro-batch and, drawn
+            evenly, a few for all others (see model/sampled_vocabulary.py); 0: the whole vocabulary
+        pair_steps: steps of the embedding and the head alone, on the counts of neighbouring tokens, before the first of
+            the network (see train/pairs.py)
         mtp_steps: tokens beyond the next that the multi-token-prediction head learns; 0 leaves it out
         mtp_decay: weight of each further step, as a multiple of the one before it
         mtp_trunk_gradient: the multi-token-prediction loss teaches the trunk, too
@@ -125,6 +129,8 @@ class TrainingConfig:
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     recompute: bool = False
     expert_parallel: int = 1
+    head_sample: int = 0
+    pair_steps: int = 0
     mtp_steps: int = 1
     mtp_decay: float = 0.6
     mtp_trunk_gradient: bool = True
@@ -151,8 +157,8 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         least = {"sequence_length": 2, "mtp_decay": 1e-6, "eval_tokens": 2, "final_eval_tokens": 2}
         least |= dict.fromkeys(
-            "seed tokens seconds mtp_steps mtp_loss_weight balance_rate router_z_loss_weight eval_every sample_every "
-            "checkpoint_every".split(),
+            "seed tokens seconds head_sample pair_steps mtp_steps mtp_loss_weight balance_rate router_z_loss_weight "
+            "eval_every sample_every checkpoint_every".split(),
             0,
         )
         for name, value in asdict(self).items():

@@ -38,6 +38,7 @@ from gossamer.train.length import Length
 from gossamer.train.memory import MemoryEstimate, estimate_peak
 from gossamer.train.meter import Meter
 from gossamer.train.outlive import outliving_readers
+from gossamer.train.pairs import count_pairs, learn_pairs, pairs_flops
 from gossamer.train.parallel import gathered_model
 from gossamer.train.profile import StepProfile
 from gossamer.train.prompt import misfit, occurs
@@ -198,6 +199,8 @@ class _Run:
             profiler or nullcontext(),
             interruptible() as signals,
         ):
+            if self.step == 0 and self.recipe.training.pair_steps:
+                self._begin_with_pairs()
             since_log = Averages(self.elapsed)
             while self.done < 1 and not self._signal(signals):
                 measured = self._step()
@@ -241,6 +244,19 @@ class _Run:
         """The signal that any process has caught, 0 if none has: all stop after the same step."""
         return self.world.max(caught[0] if caught else 0)
 
+    def _begin_with_pairs(self) -> None:
+        """Teach the embedding and the head the text's pairs of tokens, before the network's first step."""
+        began, steps, model = time.perf_counter(), self.recipe.training.pair_steps, self.recipe.model
+        table = count_pairs(self.dataset.train, model.vocab_size)
+        rate = self.recipe.optimizer.learning_rate
+        loss = learn_pairs(self.learner.model, self.learner.optimizers, table, steps, rate)
+        seconds = self._agreed(time.perf_counter() - began)
+        self.elapsed += seconds
+        self.meter.beginning({"head": steps * pairs_flops(table, model)})
+        self._look()
+        self._write("pairs", loss=loss, seconds=seconds)
+        self.journal.say(f"{steps} steps on {len(table.shares):,} pairs of tokens: loss {loss:.4f} in {seconds:.1f} s")
+
     def _step(self) -> Measured:
         training, optimizer = self.recipe.training, self.recipe.optimizer
         began = time.perf_counter()
@@ -249,14 +265,16 @@ class _Run:
         measured = self.learner.step(batches, rate)
         self.step += 1
         self.tokens += self.meter.tokens_per_step
-        # The mean over processes, so that all of them agree when the run is over.
-        took = torch.tensor(time.perf_counter() - began, dtype=torch.float64)
-        self.elapsed += float(self.world.sum_(took)) / self.world.size
+        self.elapsed += self._agreed(time.perf_counter() - began)
         self.meter.step(measured.taken)
         self._look()
         self.load = measured.load
         self.skipped = 0 if measured.taken else self.skipped + 1
         return measured
+
+    def _agreed(self, seconds: float) -> float:
+        """The mean of the processes' seconds, so that all of them agree when the run is over."""
+        return float(self.world.sum_(torch.tensor(seconds, dtype=torch.float64))) / self.world.size
 
     def _skip(self, measured: Measured) -> None:
         """Log a step that was not taken; after too many in a row go back to the newest checkpoint.

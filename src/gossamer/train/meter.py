@@ -43,7 +43,7 @@ class Meter:
         self.run, self.world = run, world
         self.tokens_per_step = training.batch_size * training.sequence_length * training.gradient_accumulation
         mtp_steps = training.mtp_steps if training.mtp_loss_weight else 0
-        self.flops = flops_by_part(recipe.model, training.sequence_length, mtp_steps)
+        self.flops = flops_by_part(recipe.model, training.sequence_length, mtp_steps, training.head_sample)
         found = world.on_main(lambda: read_ledger(run))
         self._goes_on = found is not None
         self.ledger = found or Ledger()
@@ -101,6 +101,10 @@ class Meter:
     def step(self, taken: bool) -> None:
         """Book a step, with the time since anything was last booked."""
         self.ledger.step(taken, self.tokens_per_step, self.flops, self._lap())
+
+    def beginning(self, flops: Mapping[str, float]) -> None:
+        """Book work before the first step, so many FLOPs by part, with the time since anything was last booked."""
+        self.ledger.beginning(flops, self._lap())
 
     def lap(self, account: Overhead) -> float:
         """Book the time since anything was last booked; returns its seconds."""

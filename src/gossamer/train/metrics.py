@@ -9,6 +9,7 @@ The events, all but ``step`` optional for a reader; ``tokens`` and ``elapsed`` (
 
     start       time, gossamer, torch, device, parameters, active_parameters, flops_per_token, tokens_per_step, steps,
                 corpus
+    pairs       loss, seconds (what the embedding and the head learned alone, before the first step, and in what time)
     train       tokens, elapsed, loss, mtp_loss, aux_loss, z_loss, grad_norm, learning_rate, tokens_per_second,
                 mfu (share of the device's measured peak), memory (peak bytes)
     eval, end   tokens, elapsed, set (name of the held-out text; one event for each), eval_tokens (how many of it were

@@ -13,6 +13,7 @@ from gossamer import device as devices
 from gossamer.data.packing import Batch
 from gossamer.model.causal_lm import CausalLM, Output, targets_ahead
 from gossamer.model.mtp import MTPTraining
+from gossamer.model.sampled_vocabulary import SampledVocabulary, sample_vocabulary
 from gossamer.ops.linear_cross_entropy import IGNORED
 from gossamer.ops.packing import document_lengths
 from gossamer.train.balance import LoadBalance
@@ -78,6 +79,7 @@ class Learner:
                     cu_seqlens=batch.cu_seqlens,
                     mtp=self.mtp,
                     divisors=divisors,
+                    vocabulary=self._vocabulary(batch),
                 )
             losses = self._losses(out, len(batches))
             torch.stack([weight * loss for weight, loss in losses.values()]).sum().backward()
@@ -94,6 +96,11 @@ class Learner:
                 optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         return Measured(values, load, taken)
+
+    def _vocabulary(self, batch: Batch) -> SampledVocabulary | None:
+        """The tokens that the output head is multiplied with; None: all."""
+        size = self.recipe.training.head_sample
+        return sample_vocabulary(batch.labels, self.recipe.model.vocab_size, size) if size else None
 
     def _losses(self, out: Output, micro_batches: int) -> dict[str, tuple[float, Tensor]]:
         """Every loss of a micro-batch with its weight in what is minimised.

@@ -25,13 +25,14 @@ LINEAR_CROSS_ENTROPY.register("chunked")(chunked)
 LINEAR_CROSS_ENTROPY.register("reference")(reference)
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
-    """The sum over tokens of −log softmax(hidden · weightᵀ)[label], in nats.
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The sum over tokens of −log softmax(hidden · weightᵀ + bias)[label], in nats.
 
     Args:
         hidden: [N, hidden]
         weight: [V, hidden]
         labels: [N] int64, each in 0 … V − 1 or −100 where nothing is predicted (already shifted)
+        bias: [V] floating point, taken for a constant: it gets no gradient; None: zero
 
     Returns:
         The sum, a scalar in float32, or in float64 if hidden is.
@@ -39,10 +40,13 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tens
     Raises:
         UserError: shapes that do not fit.
     """
-    if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1] or labels.shape != hidden.shape[:1]:
+    fit = hidden.ndim == 2 and weight.ndim == 2 and hidden.shape[1] == weight.shape[1]
+    if not fit or labels.shape != hidden.shape[:1] or (bias is not None and bias.shape != weight.shape[:1]):
+        biased = "" if bias is None else f", bias {tuple(bias.shape)}"
         raise UserError(
             f"linear_cross_entropy: hidden {tuple(hidden.shape)}, weight {tuple(weight.shape)}, labels "
-            f"{tuple(labels.shape)} do not fit"
+            f"{tuple(labels.shape)}{biased} do not fit"
         )
-    loss: Tensor = LINEAR_CROSS_ENTROPY(hidden.device, autocast_input(hidden), weight, labels)
+    bias = None if bias is None else bias.detach()
+    loss: Tensor = LINEAR_CROSS_ENTROPY(hidden.device, autocast_input(hidden), weight, labels, bias)
     return loss

@@ -20,15 +20,16 @@ CHUNK_BYTES = 8 << 20  # of logits held at once
 ACCELERATOR_CHUNKS = 32
 
 
-def chunked(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+def chunked(hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None = None) -> Tensor:
     """See `linear_cross_entropy`."""
-    return in_blocks(hidden, weight, labels, softmax_loss)
+    return in_blocks(hidden, weight, labels, bias, softmax_loss)
 
 
 def in_blocks(
     hidden: Tensor,
     weight: Tensor,
     labels: Tensor,
+    bias: Tensor | None,
     softmax_loss: Callable[[Tensor, Tensor], Tensor],
     narrow: bool = False,
 ) -> Tensor:
@@ -38,7 +39,7 @@ def in_blocks(
     """
     if not torch.is_grad_enabled():  # `needs_input_grad` below would still speak of the weight's gradient
         hidden, weight = hidden.detach(), weight.detach()
-    loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, labels, softmax_loss, narrow)
+    loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, labels, bias, softmax_loss, narrow)
     return loss
 
 
@@ -62,6 +63,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         hidden: Tensor,
         weight: Tensor,
         labels: Tensor,
+        bias: Tensor | None,
         softmax_loss: Callable[[Tensor, Tensor], Tensor],
         narrow: bool,
     ) -> Tensor:
@@ -71,12 +73,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
         dhidden = torch.empty_like(hidden) if needs_hidden else None
         dweight = torch.zeros_like(weight, dtype=dtype) if needs_weight else None
         w = weight.to(hidden.dtype)
+        b = None if bias is None else bias.to(hidden.dtype)
         chunk_bytes = CHUNK_BYTES * (ACCELERATOR_CHUNKS if devices.is_accelerator(hidden.device) else 1)
         rows = max(1, chunk_bytes // (len(weight) * dtype.itemsize))
         for start in range(0, len(hidden), rows):
             part = slice(start, start + rows)
             h = hidden[part]
-            logits = (h @ w.mT).to(hidden.dtype if narrow else dtype)
+            logits = (h @ w.mT if b is None else torch.addmm(b, h, w.mT)).to(hidden.dtype if narrow else dtype)
             total += softmax_loss(logits, labels[part])
             dlogits = logits.to(hidden.dtype)
             if dhidden is not None:
@@ -98,6 +101,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return (
             None if dhidden is None else (dhidden * scale.to(dhidden.dtype)),
             None if dweight is None else (dweight * scale).to(ctx.weight_dtype),
+            None,
             None,
             None,
             None,

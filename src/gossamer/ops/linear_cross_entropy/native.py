@@ -9,11 +9,11 @@ from gossamer.ops import native as kernels
 from gossamer.ops.linear_cross_entropy.chunked import chunked, in_blocks
 
 
-def native(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+def native(hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None = None) -> Tensor:
     """See `linear_cross_entropy`. float64 and bfloat16 take the path of PyTorch's functions."""
     if hidden.dtype != torch.float32 or weight.dtype != torch.float32:
-        return chunked(hidden, weight, labels)
-    return in_blocks(hidden, weight, labels, softmax_loss)
+        return chunked(hidden, weight, labels, bias)
+    return in_blocks(hidden, weight, labels, bias, softmax_loss)
 
 
 def softmax_loss(logits: Tensor, labels: Tensor) -> Tensor:

@@ -18,9 +18,9 @@ from gossamer.ops.tiles import accumulator, padded
 BLOCK = 4096  # logits that a program holds at once
 
 
-def kernels(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+def kernels(hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None = None) -> Tensor:
     """See `linear_cross_entropy`."""
-    return in_blocks(hidden, weight, labels, softmax_loss, narrow=True)
+    return in_blocks(hidden, weight, labels, bias, softmax_loss, narrow=True)
 
 
 def softmax_loss(logits: Tensor, labels: Tensor) -> Tensor:

@@ -1,0 +1,67 @@
+"""A sample of the vocabulary for the output head in training: its products are with K tokens and not with all V.
+
+Of a small network with a vocabulary of thousands, the head is half of a step. Of a batch, the tokens that occur in it
+matter most, since each of them is to be predicted somewhere; the others are only pushed down, and a few of them can
+stand for all: log Σ exp is taken over the tokens that occur and over a sample of the others, each of which counts as
+often as there are others for one drawn (sampled softmax, arXiv 1412.2007, whose correction this is for a sample drawn
+evenly). The sum under the logarithm is right in the mean.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+LEAST_DRAWN = 0.25  # share of the sample that is drawn, however many different tokens a batch has
+
+
+@dataclass(frozen=True, eq=False)
+class SampledVocabulary:
+    """The tokens that get a logit.
+
+    Attributes:
+        tokens: [K] int64, ascending
+        log_counts: [K] float32, the log of how many tokens each stands for: 0 for those that occur
+    """
+
+    tokens: Tensor
+    log_counts: Tensor
+
+    def narrowed(self, head: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What the loss needs instead of the whole head.
+
+        Args:
+            head: [V, hidden]
+            targets: int64, each among the tokens, or negative where nothing is predicted
+
+        Returns:
+            The tokens' rows [K, hidden]; the targets as places among them; what is added to the logits, [K].
+        """
+        tokens = self.tokens.to(head.device)
+        places = torch.searchsorted(tokens, targets.clamp(min=0))
+        return head.index_select(0, tokens), torch.where(targets < 0, targets, places), self.log_counts.to(head.device)
+
+
+def sample_vocabulary(labels: Tensor, vocab_size: int, size: int) -> SampledVocabulary | None:
+    """The tokens that occur in labels, and others drawn evenly; None where that would be the whole vocabulary.
+
+    Args:
+        labels: int64 on the CPU, negative where nothing is predicted
+        vocab_size: V
+        size: K; a quarter of it is drawn even where the batch has more than three quarters of it in different tokens
+    """
+    occurs = torch.zeros(vocab_size, dtype=torch.bool)
+    occurs[labels[labels >= 0]] = True
+    others = (~occurs).nonzero()[:, 0]
+    drawn = max(size - (vocab_size - len(others)), math.ceil(LEAST_DRAWN * size))
+    if drawn >= len(others):
+        return None
+    log_counts = torch.zeros(vocab_size)
+    picked = others[torch.randperm(len(others))[:drawn]]
+    log_counts[picked] = math.log(len(others) / drawn)
+    occurs[picked] = True
+    tokens = occurs.nonzero()[:, 0]
+    return SampledVocabulary(tokens, log_counts[tokens])
