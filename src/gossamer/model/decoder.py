@@ -15,7 +15,7 @@ from gossamer.model.deltanet import GatedDeltaNet
 from gossamer.model.experts import SparseMLP
 from gossamer.model.norm import RMSNorm
 from gossamer.model.pool import BatchState, StatePool
-from gossamer.ops.decode_layers import Int8, Layers, LayerSizes, LayerTensors, Matrix, parts
+from gossamer.ops.decode_layers import Int8, Layers, LayerSizes, LayerTensors, Matrix
 from gossamer.ops.sequences import Sequences
 
 
@@ -36,8 +36,7 @@ class Decoder:
         self._head = (
             self._layers(list(model.mtp.layers), [len(trunk)], model.mtp.norm) if model.mtp is not None else None
         )
-        layers = [self._trunk] if self._head is None else [self._trunk, self._head]
-        use_huge_pages([x for part in layers for x in part.memory] + [x for x in parts(self._lm_head) if x is not None])
+        use_huge_pages([*model.parameters(), *(x for matrix in self._int8.values() for x in matrix)])
 
     @torch.inference_mode()
     def take(self, ids: Tensor, sequences: Sequences, steps: bool) -> Tensor:

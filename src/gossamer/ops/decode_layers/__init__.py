@@ -10,12 +10,12 @@ from __future__ import annotations
 from torch import Tensor
 
 from gossamer.ops import native as kernels
-from gossamer.ops.decode_layers.layers import Int8, Layers, LayerSizes, LayerTensors, Matrix, parts
+from gossamer.ops.decode_layers.layers import Int8, Layers, LayerSizes, LayerTensors, Matrix
 from gossamer.ops.decode_layers.native import native
 from gossamer.ops.registry import Operation
 from gossamer.ops.sequences import Sequences
 
-__all__ = ["Int8", "LayerSizes", "LayerTensors", "Layers", "Matrix", "decode_layers", "parts"]
+__all__ = ["Int8", "LayerSizes", "LayerTensors", "Layers", "Matrix", "decode_layers"]
 
 DECODE_LAYERS = Operation("decode_layers", trains=False)
 DECODE_LAYERS.register("native", kernels.obstacle)(native)

@@ -117,13 +117,9 @@ class Layers:
     @cached_property
     def fits_kernel(self) -> bool:
         """Whether all is of float32 or, with scales, of int8, and lies in one piece."""
-        return all(x.dtype in (torch.float32, torch.int8) and x.is_contiguous() for x in self.memory)
-
-    @property
-    def memory(self) -> list[Tensor]:
-        """All tensors that a step reads or writes."""
-        given = [x for layer in self.tensors for entry in layer for x in parts(entry) if x is not None]
-        return [*given, self.final_norm]
+        given = [x for layer in self.tensors for entry in layer for x in _parts(entry) if x is not None]
+        given.append(self.final_norm)
+        return all(x.dtype in (torch.float32, torch.int8) and x.is_contiguous() for x in given)
 
     @cached_property
     def addresses(self) -> Tensor:
@@ -132,9 +128,9 @@ class Layers:
         for layer in self.tensors:
             row = []
             for name, entry in zip(layer._fields, layer, strict=True):
-                values, scales = parts(entry)
+                values, scales = _parts(entry)
                 row += [_address(values), _address(scales)] if name in MATRICES else [_address(values)]
-            width, _ = parts(layer.gate)
+            width, _ = _parts(layer.gate)
             assert width is not None
             rows.append([*row, width.shape[0]])
         return torch.tensor(rows, dtype=torch.int64)
@@ -144,7 +140,7 @@ class Layers:
         return torch.tensor(self.sizes, dtype=torch.int64)
 
 
-def parts(entry: Matrix | None) -> tuple[Tensor | None, Tensor | None]:
+def _parts(entry: Matrix | None) -> tuple[Tensor | None, Tensor | None]:
     """The numbers and, of an int8 matrix, the scales."""
     return (entry.values, entry.scales) if isinstance(entry, Int8) else (entry, None)
 
