@@ -23,6 +23,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import environment  # noqa: F401 (before PyTorch)
 import llama
@@ -108,6 +109,12 @@ def attempt(variant: Variant, build: Callable[..., Call], *arguments: Any) -> Ca
     return otherwise
 
 
+def small_pages(build: Callable[..., Call], *arguments: Any) -> Call:
+    """The same with its weights where the C library has put them, in pages of the usual size."""
+    with mock.patch("gossamer.model.decoder.use_huge_pages"):
+        return build(*arguments)
+
+
 def gossamer_chunks(config: ModelConfig) -> Call:
     """A long prompt new to the engine in one chunk, with a snapshot at its end alone."""
     return gossamer_prompt(config, False, prefill_chunk=LONG, snapshot_interval=LONG)
@@ -179,6 +186,8 @@ def attempts(config: ModelConfig) -> Subjects:
             (f"{TOGETHER_NAME}, {way}", TOGETHER * ANSWER, attempt, (variant, gossamer_requests, config, TOGETHER))
         )
         found.append((f"long prompt, {way}", long, attempt, (variant, gossamer_prompt, config, False)))
+    for name, requests in ((ONE, 1), (TOGETHER_NAME, TOGETHER)):
+        found.append((f"{name}, small pages", requests * ANSWER, small_pages, (gossamer_requests, config, requests)))
     found.append((f"long prompt, {LONG} tokens a chunk", long, gossamer_chunks, (config,)))
     variant = Variant(operations={"grouped_mlp": "sorted"})
     found.append(("long prompt, experts through the BLAS", long, attempt, (variant, gossamer_prompt, config, False)))

@@ -9,6 +9,7 @@ from gossamer.device.backends import BACKENDS, Backend, backend_of
 from gossamer.device.calls import synchronize
 from gossamer.device.find import available_devices, default_device, device_count, load_plugins, resolve
 from gossamer.device.flags import Capabilities, can_hold, capabilities, collective_backend, has_fast_bfloat16
+from gossamer.device.huge_pages import use_huge_pages
 from gossamer.device.kernels import (
     current,
     fla_obstacle,
@@ -62,4 +63,5 @@ __all__ = [
     "synchronize",
     "triton_dot_precisions",
     "triton_obstacle",
+    "use_huge_pages",
 ]

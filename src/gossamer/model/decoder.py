@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gossamer import ops
+from gossamer.device import use_huge_pages
 from gossamer.model.block import Block
 from gossamer.model.causal_lm import CausalLM
 from gossamer.model.deltanet import GatedDeltaNet
@@ -35,6 +36,7 @@ class Decoder:
         self._head = (
             self._layers(list(model.mtp.layers), [len(trunk)], model.mtp.norm) if model.mtp is not None else None
         )
+        use_huge_pages([*model.parameters(), *(x for matrix in self._int8.values() for x in matrix)])
 
     @torch.inference_mode()
     def take(self, ids: Tensor, sequences: Sequences, steps: bool) -> Tensor:

@@ -18,7 +18,8 @@ using namespace gossamer;
 
 namespace {
 
-constexpr int UNIT = 16;  // rows of a matrix that a thread takes at a time
+constexpr int UNIT = 16;   // rows of a matrix, of which a thread takes a number in one piece
+constexpr int BLOCK = 64;  // rows whose products are kept before they go on
 
 // The threads that work together, and where they wait for one another. The work between two meetings is too short to
 // sleep over, as OpenMP's own barrier would; on a machine that others use, too, a thread that waits long makes room.
@@ -83,6 +84,9 @@ struct Own {  // of a thread, number `thread` of its team
     std::vector<float> normed, sums, weights;
     std::vector<const float *> rows;
     std::vector<int64_t> ids, order, offsets;
+    // Of `count` pieces of work those that are this thread's, one after the other: it reads one stretch of memory.
+    int64_t first_of(int64_t count) const { return count * thread / team->threads; }
+    int64_t last_of(int64_t count) const { return count * (thread + 1) / team->threads; }
 };
 
 void rms_norm(float *y, const float *x, const float *w, int64_t rows, int width, float eps) {
@@ -98,33 +102,48 @@ void point_at(std::vector<const float *> &rows, const float *x, int64_t count, i
     for (int64_t i = 0; i < count; i++) rows[i] = x + i * width;
 }
 
+// Rows from `first` up to `last`.
+struct Stretch {
+    int64_t first, last;
+    int rows() const { return int(last - first); }
+};
+
+// This thread's stretch of a matrix of `rows`.
+Stretch share(const Own &own, int64_t rows) {
+    const int64_t units = (rows + UNIT - 1) / UNIT;
+    return {own.first_of(units) * UNIT, std::min(rows, own.last_of(units) * UNIT)};
+}
+
 // out [T, rows] = x Wᵀ + bias: this thread's share of the rows.
 void linear(const Own &own, const Matrix &w, const float *bias, int64_t rows, int64_t width, float *out, int64_t ldo) {
     const std::vector<const float *> &x = own.rows;
-    for (int64_t first = own.thread * UNIT; first < rows; first += own.team->threads * UNIT) {
-        const int n = int(std::min<int64_t>(UNIT, rows - first));
-        products(int(x.size()), n, x.data(), w.from(first, width), int(width), out + first, ldo);
-        if (bias)
-            for (size_t t = 0; t < x.size(); t++) add_scaled(out + t * ldo + first, 1.0f, bias + first, n);
+    const Stretch mine = share(own, rows);
+    products(int(x.size()), mine.rows(), x.data(), w.from(mine.first, width), int(width), out + mine.first, ldo);
+    for (size_t t = 0; bias && t < x.size(); t++)
+        add_scaled(out + t * ldo + mine.first, 1.0f, bias + mine.first, mine.rows());
+}
+
+// x_t += in_t Wᵀ of a stretch of W's rows, for `count` vectors `in`; x_t lies at to(t).
+template <typename To>
+void add_products(const float *const *in, int64_t count, const Matrix &w, Stretch rows, int64_t width, To to) {
+    float sums[4 * BLOCK];
+    for (int64_t first = rows.first; first < rows.last; first += BLOCK) {
+        const int n = int(std::min<int64_t>(BLOCK, rows.last - first));
+        for (int64_t t = 0; t < count; t += 4) {
+            const int some = int(std::min<int64_t>(4, count - t));
+            products(some, n, in + t, w.from(first, width), int(width), sums, BLOCK);
+            for (int i = 0; i < some; i++) add_scaled(to(t + i) + first, 1.0f, sums + i * BLOCK, n);
+        }
     }
 }
 
-// x += in Wᵀ + bias, likewise.
+// x += in Wᵀ + bias: this thread's share of the rows.
 void add_linear(const Own &own, const Matrix &w, const float *bias, int64_t rows, int64_t width, float *x) {
-    const std::vector<const float *> &in = own.rows;
-    for (int64_t first = own.thread * UNIT; first < rows; first += own.team->threads * UNIT) {
-        const int n = int(std::min<int64_t>(UNIT, rows - first));
-        float sums[4 * UNIT];
-        for (size_t t = 0; t < in.size(); t += 4) {
-            const int some = int(std::min<size_t>(4, in.size() - t));
-            products(some, n, in.data() + t, w.from(first, width), int(width), sums, UNIT);
-            for (int i = 0; i < some; i++) {
-                float *to = x + (t + i) * rows + first;
-                add_scaled(to, 1.0f, sums + i * UNIT, n);
-                if (bias) add_scaled(to, 1.0f, bias + first, n);
-            }
-        }
-    }
+    const Stretch mine = share(own, rows);
+    const auto to = [&](int64_t t) { return x + t * rows; };
+    add_products(own.rows.data(), int64_t(own.rows.size()), w, mine, width, to);
+    for (size_t t = 0; bias && t < own.rows.size(); t++)
+        add_scaled(to(t) + mine.first, 1.0f, bias + mine.first, mine.rows());
 }
 
 // Rotate dimension i against i + half for i < half.
@@ -253,15 +272,15 @@ void route(const Layer &l, const Sizes &z, int64_t T, const float *logits, int64
 // acts[i] = weight_i · SiLU(G x_i) ⊙ U x_i for rows `first` to `first` + n of G and U.
 void activate(const float *const *x, int count, const Matrix &gate, const Matrix &up, int64_t hidden, int n,
               const float *weights, float *acts, int64_t ld) {
-    float g[4 * UNIT], u[4 * UNIT];
+    float g[4 * BLOCK], u[4 * BLOCK];
     for (int t = 0; t < count; t += 4) {
         const int some = std::min(4, count - t);
-        products(some, n, x + t, gate, int(hidden), g, UNIT);
-        products(some, n, x + t, up, int(hidden), u, UNIT);
+        products(some, n, x + t, gate, int(hidden), g, BLOCK);
+        products(some, n, x + t, up, int(hidden), u, BLOCK);
         for (int i = 0; i < some; i++)
             for (int r = 0; r < n; r++) {
-                const float open = g[i * UNIT + r];
-                acts[(t + i) * ld + r] = weights[t + i] * open * sigmoid(open) * u[i * UNIT + r];
+                const float open = g[i * BLOCK + r];
+                acts[(t + i) * ld + r] = weights[t + i] * open * sigmoid(open) * u[i * BLOCK + r];
             }
     }
 }
@@ -280,7 +299,7 @@ void feed_forward(const Layer &l, const Sizes &z, const Batch &batch, float eps,
         route(l, z, T, shared.logits.data(), ldl, own);
         for (int64_t t = 0; t < T; t++) open[t] = sigmoid(shared.logits[t * ldl + E]);
     }
-    // First products: units of rows of every expert that has tokens, then of the shared expert.
+    // First products: rows of the shared expert, then of every expert that has tokens.
     std::vector<const float *> sorted(T * k);
     std::vector<float> weights(T * k);
     std::vector<int64_t> active;
@@ -290,42 +309,36 @@ void feed_forward(const Layer &l, const Sizes &z, const Batch &batch, float eps,
     }
     for (int64_t e = 0; e < E; e++)
         if (own.offsets[e] < own.offsets[e + 1]) active.push_back(e);
-    const int64_t units = (I + UNIT - 1) / UNIT, shared_units = (J + UNIT - 1) / UNIT;
-    const int64_t all = int64_t(active.size()) * units + shared_units;
-    for (int64_t unit = own.thread; unit < all; unit += own.team->threads) {
-        const int64_t routed = unit - shared_units;
-        if (routed < 0) {
-            const int64_t first = unit * UNIT;
-            activate(own.rows.data(), int(T), l.gate.from(first, hidden), l.up.from(first, hidden), hidden,
-                     int(std::min<int64_t>(UNIT, J - first)), open.data(), shared_acts + first, J);
-        } else {
-            const int64_t e = active[routed / units], first = routed % units * UNIT, from = own.offsets[e];
-            const Matrix gate = l.gate_up.from(e * 2 * I + first, hidden), up = gate.from(I, hidden);
-            activate(sorted.data() + from, int(own.offsets[e + 1] - from), gate, up, hidden,
-                     int(std::min<int64_t>(UNIT, I - first)), weights.data() + from, acts + from * I + first, I);
-        }
-    }
-    own.team->meet();
-    // Second products: each unit of the result gathers what all experts add to it, in the order of their numbers.
-    for (int64_t first = own.thread * UNIT; first < hidden; first += own.team->threads * UNIT) {
-        const int n = int(std::min<int64_t>(UNIT, hidden - first));
-        float sums[4 * UNIT];
-        const float *in[4];
-        auto add = [&](const Matrix &w, int64_t width, const float *from, int64_t count, auto token_of) {
-            for (int64_t t = 0; t < count; t += 4) {
-                const int some = int(std::min<int64_t>(4, count - t));
-                for (int i = 0; i < some; i++) in[i] = from + (t + i) * width;
-                products(some, n, in, w.from(first, width), int(width), sums, UNIT);
-                for (int i = 0; i < some; i++)
-                    add_scaled(x + token_of(t + i) * hidden + first, 1.0f, sums + i * UNIT, n);
-            }
-        };
-        add(l.shared_down, J, shared_acts, T, [](int64_t t) { return t; });
-        for (const int64_t e : active) {
+    const auto units_of = [](int64_t rows) { return (rows + UNIT - 1) / UNIT; };
+    const int64_t all = units_of(J) + int64_t(active.size()) * units_of(I);
+    int64_t before = 0;  // units of the experts seen so far
+    const auto visit = [&](int64_t rows, auto work) {
+        const int64_t last = std::min(rows, (own.last_of(all) - before) * UNIT);
+        for (int64_t first = std::max<int64_t>(0, own.first_of(all) - before) * UNIT; first < last; first += BLOCK)
+            work(first, int(std::min<int64_t>(BLOCK, last - first)));
+        before += units_of(rows);
+    };
+    visit(J, [&](int64_t first, int n) {
+        activate(own.rows.data(), int(T), l.gate.from(first, hidden), l.up.from(first, hidden), hidden, n, open.data(),
+                 shared_acts + first, J);
+    });
+    for (const int64_t e : active)
+        visit(I, [&](int64_t first, int n) {
             const int64_t from = own.offsets[e];
-            add(l.down.from(e * hidden, I), I, acts + from * I, own.offsets[e + 1] - from,
-                [&](int64_t i) { return own.order[from + i] / k; });
-        }
+            const Matrix gate = l.gate_up.from(e * 2 * I + first, hidden), up = gate.from(I, hidden);
+            activate(sorted.data() + from, int(own.offsets[e + 1] - from), gate, up, hidden, n, weights.data() + from,
+                     acts + from * I + first, I);
+        });
+    own.team->meet();
+    // Second products: each thread has a stretch of the result, to which all experts add in the order of their numbers.
+    const Stretch mine = share(own, hidden);
+    point_at(own.rows, shared_acts, T, J);
+    add_products(own.rows.data(), T, l.shared_down, mine, J, [&](int64_t t) { return x + t * hidden; });
+    for (const int64_t e : active) {
+        const int64_t from = own.offsets[e], count = own.offsets[e + 1] - from;
+        point_at(own.rows, acts + from * I, count, I);
+        add_products(own.rows.data(), count, l.down.from(e * hidden, I), mine, I,
+                     [&](int64_t i) { return x + own.order[from + i] / k * hidden; });
     }
     own.team->meet();
 }

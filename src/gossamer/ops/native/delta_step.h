@@ -7,6 +7,7 @@
 
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 
 #include "kernels.h"
@@ -51,24 +52,64 @@ inline void normalise_rows(float *x, int n, int width, float scale) {
                    width);
 }
 
-// The pass over a value head's state: replay of `kept` old tokens, and U and O of T new ones, [T, dv] each.
-// old_keys [kept, dk] come scaled by what decays them until now.
-inline void sweep(const Step &s, float *S, float decay, int kept, const float *old_keys, const float *old_updates, int T,
-           const float *Q, const float *K, float *U, float *O) {
-    const int dk = s.key_dim, dv = s.value_dim;
-    std::memset(U, 0, sizeof(float) * T * dv);
-    std::memset(O, 0, sizeof(float) * T * dv);
-    for (int i = 0; i < dk; i++) {
-        float *row = S + int64_t(i) * dv;
-        if (kept) {
-            scale_into(row, decay, row, dv);
-            for (int p = 0; p < kept; p++) add_scaled(row, old_keys[p * dk + i], old_updates + p * dv, dv);
+// What the pass over a value head's state works on: its replay takes `kept` old tokens, with keys [kept, dk] scaled by
+// what decays them until now and updates [kept, dv]; U and O of T new tokens are [T, dv] each.
+struct Sweep {
+    float decay;
+    int dk, dv, kept, T;
+    const float *old_keys, *Q, *K;
+    float *old_updates, *U, *O;
+};
+
+// So many vectors of columns from `column` on, which stay in registers for a new token's walk over all rows; the first
+// walk replays.
+template <int VECTORS>
+inline void sweep_columns(const Sweep &s, float *S, int column) {
+    const auto at = [column](float *p, int v) -> Vector & { return *reinterpret_cast<Vector *>(p + column + v * LANES); };
+    for (int j = 0; j < std::max(s.T, 1); j++) {
+        Vector u[VECTORS] = {}, o[VECTORS] = {};
+        for (int i = 0; i < s.dk; i++) {
+            float *row = S + int64_t(i) * s.dv;
+            const float k = j < s.T ? s.K[j * s.dk + i] : 0.0f, q = j < s.T ? s.Q[j * s.dk + i] : 0.0f;
+#pragma GCC unroll 4
+            for (int v = 0; v < VECTORS; v++) {
+                Vector state = at(row, v);
+                if (j == 0 && s.kept) {
+                    state *= s.decay;
+                    for (int p = 0; p < s.kept; p++)
+                        state += s.old_keys[p * s.dk + i] * at(s.old_updates + p * s.dv, v);
+                    at(row, v) = state;
+                }
+                u[v] += k * state;
+                o[v] += q * state;
+            }
         }
-        for (int j = 0; j < T; j++) {
-            add_scaled(U + j * dv, K[j * dk + i], row, dv);
-            add_scaled(O + j * dv, Q[j * dk + i], row, dv);
-        }
+        for (int v = 0; v < VECTORS && j < s.T; v++) at(s.U + j * s.dv, v) = u[v], at(s.O + j * s.dv, v) = o[v];
     }
+}
+
+// One column, as the others.
+inline void sweep_column(const Sweep &s, float *S, int column) {
+    for (int i = 0; s.kept && i < s.dk; i++) {
+        float &state = S[int64_t(i) * s.dv + column];
+        state *= s.decay;
+        for (int p = 0; p < s.kept; p++) state += s.old_keys[p * s.dk + i] * s.old_updates[p * s.dv + column];
+    }
+    for (int j = 0; j < s.T; j++) {
+        float u = 0.0f, o = 0.0f;
+        for (int i = 0; i < s.dk; i++) {
+            u += s.K[j * s.dk + i] * S[int64_t(i) * s.dv + column];
+            o += s.Q[j * s.dk + i] * S[int64_t(i) * s.dv + column];
+        }
+        s.U[j * s.dv + column] = u, s.O[j * s.dv + column] = o;
+    }
+}
+
+inline void sweep(const Sweep &s, float *S) {
+    int column = 0;
+    for (; column + 4 * LANES <= s.dv; column += 4 * LANES) sweep_columns<4>(s, S, column);
+    for (; column + LANES <= s.dv; column += LANES) sweep_columns<1>(s, S, column);
+    for (; column < s.dv; column++) sweep_column(s, S, column);
 }
 
 // ln(1 + e^x), as PyTorch has it: x itself where e^x is so large that 1 does not matter.
@@ -112,7 +153,7 @@ inline void step_head(const Step &s, const Memory &m, int64_t slot, int kept, in
             std::memcpy(old_updates + p * dv, updates + int64_t(p) * Hv * dv, sizeof(float) * dv);
             sum += gates[p * Hv];
         }
-        sweep(s, S, std::exp(sum), kept, decayed, old_updates, T, Q, K, U, O);
+        sweep({std::exp(sum), dk, dv, kept, T, decayed, Q, K, old_updates, U, O}, S);
         float total = 0.0f;
         for (int j = 0; j < T; j++) {
             const float *gate_in = ba + j * ba_stride + head * 2 * R;

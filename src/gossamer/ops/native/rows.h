@@ -90,21 +90,20 @@ inline Vector fold_all(Vector (&sums)[LANES]) {
 template <int TOKENS, int ROWS, typename Number>
 inline void dots(const float *const *x, const Number *w, const float *scales, int n, float *out, int64_t ldo) {
     Vector sums[LANES] = {};
-    const auto add = [&](int p, auto read) {
-        Vector values[TOKENS];
-#pragma GCC unroll 4
-        for (int t = 0; t < TOKENS; t++) values[t] = read(x[t] + p);
+    // One row after the other: a core fetches one stream ahead much better than several.
 #pragma GCC unroll 16
-        for (int r = 0; r < ROWS; r++) {
-            __builtin_prefetch(w + int64_t(r + ROWS) * n + p);  // of the next rows: a core foresees fewer streams
-            const Vector weights = read(w + int64_t(r) * n + p);
+    for (int r = 0; r < ROWS; r++) {
+        const Number *row = w + int64_t(r) * n;
+        const auto add = [&](int p, auto read) {
+            const Vector weights = read(row + p);
 #pragma GCC unroll 4
-            for (int t = 0; t < TOKENS; t++) sums[t * ROWS + r] += values[t] * weights;
-        }
-    };
-    int p = 0;
-    for (; p + LANES <= n; p += LANES) add(p, [](auto from) { return load(from); });
-    if (p < n) add(p, [&](auto from) { return load_part(from, n - p); });
+            for (int t = 0; t < TOKENS; t++) sums[t * ROWS + r] += read(x[t] + p) * weights;
+        };
+        int p = 0;
+#pragma GCC unroll 4
+        for (; p + LANES <= n; p += LANES) add(p, [](auto from) { return load(from); });
+        if (p < n) add(p, [&](auto from) { return load_part(from, n - p); });
+    }
     alignas(sizeof(Vector)) float totals[LANES];
     if constexpr (TOKENS * ROWS > 1)
         *reinterpret_cast<Vector *>(totals) = fold_all(sums);
