@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from gossamer.infer.draft_length import DraftLength
 from gossamer.infer.drafter import Drafter
 from gossamer.infer.grammar import Grammars
 from gossamer.infer.options import EngineOptions, EngineStats
-from gossamer.infer.request import Delta, FinishReason, Request, TokenLogprobs
+from gossamer.infer.request import Delta, FinishReason, Request
 from gossamer.infer.sampler import choose, logprobs
 from gossamer.infer.scheduler import Scheduler
 from gossamer.infer.sequence import Sequence
@@ -130,7 +129,7 @@ class Engine:
         for group in _apart(plan.decode, [sequence.alone for sequence in plan.decode]):
             self._guard(group, partial(self._decode, group))
         if self._drafter is not None:
-            self._guard(list(self._scheduler.running), self._propose)
+            self._propose()
         for sequence in self._scheduler.running:
             if (delta := sequence.delta()) is not None:
                 self._deltas.append(delta)
@@ -205,13 +204,20 @@ class Engine:
             self._lengths.took(len(group), len(drafts[0]), verify=time.perf_counter() - began)
 
     def _propose(self) -> None:
-        """Drafts for the next step."""
+        """Drafts for the next step. If they cannot be made, none are from now on: nobody's answer needs them."""
         assert self._drafter is not None
-        began = time.perf_counter()
-        ready = [sequence for sequence in self._scheduler.running if sequence.decoding]
+        began, running = time.perf_counter(), self._scheduler.running
+        ready = [sequence for sequence in running if sequence.decoding]
         length = self._lengths.length(len(ready)) if ready else 0
         usual = length and all(sequence.computed - sequence.head <= length + 1 for sequence in ready)
-        self._drafter.propose(length)
+        try:
+            self._drafter.propose(length)
+        except Exception:
+            log.exception("drafts failed; no more are made")
+            self._drafter = None
+            for sequence in running:
+                sequence.drafts, sequence.unseen = [], []
+            return
         if usual and all(len(sequence.drafts) == length for sequence in ready):
             self._lengths.took(len(ready), length, draft=time.perf_counter() - began)
 

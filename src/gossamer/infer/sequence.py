@@ -21,8 +21,8 @@ class Sequence:
         decoding: the prompt is computed, one token and its drafts follow a step
         drafts: what the head proposes to come after `tokens`
         head: places that the multi-token-prediction head has seen
-        unseen: final hidden states of the others, in pieces [n, hidden] that are joined when the head runs; none without
-            the head
+        unseen: final hidden states of the others, in pieces [n, hidden] that are joined when the head runs; none
+            without the head
         last: [1, hidden] of the last place computed, for the prefix cache; None without the head
         points: places of the prompt where a snapshot is to be taken, last one first
         slot, pages: where its states lie while it runs

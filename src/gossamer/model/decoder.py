@@ -14,7 +14,7 @@ from gossamer.model.deltanet import GatedDeltaNet
 from gossamer.model.experts import SparseMLP
 from gossamer.model.mtp import MultiTokenPrediction
 from gossamer.model.norm import RMSNorm
-from gossamer.model.pool import BatchState, StatePool
+from gossamer.model.pool import BatchState, KeyValuePages, StatePool
 from gossamer.ops.decode_layers import Int8, Layers, LayerSizes, LayerTensors, Matrix
 from gossamer.ops.draft_tokens import Draws, Head
 from gossamer.ops.sequences import Sequences
@@ -80,8 +80,9 @@ class Decoder:
         mtp = self.model.mtp
         assert mtp is not None
         state, block = BatchState(self.pool, sequences, steps=False), mtp.layers[0]
-        x = block.input_layernorm(mtp.join(self.model.model.embed_tokens(following), hidden)).unsqueeze(0)
         pages = state.layer(len(self.model.model.layers))
+        assert isinstance(block, Block) and isinstance(pages, KeyValuePages)
+        x = block.input_layernorm(mtp.join(self.model.model.embed_tokens(following), hidden)).unsqueeze(0)
         block.self_attn.remember(x, state.rotary(x.device), pages)
 
     @torch.inference_mode()
@@ -103,10 +104,15 @@ class Decoder:
 
     def _draft_head(self, mtp: MultiTokenPrediction) -> Head:
         model = self.model
-        norms = (1.0 + norm.weight.detach() for norm in (mtp.pre_fc_norm_embedding, mtp.pre_fc_norm_hidden))
-        layers = self._layers(list(mtp.layers), [len(model.model.layers)], mtp.norm)
-        embedding = model.model.embed_tokens.weight.detach()
-        return Head(embedding, *norms, self._matrix(mtp.fc.weight), layers, self._lm_head, self.draft)
+        return Head(
+            embedding=model.model.embed_tokens.weight.detach(),
+            embedding_norm=1.0 + mtp.pre_fc_norm_embedding.weight.detach(),
+            hidden_norm=1.0 + mtp.pre_fc_norm_hidden.weight.detach(),
+            joint=self._matrix(mtp.fc.weight),
+            layers=self._layers(list(mtp.layers), [len(model.model.layers)], mtp.norm),
+            logits=self._lm_head,
+            plain=self.draft,
+        )
 
     def _layers(self, blocks: list[nn.Module], indices: list[int], norm: RMSNorm) -> Layers:
         config, pool = self.model.config, self.pool

@@ -1,9 +1,9 @@
 """Drawing a token for each row of logits, with random numbers that belong to the row and the token.
 
-By the Gumbel-max trick: with G_i of the standard Gumbel distribution, independent, the i that maximises l_i / T + G_i is
-drawn from softmax(l / T). G_i is a function of the row's key and i alone. So two distributions drawn from with the same
-key mostly give the same token if they are alike: with probability (1 − d) / (1 + d) at least, d their distance in total
-variation (arXiv 2408.07978), which is why drafts are drawn, too, and with the key of their place.
+By the Gumbel-max trick: with G_i of the standard Gumbel distribution, independent, the i that maximises l_i / T + G_i
+is drawn from softmax(l / T). G_i is a function of the row's key and i alone. So two distributions drawn from with the
+same key mostly give the same token if they are alike: with probability (1 − d) / (1 + d) at least, d their distance in
+total variation (arXiv 2408.07978), which is why drafts are drawn, too, and with the key of their place.
 """
 
 from __future__ import annotations
