@@ -101,6 +101,21 @@ def test_drafts_that_do_not_pay_are_given_up(acceptance: float, price: float) ->
     assert sum(length > 0 for length in chosen) < 60
 
 
+def test_trials_of_what_does_not_pay_are_ever_rarer() -> None:
+    chosen = simulate(DraftLength("auto", 4), {n: 1 + 0.8 * n for n in range(5)}, acceptance=0.5, steps=20_000)
+    begins = [step for step in range(1, len(chosen)) if chosen[step] > chosen[step - 1] == 0]
+    waits = [later - sooner for sooner, later in zip(begins, begins[1:], strict=False)]
+    assert waits == sorted(waits) and len(waits) > 5 and waits[-1] > 4000
+    assert sum(length > 0 for length in chosen[2000:]) < 0.005 * 18_000
+
+
+def test_drafts_that_begin_to_pay_are_found_and_those_that_cease_to_are_given_up() -> None:
+    lengths, cost = DraftLength("auto", 4), {n: 1 + 0.3 * n for n in range(5)}
+    assert simulate(lengths, cost, acceptance=0.1, steps=500)[-50:].count(0) > 40
+    assert simulate(lengths, cost, acceptance=0.95, steps=2000)[-50:].count(0) < 10
+    assert simulate(lengths, cost, acceptance=0.0, steps=300)[-50:].count(0) > 40
+
+
 def test_what_pays_alone_may_not_pay_in_a_batch() -> None:
     lengths = DraftLength("auto", 3)
     assert simulate(lengths, {n: 1 + 0.1 * n for n in range(4)}, 0.9, 200, batch=1)[-10:].count(0) == 0

@@ -32,16 +32,18 @@ class Drafter:
         self._decoder, self._scheduler, self._most_unseen = decoder, scheduler, most_unseen
 
     def propose(self, length: int) -> None:
-        """Set up to `length` drafts of every running sequence that decodes; keep the head from falling far behind."""
-        wanted = {}
+        """Make up to `length` drafts of every running sequence that decodes; keep the head from falling far behind."""
+        behind, wanted = [], {}
         for sequence in self._scheduler.running:
-            sequence.drafts = []
-            room = min(length, sequence.limit - len(sequence.tokens) - 1)
-            if sequence.decoding and room > 0 and self._scheduler.try_grow(sequence, len(sequence.tokens) + room):
+            unseen = sequence.computed - sequence.head
+            room = min(length, sequence.limit - len(sequence.tokens) - 1) if length else 0
+            if room > 0 and sequence.decoding and self._scheduler.try_grow(sequence, len(sequence.tokens) + room):
                 wanted[sequence] = room
-            elif sequence.computed - sequence.head > self._most_unseen:
-                self._remember([sequence])
-        if behind := [sequence for sequence in wanted if sequence.computed - sequence.head > _FEW]:
+                if unseen > _FEW:
+                    behind.append(sequence)
+            elif unseen > self._most_unseen:
+                behind.append(sequence)
+        if behind:
             self._remember(behind)
         if wanted:
             self._draft(list(wanted), list(wanted.values()))
