@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
@@ -103,8 +105,8 @@ def test_drafts_that_do_not_pay_are_given_up(acceptance: float, price: float) ->
 
 def test_trials_of_what_does_not_pay_are_ever_rarer() -> None:
     chosen = simulate(DraftLength("auto", 4), {n: 1 + 0.8 * n for n in range(5)}, acceptance=0.5, steps=20_000)
-    begins = [step for step in range(1, len(chosen)) if chosen[step] > chosen[step - 1] == 0]
-    waits = [later - sooner for sooner, later in zip(begins, begins[1:], strict=False)]
+    begins = [step for step in range(16, len(chosen)) if chosen[step] and not any(chosen[step - 16 : step])]
+    waits = [later - sooner for sooner, later in itertools.pairwise(begins)]
     assert waits == sorted(waits) and len(waits) > 5 and waits[-1] > 4000
     assert sum(length > 0 for length in chosen[2000:]) < 0.005 * 18_000
 
