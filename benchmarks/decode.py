@@ -221,7 +221,9 @@ def _measure(size: str, turns: int, run: str | None, llama_folder: Path | None, 
             ("trained, drafts", 4 * ANSWER, gossamer_run, (run, "auto")),
         ]
     if run is not None and others:
-        subjects += [(f"trained, {number} drafts always", 4 * ANSWER, gossamer_run, (run, number)) for number in (1, 2)]
+        subjects += [
+            (f"trained, {number} drafts always", 4 * ANSWER, gossamer_run, (run, number)) for number in (1, 2, 4)
+        ]
     if others:
         subjects += attempts(config)
     found = machine()

@@ -88,7 +88,6 @@ RULES = {
             ("train/meter.py", 2, "rates and joules, on the host"),
             ("train/length.py", 2, "seconds, on the host"),
             ("train/throughput.py", 1, "seconds, on the host"),
-            ("infer/sampler.py", 1, "running sums of probabilities, on the host"),
             ("ops/orthogonalize/batched.py", 1, "for matrices that are in float64 already"),
         ),
     ),
@@ -105,6 +104,8 @@ RULES = {
         STEP,
         (
             ("ops/grouped_mlp/sorted.py", 1, "how many tokens each expert has decides the shapes of its products"),
+            ("ops/draft_tokens/native.py", 1, "tokens, on the host"),
+            ("model/sampled_vocabulary.py", 2, "which tokens a batch has is found on the host"),
             ("ops/packing.py", 1, "where documents begin is on the host already"),
             ("train/balance.py", 4, "for a line of metrics, between steps"),
             ("train/step.py", 1, "how many targets the step has: the losses are divided by it"),

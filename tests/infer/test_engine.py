@@ -225,3 +225,19 @@ def test_a_model_without_a_head_makes_no_drafts() -> None:
     tried = engine(model, draft_length=3)
     assert ids(run(tried, [request("x", PROMPT, 6)])["x"]) == greedy(model, PROMPT, 6)
     assert tried.stats().drafted == 0
+
+
+def test_a_head_that_fails_is_done_without(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    prompts = {str(n): tokens(9 + n, seed=n) for n in range(3)}
+    tried = engine(draft_length=2)
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(tried._decoder, "propose", fail)
+    for _ in range(2):  # the second time from the prefix cache
+        found = run(tried, [request(id, prompt, 8) for id, prompt in prompts.items()])
+        assert {id: ids(deltas) for id, deltas in found.items()} == {
+            id: greedy(network(), prompt, 8) for id, prompt in prompts.items()
+        }
+    assert caplog.text.count("drafts failed") == 1 and tried.stats().drafted == 0

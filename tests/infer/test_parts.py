@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
@@ -99,6 +101,21 @@ def test_drafts_that_pay_are_made() -> None:
 def test_drafts_that_do_not_pay_are_given_up(acceptance: float, price: float) -> None:
     chosen = simulate(DraftLength("auto", 4), {n: 1 + price * n for n in range(5)}, acceptance, steps=3000)
     assert sum(length > 0 for length in chosen) < 60
+
+
+def test_trials_of_what_does_not_pay_are_ever_rarer() -> None:
+    chosen = simulate(DraftLength("auto", 4), {n: 1 + 0.8 * n for n in range(5)}, acceptance=0.5, steps=20_000)
+    begins = [step for step in range(16, len(chosen)) if chosen[step] and not any(chosen[step - 16 : step])]
+    waits = [later - sooner for sooner, later in itertools.pairwise(begins)]
+    assert waits == sorted(waits) and len(waits) > 5 and waits[-1] > 4000
+    assert sum(length > 0 for length in chosen[2000:]) < 0.005 * 18_000
+
+
+def test_drafts_that_begin_to_pay_are_found_and_those_that_cease_to_are_given_up() -> None:
+    lengths, cost = DraftLength("auto", 4), {n: 1 + 0.3 * n for n in range(5)}
+    assert simulate(lengths, cost, acceptance=0.1, steps=500)[-50:].count(0) > 40
+    assert simulate(lengths, cost, acceptance=0.95, steps=2000)[-50:].count(0) < 10
+    assert simulate(lengths, cost, acceptance=0.0, steps=300)[-50:].count(0) > 40
 
 
 def test_what_pays_alone_may_not_pay_in_a_batch() -> None:

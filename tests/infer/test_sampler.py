@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from gossamer.errors import UserError
 from gossamer.infer import sampler as sampling
 from gossamer.infer.request import Grammar, SamplingParams
-from gossamer.infer.sampler import Sampler, choose, logprobs, uniform
+from gossamer.infer.sampler import Sampler, choose, logprobs, random_key
 
 logits_lists = st.lists(st.floats(-8, 8), min_size=1, max_size=12)
 
@@ -104,12 +104,20 @@ def test_penalties_and_biases_change_the_logits_as_their_definitions_say() -> No
     assert logits.tolist() == [0.5, -2.0 - 0.75, 1.5 - 1.0, 1.0, 2.5, -math.inf]
 
 
-def test_random_numbers_are_even_and_belong_to_their_place() -> None:
-    numbers = torch.tensor([uniform(seed, place) for seed in range(50) for place in range(200)], dtype=torch.float64)
-    assert len(numbers.unique()) == len(numbers) and numbers.min() >= 0 and numbers.max() < 1
-    counts = torch.histc(numbers, 10, 0, 1)
-    assert float(((counts - 1000) ** 2 / 1000).sum()) < 30  # chi-square of 9 degrees of freedom
-    assert uniform(2**70 + 3, 1) == uniform(2**70 + 3, 1) != uniform(3, 2)
+def test_random_keys_are_even_and_belong_to_their_place() -> None:
+    keys = torch.tensor([random_key(seed, place) for seed in range(50) for place in range(200)])
+    assert len(keys.unique()) == len(keys) and keys.min() < 0 < keys.max()
+    for shift in (0, 28, 56):
+        counts = torch.bincount(keys >> shift & 15, minlength=16)
+        assert float(((counts - 625) ** 2 / 625).sum()) < 40  # chi-square of 15 degrees of freedom
+    assert random_key(2**70 + 3, 1) == random_key(3, 1) != random_key(3, 2)
+
+
+@pytest.mark.parametrize("params", [{}, {"top_k": 2}, {"top_p": 0.5}, {"temperature": 0.0}], ids=str)
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
+def test_of_logits_that_are_not_finite_nothing_is_drawn(params: dict[str, float], wrong: float) -> None:
+    values = [wrong] * 3 if wrong == -math.inf else [0.0, wrong, 1.0]
+    assert drawn(values, **params) == -1
 
 
 def test_without_a_seed_no_two_requests_are_alike() -> None:

@@ -13,7 +13,10 @@ from torch import Tensor
 from gossamer.infer.scheduler import Scheduler
 from gossamer.infer.sequence import Sequence
 from gossamer.model.decoder import Decoder
+from gossamer.ops.draft_tokens import Draws
 from gossamer.ops.sequences import Sequences
+
+_FEW = 8  # places whose outputs are computed and not needed, rather than passing them by themselves
 
 
 class Drafter:
@@ -28,59 +31,56 @@ class Drafter:
     def __init__(self, decoder: Decoder, scheduler: Scheduler, most_unseen: int) -> None:
         self._decoder, self._scheduler, self._most_unseen = decoder, scheduler, most_unseen
 
-    def show(self, sequence: Sequence, hidden: Tensor) -> None:
-        """Give the trunk's final hidden states of the places that come next, [n, hidden]."""
-        sequence.unseen = hidden if sequence.unseen is None else torch.cat([sequence.unseen, hidden])
-
     def propose(self, length: int) -> None:
-        """Set up to `length` drafts of every running sequence that decodes; keep the head from falling far behind."""
-        wanted = {}
+        """Make up to `length` drafts of every running sequence that decodes; keep the head from falling far behind."""
+        behind, wanted = [], {}
         for sequence in self._scheduler.running:
-            sequence.drafts = []
-            room = min(length, sequence.limit - len(sequence.tokens) - 1)
-            if sequence.decoding and room > 0 and self._scheduler.try_grow(sequence, len(sequence.tokens) + room):
+            unseen = sequence.computed - sequence.head
+            room = min(length, sequence.limit - len(sequence.tokens) - 1) if length else 0
+            if room > 0 and sequence.decoding and self._scheduler.try_grow(sequence, len(sequence.tokens) + room):
                 wanted[sequence] = room
-            elif sequence.unseen is None or len(sequence.unseen) <= self._most_unseen:
-                continue
-            else:
-                wanted[sequence] = 0
-        group = [sequence for sequence in wanted if sequence.unseen is not None]
-        hidden = self._catch_up(group) if group else None
-        rows = [row for row, sequence in enumerate(group) if wanted[sequence]]
-        drafting = [group[row] for row in rows]
-        while drafting and hidden is not None:
-            hidden = hidden[rows]
-            for sequence, token in zip(drafting, self._decoder.logits(hidden).argmax(-1).tolist(), strict=True):
-                sequence.drafts.append(token)
-            rows = [row for row, sequence in enumerate(drafting) if len(sequence.drafts) < wanted[sequence]]
-            drafting = [drafting[row] for row in rows]
-            if drafting:
-                hidden, rows = self._go_on(drafting, hidden[rows]), list(range(len(rows)))
+                if unseen > _FEW:
+                    behind.append(sequence)
+            elif unseen > self._most_unseen:
+                behind.append(sequence)
+        if behind:
+            self._remember(behind)
+        if wanted:
+            self._draft(list(wanted), list(wanted.values()))
 
-    def _catch_up(self, group: list[Sequence]) -> Tensor:
-        """Show the head all places up to the newest; its output there, [N, hidden]."""
-        unseen = [sequence.unseen for sequence in group if sequence.unseen is not None]
-        lengths = [len(hidden) for hidden in unseen]
+    def _remember(self, group: list[Sequence]) -> None:
+        """Show the head all places but the newest, for their keys and values alone."""
+        lengths = [sequence.computed - sequence.head - 1 for sequence in group]
+        hidden = [torch.cat(sequence.unseen) for sequence in group]
+        following = [token for sequence in group for token in sequence.tokens[sequence.head + 1 : sequence.computed]]
+        places = self._places(group, lengths)
+        self._decoder.remember(self._ids(following), torch.cat([states[:-1] for states in hidden]), places)
+        for sequence, states in zip(group, hidden, strict=True):
+            sequence.head, sequence.unseen = sequence.computed - 1, [states[-1:].clone()]
+
+    def _draft(self, group: list[Sequence], counts: list[int]) -> None:
+        """Show the head all places up to the newest, and draft so many tokens of each sequence."""
+        lengths = [sequence.computed - sequence.head for sequence in group]
+        pieces = [piece for sequence in group for piece in sequence.unseen]
         following = [
             token for sequence in group for token in sequence.tokens[sequence.head + 1 : sequence.computed + 1]
         ]
-        places = self._places(group, [sequence.head for sequence in group], lengths)
-        out = self._decoder.draft(self._ids(following), torch.cat(unseen), places)
-        for sequence, hidden in zip(group, unseen, strict=True):
-            sequence.head, sequence.unseen, sequence.last = sequence.computed, None, hidden[-1:]
-        return out[torch.tensor(lengths, device=out.device).cumsum(0) - 1]
+        most = max(counts)
+        keys = [[sequence.sampler.key(len(sequence.tokens) + place) for place in range(most)] for sequence in group]
+        temperatures = [sequence.sampler.params.temperature for sequence in group]
+        draws = Draws(tuple(counts), torch.tensor(temperatures), torch.tensor(keys))
+        hidden = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+        drafts = self._decoder.propose(self._ids(following), hidden, self._places(group, lengths), draws)
+        for sequence, tokens in zip(group, drafts, strict=True):
+            sequence.drafts = tokens
+            sequence.head, sequence.last, sequence.unseen = sequence.computed, sequence.unseen[-1][-1:], []
 
-    def _go_on(self, group: list[Sequence], hidden: Tensor) -> Tensor:
-        """One more step of the head, on its own output for each sequence's newest draft."""
-        past = [sequence.computed + len(sequence.drafts) - 1 for sequence in group]
-        newest = self._ids([sequence.drafts[-1] for sequence in group])
-        return self._decoder.draft(newest, hidden, self._places(group, past, [1] * len(group)))
-
-    def _places(self, group: list[Sequence], past: list[int], lengths: list[int]) -> Sequences:
+    def _places(self, group: list[Sequence], lengths: list[int]) -> Sequences:
+        """So many places of each sequence, from those on that the head has seen."""
         slots = tuple(sequence.slot for sequence in group if sequence.slot is not None)
+        past = tuple(sequence.head for sequence in group)
         tables = tuple(tuple(sequence.pages) for sequence in group)
-        page_size = self._decoder.pool.page_size
-        return Sequences(slots, (0,) * len(group), tuple(past), tuple(lengths), tables, page_size)
+        return Sequences(slots, (0,) * len(group), past, tuple(lengths), tables, self._decoder.pool.page_size)
 
     def _ids(self, tokens: list[int]) -> Tensor:
         return torch.tensor(tokens, device=self._decoder.model.lm_head.weight.device)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from gossamer.infer.draft_length import DraftLength
 from gossamer.infer.drafter import Drafter
 from gossamer.infer.grammar import Grammars
 from gossamer.infer.options import EngineOptions, EngineStats
-from gossamer.infer.request import Delta, FinishReason, Request, TokenLogprobs
+from gossamer.infer.request import Delta, FinishReason, Request
 from gossamer.infer.sampler import choose, logprobs
 from gossamer.infer.scheduler import Scheduler
 from gossamer.infer.sequence import Sequence
@@ -130,7 +129,7 @@ class Engine:
         for group in _apart(plan.decode, [sequence.alone for sequence in plan.decode]):
             self._guard(group, partial(self._decode, group))
         if self._drafter is not None:
-            self._guard(list(self._scheduler.running), self._propose)
+            self._propose()
         for sequence in self._scheduler.running:
             if (delta := sequence.delta()) is not None:
                 self._deltas.append(delta)
@@ -170,7 +169,7 @@ class Engine:
         for (sequence, size), end in zip(chunks, ends, strict=True):
             sequence.computed += size
             if self._drafter is not None:
-                self._drafter.show(sequence, hidden[end - size : end])
+                sequence.unseen.append(hidden[end - size : end])
             while sequence.points and sequence.points[-1] <= sequence.computed:
                 sequence.points.pop()
                 self._scheduler.keep(sequence)
@@ -188,29 +187,38 @@ class Engine:
         """Each sequence's newest token and its drafts: which of them count, and the token after those."""
         began, drafts = time.perf_counter(), [sequence.drafts for sequence in group]
         hidden = self._forward(group, [[sequence.tokens[-1], *sequence.drafts] for sequence in group], steps=True)
-        starts = [0, *accumulate(1 + len(some) for some in drafts)]
+        pieces = hidden.split([1 + len(some) for some in drafts]) if len(group) > 1 else (hidden,)
         answers = self._answer(group, hidden, drafts)
-        for sequence, start, some, (taken, reason, error) in zip(group, starts, drafts, answers, strict=False):
+        for sequence, states, some, (taken, reason, error) in zip(group, pieces, drafts, answers, strict=True):
             sequence.computed, sequence.kept, sequence.drafts = sequence.computed + taken, taken, []
-            sequence.drafted, sequence.accepted = sequence.drafted + len(some), sequence.accepted + taken - 1
-            self._counts.update(drafted=len(some), accepted=taken - 1)
-            self._lengths.judged(len(some), taken - 1)
+            if some:
+                sequence.drafted, sequence.accepted = sequence.drafted + len(some), sequence.accepted + taken - 1
+                self._counts["drafted"] += len(some)
+                self._counts["accepted"] += taken - 1
+                self._lengths.judged(len(some), taken - 1)
             if self._drafter is not None:
-                self._drafter.show(sequence, hidden[start : start + taken])
+                sequence.unseen.append(states if taken == len(states) else states[:taken])
             if reason is not None:
                 self._end(sequence, reason, error)
         if len({len(some) for some in drafts}) == 1:
             self._lengths.took(len(group), len(drafts[0]), verify=time.perf_counter() - began)
 
     def _propose(self) -> None:
-        """Drafts for the next step."""
+        """Drafts for the next step. If they cannot be made, none are from now on: nobody's answer needs them."""
         assert self._drafter is not None
-        began = time.perf_counter()
-        ready = [sequence for sequence in self._scheduler.running if sequence.decoding]
-        usual = all(sequence.unseen is None or len(sequence.unseen) <= self._lengths.most + 1 for sequence in ready)
+        began, running = time.perf_counter(), self._scheduler.running
+        ready = [sequence for sequence in running if sequence.decoding]
         length = self._lengths.length(len(ready)) if ready else 0
-        self._drafter.propose(length)
-        if length and usual and all(len(sequence.drafts) == length for sequence in ready):
+        usual = length and all(sequence.computed - sequence.head <= length + 1 for sequence in ready)
+        try:
+            self._drafter.propose(length)
+        except Exception:
+            log.exception("drafts failed; no more are made")
+            self._drafter = None
+            for sequence in running:
+                sequence.drafts, sequence.unseen = [], []
+            return
+        if usual and all(len(sequence.drafts) == length for sequence in ready):
             self._lengths.took(len(ready), length, draft=time.perf_counter() - began)
 
     def _forward(self, group: list[Sequence], ids: list[list[int]], steps: bool) -> Tensor:
@@ -227,7 +235,7 @@ class Engine:
         return self._decoder.take(packed, sequences, steps)
 
     def _answer(self, group: list[Sequence], hidden: Tensor, drafts: list[list[int]]) -> list[Answer]:
-        """Choose tokens, place after place, for each sequence as long as its drafts foresaw them.
+        """Take tokens, for each sequence as long as its drafts foresaw them.
 
         Args:
             group: N sequences
@@ -235,42 +243,46 @@ class Engine:
             drafts: of each sequence
         """
         logits = self._decoder.logits(hidden).float().cpu()
-        starts = [0, *accumulate(1 + len(some) for some in drafts)]
-        answers: list[Answer] = [(0, None, None)] * len(group)
-        alive = list(range(len(group)))
-        while alive:
-            places = [starts[number] + answers[number][0] for number in alive]
-            rows = logits if len(places) == len(logits) else logits[places]
-            chosen = self._choose([group[number] for number in alive], rows)
-            following = []
-            for number, (token, reason, error) in zip(alive, chosen, strict=True):
-                taken = answers[number][0] + 1
-                answers[number] = taken, reason, error
-                if reason is None and taken <= len(drafts[number]) and drafts[number][taken - 1] == token:
-                    following.append(number)
-            alive = following
+        # Chosen as if all drafts were right: those behind a wrong one are not looked at. Where a choice changes with
+        # the tokens before it, it is made when they are taken.
+        samplers, places = [], []
+        for sequence, some in zip(group, drafts, strict=True):
+            for place in range(len(sequence.tokens), len(sequence.tokens) + 1 + len(some)):
+                samplers.append(sequence.sampler)
+                places.append(place)
+        chosen = choose(logits, samplers, places)
+        answers, row = [], 0
+        for sequence, some in zip(group, drafts, strict=True):
+            taken = 0
+            while True:
+                token, reason, error = self._take(sequence, chosen[row + taken], logits[row + taken])
+                taken += 1
+                if reason is not None or taken > len(some) or some[taken - 1] != token:
+                    break
+            answers.append((taken, reason, error))
+            row += 1 + len(some)
         return answers
 
-    def _choose(self, group: list[Sequence], logits: Tensor) -> list[tuple[int, FinishReason | None, str | None]]:
-        """The next token of each sequence from its row of logits; why its answer ends, and what went wrong."""
-        measures: list[Callable[..., TokenLogprobs] | None] = [None] * len(group)
-        errors: list[str | None] = [None] * len(group)
-        for number, sequence in enumerate(group):
-            if (wanted := sequence.request.sampling.logprobs) is not None:
-                measures[number] = partial(logprobs, logits[number].clone(), alternatives=wanted)
-            if sequence.constrained:
-                errors[number] = _attempt(partial(sequence.constrain, logits[number]))
-        usable = map(math.isfinite, logits.amax(-1).tolist())
-        tokens = choose(logits, [sequence.sampler for sequence in group], [len(sequence.tokens) for sequence in group])
-        results: list[tuple[int, FinishReason | None, str | None]] = []
-        for sequence, token, fine, measure, error in zip(group, tokens, usable, measures, errors, strict=True):
-            if error is None and not fine:
-                error = "the model's logits are not finite, or every token is forbidden"
-            if error is None:
-                error = _attempt(partial(sequence.take, token, measure(token=token) if measure else None))
-                self._counts["completion"] += 1
-            results.append((token, "error" if error else sequence.reason, error))
-        return results
+    def _take(self, sequence: Sequence, token: int, logits: Tensor) -> tuple[int, FinishReason | None, str | None]:
+        """The next token of a sequence; why its answer ends, and what went wrong.
+
+        Args:
+            sequence: whose
+            token: chosen from the logits as they are
+            logits: [V], changed if the sequence is constrained
+        """
+        measure = None
+        if (wanted := sequence.request.sampling.logprobs) is not None:
+            measure = partial(logprobs, logits.clone() if sequence.constrained else logits, alternatives=wanted)
+        if sequence.constrained:
+            if (error := _attempt(partial(sequence.constrain, logits))) is not None:
+                return token, "error", error
+            token = choose(logits[None], [sequence.sampler], [len(sequence.tokens)])[0]
+        if token < 0:
+            return token, "error", "the model's logits are not finite, or every token is forbidden"
+        error = _attempt(partial(sequence.take, token, measure(token=token) if measure else None))
+        self._counts["completion"] += 1
+        return token, "error" if error else sequence.reason, error
 
     def _end(self, sequence: Sequence, reason: FinishReason, error: str | None = None) -> None:
         """Say a request's last word and free what it holds."""

@@ -1,9 +1,10 @@
 """Choosing the next token from its logits.
 
-The random number of a token is a function of the request's seed and the token's place alone. So a text does not change
-with what is decoded beside it, when memory runs short and it is computed again, or with drafts: the model's own choice
-at a place is made from the same number whether a draft foresaw it or not, and a draft is accepted if it is that choice.
-That leaves the distribution untouched, and accepts a draft with the probability that the model gives it.
+The random numbers of a token are a function of the request's seed and the token's place alone (ops/draw). So a text
+does not change with what is decoded beside it, when memory runs short and it is computed again, or with drafts: the
+model's own choice at a place is made with the same numbers whether a draft foresaw it or not, and a draft counts if it
+is that choice. That leaves the distribution untouched. Drafts are drawn with the numbers of their places, too, so that
+they are mostly the model's choice where the head's distribution is like the model's.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from gossamer import ops
 from gossamer.infer.request import SamplingParams, TokenLogprobs
 
 _FEW = 256  # likeliest tokens that are looked at first: they hold the nucleus nearly always
+_MASK = (1 << 64) - 1
 
 
 class Sampler:
@@ -26,11 +29,15 @@ class Sampler:
     Args:
         params: how
         prompt: the request's, whose tokens the repetition penalty counts
+
+    Attributes:
+        cuts: whether tokens are left out for being unlikely
     """
 
     def __init__(self, params: SamplingParams, prompt: Sequence[int]) -> None:
         self.params = params
         self.seed = secrets.randbits(64) if params.seed is None else params.seed
+        self.cuts = params.temperature > 0 and bool(params.top_k or params.top_p < 1 or params.min_p)
         self._prompt = prompt
         self._made: Counter[int] = Counter()
         self._bias = torch.tensor(list(params.logit_bias), dtype=torch.int64)
@@ -57,6 +64,10 @@ class Sampler:
         if len(self._bias):
             logits[self._bias] += self._bias_values
 
+    def key(self, place: int) -> int:
+        """Of the random numbers of a place in the text."""
+        return random_key(self.seed, place) if self.params.temperature else 0
+
     def count(self, token: int) -> None:
         """Take a token of the answer in."""
         self._made[token] += 1
@@ -69,26 +80,32 @@ def choose(logits: Tensor, samplers: Sequence[Sampler], places: Sequence[int]) -
         logits: [R, V] float32 on the CPU, adjusted already; −inf for what is forbidden
         samplers: of the rows
         places: of the tokens in their texts
+
+    Returns:
+        Tokens, −1 for a row whose largest logit is not finite.
     """
-    tokens: list[int] = logits.argmax(-1).tolist()
-    for row, (sampler, place) in enumerate(zip(samplers, places, strict=True)):
-        if sampler.params.temperature > 0:
-            tokens[row] = _draw(logits[row], sampler.params, uniform(sampler.seed, place))
+    if any(sampler.cuts for sampler in samplers):
+        rows = zip(logits, samplers, strict=True)
+        logits = torch.stack([_cut(row, sampler.params) if sampler.cuts else row for row, sampler in rows])
+    keys = [sampler.key(place) for sampler, place in zip(samplers, places, strict=True)]
+    temperatures = torch.tensor([sampler.params.temperature for sampler in samplers])
+    tokens: list[int] = ops.draw(logits, temperatures, torch.tensor(keys)).tolist()
     return tokens
 
 
-def _draw(logits: Tensor, params: SamplingParams, u: float) -> int:
-    """The token at which the cumulative probability passes u, of those that the parameters leave."""
+def _cut(logits: Tensor, params: SamplingParams) -> Tensor:
+    """−inf for what top-k, nucleus and min-p leave out of a row [V]."""
     probabilities = (logits / params.temperature).softmax(-1)
-    if not params.top_k and params.top_p == 1 and params.min_p == 0:
-        return _pick(probabilities, u)
     few = min(max(_FEW, params.top_k), len(logits))
     likeliest, ids = probabilities.topk(few)
+    if bool(likeliest[0].isnan()):  # the largest logit is not finite
+        return logits
     kept = _filter(likeliest, params)
     if few < len(logits) and not params.top_k and bool(kept[-1]):  # more than these may be left
         likeliest, ids = probabilities.sort(descending=True, stable=True)
         kept = _filter(likeliest, params)
-    return int(ids[_pick(likeliest * kept, u)])
+    left = ids[kept]
+    return torch.full_like(logits, float("-inf")).index_copy_(0, left, logits[left])
 
 
 def _filter(likeliest: Tensor, params: SamplingParams) -> Tensor:
@@ -107,24 +124,16 @@ def _filter(likeliest: Tensor, params: SamplingParams) -> Tensor:
     return kept
 
 
-def _pick(weights: Tensor, u: float) -> int:
-    """The first place at which the running sum passes u times the whole."""
-    sums = weights.double().cumsum(-1)
-    index = int(torch.searchsorted(sums, u * sums[-1], right=True))
-    return index if index < len(weights) and weights[index] > 0 else int(weights.nonzero()[-1])
-
-
-def uniform(seed: int, place: int) -> float:
-    """A number in [0, 1) for a place in a text: SplitMix64 (Steele, Lea, Flood 2014) of seed and place."""
-    mask = (1 << 64) - 1
-    return (_mix(_mix(seed & mask) + place * 0x9E3779B97F4A7C15 & mask) >> 11) / (1 << 53)
+def random_key(seed: int, place: int) -> int:
+    """64 bits, as a signed number, for a place in a text: SplitMix64 (Steele, Lea, Flood 2014) of seed and place."""
+    bits = _mix(_mix(seed & _MASK) + place * 0x9E3779B97F4A7C15 & _MASK)
+    return bits - (bits >> 63 << 64)
 
 
 def _mix(z: int) -> int:
-    mask = (1 << 64) - 1
-    z = (z + 0x9E3779B97F4A7C15) & mask
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 & mask
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EB & mask
+    z = (z + 0x9E3779B97F4A7C15) & _MASK
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 & _MASK
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB & _MASK
     return z ^ (z >> 31)
 
 

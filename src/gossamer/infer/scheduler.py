@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
+import torch
+
 from gossamer.infer.options import EngineOptions
 from gossamer.infer.pages import Pages
 from gossamer.infer.prefix_cache import Entry, PrefixCache
@@ -96,7 +98,7 @@ class Scheduler:
         if sequence.kept:
             self._decoder.settle((sequence.slot,), (sequence.kept,))
             sequence.kept = 0
-        hidden = sequence.last if sequence.unseen is None else sequence.unseen
+        hidden = torch.cat(sequence.unseen) if sequence.unseen else sequence.last
         pages = tuple(sequence.pages[: self._count(length)])
         head = min(sequence.head, length - 1)
         self.cache.add(tokens, Entry(length, pages, self._pool.snapshot(sequence.slot), head, hidden))
@@ -146,7 +148,7 @@ class Scheduler:
             self._pool.restore(sequence.slot, entry.snapshot)
             sequence.computed = entry.length
             if self._drafting:
-                sequence.head, sequence.unseen = entry.head, entry.hidden
+                sequence.head, sequence.unseen = entry.head, [] if entry.hidden is None else [entry.hidden]
         sequence.points = self._snapshot_points(sequence)
         if sequence.cached is None:
             sequence.cached = sequence.computed

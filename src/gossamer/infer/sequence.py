@@ -21,7 +21,8 @@ class Sequence:
         decoding: the prompt is computed, one token and its drafts follow a step
         drafts: what the head proposes to come after `tokens`
         head: places that the multi-token-prediction head has seen
-        unseen: [computed − head, hidden] final hidden states of the others; None where there are none
+        unseen: final hidden states of the others, in pieces [n, hidden] that are joined when the head runs; none
+            without the head
         last: [1, hidden] of the last place computed, for the prefix cache; None without the head
         points: places of the prompt where a snapshot is to be taken, last one first
         slot, pages: where its states lie while it runs
@@ -54,7 +55,7 @@ class Sequence:
         self.computed = self.kept = self.head = 0
         self.decoding = False
         self.drafts: list[int] = []
-        self.unseen: Tensor | None = None
+        self.unseen: list[Tensor] = []
         self.last: Tensor | None = None
 
     @property

@@ -36,12 +36,20 @@ class GatedAttention(nn.Module):
         state: KeyValueState | KeyValuePages | None = None,
     ) -> Tensor:
         """[B, T, hidden] → [B, T, hidden]; `state` is read and extended in place."""
-        heads = (-1, self.head_dim)
         q, gate = self.q_proj(x).unflatten(-1, (-1, 2 * self.head_dim)).chunk(2, dim=-1)
         q = rotate(self.q_norm(q), rotary)
-        k = rotate(self.k_norm(self.k_proj(x).unflatten(-1, heads)), rotary)
-        v = self.v_proj(x).unflatten(-1, heads)
+        k, v = self._keys_and_values(x, rotary)
         y = ops.attention(q, k, v, cu_seqlens) if state is None else state.attend(q, k, v)
         y = y * torch.sigmoid(gate)
         out: Tensor = self.o_proj(y.flatten(2))
         return out
+
+    def remember(self, x: Tensor, rotary: tuple[Tensor, Tensor], state: KeyValuePages) -> None:
+        """Extend `state` as `forward` does, where what the tokens themselves give is not needed."""
+        state.write(*self._keys_and_values(x, rotary))
+
+    def _keys_and_values(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """[B, T, Hkv, D] each."""
+        heads = (-1, self.head_dim)
+        k = rotate(self.k_norm(self.k_proj(x).unflatten(-1, heads)), rotary)
+        return k, self.v_proj(x).unflatten(-1, heads)

@@ -13,9 +13,11 @@ from gossamer.model.block import Block
 from gossamer.model.causal_lm import CausalLM
 from gossamer.model.deltanet import GatedDeltaNet
 from gossamer.model.experts import SparseMLP
+from gossamer.model.mtp import MultiTokenPrediction
 from gossamer.model.norm import RMSNorm
-from gossamer.model.pool import BatchState, StatePool
+from gossamer.model.pool import BatchState, KeyValuePages, StatePool
 from gossamer.ops.decode_layers import Int8, Layers, LayerSizes, LayerTensors, Matrix
+from gossamer.ops.draft_tokens import Draws, Head
 from gossamer.ops.sequences import Sequences
 
 
@@ -33,9 +35,7 @@ class Decoder:
         self._lm_head = self._matrix(model.lm_head.weight)
         trunk = range(len(model.model.layers))
         self._trunk = self._layers(list(model.model.layers), list(trunk), model.model.norm)
-        self._head = (
-            self._layers(list(model.mtp.layers), [len(trunk)], model.mtp.norm) if model.mtp is not None else None
-        )
+        self._head = self._draft_head(model.mtp) if model.mtp is not None else None
         use_huge_pages([*model.parameters(), *(x for matrix in self._int8.values() for x in matrix)])
 
     @torch.inference_mode()
@@ -68,7 +68,24 @@ class Decoder:
         mtp = self.model.mtp
         assert mtp is not None and self._head is not None
         joined = mtp.join(self.model.model.embed_tokens(following), hidden)
-        return ops.decode_layers(joined, self._head, sequences)
+        return ops.decode_layers(joined, self._head.layers, sequences)
+
+    @torch.inference_mode()
+    def propose(self, following: Tensor, hidden: Tensor, sequences: Sequences, draws: Draws) -> list[list[int]]:
+        """Draft tokens of each sequence by the multi-token-prediction head, see `ops.draft_tokens`."""
+        assert self._head is not None
+        return ops.draft_tokens(following, hidden, self._head, sequences, draws)
+
+    @torch.inference_mode()
+    def remember(self, following: Tensor, hidden: Tensor, sequences: Sequences) -> None:
+        """Like `draft`, for places where only the head's keys and values are needed."""
+        mtp = self.model.mtp
+        assert mtp is not None
+        state, block = BatchState(self.pool, sequences, steps=False), mtp.layers[0]
+        pages = state.layer(len(self.model.model.layers))
+        assert isinstance(block, Block) and isinstance(pages, KeyValuePages)
+        x = block.input_layernorm(mtp.join(self.model.model.embed_tokens(following), hidden)).unsqueeze(0)
+        block.self_attn.remember(x, state.rotary(x.device), pages)
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
@@ -86,6 +103,18 @@ class Decoder:
             qkvz = memory.conv.new_empty(0, 2 * (config.linear_key_dim + config.linear_value_dim))
             ba = memory.conv.new_empty(0, 2 * config.linear_num_value_heads)
             ops.delta_step(qkvz, ba, mixer.step_weights, memory, sequences)
+
+    def _draft_head(self, mtp: MultiTokenPrediction) -> Head:
+        model = self.model
+        return Head(
+            embedding=model.model.embed_tokens.weight.detach(),
+            embedding_norm=1.0 + mtp.pre_fc_norm_embedding.weight.detach(),
+            hidden_norm=1.0 + mtp.pre_fc_norm_hidden.weight.detach(),
+            joint=self._matrix(mtp.fc.weight),
+            layers=self._layers(list(mtp.layers), [len(model.model.layers)], mtp.norm),
+            logits=self._lm_head,
+            plain=self.draft,
+        )
 
     def _layers(self, blocks: list[nn.Module], indices: list[int], norm: RMSNorm) -> Layers:
         config, pool = self.model.config, self.pool

@@ -196,7 +196,11 @@ class KeyValuePages:
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Add the new tokens' k and v, [1, T, Hkv, D]; what q [1, T, H, D] sees of its sequence, [1, T, H, D]."""
-        places = self.sequences.places.to(q.device)
+        self.write(k, v)
+        return ops.paged_attention(q[0], self.k_pages, self.v_pages, self.sequences).unsqueeze(0)
+
+    def write(self, k: Tensor, v: Tensor) -> None:
+        """Add the new tokens' k and v, [1, T, Hkv, D]."""
+        places = self.sequences.places.to(k.device)
         self.k_pages.flatten(0, 1).index_copy_(0, places, k[0].to(self.k_pages.dtype))
         self.v_pages.flatten(0, 1).index_copy_(0, places, v[0].to(self.v_pages.dtype))
-        return ops.paged_attention(q[0], self.k_pages, self.v_pages, self.sequences).unsqueeze(0)

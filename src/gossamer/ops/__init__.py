@@ -8,6 +8,8 @@ from gossamer.ops.attention import attention
 from gossamer.ops.decode_layers import decode_layers
 from gossamer.ops.delta_rule import delta_rule
 from gossamer.ops.delta_step import delta_step
+from gossamer.ops.draft_tokens import draft_tokens
+from gossamer.ops.draw import draw
 from gossamer.ops.few_rows import few_rows
 from gossamer.ops.gated_rms_norm import gated_rms_norm
 from gossamer.ops.grouped_mlp import grouped_mlp
@@ -24,6 +26,8 @@ __all__ = [
     "delta_rule",
     "delta_step",
     "describe",
+    "draft_tokens",
+    "draw",
     "few_rows",
     "forced",
     "gated_rms_norm",

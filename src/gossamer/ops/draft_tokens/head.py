@@ -1,0 +1,53 @@
+"""What `draft_tokens` needs to know of a multi-token-prediction head, and of the tokens that are wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gossamer.ops.decode_layers.layers import Layers, Matrix
+from gossamer.ops.sequences import Sequences
+
+
+@dataclass(frozen=True)
+class Head:
+    """Attributes:
+    embedding: [V, hidden], of tokens
+    embedding_norm: [hidden], of a token's embedding, as what is multiplied with
+    hidden_norm: [hidden], of a hidden state, likewise
+    joint: [hidden, 2 · hidden], what joins the two
+    layers: the head's one layer and the norm behind it
+    logits: [V, hidden], the output head
+    plain: ids after each place [T], hidden states [T, hidden], whose they are → the head's output [T, hidden]
+    """
+
+    embedding: Tensor
+    embedding_norm: Tensor
+    hidden_norm: Tensor
+    joint: Matrix
+    layers: Layers
+    logits: Matrix
+    plain: Callable[[Tensor, Tensor, Sequences], Tensor]
+
+    @property
+    def fits_kernel(self) -> bool:
+        """Whether all is of float32 or, with scales, of int8, and lies in one piece."""
+        norms = self.embedding, self.embedding_norm, self.hidden_norm
+        return self.layers.fits_kernel and all(x.dtype == torch.float32 and x.is_contiguous() for x in norms)
+
+
+class Draws(NamedTuple):
+    """Of N sequences (see `ops.draw`).
+
+    counts: tokens wanted
+    temperatures: [N] float32 on the CPU
+    keys: [N, largest count] int64 on the CPU, of each token
+    """
+
+    counts: tuple[int, ...]
+    temperatures: Tensor
+    keys: Tensor

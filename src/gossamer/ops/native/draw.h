@@ -1,0 +1,64 @@
+// Drawing a token from logits by the Gumbel-max trick (ops/draw says what is computed).
+
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+
+#include "kernels.h"
+
+namespace gossamer {
+
+inline uint32_t mix32(uint32_t x) {
+    x = (x ^ x >> 16) * 0x7feb352du;
+    x = (x ^ x >> 15) * 0x846ca68bu;
+    return x ^ x >> 16;
+}
+
+// A token's random number: 31 bits, evenly distributed.
+inline int32_t random_bits(uint32_t low, uint32_t high, uint32_t token) {
+    return int32_t(mix32(mix32(token ^ low) ^ high) >> 1);
+}
+
+inline double gumbel(int32_t bits) { return -std::log(-std::log1p(-(bits + 0.5) / 2147483648.0)); }
+
+// The token of one row; −1 if its largest logit is not finite. Temperature 0 takes the likeliest, the first of equals.
+inline int64_t draw_one(const float *logits, int64_t count, float temperature, int64_t key) {
+    float most = -INFINITY;
+    int odd = 0;
+#pragma omp simd reduction(max : most) reduction(| : odd)
+    for (int64_t i = 0; i < count; i++) {
+        most = logits[i] > most ? logits[i] : most;
+        odd |= logits[i] != logits[i];
+    }
+    if (odd || !std::isfinite(most)) return -1;
+    int64_t token = std::find(logits, logits + count, most) - logits;
+    if (temperature <= 0) return token;
+
+    const uint32_t low = uint32_t(key), high = uint32_t(uint64_t(key) >> 32);
+    double best = gumbel(random_bits(low, high, uint32_t(token)));
+    // Token i beats the best so far, b, if E_i < e^(x_i − b) with x_i = (l_i − most) / T; and E_i ≥ w_i. So most blocks
+    // are passed over by comparisons that the compiler can vectorise, without a logarithm.
+    constexpr int BLOCK = 64;
+    const float scale = 1.0f / temperature;
+    for (int64_t first = 0; first < count; first += BLOCK) {
+        const int n = int(std::min<int64_t>(BLOCK, count - first));
+        const float *row = logits + first, bound = float(best) - 1e-3f;
+        int maybe = 0;
+#pragma omp simd reduction(| : maybe)
+        for (int i = 0; i < n; i++) {
+            const float w = (float(random_bits(low, high, uint32_t(first) + i)) + 0.5f) * (1.0f / 2147483648.0f);
+            maybe |= w < exp_((row[i] - most) * scale - bound);
+        }
+        if (!maybe) continue;
+        for (int i = 0; i < n; i++) {
+            const double x = (double(row[i]) - double(most)) / double(temperature);
+            if (x + 22.2 <= best) continue;  // no noise is larger
+            const double score = x + gumbel(random_bits(low, high, uint32_t(first) + i));
+            if (score > best) best = score, token = first + i;
+        }
+    }
+    return token;
+}
+
+}  // namespace gossamer
