@@ -238,7 +238,7 @@ def _measure(size: str, turns: int, run: str | None, llama_folder: Path | None, 
         Subject(name, build, *arguments, variables=llama.VARIABLES if build is llama.llama_requests else {})
         for name, _, build, arguments in subjects
     ]
-    take_turns(started, turns, warm_up=2)
+    take_turns(started, turns, warm_up=1, waking=True)
     results = {}
     for (name, tokens, _, _), subject in zip(subjects, started, strict=True):
         if subject.failure:

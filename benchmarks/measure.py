@@ -104,10 +104,16 @@ def _serve(pipe: Connection, build: Callable[..., Call], arguments: Sequence[Any
         pipe.send(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:120])
 
 
-def take_turns(subjects: Sequence[Subject], turns: int, warm_up: int = 1) -> None:
-    """A B C A B C …: so that a machine that slows down slows all of them; warm-ups come first and are not counted."""
+def take_turns(subjects: Sequence[Subject], turns: int, warm_up: int = 1, waking: bool = False) -> None:
+    """A B C A B C …: so that a machine that slows down slows all of them; warm-ups come first and are not counted.
+
+    With `waking` each turn has a call before the one that counts: calls of a tenth of a second are slow at first where
+    the caches are full of another's numbers and the threads asleep.
+    """
     for turn in range(-warm_up, turns):
         for subject in subjects:
+            if waking:
+                subject.turn(warm_up=True)
             subject.turn(warm_up=turn < 0)
         print(".", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)

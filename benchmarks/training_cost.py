@@ -57,7 +57,7 @@ VARIANTS = {
     "with multi-token prediction": Variant({"model.num_nextn_predict_layers": 1, "training.mtp_steps": 1}),
     "AdamW instead of Muon": Variant({"optimizer.kind": "adamw"}),
     "input embedding like all else": Variant({"optimizer.embedding_lr_factor": 1.0}),
-    "momentum of 0.95": Variant({"optimizer.momentum": 0.95}),
+    "momentum of 0.95 instead of 0.9": Variant({"optimizer.momentum": 0.95}),
     "no table of pairs": Variant({"training.pair_steps": 0}),
     "the whole vocabulary in the head": Variant({"training.head_sample": 0}),
     "cosine instead of warm-up–stable–decay": Variant({"schedule.kind": "cosine"}),
