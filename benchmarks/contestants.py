@@ -113,18 +113,16 @@ class Gossamer(Contestant):
         self.flops_per_token = math.fsum(flops.values())
 
     def step(self) -> None:
-        from gossamer.train.pairs import count_pairs, learn_pairs, pairs_flops
+        from gossamer.train.pairs import begin_with_pairs
         from gossamer.train.schedule import learning_rate_factor
 
-        pair_steps, model = self.recipe.training.pair_steps, self.recipe.model
-        if self.steps == 0 and pair_steps:
-            table = count_pairs(self.dataset.train, model.vocab_size)
-            rate = self.recipe.optimizer.learning_rate
-            learn_pairs(self.learner.model, self.learner.optimizers, table, pair_steps, rate)
-            self.flops_before = pair_steps * pairs_flops(table, model)
+        learner, rate = self.learner, self.recipe.optimizer.learning_rate
+        if self.steps == 0 and (pair_steps := self.recipe.training.pair_steps):
+            found = begin_with_pairs(learner.model, learner.optimizers, self.dataset.train, pair_steps, rate)
+            self.flops_before = found.flops
         factor = learning_rate_factor(self.steps + 1, self.done, self.recipe.schedule)
         batches = [next(self.batches) for _ in range(self.recipe.training.gradient_accumulation)]
-        self.learner.step(batches, self.recipe.optimizer.learning_rate * factor)
+        learner.step(batches, rate * factor)
 
     def held_out_loss(self) -> float:
         from gossamer.train.evaluate import evaluate

@@ -38,7 +38,7 @@ from gossamer.train.length import Length
 from gossamer.train.memory import MemoryEstimate, estimate_peak
 from gossamer.train.meter import Meter
 from gossamer.train.outlive import outliving_readers
-from gossamer.train.pairs import count_pairs, learn_pairs, pairs_flops
+from gossamer.train.pairs import begin_with_pairs
 from gossamer.train.parallel import gathered_model
 from gossamer.train.profile import StepProfile
 from gossamer.train.prompt import misfit, occurs
@@ -246,16 +246,15 @@ class _Run:
 
     def _begin_with_pairs(self) -> None:
         """Teach the embedding and the head the text's pairs of tokens, before the network's first step."""
-        began, steps, model = time.perf_counter(), self.recipe.training.pair_steps, self.recipe.model
-        table = count_pairs(self.dataset.train, model.vocab_size)
+        began, learner, steps = time.perf_counter(), self.learner, self.recipe.training.pair_steps
         rate = self.recipe.optimizer.learning_rate
-        loss = learn_pairs(self.learner.model, self.learner.optimizers, table, steps, rate)
+        found = begin_with_pairs(learner.model, learner.optimizers, self.dataset.train, steps, rate)
         seconds = self._agreed(time.perf_counter() - began)
         self.elapsed += seconds
-        self.meter.beginning({"head": steps * pairs_flops(table, model)})
+        self.meter.beginning({"head": found.flops})
         self._look()
-        self._write("pairs", loss=loss, seconds=seconds)
-        self.journal.say(f"{steps} steps on {len(table.shares):,} pairs of tokens: loss {loss:.4f} in {seconds:.1f} s")
+        self._write("pairs", loss=found.loss, seconds=seconds)
+        self.journal.say(f"{steps} steps on {found.pairs:,} pairs of tokens: loss {found.loss:.4f} in {seconds:.1f} s")
 
     def _step(self) -> Measured:
         training, optimizer = self.recipe.training, self.recipe.optimizer

@@ -22,7 +22,6 @@ from gossamer import ops
 from gossamer.data.mixture import Mixture
 from gossamer.data.shards import Shard
 from gossamer.model.causal_lm import CausalLM
-from gossamer.model.config import ModelConfig
 from gossamer.train.optimizer import set_learning_rate
 
 ROWS = 4096  # of the table: the tokens that most often have a follower
@@ -53,6 +52,31 @@ class PairTable:
         weights, shares = self.weights.to(like.device, like.dtype), self.shares.to(like.device, like.dtype)
         contexts, rows, followers = (ids.to(like.device) for ids in (self.contexts, self.rows, self.followers))
         return PairTable(contexts, weights, rows, followers, shares)
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What a beginning from pairs came to.
+
+    Attributes:
+        pairs: different ones that were counted
+        loss: before the last step, nats a token
+        flops: of the head's products over the table's rows, forward and twice backward
+    """
+
+    pairs: int
+    loss: float
+    flops: float
+
+
+def begin_with_pairs(
+    model: CausalLM, optimizers: Sequence[torch.optim.Optimizer], train: Mixture, steps: int, learning_rate: float
+) -> Beginning:
+    """Count the pairs of the sets to learn from, and learn them: see `learn_pairs`."""
+    table, config = count_pairs(train, model.config.vocab_size), model.config
+    loss = learn_pairs(model, optimizers, table, steps, learning_rate)
+    flops = steps * 6.0 * len(table.contexts) * config.hidden_size * config.vocab_size
+    return Beginning(len(table.shares), loss, flops)
 
 
 def count_pairs(train: Mixture, vocab_size: int) -> PairTable:
@@ -117,11 +141,6 @@ def learn_pairs(
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
     return loss
-
-
-def pairs_flops(table: PairTable, model: ModelConfig) -> float:
-    """FLOPs of one step: the head's products over the table's rows, forward and twice backward."""
-    return 6.0 * len(table.contexts) * model.hidden_size * model.vocab_size
 
 
 @torch.no_grad()
