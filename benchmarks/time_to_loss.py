@@ -234,6 +234,7 @@ def plot(records: list[dict[str, Any]], file: Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     figure, panels = plt.subplots(1, len(records), figsize=(6.5 * len(records), 4.5), squeeze=False)
     for record, panel in zip(records, panels[0], strict=True):
@@ -254,6 +255,9 @@ def plot(records: list[dict[str, Any]], file: Path) -> None:
         panel.set(
             title=record["race"], xlabel="seconds of training", ylabel="held-out loss (nats a token)", xscale="log"
         )
+        panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.xaxis.set_major_formatter("{x:g}")
+        panel.xaxis.set_minor_formatter(NullFormatter())
         losses = [point["loss"] for points in record["results"].values() for point in points]
         panel.set_ylim(min(losses) - 0.05, min(max(losses), min(losses) + 1.5))
         panel.legend(frameon=False)
