@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from gossamer.cost.ledger import flops_by_part
 from gossamer.cost.scaling import Law
 from gossamer.data.config import CorpusConfig
 from gossamer.data.dataset import prepare
@@ -78,6 +79,16 @@ def test_a_budget_of_flops_needs_no_clock_and_is_spent(base, speeds):
     assert plan.tokens_per_second is None
     each = recipe.model.counts(recipe.training.sequence_length).training_flops
     assert plan.tokens * each == pytest.approx(1e15)
+
+
+def test_a_budget_of_flops_buys_more_text_with_a_sampled_head(base, speeds):
+    """As the ledger counts it, which says when the run is over."""
+    recipe, plan = chosen(replace(base, training=replace(base.training, head_sample=16)), "1e13flop")
+    model, training = recipe.model, recipe.training
+    steps = training.mtp_steps if training.mtp_loss_weight else 0
+    each = sum(flops_by_part(model, training.sequence_length, steps, head_sample=16).values())
+    assert each < sum(flops_by_part(model, training.sequence_length, steps).values())
+    assert plan.tokens * each == pytest.approx(1e13)
 
 
 def test_a_size_that_does_not_fit_is_passed_over(base, speeds, monkeypatch):

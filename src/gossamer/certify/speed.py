@@ -128,7 +128,8 @@ def _too_much(recipe: Recipe, device: torch.device, peak: float, most_seconds: f
 def _flops(recipe: Recipe) -> float:
     """FLOPs of a training step for each of its tokens."""
     training = recipe.training
-    return sum(flops_by_part(recipe.model, training.sequence_length, training.mtp_steps).values())
+    flops = flops_by_part(recipe.model, training.sequence_length, training.mtp_steps, training.head_sample)
+    return sum(flops.values())
 
 
 def seconds_a_step(recipe: Recipe, device: torch.device, least_seconds: float) -> float:

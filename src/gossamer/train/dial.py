@@ -173,7 +173,8 @@ class _Choice:
     def _flops_per_token(self, width: int) -> float:
         training = self.base.training
         steps = training.mtp_steps if training.mtp_loss_weight else 0
-        return math.fsum(flops_by_part(sized(self.base.model, width), training.sequence_length, steps).values())
+        model = sized(self.base.model, width)
+        return math.fsum(flops_by_part(model, training.sequence_length, steps, training.head_sample).values())
 
     def _predicted(self, width: int, tokens: float) -> float:
         size = trunk_parameters(sized(self.base.model, width))

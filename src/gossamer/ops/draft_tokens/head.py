@@ -15,14 +15,16 @@ from gossamer.ops.sequences import Sequences
 
 @dataclass(frozen=True)
 class Head:
-    """Attributes:
-    embedding: [V, hidden], of tokens
-    embedding_norm: [hidden], of a token's embedding, as what is multiplied with
-    hidden_norm: [hidden], of a hidden state, likewise
-    joint: [hidden, 2 · hidden], what joins the two
-    layers: the head's one layer and the norm behind it
-    logits: [V, hidden], the output head
-    plain: ids after each place [T], hidden states [T, hidden], whose they are → the head's output [T, hidden]
+    """A multi-token-prediction head, and the output head that it shares with the trunk.
+
+    Attributes:
+        embedding: [V, hidden], of tokens
+        embedding_norm: [hidden], of a token's embedding, as what is multiplied with
+        hidden_norm: [hidden], of a hidden state, likewise
+        joint: [hidden, 2 · hidden], what joins the two
+        layers: the head's one layer and the norm behind it
+        logits: [V, hidden], the output head
+        plain: ids after each place [T], hidden states [T, hidden], whose they are → the head's output [T, hidden]
     """
 
     embedding: Tensor
@@ -41,11 +43,12 @@ class Head:
 
 
 class Draws(NamedTuple):
-    """Of N sequences (see `ops.draw`).
+    """How tokens of N sequences are drawn (see `ops.draw`).
 
-    counts: tokens wanted
-    temperatures: [N] float32 on the CPU
-    keys: [N, largest count] int64 on the CPU, of each token
+    Attributes:
+        counts: [N] tokens wanted
+        temperatures: [N] float32 on the CPU
+        keys: [N, largest count] int64 on the CPU, of each token
     """
 
     counts: tuple[int, ...]
