@@ -15,6 +15,7 @@ from torch import Tensor
 from gossamer import ops
 from gossamer.certify.exactness import INNER_ROUNDING, TOLERANCE, evaluate, worst_difference
 from gossamer.device import default_device
+from gossamer.ops import native as kernels
 
 DEVICE = default_device()
 Inputs = dict[str, Tensor | None]
@@ -79,6 +80,24 @@ def check(operation: str, implementation: str, inputs: Inputs, tolerance: float,
     with ops.forced(**{operation: implementation}):
         actual = evaluate(function, inputs)
     assert_same(actual, expected, tolerance)
+
+
+def check_threads(operation: str, inputs: Inputs, **constants: Any) -> None:
+    """The native kernel gives the same bits, gradients included, with one thread, with some, and with many."""
+    if reason := kernels.obstacle(DEVICE):
+        pytest.skip(reason)
+    threads = torch.get_num_threads()
+    try:
+        found = []
+        for count in (1, 3, 16):
+            torch.set_num_threads(count)
+            with ops.forced(**{operation: "native"}):
+                found.append(evaluate(partial(getattr(ops, operation), **constants), inputs))
+    finally:
+        torch.set_num_threads(threads)
+    for other in found[1:]:
+        for name, value in found[0].items():
+            assert torch.equal(other[name], value), name
 
 
 def cumulative(lengths: list[int]) -> Tensor:

@@ -15,6 +15,7 @@ from exactness import (
     batches,
     cast,
     check,
+    check_threads,
     cumulative,
     evaluate,
     every_dtype,
@@ -153,3 +154,13 @@ def test_wrong_shapes_are_refused_by_name(wrong: Inputs) -> None:
 def test_wrong_document_edges_are_refused() -> None:
     with pytest.raises(UserError, match="cu_seqlens"):
         ops.attention(**inputs_of(1, 4) | {"cu_seqlens": torch.tensor([0, 3])})
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [inputs_of(1, 500, kv_heads=1), inputs_of(1, 430, cu_seqlens=cumulative([1, 0, 299, 130]))],
+    ids=["one document", "a long one among short ones"],
+)
+def test_the_number_of_threads_changes_no_bit(inputs: Inputs) -> None:
+    """More threads than heads compute the gradients of blocks of queries and keys apart, with the same sums."""
+    check_threads("attention", cast(inputs, torch.float32))

@@ -19,6 +19,7 @@ from exactness import (
     batches,
     cast,
     check,
+    check_threads,
     cumulative,
     double,
     evaluate,
@@ -282,3 +283,17 @@ def test_wrong_shapes_are_refused_by_name(wrong: Inputs) -> None:
 def test_wrong_document_edges_are_refused(edges: list[int]) -> None:
     with pytest.raises(UserError, match="cu_seqlens"):
         ops.delta_rule(**inputs_of(1, 4) | {"cu_seqlens": torch.tensor(edges, dtype=torch.int32)})
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        inputs_of(1, 64 * 9, key_heads=1, ratio=1, documents=1),
+        inputs_of(1, 900, key_heads=1, ratio=3, key_dim=9, value_dim=72),
+        inputs_of(1, 804, documents=4, cu_seqlens=cumulative([1, 0, 701, 102])),
+    ],
+    ids=["one document", "columns apart", "a long one among short ones"],
+)
+def test_the_number_of_threads_changes_no_bit(inputs: Inputs) -> None:
+    """More threads than heads compute the chunks of a head side by side, with the same sums in the same order."""
+    check_threads("delta_rule", cast(inputs, torch.float32))

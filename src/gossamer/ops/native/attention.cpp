@@ -4,60 +4,74 @@
 // larger scores come, and the backward pass makes the scores again from the kept logarithms of the sums. The query heads
 // that share a key head are rows of one product.
 
+#include <omp.h>
+
 #include "attention.h"
 
 using namespace gossamer;
 
 namespace {
 
-// All of a document's queries that share one key head. dq, dk and dv have the strides of contiguous tensors.
-void backward_head(const AttentionLayout &layout, const float *q, const float *k, const float *v, const float *o,
-                   const float *lse, const float *grad_o, int64_t length, float *dq, float *dk, float *dv) {
-    const int D = layout.width, most_rows = layout.repeats * QUERIES;
-    const int64_t out = layout.out_stride(), kv = int64_t(layout.kv_heads) * D;
-    Scratch scratch(int64_t(most_rows) * (3 * D + 2 * KEYS + 2));
-    float *Q = scratch.take(int64_t(most_rows) * D), *dO = scratch.take(int64_t(most_rows) * D),
-          *dQ = scratch.take(int64_t(most_rows) * D), *P = scratch.take(int64_t(most_rows) * KEYS),
-          *dP = scratch.take(int64_t(most_rows) * KEYS), *inner = scratch.take(most_rows), *log_sum = scratch.take(most_rows);
-    for (int64_t t = 0; t < length; t++) {
-        std::memset(dk + t * kv, 0, sizeof(float) * D);
-        std::memset(dv + t * kv, 0, sizeof(float) * D);
-    }
-    for (int64_t first = 0; first < length; first += QUERIES) {
-        const int n = static_cast<int>(std::min<int64_t>(QUERIES, length - first)), rows = layout.repeats * n;
-        gather_queries(Q, q + first * layout.q_stride, layout.q_stride, layout, n, layout.scale);
-        gather_queries(dO, grad_o + first * out, out, layout, n, 1.0f);
-        std::memset(dQ, 0, sizeof(float) * rows * D);
-        for (int row = 0; row < rows; row++) {
-            const int i = row % n, r = row / n;
-            inner[row] = dot(dO + int64_t(row) * D, o + (first + i) * out + r * D, D);
-            log_sum[row] = lse[(first + i) * layout.heads() + r];
+// What one key head of a document has for the backward pass, of the document's first token. dq, dk and dv have the
+// strides of contiguous tensors.
+struct HeadGradient {
+    const AttentionLayout &layout;
+    const float *q, *k, *v, *o, *lse, *grad_o;
+    int64_t length;
+    float *dq, *dk, *dv;
+
+    // Every block of queries meets the blocks of keys between `from` and `to` (a multiple of KEYS, or the length), in
+    // this order. Of the two sides, the queries' gradient dq and the keys' dk and dv, those asked for are written.
+    void add(int64_t from, int64_t to, int64_t first_query, int64_t last_query, bool queries_too, bool keys_too) const {
+        const int D = layout.width, most_rows = layout.repeats * QUERIES;
+        const int64_t out = layout.out_stride(), kv = int64_t(layout.kv_heads) * D;
+        Scratch scratch(int64_t(most_rows) * (3 * D + 2 * KEYS + 2));
+        float *Q = scratch.take(int64_t(most_rows) * D), *dO = scratch.take(int64_t(most_rows) * D),
+              *dQ = scratch.take(int64_t(most_rows) * D), *P = scratch.take(int64_t(most_rows) * KEYS),
+              *dP = scratch.take(int64_t(most_rows) * KEYS), *inner = scratch.take(most_rows),
+              *log_sum = scratch.take(most_rows);
+        for (int64_t t = from; keys_too && t < to; t++) {
+            std::memset(dk + t * kv, 0, sizeof(float) * D);
+            std::memset(dv + t * kv, 0, sizeof(float) * D);
         }
-        for (int64_t key = 0; key < first + n; key += KEYS) {
-            const int keys = static_cast<int>(std::min<int64_t>(KEYS, first + n - key));
-            const float *K = k + key * layout.k_stride, *V = v + key * layout.v_stride;
-            gemm(PLAIN, TRANSPOSED, rows, keys, D, Q, D, K, layout.k_stride, P, KEYS);
-            gemm(PLAIN, TRANSPOSED, rows, keys, D, dO, D, V, layout.v_stride, dP, KEYS);
+        for (int64_t first = first_query; first < last_query; first += QUERIES) {
+            const int n = static_cast<int>(std::min<int64_t>(QUERIES, length - first)), rows = layout.repeats * n;
+            gather_queries(Q, q + first * layout.q_stride, layout.q_stride, layout, n, layout.scale);
+            gather_queries(dO, grad_o + first * out, out, layout, n, 1.0f);
+            std::memset(dQ, 0, sizeof(float) * rows * D);
             for (int row = 0; row < rows; row++) {
-                float *p = P + int64_t(row) * KEYS, *dp = dP + int64_t(row) * KEYS;
-                const int seen = visible(first, row % n, key, keys);
-                const float normaliser = log_sum[row], mean = inner[row];
-#pragma omp simd
-                for (int j = 0; j < seen; j++) {
-                    p[j] = exp_(p[j] - normaliser);
-                    dp[j] = p[j] * (dp[j] - mean);
-                }
-                for (int j = seen; j < keys; j++) p[j] = dp[j] = 0.0f;
+                const int i = row % n, r = row / n;
+                inner[row] = dot(dO + int64_t(row) * D, o + (first + i) * out + r * D, D);
+                log_sum[row] = lse[(first + i) * layout.heads() + r];
             }
-            gemm(TRANSPOSED, PLAIN, keys, D, rows, P, KEYS, dO, D, dv + key * kv, kv, 1.0f, 1.0f);
-            gemm(TRANSPOSED, PLAIN, keys, D, rows, dP, KEYS, Q, D, dk + key * kv, kv, 1.0f, 1.0f);
-            gemm(PLAIN, PLAIN, rows, D, keys, dP, KEYS, K, layout.k_stride, dQ, D, 1.0f, 1.0f);
+            for (int64_t key = from; key < std::min(to, first + n); key += KEYS) {
+                const int keys = static_cast<int>(std::min<int64_t>(KEYS, first + n - key));
+                const float *K = k + key * layout.k_stride, *V = v + key * layout.v_stride;
+                gemm(PLAIN, TRANSPOSED, rows, keys, D, Q, D, K, layout.k_stride, P, KEYS);
+                gemm(PLAIN, TRANSPOSED, rows, keys, D, dO, D, V, layout.v_stride, dP, KEYS);
+                for (int row = 0; row < rows; row++) {
+                    float *p = P + int64_t(row) * KEYS, *dp = dP + int64_t(row) * KEYS;
+                    const int seen = visible(first, row % n, key, keys);
+                    const float normaliser = log_sum[row], mean = inner[row];
+#pragma omp simd
+                    for (int j = 0; j < seen; j++) {
+                        p[j] = exp_(p[j] - normaliser);
+                        dp[j] = p[j] * (dp[j] - mean);
+                    }
+                    for (int j = seen; j < keys; j++) p[j] = dp[j] = 0.0f;
+                }
+                if (keys_too) {
+                    gemm(TRANSPOSED, PLAIN, keys, D, rows, P, KEYS, dO, D, dv + key * kv, kv, 1.0f, 1.0f);
+                    gemm(TRANSPOSED, PLAIN, keys, D, rows, dP, KEYS, Q, D, dk + key * kv, kv, 1.0f, 1.0f);
+                }
+                if (queries_too) gemm(PLAIN, PLAIN, rows, D, keys, dP, KEYS, K, layout.k_stride, dQ, D, 1.0f, 1.0f);
+            }
+            for (int r = 0; queries_too && r < layout.repeats; r++)
+                for (int i = 0; i < n; i++)
+                    scale_into(dq + (first + i) * out + r * D, layout.scale, dQ + (int64_t(r) * n + i) * D, D);
         }
-        for (int r = 0; r < layout.repeats; r++)
-            for (int i = 0; i < n; i++)
-                scale_into(dq + (first + i) * out + r * D, layout.scale, dQ + (int64_t(r) * n + i) * D, D);
     }
-}
+};
 
 }  // namespace
 
@@ -123,22 +137,53 @@ void gossamer_paged_attention(const float *q, const float *k, const float *v, co
     }
 }
 
-// dq, dk and dv are contiguous.
+// dq, dk and dv are contiguous. A thread takes a key head of a document; where there are too few of them for the threads,
+// the gradients of a block of keys or of a block of queries: seven products where together five would do, with the same
+// results to the last bit.
 void gossamer_attention_backward(const float *q, const float *k, const float *v, const float *o, const float *lse,
                                  const float *grad_o, const int64_t *lengths, float *dq, float *dk, float *dv,
                                  int64_t documents, int64_t kv_heads, int64_t repeats, int64_t width, int64_t q_stride,
                                  int64_t k_stride, int64_t v_stride) {
     const AttentionLayout layout{int(kv_heads), int(repeats), int(width), q_stride,
                         k_stride,      v_stride,     1.0f / std::sqrt(float(width))};
-    std::vector<int64_t> starts(1, 0);
-    for (int64_t document = 0; document < documents; document++) starts.push_back(starts.back() + lengths[document]);
+    std::vector<HeadGradient> heads;
+    std::vector<double> work;
+    int64_t at = 0;
+    for (int64_t document = 0; document < documents; at += lengths[document++])
+        for (int64_t head = 0; head < kv_heads; head++) {
+            const int64_t first = head * repeats, mine = at * layout.out_stride() + first * width,
+                          shared = at * kv_heads * width + head * width;
+            heads.push_back({layout, q + at * q_stride + first * width, k + at * k_stride + head * width,
+                             v + at * v_stride + head * width, o + mine, lse + at * layout.heads() + first,
+                             grad_o + mine, lengths[document], dq + mine, dk + shared, dv + shared});
+            work.push_back(double(lengths[document]) * double(lengths[document]));
+        }
+    struct Task {
+        const HeadGradient *head;
+        int64_t first_key, last_key, first_query, last_query;
+        bool queries, keys;
+        double work;
+    };
+    std::vector<Task> tasks;
+    const bool whole = unevenness(work, omp_get_max_threads()) <= 7.0 / 5.0;
+    for (const HeadGradient &head : heads) {
+        const int64_t length = head.length;
+        if (whole) {
+            tasks.push_back({&head, 0, length, 0, length, true, true, double(length) * double(length)});
+            continue;
+        }
+        for (int64_t key = 0; key < length; key += KEYS)
+            tasks.push_back({&head, key, std::min(length, key + KEYS), key / QUERIES * QUERIES, length, false, true,
+                             double(length - key)});
+        for (int64_t query = 0; query < length; query += QUERIES)
+            tasks.push_back({&head, 0, length, query, std::min(length, query + QUERIES), true, false,
+                             double(query + QUERIES) * 3 / 8});
+    }
+    std::stable_sort(tasks.begin(), tasks.end(), [](const Task &a, const Task &b) { return a.work > b.work; });
 #pragma omp parallel for schedule(dynamic, 1)
-    for (int64_t task = 0; task < documents * kv_heads; task++) {
-        const int64_t at = starts[task / kv_heads], head = task % kv_heads, first = head * repeats;
-        const int64_t mine = at * layout.out_stride() + first * width, shared = at * kv_heads * width + head * width;
-        backward_head(layout, q + at * q_stride + first * width, k + at * k_stride + head * width,
-                      v + at * v_stride + head * width, o + mine, lse + at * layout.heads() + first, grad_o + mine,
-                      lengths[task / kv_heads], dq + mine, dk + shared, dv + shared);
+    for (size_t number = 0; number < tasks.size(); number++) {
+        const Task &task = tasks[number];
+        task.head->add(task.first_key, task.last_key, task.first_query, task.last_query, task.queries, task.keys);
     }
 }
 

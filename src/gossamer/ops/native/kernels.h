@@ -6,8 +6,12 @@
 
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <functional>
+#include <memory>
+#include <queue>
 #include <vector>
 
 #include "gemm.h"
@@ -38,8 +42,41 @@ inline float exp_(float x) {
 
 inline float sigmoid(float x) { return 1.0f / (1.0f + exp_(-x)); }
 
+// How much longer the threads take for tasks of these amounts of work, the largest first, than if work could be divided
+// at will: 1 is even.
+inline double unevenness(std::vector<double> tasks, int threads) {
+    std::sort(tasks.begin(), tasks.end(), std::greater<double>());
+    std::priority_queue<double, std::vector<double>, std::greater<double>> busy;  // until when each thread is
+    for (int i = 0; i < threads; i++) busy.push(0.0);
+    double all = 0.0, last = 0.0;
+    for (const double work : tasks) {
+        const double until = busy.top() + work;
+        busy.pop();
+        busy.push(until);
+        last = std::max(last, until);
+        all += work;
+    }
+    return all > 0.0 ? last * threads / all : 1.0;
+}
+
 // So few numbers that one thread is done before another has woken up.
 inline bool is_small(int64_t numbers) { return numbers < 1 << 15; }
+
+constexpr int PADDING = 16;  // floats of a cache line, to which tensors are aligned
+
+inline float *aligned(float *memory) {
+    return memory + (64 - reinterpret_cast<uintptr_t>(memory) % 64) % 64 / sizeof(float);
+}
+
+// Floats that all threads see, aligned to a cache line and left as they come.
+class Block {
+  public:
+    explicit Block(size_t count) : memory_(new float[count + PADDING]) {}
+    float *floats() { return aligned(memory_.get()); }
+
+  private:
+    std::unique_ptr<float[]> memory_;
+};
 
 // Floats for one thread, aligned to a cache line. A thread keeps its memory for the next kernel: fresh pages would cost
 // more than the work on a short text. One at a time in a thread.
@@ -48,14 +85,16 @@ class Scratch {
     // Room for `total` floats in all, and the padding of up to 64 tensors.
     explicit Scratch(size_t total) {
         thread_local std::vector<float> memory;
-        if (memory.size() < total + 65 * 16) memory.resize(total + 65 * 16);
-        next_ = memory.data() + (64 - reinterpret_cast<uintptr_t>(memory.data()) % 64) % 64 / sizeof(float);
+        if (memory.size() < total + 65 * PADDING) memory.resize(total + 65 * PADDING);
+        next_ = aligned(memory.data());
     }
+    // From memory that its owner holds.
+    explicit Scratch(float *memory) : next_(memory) {}
     Scratch(const Scratch &) = delete;
     Scratch &operator=(const Scratch &) = delete;
     float *take(size_t count) {
         float *taken = next_;
-        next_ += (count + 15) / 16 * 16;
+        next_ += (count + PADDING - 1) / PADDING * PADDING;
         return taken;
     }
 
