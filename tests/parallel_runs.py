@@ -31,9 +31,9 @@ from gossamer.ops.packing import document_lengths
 from gossamer.train.checkpoint import load_checkpoint, save_checkpoint, snapshot
 from gossamer.train.config import OptimizerConfig
 from gossamer.train.expert_parallel import SpreadExperts
-from gossamer.train.optimizer import build_optimizers
+from gossamer.train.optimizer import build_optimizers, step_clipped
 from gossamer.train.pairs import PairTable, count_pairs, learn_pairs
-from gossamer.train.parallel import clip_grad_norm, gathered_model, parallelize
+from gossamer.train.parallel import gathered_model, grad_norm, parallelize
 from gossamer.train.world import World, local
 
 ROWS, LENGTH, VOCABULARY = 4, 24, 48
@@ -96,9 +96,10 @@ def run(case: Case, world: World) -> dict[str, Any]:
         loss, load = _forward_backward(model, case, step, world)
         result["losses"].append(loss.item())
         result["loads"].append([] if load is None else load.tolist())
-        result["norms"].append(clip_grad_norm(model.parameters(), 1.0, world).item())
+        norm = grad_norm(model.parameters(), world)
+        result["norms"].append(norm.item())
         for optimizer in optimizers:
-            optimizer.step()
+            step_clipped(optimizer, norm, 1.0)
             optimizer.zero_grad(set_to_none=True)
         result["held_out"].append(_held_out(model, world))
     if world.size > 1:

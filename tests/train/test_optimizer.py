@@ -1,10 +1,17 @@
-"""Which parameters weight decay pulls on."""
+"""Which parameters weight decay pulls on, and steps with a gradient that is too long."""
+
+import copy
+import math
 
 import pytest
+import torch
+from torch import nn
 
 from gossamer.model.causal_lm import CausalLM
 from gossamer.train.config import OptimizerConfig
-from gossamer.train.optimizer import build_optimizers, is_decayed, set_learning_rate
+from gossamer.train.optimizer import build_optimizers, is_decayed, set_learning_rate, step_clipped
+from gossamer.train.parallel import grad_norm
+from gossamer.train.world import World
 
 
 def test_decay_reaches_matrices_and_the_query_and_key_norms(tiny_config):
@@ -70,3 +77,26 @@ def test_the_input_embedding_alone_steps_by_its_own_multiple(tiny_config, kind):
     }
     assert rates.pop("model.embed_tokens.weight") == 2.0
     assert set(rates.values()) == {0.5}
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+@pytest.mark.parametrize("limit", [0.5, 1e6, math.inf])
+def test_a_step_is_that_of_the_gradient_as_pytorch_clips_it(tiny_config, kind, fused, limit, monkeypatch):
+    monkeypatch.setenv("GOSSAMER_DEVICE_FLAGS", f"fused_adamw={'yes' if fused else 'no'}")
+    model = CausalLM(tiny_config)
+    for number, parameter in enumerate(model.parameters()):
+        if number % 5 != 4:  # one without a gradient is left alone
+            parameter.grad = torch.randn_like(parameter)
+    theirs = copy.deepcopy(model)
+    for mine, other in zip(model.parameters(), theirs.parameters(), strict=True):
+        other.grad = None if mine.grad is None else mine.grad.clone()
+    norm = grad_norm(model.parameters(), World())
+    assert norm.item() == pytest.approx(nn.utils.clip_grad_norm_(theirs.parameters(), limit).item())
+    for optimizer in build_optimizers(model, OptimizerConfig(kind)):
+        step_clipped(optimizer, norm, limit)
+        assert not hasattr(optimizer, "grad_scale")  # it would shorten the next step's as well
+    for optimizer in build_optimizers(theirs, OptimizerConfig(kind)):
+        optimizer.step()
+    for (name, mine), other in zip(model.named_parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(mine, other, msg=name)

@@ -1,16 +1,14 @@
 """Many processes do what one does: losses, gradient norms, loads, checkpoints. Real ones, started by torchrun."""
 
-import math
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 from gossamer.errors import UserError
-from gossamer.train.parallel import clip_grad_norm, gathered_model, parallelize
+from gossamer.train.parallel import gathered_model, parallelize
 from gossamer.train.world import World
 from parallel_runs import CPU, Case, launch, run
 
@@ -156,18 +154,3 @@ def test_every_process_needs_a_device_of_its_own(monkeypatch):
 def test_expert_parallelism_that_does_not_divide_is_refused(processes, experts, wanted, told):
     with pytest.raises(UserError, match=told):
         parallelize(Case(experts=experts).model(), World(size=processes), wanted)
-
-
-@pytest.mark.parametrize("limit", [0.5, 1e6, math.inf])
-def test_plain_gradients_are_clipped_as_pytorch_does(limit):
-    torch.manual_seed(0)
-    mine = [nn.Parameter(torch.zeros(3, 4)), nn.Parameter(torch.zeros(5)), nn.Parameter(torch.zeros(2))]
-    for parameter in mine[:2]:
-        parameter.grad = torch.randn_like(parameter)
-    theirs = [nn.Parameter(torch.zeros_like(parameter)) for parameter in mine]
-    for parameter, other in zip(mine[:2], theirs, strict=False):
-        other.grad = parameter.grad.clone()
-    norm = clip_grad_norm(mine, limit, World())
-    assert norm == pytest.approx(nn.utils.clip_grad_norm_(theirs, limit).item())
-    for parameter, other in zip(mine[:2], theirs, strict=False):
-        assert torch.allclose(parameter.grad, other.grad)

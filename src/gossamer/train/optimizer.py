@@ -7,10 +7,12 @@ from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from gossamer import device as devices
 from gossamer.train.config import OptimizerConfig
 from gossamer.train.muon import Muon, matrix_splits
+from gossamer.train.world import local
 
 
 def is_decayed(name: str, parameter: Tensor) -> bool:
@@ -27,6 +29,24 @@ def set_learning_rate(optimizers: Iterable[torch.optim.Optimizer], learning_rate
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * group.get("lr_factor", 1.0)
+
+
+def step_clipped(optimizer: torch.optim.Optimizer, norm: Tensor, limit: float) -> None:
+    """Take a step with the gradients shortened to `limit`, if their `norm`, over all optimizers, is larger.
+
+    A fused AdamW divides while it reads them; for others it takes a pass over them.
+    """
+    excess = (norm + 1e-6) / limit
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    if float(norm) <= limit:
+        optimizer.step()
+    elif optimizer.defaults.get("fused") and not any(isinstance(p, DTensor) for p in parameters):
+        optimizer.grad_scale = excess  # type: ignore[attr-defined]  # as torch.amp.GradScaler hands it over
+        optimizer.step()
+        del optimizer.grad_scale  # type: ignore[attr-defined]
+    else:
+        torch._foreach_div_([local(p.grad) for p in parameters], excess)
+        optimizer.step()
 
 
 def build_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.optim.Optimizer]:

@@ -81,8 +81,8 @@ def parallelize(
     model.register_forward_hook(_let_go)
 
 
-def clip_grad_norm(parameters: Iterable[Tensor], limit: float, world: World) -> Tensor:
-    """Shorten the gradient to `limit`, as the norm over all parameters of all processes; returns that norm, a scalar.
+def grad_norm(parameters: Iterable[Tensor], world: World) -> Tensor:
+    """The norm of the gradient over all parameters of all processes, a scalar.
 
     Plain gradients beside DTensors are taken to be the same on every process.
     """
@@ -93,10 +93,7 @@ def clip_grad_norm(parameters: Iterable[Tensor], limit: float, world: World) -> 
     square = nn.utils.get_total_norm(plain).square().to(world.device)
     if spread:
         square = square + world.sum_(nn.utils.get_total_norm(spread).square())
-    norm = square.sqrt()
-    if float(norm) > limit:  # a pass over all gradients that most steps of a run can do without
-        torch._foreach_mul_(plain + spread, limit / (norm + 1e-6))
-    return norm
+    return square.sqrt()
 
 
 def gathered_model(model: CausalLM, world: World, copy: bool = False) -> CausalLM | None:

@@ -17,8 +17,8 @@ from gossamer.model.sampled_vocabulary import SampledVocabulary, sample_vocabula
 from gossamer.ops.linear_cross_entropy import IGNORED
 from gossamer.ops.packing import document_lengths
 from gossamer.train.balance import LoadBalance
-from gossamer.train.optimizer import build_optimizers, set_learning_rate
-from gossamer.train.parallel import clip_grad_norm, parallelize
+from gossamer.train.optimizer import build_optimizers, set_learning_rate, step_clipped
+from gossamer.train.parallel import grad_norm, parallelize
 from gossamer.train.recipe import Recipe
 from gossamer.train.world import ALONE, World
 
@@ -88,12 +88,11 @@ class Learner:
         summed = self.world.sum_(torch.stack(list(values.values())))
         values = dict(zip(values, summed.unbind(), strict=True))
         load = self.balance.finish_step() if out.routing is not None else None
-        limit = self.recipe.optimizer.grad_clip or math.inf
-        values["grad_norm"] = clip_grad_norm(self.model.parameters(), limit, self.world)
+        values["grad_norm"] = grad_norm(self.model.parameters(), self.world)
         taken = math.isfinite(float(values["grad_norm"]))
         for optimizer in self.optimizers:
             if taken:
-                optimizer.step()
+                step_clipped(optimizer, values["grad_norm"], self.recipe.optimizer.grad_clip or math.inf)
             optimizer.zero_grad(set_to_none=True)
         return Measured(values, load, taken)
 
