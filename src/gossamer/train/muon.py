@@ -28,6 +28,7 @@ from gossamer.model.attention import GatedAttention
 from gossamer.model.deltanet import GatedDeltaNet
 from gossamer.model.experts import Experts, SwiGLU
 from gossamer.model.mtp import MultiTokenPrediction
+from gossamer.train.eager import EagerOptimizer
 from gossamer.train.world import local
 
 _SCALE = 0.2  # root mean square of an AdamW update (arXiv 2502.16982, section 2.2)
@@ -74,7 +75,7 @@ def _heads(heads: int, rows: list[int]) -> Split:
     return lambda weight: list(weight.unflatten(0, (heads, sum(rows))).split(rows, dim=1))
 
 
-class Muon(torch.optim.Optimizer):
+class Muon(EagerOptimizer):
     """See the module's docstring.
 
     Args:

@@ -11,6 +11,7 @@ from torch.distributed.tensor import DTensor
 
 from gossamer import device as devices
 from gossamer.train.config import OptimizerConfig
+from gossamer.train.eager import AdamW
 from gossamer.train.muon import Muon, matrix_splits
 from gossamer.train.world import local
 
@@ -75,4 +76,4 @@ def _adamw(parameters: Mapping[str, Tensor], config: OptimizerConfig) -> torch.o
     described = [
         {"params": group, "weight_decay": decay, "lr_factor": factor} for (decay, factor), group in groups.items()
     ]
-    return torch.optim.AdamW(described, lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=fused)
+    return AdamW(described, lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=fused)

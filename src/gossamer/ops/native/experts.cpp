@@ -48,7 +48,7 @@ void gossamer_sort_by_expert(const int64_t *ids, int64_t assignments, int64_t ex
 void gossamer_experts(const float *x, const int64_t *order, const int64_t *rank, const int64_t *offsets,
                       const float *weights, const float *gate_up, const float *down, float *inner, float *outputs,
                       float *y, int64_t tokens, int64_t chosen, int64_t experts, int64_t hidden, int64_t width) {
-#pragma omp parallel if (!is_small(tokens * chosen * hidden / 4))
+#pragma omp parallel if (!is_small(tokens * chosen * hidden * width / 64))
     {
         Scratch scratch(int64_t(BLOCK) * (hidden + width));
         float *rows = scratch.take(int64_t(BLOCK) * hidden), *activated = scratch.take(int64_t(BLOCK) * width);
@@ -81,7 +81,7 @@ void gossamer_experts_backward(const float *dy, const float *x, const int64_t *o
                                const float *inner, float *drows, float *dx, float *dweights, float *dgate_up,
                                float *ddown, int64_t tokens, int64_t chosen, int64_t experts, int64_t hidden, int64_t width) {
     const int64_t up_size = int64_t(2) * width * hidden, down_size = int64_t(hidden) * width;
-#pragma omp parallel if (!is_small(tokens * chosen * hidden / 4))
+#pragma omp parallel if (!is_small(tokens * chosen * hidden * width / 64))
     {
         Scratch scratch(int64_t(BLOCK) * (2 * hidden + 4 * width));
         float *rows = scratch.take(int64_t(BLOCK) * hidden), *grads = scratch.take(int64_t(BLOCK) * hidden);

@@ -147,8 +147,16 @@ inline void gemm(Form a_form, Form b_form, int m, int n, int k, const float *a, 
         for (int j = 0; j < n; j += COLUMNS) {
             const int columns = std::min(COLUMNS, n - j);
             pack(b_form, b_form == PLAIN ? b + from * ldb + j : b + j * ldb + from, ldb, depth, columns, panel);
+            // The rows that are packed next, of a TRANSPOSED operand, lie too far apart for a processor to guess: they are
+            // called for while this panel is at work.
+            const int coming = b_form == TRANSPOSED ? std::min(COLUMNS, n - j - columns) : 0;
+            const float *next = b + int64_t(j + columns) * ldb + from;
+            int called = 0;
             for (int i = 0; i < m; i += TILE_ROWS) {
                 const int rows = std::min(TILE_ROWS, m - i);
+                for (const int until = int(int64_t(coming) * (i + rows) / m); called < until; called++)
+                    for (int p = 0; p < depth; p += 64 / int(sizeof(float)))
+                        __builtin_prefetch(next + called * ldb + p, 0, 2);
                 if (part == LOWER_RESULT && j >= i + rows) continue;
                 const int first = part == UPPER_LEFT ? i : 0;
                 const int last = part == LOWER_LEFT ? std::min(depth, i + rows) : depth;
