@@ -41,7 +41,11 @@ def step_clipped(optimizer: torch.optim.Optimizer, norm: Tensor, limit: float) -
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     if float(norm) <= limit:
         optimizer.step()
-    elif optimizer.defaults.get("fused") and not any(isinstance(p, DTensor) for p in parameters):
+    elif (
+        optimizer.defaults.get("fused")
+        and norm.dtype == torch.float32
+        and not any(isinstance(p, DTensor) for p in parameters)
+    ):
         optimizer.grad_scale = excess  # type: ignore[attr-defined]  # as torch.amp.GradScaler hands it over
         optimizer.step()
         del optimizer.grad_scale  # type: ignore[attr-defined]
