@@ -10,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-faults serve-test lint parity bench record bench-gpu clean
+.PHONY: help demo test test-slow test-faults test-cpus serve-test lint parity bench record bench-gpu clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ test-faults: $(VENV)/.installed-dev ## kill and resume, damaged disks, and one p
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "slow or not slow" tests/test_cluster_files.py tests/train/test_parallel.py \
 	  tests/train/test_kill_and_resume.py tests/train/test_disk_faults.py tests/train/test_restarts.py \
 	  tests/train/test_loop.py
+
+test-cpus: $(VENV)/.installed-dev ## run the native kernels as built for older x86 processors and, emulated, for ARM
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs -m "slow or not slow" tests/ops/test_native_processors.py
 
 serve-test: $(VENV)/.installed-dev ## the service: OpenAI's client, fuzzing, hundreds of clients, a killed engine, flat memory
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -s -m "slow or not slow" tests/serve
