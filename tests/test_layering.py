@@ -14,7 +14,8 @@ import gossamer
 PACKAGE = Path(gossamer.__file__).parent
 # From the bottom up; rooms of one storey may use one another as long as no circle arises.
 STOREYS = [
-    {"errors", "device"},
+    {"errors"},
+    {"cache", "device"},
     {"ops"},
     {"model"},
     {"data", "hub", "cost"},

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 import gossamer
+from gossamer.cache import alone
 from gossamer.data import dataset as module
 from gossamer.data import shards as shards_module
 from gossamer.data import tokenise
-from gossamer.data.cache import alone
 from gossamer.data.config import CorpusConfig, SetConfig
 from gossamer.data.dataset import Dataset, Shard, prepare, prepare_one
 from gossamer.data.tokenizer import EOT, Tokenizer, char_tokenizer, train_bpe

@@ -9,7 +9,7 @@ import pytest
 
 from gossamer.data.corpus import Piece
 from gossamer.data.tokenizer import EOT, char_tokenizer, train_bpe
-from gossamer.data.workers import Encoders, cores
+from gossamer.data.workers import Encoders
 from gossamer.errors import UserError
 
 TEXTS = [f"{EOT} text {index} é 日本\n" * (index % 3 + 1) for index in range(50)]
@@ -70,7 +70,3 @@ def test_text_that_cannot_be_encoded_is_named_with_its_file() -> None:
         bad = [Piece("train", True, "text ß", Path("bad.txt")), Piece("train", True, "text", Path("good.txt"))]
         with pytest.raises(UserError, match=r"^bad.txt to good.txt: character 'ß' .* --tokenizer bpe"):
             list(encoders.encode([bad]))
-
-
-def test_cores() -> None:
-    assert 1 <= cores() <= (os.cpu_count() or 1)

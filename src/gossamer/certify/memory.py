@@ -133,5 +133,6 @@ def _fill(device: torch.device, total: int) -> str:
 
 
 if __name__ == "__main__":
+    devices.prepare_process()
     devices.keep_freed_memory()
     print(json.dumps(measured_peak(sys.argv[1], torch.device("cpu"))))

@@ -104,6 +104,7 @@ def doctor(device: str = "auto", json: bool = False) -> None:
     from gossamer import device as devices
     from gossamer import ops
 
+    devices.prepare_process()
     chosen = devices.resolve(device)
     machine, operations = devices.describe(chosen), ops.describe(chosen)
     if json:
@@ -131,7 +132,9 @@ def certify(device: str = "auto", quick: bool = False, out: str | None = None, j
         json: answer with the certificate
     """
     from gossamer.certify import certify as run_certification
+    from gossamer.device import prepare_process
 
+    prepare_process()
     found, _ = run_certification(device, quick, out, json)
     if json:
         answer(found, json)

@@ -65,8 +65,10 @@ def train(
     if budget is not None:
         require_dialled(recipe, wanted)
     merged = resumed_recipe(folder, recipe, wanted) if resume else fresh_recipe(folder, chosen, wanted)
+    from gossamer.device import prepare_process
     from gossamer.train.loop import train as run_training
 
+    prepare_process()
     run_training(merged, folder, resume, profile, dial=budget is not None and not resume, began=began)
 
 
@@ -89,8 +91,10 @@ def eval(
         json: answer with one JSON object
     """
     folder = existing(run)
+    from gossamer.device import prepare_process
     from gossamer.train.evaluate import evaluate_run
 
+    prepare_process()
     answer(evaluate_run(folder, paths=data, errors=errors, device=device, weights=weights), json)
 
 

@@ -36,8 +36,10 @@ def sample(
         raise UserError(f"--max_tokens {max_tokens}: must be >= 1")
     _check_sampling(temperature, top_p)
     folder = existing(run)
+    from gossamer.device import prepare_process
     from gossamer.infer.sample import sample_run
 
+    prepare_process()
     pieces = sample_run(
         folder, prompt=prompt, tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed, device=device
     )
@@ -72,8 +74,10 @@ def chat(
         raise UserError(f"--max_tokens {max_tokens}: must be >= 1")
     _check_sampling(temperature, top_p)
     folder = existing(run)
+    from gossamer.device import prepare_process
     from gossamer.serve.terminal import chat as talk
 
+    prepare_process()
     return talk(folder, system, max_tokens, {"temperature": temperature, "top_p": top_p, "seed": seed}, device)
 
 

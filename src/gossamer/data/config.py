@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from gossamer.cache import cache_folder
 from gossamer.errors import UserError, nearest
 
 __all__ = ["HELD_OUT_NAME", "MIN_BPE_VOCAB", "CorpusConfig", "SetConfig"]
@@ -110,7 +110,4 @@ class CorpusConfig:
         """The folder that holds prepared corpora; it need not exist yet."""
         if self.cache_dir is not None:
             return Path(self.cache_dir).expanduser()
-        if os.environ.get("GOSSAMER_CACHE"):
-            return Path(os.environ["GOSSAMER_CACHE"]).expanduser()
-        base = os.environ.get("XDG_CACHE_HOME")
-        return (Path(base) if base else Path.home() / ".cache") / "gossamer"
+        return cache_folder()

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from gossamer.data.cache import key_of, write_text
+from gossamer.cache import key_of, write_text
 from gossamer.data.config import CorpusConfig
 from gossamer.data.files import find_files, standard_library
 from gossamer.data.progress import Progress

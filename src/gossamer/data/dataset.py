@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
 
-from gossamer.data.cache import alone, cached_folder, key_of
+from gossamer.cache import alone, cached_folder, key_of
 from gossamer.data.config import CorpusConfig
 from gossamer.data.corpus import open_corpus, readable_size
 from gossamer.data.mixture import Mixture

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gossamer.data.cache import disk_errors
+from gossamer.cache import disk_errors
 from gossamer.data.progress import Progress
 from gossamer.errors import UserError, nearest
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 
-from gossamer.data.cache import key_of
+from gossamer.cache import key_of
 from gossamer.data.config import HELD_OUT_NAME, CorpusConfig, SetConfig
 from gossamer.data.corpus import Corpus, Part, Piece, Rule, open_corpus, split_rule
 from gossamer.data.progress import Progress

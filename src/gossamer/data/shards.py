@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from gossamer.data.cache import key_of
+from gossamer.cache import key_of
 from gossamer.data.corpus import Piece
 from gossamer.data.tokenizer import Tokenizer
 from gossamer.errors import UserError

@@ -18,13 +18,14 @@ from typing import Any
 
 import numpy.typing as npt
 
-from gossamer.data.cache import cached_folder, key_of
+from gossamer.cache import cached_folder, key_of
 from gossamer.data.config import CorpusConfig
 from gossamer.data.corpus import Piece, readable_size
 from gossamer.data.progress import Progress
 from gossamer.data.shards import Shard, ShardWriter, open_shard
 from gossamer.data.tokenizer import Tokenizer
-from gossamer.data.workers import Encoders, cores
+from gossamer.data.workers import Encoders
+from gossamer.device import usable_cores
 from gossamer.errors import UserError
 
 __all__ = ["shards_of"]
@@ -93,7 +94,7 @@ def _tokenise(
 ) -> dict[str, dict[str, Any]]:
     """Write each part's tokens and offsets into ``folder``; returns what ``meta.json`` tells of them."""
     writers = {part: ShardWriter(folder, part, tokenizer) for part in parts}
-    workers = min(workers or cores(), total // _LEAST)
+    workers = min(workers or usable_cores(), total // _LEAST)
     with ExitStack() as stack:
         for writer in writers.values():
             stack.enter_context(writer.file)

@@ -29,14 +29,9 @@ from gossamer.data.shards import token_dtype
 from gossamer.data.tokenizer import Tokenizer
 from gossamer.errors import UserError
 
-__all__ = ["Encoders", "cores"]
+__all__ = ["Encoders"]
 
 Encoded = tuple[list[Piece], list[npt.NDArray[Any]]]
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Encoders:

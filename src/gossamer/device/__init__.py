@@ -7,6 +7,7 @@ and here at most one in the table of `backends`.
 
 from gossamer.device.backends import BACKENDS, Backend, backend_of
 from gossamer.device.calls import synchronize
+from gossamer.device.cores import usable_cores
 from gossamer.device.find import available_devices, default_device, device_count, load_plugins, resolve
 from gossamer.device.flags import Capabilities, can_hold, capabilities, collective_backend, has_fast_bfloat16
 from gossamer.device.huge_pages import use_huge_pages
@@ -22,6 +23,7 @@ from gossamer.device.memory import forget_peak_memory, keep_freed_memory, memory
 from gossamer.device.names import cpu_name, device_name, is_accelerator, product_name
 from gossamer.device.numbers import autocast, compute_dtype
 from gossamer.device.nvml import energy
+from gossamer.device.process import prepare_process
 from gossamer.device.randomness import random_state, seed_everything, set_random_state
 from gossamer.device.speed import peak_rate
 from gossamer.device.summary import describe
@@ -54,6 +56,7 @@ __all__ = [
     "memory_bytes",
     "peak_memory",
     "peak_rate",
+    "prepare_process",
     "product_name",
     "random_state",
     "resolve",
@@ -63,5 +66,6 @@ __all__ = [
     "synchronize",
     "triton_dot_precisions",
     "triton_obstacle",
+    "usable_cores",
     "use_huge_pages",
 ]

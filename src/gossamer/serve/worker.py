@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
+from gossamer.device import prepare_process
 from gossamer.errors import UserError
 from gossamer.infer.request import Delta, Request
 
@@ -124,6 +125,7 @@ def work(connection: Connection, build: Build) -> None:
     """The process: load, then serve until the other side sends None, or is gone."""
     for signal_number in (signal.SIGINT, signal.SIGTERM):  # sent to the whole group; the parent says when to end
         signal.signal(signal_number, signal.SIG_IGN)
+    prepare_process()
     logging.basicConfig(format="%(asctime)s engine %(levelname)s %(message)s", level=logging.INFO)
     try:
         try:

@@ -94,8 +94,7 @@ void gossamer_attention(const float *q, const float *k, const float *v, const in
         for (int64_t first = 0; first < lengths[document]; first += QUERIES)
             for (int head = 0; head < layout.kv_heads; head++)
                 blocks.push_back({start, first, int(std::min<int64_t>(QUERIES, lengths[document] - first)), head});
-#pragma omp parallel for schedule(dynamic, 1)
-    for (size_t number = 0; number < blocks.size(); number++) {
+    parallel_for<DYNAMIC>(int64_t(blocks.size()), true, [&](int64_t number) {
         const Block &block = blocks[number];
         const int64_t at = block.start + block.first;
         const int first_head = block.head * layout.repeats;
@@ -103,7 +102,7 @@ void gossamer_attention(const float *q, const float *k, const float *v, const in
                           layout};
         forward_block(layout, q + at * q_stride + first_head * width, keys, block.first, block.queries,
                       o + at * layout.out_stride() + first_head * width, lse + at * layout.heads() + first_head);
-    }
+    });
 }
 
 // q and o [tokens, H, D]; k and v [pages, page_size, Hkv, D]; steps [4, sequences]: slots, kept, past, lengths; table
@@ -127,14 +126,13 @@ void gossamer_paged_attention(const float *q, const float *k, const float *v, co
             work += queries * (past[n] + i) * stride * repeats;
             for (int head = 0; head < kv_heads; head++) blocks.push_back({n, start + i, past[n] + i, queries, head});
         }
-#pragma omp parallel for schedule(dynamic, 1) if (!is_small(work / 4))
-    for (size_t number = 0; number < blocks.size(); number++) {
+    parallel_for<DYNAMIC>(int64_t(blocks.size()), !is_small(work / 4), [&](int64_t number) {
         const Block &block = blocks[number];
         const int64_t mine = block.at * layout.out_stride() + block.head * repeats * width;
         const InPages keys{k + block.head * width, v + block.head * width, layout, table + block.sequence * most_pages,
                            int(page_size)};
         forward_block(layout, q + mine, keys, block.first, block.queries, o + mine, nullptr);
-    }
+    });
 }
 
 // dq, dk and dv are contiguous. A thread takes a key head of a document; where there are too few of them for the threads,
@@ -180,11 +178,10 @@ void gossamer_attention_backward(const float *q, const float *k, const float *v,
                              double(query + QUERIES) * 3 / 8});
     }
     std::stable_sort(tasks.begin(), tasks.end(), [](const Task &a, const Task &b) { return a.work > b.work; });
-#pragma omp parallel for schedule(dynamic, 1)
-    for (size_t number = 0; number < tasks.size(); number++) {
+    parallel_for<DYNAMIC>(int64_t(tasks.size()), true, [&](int64_t number) {
         const Task &task = tasks[number];
         task.head->add(task.first_key, task.last_key, task.first_query, task.last_query, task.queries, task.keys);
-    }
+    });
 }
 
 }  // extern "C"

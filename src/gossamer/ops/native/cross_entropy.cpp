@@ -10,13 +10,12 @@ extern "C" {
 
 // logits [rows, vocab] become softmax − one-hot; a row whose label is negative becomes zero and has no loss.
 void gossamer_softmax_loss(float *logits, const int64_t *labels, float *losses, int64_t rows, int64_t vocab) {
-#pragma omp parallel for schedule(static) if (!is_small(rows * vocab))
-    for (int64_t row = 0; row < rows; row++) {
+    parallel_for(rows, !is_small(rows * vocab), [&](int64_t row) {
         float *x = logits + row * vocab;
         if (labels[row] < 0) {
             std::memset(x, 0, sizeof(float) * vocab);
             losses[row] = 0.0f;
-            continue;
+            return;
         }
         const float target = x[labels[row]];
         float most = x[0], sum = 0.0f;
@@ -32,7 +31,7 @@ void gossamer_softmax_loss(float *logits, const int64_t *labels, float *losses, 
 #pragma omp simd
         for (int64_t i = 0; i < vocab; i++) x[i] *= share;
         x[labels[row]] -= 1.0f;
-    }
+    });
 }
 
 }  // extern "C"

@@ -382,6 +382,7 @@ void gossamer_decode_layers(float *x, const int64_t *layers, const int64_t *size
     const int64_t work = T * z.hidden * (linear_wide + 3 * widest);  // of a layer
 #pragma omp parallel if (!is_small(work / 4))
     {
+        const FlushSubnormals flush;
 #pragma omp single
         team.threads = omp_get_num_threads();
         thread_local Own own;
@@ -402,10 +403,11 @@ void gossamer_few_rows(const float *x, const void *w, const float *scales, float
     const Matrix matrix{w, scales};
     std::vector<const float *> vectors;
     point_at(vectors, x, tokens, width);
-#pragma omp parallel for schedule(static) if (!is_small(rows * width / 4))
-    for (int64_t first = 0; first < rows; first += UNIT)
+    parallel_for((rows + UNIT - 1) / UNIT, !is_small(rows * width / 4), [&](int64_t unit) {
+        const int64_t first = unit * UNIT;
         products(int(tokens), int(std::min<int64_t>(UNIT, rows - first)), vectors.data(), matrix.from(first, width),
                  int(width), out + first, rows);
+    });
 }
 
 }  // extern "C"

@@ -171,40 +171,43 @@ struct ForwardPass {
             return states ? states + in.state(place.number, h) : befores[number * Hv + h];
         };
 #pragma omp parallel
-        for (const Round &round : rounds) {
-            const int places = int(round.places.size()), passing = int(round.stretches.size()) * Hv;
+        {
+            const FlushSubnormals flush;
+            for (const Round &round : rounds) {
+                const int places = int(round.places.size()), passing = int(round.stretches.size()) * Hv;
 #pragma omp for schedule(dynamic, 1)
-            for (int task = 0; task < places * shape.key_heads; task++) {
-                const int number = task / shape.key_heads, head = task % shape.key_heads;
-                const Place &place = round.places[number];
-                Scratch scratch(Keys::floats(shape) + Chunk::floats(shape) + shape.keys());
-                Keys keys(scratch, shape);
-                Chunk chunk(scratch, shape.chunk);
-                float *Kc = scratch.take(shape.keys());
-                keys.set(shape, in.q_at(place, head), in.k_at(place, head), place.n);
-                for (int h = head * shape.repeats; h < (head + 1) * shape.repeats; h++) {
-                    in.set(chunk, keys, place, h);
-                    links[number * Hv + h].prepare(shape, keys, chunk, in.v_at(place, h), place.n, Kc);
+                for (int task = 0; task < places * shape.key_heads; task++) {
+                    const int number = task / shape.key_heads, head = task % shape.key_heads;
+                    const Place &place = round.places[number];
+                    Scratch scratch(Keys::floats(shape) + Chunk::floats(shape) + shape.keys());
+                    Keys keys(scratch, shape);
+                    Chunk chunk(scratch, shape.chunk);
+                    float *Kc = scratch.take(shape.keys());
+                    keys.set(shape, in.q_at(place, head), in.k_at(place, head), place.n);
+                    for (int h = head * shape.repeats; h < (head + 1) * shape.repeats; h++) {
+                        in.set(chunk, keys, place, h);
+                        links[number * Hv + h].prepare(shape, keys, chunk, in.v_at(place, h), place.n, Kc);
+                    }
                 }
-            }
-            const int columns = columns_of_passage(shape.value_dim, passing, omp_get_num_threads());
-            const int parts = (shape.value_dim + columns - 1) / columns;
+                const int columns = columns_of_passage(shape.value_dim, passing, omp_get_num_threads());
+                const int parts = (shape.value_dim + columns - 1) / columns;
 #pragma omp for schedule(dynamic, 1)
-            for (int task = 0; task < passing * parts; task++) {
-                const Stretch &stretch = round.stretches[task / (Hv * parts)];
-                const int h = task / parts % Hv, from = task % parts * columns;
-                float *S = state + in.state(stretch.document, h);
-                for (size_t i = 0; i < stretch.places.size(); i++) {
-                    const int number = stretch.first + int(i);
-                    links[number * Hv + h].carry(shape, S, before(stretch.places[i], number, h), stretch.places[i].n, from,
-                                                 std::min(shape.value_dim, from + columns));
+                for (int task = 0; task < passing * parts; task++) {
+                    const Stretch &stretch = round.stretches[task / (Hv * parts)];
+                    const int h = task / parts % Hv, from = task % parts * columns;
+                    float *S = state + in.state(stretch.document, h);
+                    for (size_t i = 0; i < stretch.places.size(); i++) {
+                        const int number = stretch.first + int(i);
+                        links[number * Hv + h].carry(shape, S, before(stretch.places[i], number, h), stretch.places[i].n, from,
+                                                     std::min(shape.value_dim, from + columns));
+                    }
                 }
-            }
 #pragma omp for schedule(dynamic, 1)
-            for (int task = 0; task < places * Hv; task++) {
-                const int number = task / Hv, h = task % Hv;
-                const Place &place = round.places[number];
-                links[task].output(shape, before(place, number, h), o + in.values(place, h), out_stride(), place.n);
+                for (int task = 0; task < places * Hv; task++) {
+                    const int number = task / Hv, h = task % Hv;
+                    const Place &place = round.places[number];
+                    links[task].output(shape, before(place, number, h), o + in.values(place, h), out_stride(), place.n);
+                }
             }
         }
     }
@@ -281,38 +284,41 @@ struct BackwardPass {
         for (int i = 0; i < room * Hk; i++) all_keys.emplace_back(memory, shape);
         for (int i = 0; i < room * Hv; i++) heads.emplace_back(memory, shape);
 #pragma omp parallel
-        for (auto round = rounds.rbegin(); round != rounds.rend(); ++round) {
-            const int places = int(round->places.size()), passing = int(round->stretches.size()) * Hv;
+        {
+            const FlushSubnormals flush;
+            for (auto round = rounds.rbegin(); round != rounds.rend(); ++round) {
+                const int places = int(round->places.size()), passing = int(round->stretches.size()) * Hv;
 #pragma omp for schedule(dynamic, 1)
-            for (int task = 0; task < places * Hk; task++) {
-                const int number = task / Hk, head = task % Hk;
-                const Place &place = round->places[number];
-                Scratch scratch(shape.keys());
-                float *Kc = scratch.take(shape.keys());
-                all_keys[task].set(shape, in.q_at(place, head), in.k_at(place, head), place.n);
-                for (int h = head * R; h < (head + 1) * R; h++)
-                    prepare(all_keys[task], heads[number * Hv + h], place, h, Kc);
-            }
-            const int columns = columns_of_passage(shape.value_dim, passing, omp_get_num_threads());
-            const int parts = (shape.value_dim + columns - 1) / columns;
+                for (int task = 0; task < places * Hk; task++) {
+                    const int number = task / Hk, head = task % Hk;
+                    const Place &place = round->places[number];
+                    Scratch scratch(shape.keys());
+                    float *Kc = scratch.take(shape.keys());
+                    all_keys[task].set(shape, in.q_at(place, head), in.k_at(place, head), place.n);
+                    for (int h = head * R; h < (head + 1) * R; h++)
+                        prepare(all_keys[task], heads[number * Hv + h], place, h, Kc);
+                }
+                const int columns = columns_of_passage(shape.value_dim, passing, omp_get_num_threads());
+                const int parts = (shape.value_dim + columns - 1) / columns;
 #pragma omp for schedule(dynamic, 1)
-            for (int task = 0; task < passing * parts; task++) {
-                const Stretch &stretch = round->stretches[task / (Hv * parts)];
-                const int h = task / parts % Hv, from = task % parts * columns;
-                for (int i = int(stretch.places.size()) - 1; i >= 0; i--)
-                    carry(heads[(stretch.first + i) * Hv + h], stretch.places[i], stretch.document, h, from,
-                          std::min(shape.value_dim, from + columns));
-            }
+                for (int task = 0; task < passing * parts; task++) {
+                    const Stretch &stretch = round->stretches[task / (Hv * parts)];
+                    const int h = task / parts % Hv, from = task % parts * columns;
+                    for (int i = int(stretch.places.size()) - 1; i >= 0; i--)
+                        carry(heads[(stretch.first + i) * Hv + h], stretch.places[i], stretch.document, h, from,
+                              std::min(shape.value_dim, from + columns));
+                }
 #pragma omp for schedule(dynamic, 1)
-            for (int task = 0; task < places * Hk; task++) {
-                const int number = task / Hk, head = task % Hk;
-                const Place &place = round->places[number];
-                Scratch scratch(Sums::floats(shape));
-                Sums sums(scratch, shape);
-                sums.clear(shape);
-                for (int h = head * R; h < (head + 1) * R; h++)
-                    add(sums, all_keys[task], heads[number * Hv + h], place, h);
-                finish(sums, all_keys[task], place, head);
+                for (int task = 0; task < places * Hk; task++) {
+                    const int number = task / Hk, head = task % Hk;
+                    const Place &place = round->places[number];
+                    Scratch scratch(Sums::floats(shape));
+                    Sums sums(scratch, shape);
+                    sums.clear(shape);
+                    for (int h = head * R; h < (head + 1) * R; h++)
+                        add(sums, all_keys[task], heads[number * Hv + h], place, h);
+                    finish(sums, all_keys[task], place, head);
+                }
             }
         }
     }
@@ -322,9 +328,9 @@ template <class Pass> void run(const Pass &pass, const int64_t *lengths, int64_t
     const int key_heads = pass.in.shape.key_heads;
     const Schedule schedule(pass.in.shape, lengths, documents);
     if (!schedule.rounds.empty()) return pass.go_in_rounds(schedule.rounds, schedule.room);
-#pragma omp parallel for schedule(dynamic, 1)
-    for (int64_t task = 0; task < documents * key_heads; task++)
+    parallel_for<DYNAMIC>(documents * key_heads, true, [&](int64_t task) {
         pass.walk(schedule.documents[task / key_heads], int(task % key_heads));
+    });
 }
 
 }  // namespace

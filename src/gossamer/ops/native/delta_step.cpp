@@ -2,6 +2,193 @@
 
 #include "delta_step.h"
 
+#include <algorithm>
+#include <cmath>
+
+namespace gossamer {
+
+namespace {
+
+// `n` channels from `first` on: old inputs to the front, new ones behind them, and what the convolution makes of these.
+// x is the head's part of the first token's projection, tokens x_stride apart; mixed [T, n].
+void convolve(const Step &s, float *conv, int64_t first, int n, int kept, int T, const float *x, int64_t x_stride,
+              const float *weight, float *mixed) {
+    const int64_t row = s.channels();
+    conv += first;
+    for (int i = 0; kept && i < s.before(); i++) std::memcpy(conv + i * row, conv + (kept + i) * row, sizeof(float) * n);
+    for (int t = 0; t < T; t++) std::memcpy(conv + (s.before() + t) * row, x + t * x_stride, sizeof(float) * n);
+    weight += first * s.taps;
+    for (int t = 0; t < T; t++) {
+        float *out = mixed + t * n;
+        for (int i = 0; i < n; i++) out[i] = weight[i * s.taps] * conv[t * row + i];
+        for (int tap = 1; tap < s.taps; tap++)
+            for (int i = 0; i < n; i++) out[i] += weight[i * s.taps + tap] * conv[(t + tap) * row + i];
+#pragma omp simd
+        for (int i = 0; i < n; i++) out[i] *= sigmoid(out[i]);
+    }
+}
+
+void normalise_rows(float *x, int n, int width, float scale) {
+    for (int i = 0; i < n; i++)
+        scale_into(x + i * width, scale / std::sqrt(dot(x + i * width, x + i * width, width) + 1e-6f), x + i * width,
+                   width);
+}
+
+// What the pass over a value head's state works on: its replay takes `kept` old tokens, with keys [kept, dk] scaled by
+// what decays them until now and updates [kept, dv]; U and O of T new tokens are [T, dv] each.
+struct Sweep {
+    float decay;
+    int dk, dv, kept, T;
+    const float *old_keys, *Q, *K;
+    float *old_updates, *U, *O;
+};
+
+// So many vectors of columns from `column` on, which stay in registers for a new token's walk over all rows; the first
+// walk replays.
+template <int VECTORS>
+void sweep_columns(const Sweep &s, float *S, int column) {
+    const auto at = [column](float *p, int v) -> Vector & { return *reinterpret_cast<Vector *>(p + column + v * LANES); };
+    for (int j = 0; j < std::max(s.T, 1); j++) {
+        Vector u[VECTORS] = {}, o[VECTORS] = {};
+        for (int i = 0; i < s.dk; i++) {
+            float *row = S + int64_t(i) * s.dv;
+            const float k = j < s.T ? s.K[j * s.dk + i] : 0.0f, q = j < s.T ? s.Q[j * s.dk + i] : 0.0f;
+#pragma GCC unroll 4
+            for (int v = 0; v < VECTORS; v++) {
+                Vector state = at(row, v);
+                if (j == 0 && s.kept) {
+                    state *= s.decay;
+                    for (int p = 0; p < s.kept; p++)
+                        state += s.old_keys[p * s.dk + i] * at(s.old_updates + p * s.dv, v);
+                    at(row, v) = state;
+                }
+                u[v] += k * state;
+                o[v] += q * state;
+            }
+        }
+        for (int v = 0; v < VECTORS && j < s.T; v++) at(s.U + j * s.dv, v) = u[v], at(s.O + j * s.dv, v) = o[v];
+    }
+}
+
+// One column, as the others.
+void sweep_column(const Sweep &s, float *S, int column) {
+    for (int i = 0; s.kept && i < s.dk; i++) {
+        float &state = S[int64_t(i) * s.dv + column];
+        state *= s.decay;
+        for (int p = 0; p < s.kept; p++) state += s.old_keys[p * s.dk + i] * s.old_updates[p * s.dv + column];
+    }
+    for (int j = 0; j < s.T; j++) {
+        float u = 0.0f, o = 0.0f;
+        for (int i = 0; i < s.dk; i++) {
+            u += s.K[j * s.dk + i] * S[int64_t(i) * s.dv + column];
+            o += s.Q[j * s.dk + i] * S[int64_t(i) * s.dv + column];
+        }
+        s.U[j * s.dv + column] = u, s.O[j * s.dv + column] = o;
+    }
+}
+
+void sweep(const Sweep &s, float *S) {
+    int column = 0;
+    for (; column + 4 * LANES <= s.dv; column += 4 * LANES) sweep_columns<4>(s, S, column);
+    for (; column + LANES <= s.dv; column += LANES) sweep_columns<1>(s, S, column);
+    for (; column < s.dv; column++) sweep_column(s, S, column);
+}
+
+// ln(1 + e^x), as PyTorch has it: x itself where e^x is so large that 1 does not matter.
+float softplus(float x) { return x > 20.0f ? x : std::log1p(std::exp(x)); }
+
+}  // namespace
+
+void step_head(const Step &s, const Memory &m, int64_t slot, int kept, int T, int head, const float *qkvz,
+               const float *ba, const float *conv_weight, const float *A_log, const float *dt_bias, const float *norm,
+               float *y) {
+    const int dk = s.key_dim, dv = s.value_dim, R = s.repeats, Hv = s.value_heads(), W = s.most;
+    const int64_t x_stride = s.key_heads * s.projected(), ba_stride = 2 * Hv;
+    Scratch scratch(size_t(T) * (2 * dk + R * dv + 2 * dv + 2 * T + 3) + size_t(kept) * (2 * dk + dv) + 16);
+    float *Q = scratch.take(T * dk), *K = scratch.take(T * dk), *V = scratch.take(T * R * dv);
+    float *U = scratch.take(T * dv), *O = scratch.take(T * dv), *KK = scratch.take(T * T), *QK = scratch.take(T * T);
+    float *old_keys = scratch.take(kept * dk), *decayed = scratch.take(kept * dk), *old_updates = scratch.take(kept * dv), *c = scratch.take(T);
+
+    float *conv = m.conv + slot * (s.before() + W) * s.channels();
+    const float *x = qkvz + head * s.projected();
+    convolve(s, conv, head * dk, dk, kept, T, x, x_stride, conv_weight, Q);
+    convolve(s, conv, (s.key_heads + head) * dk, dk, kept, T, x + dk, x_stride, conv_weight, K);
+    convolve(s, conv, 2 * int64_t(s.key_heads) * dk + head * R * dv, R * dv, kept, T, x + 2 * dk, x_stride, conv_weight, V);
+    normalise_rows(Q, T, dk, 1.0f / std::sqrt(float(dk)));
+    normalise_rows(K, T, dk, 1.0f);
+    for (int j = 0; j < T; j++)
+        for (int i = 0; i <= j; i++) {
+            KK[j * T + i] = dot(K + i * dk, K + j * dk, dk);
+            QK[j * T + i] = dot(K + i * dk, Q + j * dk, dk);
+        }
+    float *keys = m.keys + (slot * W * s.key_heads + head) * dk;
+    for (int p = 0; p < kept; p++)
+        std::memcpy(old_keys + p * dk, keys + int64_t(p) * s.key_heads * dk, sizeof(float) * dk);
+    for (int t = 0; t < T; t++) std::memcpy(keys + int64_t(t) * s.key_heads * dk, K + t * dk, sizeof(float) * dk);
+
+    for (int r = 0; r < R; r++) {
+        const int hv = head * R + r;
+        float *S = m.recurrent + (slot * Hv + hv) * dk * dv;
+        float *updates = m.updates + (slot * W * Hv + hv) * dv, *gates = m.gates + slot * W * Hv + hv;
+        float sum = 0.0f;
+        for (int p = kept - 1; p >= 0; p--) {  // from the last: what decays a token's update is the gates behind it
+            scale_into(decayed + p * dk, std::exp(sum), old_keys + p * dk, dk);
+            std::memcpy(old_updates + p * dv, updates + int64_t(p) * Hv * dv, sizeof(float) * dv);
+            sum += gates[p * Hv];
+        }
+        sweep({std::exp(sum), dk, dv, kept, T, decayed, Q, K, old_updates, U, O}, S);
+        float total = 0.0f;
+        for (int j = 0; j < T; j++) {
+            const float *gate_in = ba + j * ba_stride + head * 2 * R;
+            const float beta = sigmoid(gate_in[r]);
+            const float g = -std::exp(A_log[hv]) * softplus(gate_in[R + r] + dt_bias[hv]);
+            gates[j * Hv] = g;
+            c[j] = total += g;
+            float *delta = U + j * dv, *o = O + j * dv;  // δ_j takes the place of U_j, o_j that of O_j
+            const float *v = V + (j * R + r) * dv;
+            const float before = std::exp(c[j]);
+#pragma omp simd
+            for (int d = 0; d < dv; d++) delta[d] = v[d] - before * delta[d];
+            for (int i = 0; i < j; i++) add_scaled(delta, -std::exp(c[j] - c[i]) * KK[j * T + i], U + i * dv, dv);
+            scale_into(delta, beta, delta, dv);
+            std::memcpy(updates + int64_t(j) * Hv * dv, delta, sizeof(float) * dv);
+            scale_into(o, before, o, dv);
+            for (int i = 0; i <= j; i++) add_scaled(o, std::exp(c[j] - c[i]) * QK[j * T + i], U + i * dv, dv);
+            const float n = 1.0f / std::sqrt(dot(o, o, dv) / dv + s.eps);
+            const float *z = x + j * x_stride + 2 * dk + (R + r) * dv;
+            float *out = y + (int64_t(j) * Hv + hv) * dv;
+#pragma omp simd
+            for (int d = 0; d < dv; d++) out[d] = o[d] * n * norm[d] * z[d] * sigmoid(z[d]);
+        }
+    }
+}
+
+void step_head_for_good(const Step &s, const Memory &m, int64_t slot, int T, int head, const float *qkvz,
+                               const float *ba, const float *conv_weight, const float *A_log, const float *dt_bias,
+                               const float *norm, float *y) {
+    const int64_t row = s.channels(), Hv = s.value_heads(), dk = s.key_dim, dv = s.value_dim, values = s.repeats * dv;
+    const int64_t window = (s.before() + T) * row;
+    thread_local std::vector<float> room;  // Scratch is taken by the step itself
+    room.resize(window + T * (s.key_heads * dk + Hv * dv + Hv));
+    float *conv = room.data(), *keys = conv + window, *updates = keys + T * s.key_heads * dk, *gates = updates + T * Hv * dv;
+    float *kept_conv = m.conv + slot * (s.before() + s.most) * row;
+    const int64_t parts[3][2] = {{head * dk, dk}, {(s.key_heads + head) * dk, dk}, {2 * s.key_heads * dk + head * values, values}};
+    const auto copy = [&](float *to, const float *from) {
+        for (const auto &[first, count] : parts)
+            for (int i = 0; i < s.before(); i++)
+                std::memcpy(to + i * row + first, from + i * row + first, sizeof(float) * count);
+    };
+    Step wide = s;
+    wide.most = T;
+    const Memory own{conv, m.recurrent + slot * Hv * dk * dv, keys, updates, gates};
+    copy(conv, kept_conv);
+    step_head(wide, own, 0, 0, T, head, qkvz, ba, conv_weight, A_log, dt_bias, norm, y);
+    step_head(wide, own, 0, T, 0, head, qkvz, ba, conv_weight, A_log, dt_bias, norm, y);  // replays them
+    copy(kept_conv, conv);
+}
+
+}  // namespace gossamer
+
 using namespace gossamer;
 
 extern "C" {
@@ -19,13 +206,12 @@ void gossamer_delta_step(const float *qkvz, const float *ba, const float *conv_w
     std::vector<int64_t> starts(1, 0);
     for (int64_t n = 0; n < sequences; n++) starts.push_back(starts.back() + lengths[n]);
     const int64_t work = (sequences + starts.back()) * s.value_heads() * key_dim * value_dim;
-#pragma omp parallel for schedule(static) if (!is_small(work / 4))
-    for (int64_t task = 0; task < sequences * key_heads; task++) {
+    parallel_for(sequences * key_heads, !is_small(work / 4), [&](int64_t task) {
         const int64_t n = task / key_heads, at = starts[n];
         step_head(s, memory, slots[n], int(kept[n]), int(lengths[n]), int(task % key_heads),
                   qkvz + at * key_heads * s.projected(), ba + at * 2 * s.value_heads(), conv_weight, A_log, dt_bias, norm,
                   y + at * s.value_heads() * value_dim);
-    }
+    });
 }
 
 }  // extern "C"

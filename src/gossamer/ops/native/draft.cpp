@@ -40,6 +40,7 @@ void gossamer_draft_tokens(int64_t *tokens, const int64_t *following, const floa
                            const int64_t *table, const float *frequencies, const float *final_norm, const void *out,
                            const float *out_scales, int64_t vocab, const int64_t *counts, const float *temperatures,
                            const int64_t *keys, int64_t most, int64_t sequences, int64_t most_pages, float eps) {
+    const FlushSubnormals flush;
     const int64_t N = sequences, width = sizes[1], *lengths = steps + 3 * N;
     const int64_t T = std::accumulate(lengths, lengths + N, int64_t(0));
     thread_local std::vector<float> joined, states, last, logits;

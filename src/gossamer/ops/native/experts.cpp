@@ -21,12 +21,11 @@ void gather(float *rows, const float *x, const int64_t *order, int chosen, int n
 
 // y_n = Σ_j rows[rank[n·k + j]], in the order of j.
 void sum_by_token(float *y, const float *rows, const int64_t *rank, int64_t tokens, int chosen, int hidden) {
-#pragma omp parallel for schedule(static) if (!is_small(tokens * chosen * hidden))
-    for (int64_t token = 0; token < tokens; token++) {
+    parallel_for(tokens, !is_small(tokens * chosen * hidden), [&](int64_t token) {
         float *out = y + token * hidden;
         std::memcpy(out, rows + rank[token * chosen] * hidden, sizeof(float) * hidden);
         for (int j = 1; j < chosen; j++) add_scaled(out, 1.0f, rows + rank[token * chosen + j] * hidden, hidden);
-    }
+    });
 }
 
 }  // namespace
@@ -50,6 +49,7 @@ void gossamer_experts(const float *x, const int64_t *order, const int64_t *rank,
                       float *y, int64_t tokens, int64_t chosen, int64_t experts, int64_t hidden, int64_t width) {
 #pragma omp parallel if (!is_small(tokens * chosen * hidden * width / 64))
     {
+        const FlushSubnormals flush;
         Scratch scratch(int64_t(BLOCK) * (hidden + width));
         float *rows = scratch.take(int64_t(BLOCK) * hidden), *activated = scratch.take(int64_t(BLOCK) * width);
 #pragma omp for schedule(dynamic, 1)
@@ -83,6 +83,7 @@ void gossamer_experts_backward(const float *dy, const float *x, const int64_t *o
     const int64_t up_size = int64_t(2) * width * hidden, down_size = int64_t(hidden) * width;
 #pragma omp parallel if (!is_small(tokens * chosen * hidden * width / 64))
     {
+        const FlushSubnormals flush;
         Scratch scratch(int64_t(BLOCK) * (2 * hidden + 4 * width));
         float *rows = scratch.take(int64_t(BLOCK) * hidden), *grads = scratch.take(int64_t(BLOCK) * hidden);
         float *activated = scratch.take(int64_t(BLOCK) * width), *dactivated = scratch.take(int64_t(BLOCK) * width);

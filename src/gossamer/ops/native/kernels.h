@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "gemm.h"
+#include "parallel.h"
 
 namespace gossamer {
 

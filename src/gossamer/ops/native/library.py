@@ -1,8 +1,8 @@
 """The native CPU kernels: built once with the C++ compiler of this machine, cached, and reached through ctypes.
 
-The kernels know nothing of PyTorch, so one plain compiler call of a few seconds builds them. The library lies in
-`GOSSAMER_CACHE` under a name made from sources, compiler and processor. What keeps it from being built or loaded is
-told once, and PyTorch's own functions serve instead.
+The kernels know nothing of PyTorch, so a plain compiler builds them in some twenty seconds on two cores. The library
+lies in gossamer's cache, in a folder whose name is made from sources, compiler and processor, with its digest beside
+it. What keeps it from being built or loaded is told once, and PyTorch's own functions serve instead.
 """
 
 from __future__ import annotations
@@ -11,21 +11,28 @@ import ctypes
 import hashlib
 import logging
 import os
+import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from gossamer.device import cpu_name
+from gossamer.cache import alone, cache_folder, cached_folder
+from gossamer.device import usable_cores
+from gossamer.errors import UserError
 
 log = logging.getLogger("gossamer")
 
 _SOURCES = Path(__file__).parent
-_FLAGS = "-std=c++17 -O3 -fopenmp -fno-math-errno -fno-trapping-math -ffp-contract=fast -shared -fPIC".split()
+_FLAGS = "-std=c++17 -O3 -fopenmp -fno-math-errno -fno-trapping-math -ffp-contract=fast -fPIC".split()
+_LIBRARY, _DIGEST = "kernels.so", "kernels.sha256"
 _PROCESSORS = ("-march=native", "-mcpu=native")  # x86 compilers know the first, some of ARM's the second alone
 
 
@@ -59,45 +66,106 @@ def _argument(value: Tensor | int | float | None) -> object:
 @cache
 def load() -> ctypes.CDLL | str:
     """The library, built if it is not there yet; or the reason why there is none."""
-    compiler = shutil.which(os.environ.get("CXX") or "c++") or ("" if os.environ.get("CXX") else shutil.which("g++"))
+    compiler = _compiler()
     if not compiler:
         return "no C++ compiler"
     try:
-        path = _path(compiler)
-        if not path.exists():
-            _build(compiler, path)
-        library = ctypes.CDLL(str(path))
-    except (OSError, subprocess.CalledProcessError) as error:
+        folder = _folder(compiler)
+        if not folder.exists():
+            with alone(folder.with_name("building"), waiting=_say_who_builds):
+                cached_folder(folder, _is_whole, lambda empty: _build(compiler, empty))
+        elif not _is_whole(folder):
+            log.warning("the native CPU kernels in %s are damaged; they are built again", folder)
+            cached_folder(folder, _is_whole, lambda empty: _build(compiler, empty))
+        return ctypes.CDLL(str(folder / _LIBRARY))
+    except (OSError, UserError, subprocess.CalledProcessError) as error:
         reason = _first_line(error)
         log.warning("native CPU kernels are not available, PyTorch's own functions serve instead: %s", reason)
         return reason
-    return library
 
 
-def _path(compiler: str) -> Path:
+def _compiler() -> list[str]:
+    """The command that compiles C++: what `CXX` says, else c++ or g++; empty if it is not there."""
+    for name in [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++"]:
+        command = shlex.split(name)
+        if command and (program := shutil.which(command[0])):
+            return [program, *command[1:]]
+    return []
+
+
+def _processor_flag(compiler: list[str]) -> tuple[str, bytes]:
+    """The flag that makes code for this very processor, and what the compiler then knows of itself and the processor.
+
+    The second is its predefined macros: its version, the processor's family and every extension in use. Two processors
+    may have one name and differ in these.
+    """
+    for flag in _PROCESSORS:
+        command = [*compiler, *_FLAGS, flag, "-dM", "-E", "-x", "c++", os.devnull]
+        done = subprocess.run(command, capture_output=True)
+        if done.returncode == 0:
+            return flag, done.stdout
+    raise subprocess.CalledProcessError(done.returncode, command, done.stdout, done.stderr)
+
+
+def _folder(compiler: list[str]) -> Path:
     """Where the library for these sources, this compiler and this processor lies."""
-    version = subprocess.run([compiler, "--version"], check=True, capture_output=True).stdout
-    key = hashlib.sha256(b"\0".join([version, cpu_name().encode(), " ".join(_FLAGS).encode()]))
+    flag, macros = _processor_flag(compiler)
+    key = hashlib.sha256(b"\0".join([macros, " ".join([*_FLAGS, flag]).encode()]))
     for source in sorted(_SOURCES.glob("*.[ch]*")):
         key.update(source.read_bytes())
-    folder = Path(os.environ.get("GOSSAMER_CACHE") or Path.home() / ".cache" / "gossamer") / "native"
-    return folder / f"kernels-{key.hexdigest()[:16]}.so"
+    return cache_folder() / "native" / key.hexdigest()[:16]
 
 
-def _build(compiler: str, path: Path) -> None:
-    """Compile beside the target, then rename: processes that build at the same time do not disturb each other."""
-    log.warning("building the native CPU kernels with %s, once; this takes some seconds", compiler)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sources = [str(source) for source in sorted(_SOURCES.glob("*.cpp"))]
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".build-") as folder:
-        made = Path(folder) / path.name
-        for processor in _PROCESSORS:
-            done = subprocess.run([compiler, *_FLAGS, processor, *sources, "-o", str(made)], capture_output=True)
-            if done.returncode == 0:
-                break
-        done.check_returncode()
-        ctypes.CDLL(str(made))  # one that cannot be loaded is not kept
-        made.replace(path)
+def _is_whole(folder: Path) -> bool:
+    """Whether the library is the one that was built there: a damaged one would kill the process that maps it."""
+    try:
+        return (folder / _DIGEST).read_text() == _digest(folder / _LIBRARY)
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _build(compiler: list[str], folder: Path) -> None:
+    """Compile every source by itself, as many at a time as there are cores, and link them into `folder`.
+
+    The library is tried in another process, because on a full disk a linker can leave one with holes, and whoever maps
+    that one dies.
+    """
+    flag, _ = _processor_flag(compiler)
+    sources = sorted(_SOURCES.glob("*.cpp"), key=lambda source: -source.stat().st_size)
+    workers = min(len(sources), usable_cores())
+    log.warning("building the native CPU kernels with %s, once; this takes up to a minute", compiler[0])
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix="tmp-") as objects:
+
+        def compile(source: Path) -> tuple[str, float, str]:
+            made, since = f"{objects}/{source.stem}.o", time.monotonic()
+            _run([*compiler, *_FLAGS, flag, "-c", str(source), "-o", made])
+            return made, time.monotonic() - since, source.name
+
+        with ThreadPoolExecutor(workers) as pool:
+            compiled = list(pool.map(compile, sources))
+        library = folder / _LIBRARY
+        _run([*compiler, *_FLAGS, flag, "-shared", *(made for made, _, _ in compiled), "-o", str(library)])
+    try:
+        _run([sys.executable, "-c", "import ctypes, sys; ctypes.CDLL(sys.argv[1])", str(library)])
+    except subprocess.CalledProcessError as error:
+        raise OSError(f"{compiler[0]} made a library that cannot be loaded") from error
+    (folder / _DIGEST).write_text(_digest(library))
+    _, longest, name = max(compiled, key=lambda one: one[1])
+    took = time.monotonic() - began
+    log.warning("built in %.0f s, %d files at a time; %s took longest, %.0f s", took, workers, name, longest)
+
+
+def _run(command: list[str]) -> None:
+    subprocess.run(command, check=True, capture_output=True, stdin=subprocess.DEVNULL)
+
+
+def _say_who_builds() -> None:
+    log.warning("another process builds the native CPU kernels; waiting for it")
 
 
 def _first_line(error: Exception) -> str:

@@ -34,23 +34,21 @@ extern "C" {
 
 // x, y [rows, width]; inverse [rows] is kept for the backward pass.
 void gossamer_rms_norm(const float *x, const float *w, float *y, float *inverse, int64_t rows, int64_t width, float eps) {
-#pragma omp parallel for schedule(static) if (!is_small(rows * width))
-    for (int64_t row = 0; row < rows; row++) {
+    parallel_for(rows, !is_small(rows * width), [&](int64_t row) {
         const float *in = x + row * width;
         float *out = y + row * width;
         const float n = inverse_rms(in, width, eps);
         inverse[row] = n;
 #pragma omp simd
         for (int i = 0; i < width; i++) out[i] = in[i] * n * w[i];
-    }
+    });
 }
 
 void gossamer_rms_norm_backward(const float *dy, const float *x, const float *w, const float *inverse, float *dx,
                                 float *dw, int64_t rows, int64_t width) {
     const int blocks = blocks_of(rows, width);
     std::vector<float> parts(int64_t(blocks) * width, 0.0f);
-#pragma omp parallel for schedule(static) if (blocks > 1)
-    for (int block = 0; block < blocks; block++) {
+    parallel_for(blocks, blocks > 1, [&](int64_t block) {
         float *part = parts.data() + int64_t(block) * width;
         for (int64_t row = rows * block / blocks; row < rows * (block + 1) / blocks; row++) {
             const float *g = dy + row * width, *in = x + row * width;
@@ -66,15 +64,15 @@ void gossamer_rms_norm_backward(const float *dy, const float *x, const float *w,
 #pragma omp simd
             for (int i = 0; i < width; i++) out[i] = g[i] * w[i] * n - in[i] * pull;
         }
-    }
+    });
+    const FlushSubnormals flush;
     sum_blocks(parts, dw, blocks, width);
 }
 
 // z's rows of `heads` · width floats are z_stride floats apart: it may be a part of a wider projection.
 void gossamer_gated_rms_norm(const float *x, const float *z, const float *w, float *y, float *inverse, int64_t rows,
                              int64_t heads, int64_t width, int64_t z_stride, float eps) {
-#pragma omp parallel for schedule(static) if (!is_small(rows * heads * width))
-    for (int64_t row = 0; row < rows; row++) {
+    parallel_for(rows, !is_small(rows * heads * width), [&](int64_t row) {
         for (int head = 0; head < heads; head++) {
             const int64_t at = row * heads + head;
             const float *in = x + at * width, *gate = z + row * z_stride + int64_t(head) * width;
@@ -84,7 +82,7 @@ void gossamer_gated_rms_norm(const float *x, const float *z, const float *w, flo
 #pragma omp simd
             for (int i = 0; i < width; i++) out[i] = in[i] * n * w[i] * gate[i] * sigmoid(gate[i]);
         }
-    }
+    });
 }
 
 void gossamer_gated_rms_norm_backward(const float *dy, const float *x, const float *z, const float *w,
@@ -92,8 +90,7 @@ void gossamer_gated_rms_norm_backward(const float *dy, const float *x, const flo
                                       int64_t width, int64_t z_stride) {
     const int blocks = blocks_of(rows, heads * width);
     std::vector<float> parts(int64_t(blocks) * width, 0.0f);
-#pragma omp parallel for schedule(static) if (blocks > 1)
-    for (int block = 0; block < blocks; block++) {
+    parallel_for(blocks, blocks > 1, [&](int64_t block) {
         float *part = parts.data() + int64_t(block) * width;
         for (int64_t row = rows * block / blocks; row < rows * (block + 1) / blocks; row++) {
             for (int head = 0; head < heads; head++) {
@@ -116,7 +113,8 @@ void gossamer_gated_rms_norm_backward(const float *dy, const float *x, const flo
                 for (int i = 0; i < width; i++) out[i] = out[i] * n - in[i] * pull;
             }
         }
-    }
+    });
+    const FlushSubnormals flush;
     sum_blocks(parts, dw, blocks, width);
 }
 

@@ -29,8 +29,7 @@ void gossamer_orthogonalize(const float *x, float *y, int64_t count, int64_t row
     const bool tall = rows > columns;
     const int few = static_cast<int>(tall ? columns : rows), many = static_cast<int>(tall ? rows : columns);
     const int64_t size = int64_t(few) * many;
-#pragma omp parallel for schedule(dynamic, 1) if (!is_small(count * size))
-    for (int64_t number = 0; number < count; number++) {
+    parallel_for<DYNAMIC>(count, !is_small(count * size), [&](int64_t number) {
         Scratch scratch(2 * size + 2 * int64_t(few) * few);
         float *X = scratch.take(size), *next = scratch.take(size);
         float *G = scratch.take(int64_t(few) * few), *H = scratch.take(int64_t(few) * few);
@@ -61,7 +60,7 @@ void gossamer_orthogonalize(const float *x, float *y, int64_t count, int64_t row
                 for (int64_t j = 0; j < columns; j++) out[i * columns + j] = X[j * many + i];
         else
             std::memcpy(out, X, sizeof(float) * size);
-    }
+    });
 }
 
 }  // extern "C"

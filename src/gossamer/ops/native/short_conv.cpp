@@ -62,8 +62,7 @@ template <int TAPS>
 void forward(const Rows<const float> &x, const float *weight, float *y, float *after,
              const std::vector<Stretch> &stretches) {
     const int64_t channels = x.channels;
-#pragma omp parallel for schedule(static) if (!is_small(int64_t(stretches.size()) * STRETCH * channels))
-    for (size_t number = 0; number < stretches.size(); number++) {
+    parallel_for(int64_t(stretches.size()), !is_small(int64_t(stretches.size()) * STRETCH * channels), [&](int64_t number) {
         const Stretch &s = stretches[number];
         for (int64_t first = 0; first < channels; first += CHANNELS) {
             const int n = static_cast<int>(std::min<int64_t>(CHANNELS, channels - first));
@@ -77,7 +76,7 @@ void forward(const Rows<const float> &x, const float *weight, float *y, float *a
         for (int64_t t = s.length - (TAPS - 1); s.to == s.length && t < s.length; t++)
             std::memcpy(after + (s.document * (TAPS - 1) + t - s.length + TAPS - 1) * channels, x.at(s, t),
                         sizeof(float) * channels);
-    }
+    });
 }
 
 // dz_t = dy_t · SiLU'(z_t) is computed once for each token of a stretch and for the taps − 1 behind it, whose gradients
@@ -90,8 +89,7 @@ void backward(const float *dy, const float *dafter, const Rows<const float> &x, 
     const int parts = static_cast<int>(std::min<int64_t>(most, stretches.size()));
     std::vector<float> sums(size_t(parts) * TAPS * channels, 0.0f);
     const float none[CHANNELS] = {};
-#pragma omp parallel for schedule(static) if (parts > 1)
-    for (int part = 0; part < parts; part++) {
+    parallel_for(parts, parts > 1, [&](int64_t part) {
         float ring[TAPS][CHANNELS];
         float *own = sums.data() + size_t(part) * TAPS * channels;
         for (size_t number = stretches.size() * part / parts; number < stretches.size() * (part + 1) / parts; number++) {
@@ -138,7 +136,8 @@ void backward(const float *dy, const float *dafter, const Rows<const float> &x, 
                 }
             }
         }
-    }
+    });
+    const FlushSubnormals flush;
     std::memset(dweight, 0, sizeof(float) * TAPS * channels);
     for (int part = 0; part < parts; part++)
         add_scaled(dweight, 1.0f, sums.data() + size_t(part) * TAPS * channels, static_cast<int>(TAPS * channels));

@@ -1,4 +1,4 @@
-"""Folders on disk that are either whole or not there, whoever else is writing them at the same time.
+"""Where gossamer keeps what it need not make again, as folders that are either whole or not there.
 
 An entry is built under a temporary name beside its place and renamed when complete. Two processes that build the same
 entry both build it; the first to rename wins and the other throws its copy away. Whoever would rather wait for the
@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -25,9 +26,31 @@ try:
 except ImportError:  # a system without it, where several processes do the same work
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["alone", "cached_folder", "disk_errors", "key_of", "write_text"]
+__all__ = ["alone", "cache_folder", "cached_folder", "disk_errors", "key_of", "write_text"]
 
 _ABANDONED = 24 * 3600  # seconds after which a temporary entry is taken for a crashed process' one
+
+
+def cache_folder() -> Path:
+    """The folder that ``GOSSAMER_CACHE`` names, or ``gossamer`` in the user's cache; it need not exist yet.
+
+    A user without a home directory, as in some containers, has it among the temporary files.
+    """
+    if own := os.environ.get("GOSSAMER_CACHE"):
+        return _with_home(Path(own))
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base) / "gossamer"
+    try:
+        return Path.home() / ".cache" / "gossamer"
+    except RuntimeError:
+        return Path(tempfile.gettempdir()) / f"gossamer-{os.getuid()}"
+
+
+def _with_home(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError as error:  # ~user that nobody is
+        raise UserError(f"GOSSAMER_CACHE = {path}: there is no such user; give a path") from error
 
 
 def key_of(*parts: object) -> str:

@@ -1,0 +1,148 @@
+// Compiled once for all kernels: see gemm.h.
+
+#include "gemm.h"
+
+namespace gossamer {
+
+namespace {
+
+// to[p·COLUMNS + j] = from[j·ld + p] for 8 × 8 numbers.
+inline void transpose8(float *to, const float *from, int64_t ld) {
+#if defined(__has_builtin) && __has_builtin(__builtin_shufflevector)
+    Eight r[8], s[8];
+    for (int j = 0; j < 8; j++) r[j] = *reinterpret_cast<const Eight *>(from + j * ld);
+    for (int j = 0; j < 8; j += 2) {
+        s[j] = __builtin_shufflevector(r[j], r[j + 1], 0, 8, 2, 10, 4, 12, 6, 14);
+        s[j + 1] = __builtin_shufflevector(r[j], r[j + 1], 1, 9, 3, 11, 5, 13, 7, 15);
+    }
+    for (int j = 0; j < 8; j += 4) {
+        for (int i = 0; i < 2; i++) {
+            r[j + i] = __builtin_shufflevector(s[j + i], s[j + i + 2], 0, 1, 8, 9, 4, 5, 12, 13);
+            r[j + i + 2] = __builtin_shufflevector(s[j + i], s[j + i + 2], 2, 3, 10, 11, 6, 7, 14, 15);
+        }
+    }
+    for (int i = 0; i < 4; i++) {
+        *reinterpret_cast<Eight *>(to + i * COLUMNS) =
+            __builtin_shufflevector(r[i], r[i + 4], 0, 1, 2, 3, 8, 9, 10, 11);
+        *reinterpret_cast<Eight *>(to + (i + 4) * COLUMNS) =
+            __builtin_shufflevector(r[i], r[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
+    }
+#else
+    for (int p = 0; p < 8; p++)
+        for (int j = 0; j < 8; j++) to[p * COLUMNS + j] = from[j * ld + p];
+#endif
+}
+
+// `columns` columns of op(B) into a panel [depth, COLUMNS], zeros behind them.
+inline void pack(Form form, const float *b, int64_t ldb, int depth, int columns, float *panel) {
+    if (form == PLAIN) {
+        for (int p = 0; p < depth; p++) {
+            float *row = panel + p * COLUMNS;
+            if (columns == COLUMNS) {
+                for (int v = 0; v < COLUMNS; v += LANES)
+                    *reinterpret_cast<Vector *>(row + v) = *reinterpret_cast<const Vector *>(b + p * ldb + v);
+            } else {
+                for (int j = 0; j < COLUMNS; j++) row[j] = j < columns ? b[p * ldb + j] : 0.0f;
+            }
+        }
+        return;
+    }
+    const int whole = columns / 8 * 8;
+    int p = 0;
+    for (; p + 8 <= depth; p += 8)
+        for (int j = 0; j < whole; j += 8) transpose8(panel + p * COLUMNS + j, b + j * ldb + p, ldb);
+    for (int q = 0; q < depth; q++)
+        for (int j = q < p ? whole : 0; j < COLUMNS; j++)
+            panel[q * COLUMNS + j] = j < columns ? b[j * ldb + q] : 0.0f;
+}
+
+// ROWS × COLUMNS of the result; the left operand's element (i, p) lies at a[i·row + p·step].
+template <int ROWS>
+inline void tile(const float *a, int64_t row, int64_t step, const float *panel, int depth, float *c, int64_t ldc,
+                 int columns, float alpha, float beta) {
+    Vector sums[ROWS][2] = {};
+    for (int p = 0; p < depth; p++) {
+        const Vector left = *reinterpret_cast<const Vector *>(panel + p * COLUMNS);
+        const Vector right = *reinterpret_cast<const Vector *>(panel + p * COLUMNS + LANES);
+#pragma GCC unroll 16
+        for (int i = 0; i < ROWS; i++) {
+            const float x = a[i * row + p * step];
+            sums[i][0] += x * left;
+            sums[i][1] += x * right;
+        }
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < ROWS; i++) {
+        float *out = c + i * ldc;
+        if (columns == COLUMNS) {
+            for (int half = 0; half < 2; half++) {
+                Vector *place = reinterpret_cast<Vector *>(out + half * LANES);
+                *place = beta == 0.0f ? alpha * sums[i][half] : alpha * sums[i][half] + beta * *place;
+            }
+        } else {
+            for (int j = 0; j < columns; j++) {
+                const float sum = alpha * sums[i][j / LANES][j % LANES];
+                out[j] = beta == 0.0f ? sum : sum + beta * out[j];
+            }
+        }
+    }
+}
+
+// The same for as many rows as are left: ROWS, or fewer.
+template <int ROWS>
+inline void tile_of(int rows, const float *a, int64_t row, int64_t step, const float *panel, int depth, float *c,
+                    int64_t ldc, int columns, float alpha, float beta) {
+    if (rows == ROWS) return tile<ROWS>(a, row, step, panel, depth, c, ldc, columns, alpha, beta);
+    if constexpr (ROWS > 1) tile_of<ROWS - 1>(rows, a, row, step, panel, depth, c, ldc, columns, alpha, beta);
+}
+
+template <Form A>
+void product(Form b_form, int m, int n, int k, const float *a, int64_t lda, const float *b, int64_t ldb, float *c,
+             int64_t ldc, float alpha, float beta, Part part) {
+    alignas(64) thread_local float panel[DEPTH * COLUMNS];
+    const int64_t row = A == PLAIN ? lda : 1, step = A == PLAIN ? 1 : lda;
+    for (int from = 0; from < k; from += DEPTH) {
+        const int depth = std::min(DEPTH, k - from);
+        const float keep = from == 0 ? beta : 1.0f;
+        for (int j = 0; j < n; j += COLUMNS) {
+            const int columns = std::min(COLUMNS, n - j);
+            pack(b_form, b_form == PLAIN ? b + from * ldb + j : b + j * ldb + from, ldb, depth, columns, panel);
+            // The rows that are packed next, of a TRANSPOSED operand, lie too far apart for a processor to guess: they are
+            // called for while this panel is at work.
+            const int coming = b_form == TRANSPOSED ? std::min(COLUMNS, n - j - columns) : 0;
+            const float *next = b + int64_t(j + columns) * ldb + from;
+            int called = 0;
+            for (int i = 0; i < m; i += TILE_ROWS) {
+                const int rows = std::min(TILE_ROWS, m - i);
+                for (const int until = int(int64_t(coming) * (i + rows) / m); called < until; called++)
+                    for (int p = 0; p < depth; p += 64 / int(sizeof(float)))
+                        __builtin_prefetch(next + called * ldb + p, 0, 2);
+                if (part == LOWER_RESULT && j >= i + rows) continue;
+                const int first = part == UPPER_LEFT ? i : 0;
+                const int last = part == LOWER_LEFT ? std::min(depth, i + rows) : depth;
+                tile_of<TILE_ROWS>(rows, a + (from + first) * step + i * row, row, step, panel + first * COLUMNS,
+                                   last - first, c + i * ldc + j, ldc, columns, alpha, keep);
+            }
+        }
+    }
+}
+
+}  // namespace
+
+void gemm(Form a_form, Form b_form, int m, int n, int k, const float *a, int64_t lda, const float *b, int64_t ldb,
+          float *c, int64_t ldc, float alpha, float beta, Part part) {
+    if (m <= 2 && a_form == PLAIN && b_form == TRANSPOSED) {  // too few rows for packing to pay
+        for (int i = 0; i < m; i++)
+            for (int j = 0; j < n; j++) {
+                const float sum = alpha * dot(a + i * lda, b + j * ldb, k);
+                c[i * ldc + j] = beta == 0.0f ? sum : sum + beta * c[i * ldc + j];
+            }
+        return;
+    }
+    if (a_form == PLAIN)
+        product<PLAIN>(b_form, m, n, k, a, lda, b, ldb, c, ldc, alpha, beta, part);
+    else
+        product<TRANSPOSED>(b_form, m, n, k, a, lda, b, ldb, c, ldc, alpha, beta, part);
+}
+
+}  // namespace gossamer

@@ -1,0 +1,140 @@
+// Compiled once for all kernels: see rows.h.
+
+#include "rows.h"
+
+#include <utility>
+
+namespace gossamer {
+
+namespace {
+
+inline Vector load(const float *p) { return *reinterpret_cast<const Vector *>(p); }
+
+inline Vector load(const int8_t *p) {
+    typedef int8_t Bytes __attribute__((vector_size(LANES), aligned(1), may_alias));
+    typedef int16_t Shorts __attribute__((vector_size(LANES * sizeof(int16_t))));
+    typedef int32_t Ints __attribute__((vector_size(LANES * sizeof(int32_t))));
+    typedef float Floats __attribute__((vector_size(LANES * sizeof(float))));
+    // Twice as wide at a time: in one step GCC takes the vector apart.
+    const Shorts shorts = __builtin_convertvector(*reinterpret_cast<const Bytes *>(p), Shorts);
+    return __builtin_convertvector(__builtin_convertvector(shorts, Ints), Floats);
+}
+
+// The first `count` numbers, zeros behind them.
+template <typename Number>
+inline Vector load_part(const Number *p, int count) {
+    float lanes[LANES] = {};
+    for (int i = 0; i < count; i++) lanes[i] = float(p[i]);
+    return load(lanes);
+}
+
+// The sum of a vector's lanes: those half of them apart first, and so on.
+inline float fold(const Vector &sums) {
+    float lanes[LANES];
+    for (int i = 0; i < LANES; i++) lanes[i] = sums[i];
+    for (int width = LANES / 2; width > 0; width /= 2)
+        for (int i = 0; i < width; i++) lanes[i] += lanes[i + width];
+    return lanes[0];
+}
+
+#if defined(__has_builtin) && __has_builtin(__builtin_shufflevector)
+// Lane l of one step of `fold` on two vectors at once, numbered over both: of each block of 2·HALF lanes the first HALF
+// come from the first vector, the others from the second.
+template <int HALF>
+constexpr int picked(int l, int upper) {
+    return l / (2 * HALF) * 2 * HALF + l % HALF + (l / HALF % 2) * LANES + upper * HALF;
+}
+
+template <int HALF, int... L>
+inline Vector halved(const Vector &a, const Vector &b, std::integer_sequence<int, L...>) {
+    return __builtin_shufflevector(a, b, picked<HALF>(L, 0)...) + __builtin_shufflevector(a, b, picked<HALF>(L, 1)...);
+}
+
+template <int HALF>
+inline void halve(Vector *sums) {
+    for (int i = 0; i < HALF; i++)
+        sums[i] = halved<HALF>(sums[i], sums[i + HALF], std::make_integer_sequence<int, LANES>());
+    if constexpr (HALF > 1) halve<HALF / 2>(sums);
+}
+#endif
+
+// totals[i] = fold(sums[i]) of LANES vectors, by the same additions, of whole vectors.
+inline Vector fold_all(Vector (&sums)[LANES]) {
+#if defined(__has_builtin) && __has_builtin(__builtin_shufflevector)
+    halve<LANES / 2>(sums);
+    return sums[0];
+#else
+    Vector totals;
+    for (int i = 0; i < LANES; i++) totals[i] = fold(sums[i]);
+    return totals;
+#endif
+}
+
+// out[t·ldo + r] = scale_r ⟨x_t, row r⟩ for TOKENS vectors of n floats and ROWS rows of n numbers, at most LANES results.
+template <int TOKENS, int ROWS, typename Number>
+inline void dots(const float *const *x, const Number *w, const float *scales, int n, float *out, int64_t ldo) {
+    Vector sums[LANES] = {};
+    // One row after the other: a core fetches one stream ahead much better than several.
+#pragma GCC unroll 16
+    for (int r = 0; r < ROWS; r++) {
+        const Number *row = w + int64_t(r) * n;
+        const auto add = [&](int p, auto read) {
+            const Vector weights = read(row + p);
+#pragma GCC unroll 4
+            for (int t = 0; t < TOKENS; t++) sums[t * ROWS + r] += read(x[t] + p) * weights;
+        };
+        int p = 0;
+#pragma GCC unroll 4
+        for (; p + LANES <= n; p += LANES) add(p, [](auto from) { return load(from); });
+        if (p < n) add(p, [&](auto from) { return load_part(from, n - p); });
+    }
+    alignas(sizeof(Vector)) float totals[LANES];
+    if constexpr (TOKENS * ROWS > 1)
+        *reinterpret_cast<Vector *>(totals) = fold_all(sums);
+    else
+        totals[0] = fold(sums[0]);
+    for (int t = 0; t < TOKENS; t++) {
+        float *total = totals + t * ROWS;
+        for (int r = 0; scales && r < ROWS; r++) total[r] *= scales[r];
+        std::memcpy(out + t * ldo, total, sizeof(float) * ROWS);
+    }
+}
+
+template <int ROWS, typename Number>
+inline void dots_of(int tokens, const float *const *x, const Number *w, const float *scales, int n, float *out,
+                    int64_t ldo) {
+    if constexpr (4 * ROWS <= LANES)
+        for (; tokens >= 4; tokens -= 4, x += 4, out += 4 * ldo) dots<4, ROWS>(x, w, scales, n, out, ldo);
+    if constexpr (3 * ROWS <= LANES)
+        if (tokens == 3) dots<3, ROWS>(x, w, scales, n, out, ldo);
+    if constexpr (2 * ROWS <= LANES)
+        if (tokens == 2) dots<2, ROWS>(x, w, scales, n, out, ldo);
+    if (tokens == 1) dots<1, ROWS>(x, w, scales, n, out, ldo);
+}
+
+template <typename Number>
+inline void products_of(int tokens, int rows, const float *const *x, const Number *w, const float *scales, int n,
+                        float *out, int64_t ldo) {
+    const auto pass = [&](auto count) {
+        constexpr int ROWS = decltype(count)::value;
+        for (; rows >= ROWS; rows -= ROWS, w += ROWS * int64_t(n), out += ROWS) {
+            dots_of<ROWS>(tokens, x, w, scales, n, out, ldo);
+            if (scales) scales += ROWS;
+        }
+    };
+    if (tokens == 1) pass(std::integral_constant<int, LANES>());
+    if (tokens == 2) pass(std::integral_constant<int, LANES / 2>());
+    pass(std::integral_constant<int, LANES / 4>());
+    pass(std::integral_constant<int, 1>());
+}
+
+}  // namespace
+
+void products(int tokens, int rows, const float *const *x, const Matrix &w, int n, float *out, int64_t ldo) {
+    if (w.scales)
+        products_of(tokens, rows, x, static_cast<const int8_t *>(w.values), w.scales, n, out, ldo);
+    else
+        products_of(tokens, rows, x, static_cast<const float *>(w.values), nullptr, n, out, ldo);
+}
+
+}  // namespace gossamer
