@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from gossamer import cache
 from gossamer.cache import alone, cached_folder, key_of, write_text
-from gossamer.data import cache
 from gossamer.errors import UserError
 
 

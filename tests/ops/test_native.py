@@ -31,15 +31,80 @@ def describe(cache: Path, **environment: str) -> tuple[str, str]:
     return done.stdout, done.stderr
 
 
-@needs_compiler
-def test_built_once_and_announced(tmp_path: Path) -> None:
-    out, said = describe(tmp_path)
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A cache with a library, and what was said while it was built."""
+    cache = tmp_path_factory.mktemp("cache")
+    out, said = describe(cache)
     assert "'runs': 'native'" in out
-    assert len(said.splitlines()) == 1 and "building the native CPU kernels" in said
-    [library] = (tmp_path / "native").iterdir()
-    out, said = describe(tmp_path)
+    return cache, said
+
+
+def libraries(cache: Path) -> list[Path]:
+    return list(cache.glob("native/*/kernels.so"))
+
+
+@needs_compiler
+def test_built_once_and_announced(built: tuple[Path, str]) -> None:
+    cache, said = built
+    announced, told = said.splitlines()
+    assert "building the native CPU kernels" in announced and "took longest" in told
+    [library] = libraries(cache)
+    before = library.stat()
+    out, said = describe(cache)
     assert "'runs': 'native'" in out and said == ""
-    assert [library] == list((tmp_path / "native").iterdir())
+    assert [library] == libraries(cache) and library.stat() == before
+    assert {path.name for path in (cache / "native").iterdir()} == {library.parent.name, "building"}
+
+
+@needs_compiler
+@pytest.mark.parametrize("damage", ["cut", "zeros", "empty", "gone", "digest"])
+def test_a_damaged_library_is_never_mapped(built: tuple[Path, str], tmp_path: Path, damage: str) -> None:
+    """Mapping one that was cut, as a full disk leaves it, ends the process by SIGBUS; here the compiler fails after."""
+    shutil.copytree(built[0] / "native", tmp_path / "native")
+    [library] = libraries(tmp_path)
+    content = library.read_bytes()
+    if damage == "digest":
+        (library.parent / "kernels.sha256").unlink()
+    elif damage == "gone":
+        library.unlink()
+    else:
+        half = content[: len(content) // 2]
+        library.write_bytes({"cut": half, "zeros": half + bytes(len(content) - len(half)), "empty": b""}[damage])
+    # The same compiler, that is, what it says of itself, but without the means to build: so that the test is quick.
+    real = shutil.which("c++") or shutil.which("g++")
+    out, said = describe(tmp_path, CXX=compiler_that(tmp_path, "exit 1", f'exec {real} "$@"'))
+    assert "'runs': 'chunked'" in out
+    assert "damaged" in said.splitlines()[0] and "PyTorch's own functions serve instead" in said.splitlines()[-1]
+
+
+@needs_compiler
+def test_what_cannot_be_loaded_is_not_kept(tmp_path: Path) -> None:
+    """A linker on a full disk can succeed and leave a file that kills whoever maps it: another process tries it."""
+    real = shutil.which("c++") or shutil.which("g++")
+    script = 'for last; do :; done; head -c 5000 /bin/sh >"$last"'
+    out, said = describe(tmp_path, CXX=compiler_that(tmp_path, script, f'exec {real} "$@"'))
+    assert "'runs': 'chunked'" in out and "cannot be loaded" in said
+    assert not libraries(tmp_path)
+
+
+@needs_compiler
+def test_processors_of_one_name_do_not_share_a_library(tmp_path: Path) -> None:
+    """The folder is named by what the compiler makes use of, not by the processor's name alone."""
+    real = shutil.which("c++") or shutil.which("g++")
+    narrow = compiler_that(tmp_path, f'exec {real} "$@" -mno-avx512f -DOTHER', f'exec {real} "$@" -DOTHER')
+    script = "import os; from gossamer.ops.native import library; print(library._folder(library._compiler()))"
+    folders = {
+        subprocess.run(
+            [sys.executable, "-c", script],
+            env=os.environ | {"GOSSAMER_CACHE": str(tmp_path)} | more,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for more in ({}, {"CXX": narrow})
+    }
+    assert len(folders) == 2
 
 
 def test_without_a_compiler_pytorch_serves(tmp_path: Path) -> None:
@@ -48,9 +113,10 @@ def test_without_a_compiler_pytorch_serves(tmp_path: Path) -> None:
     assert said == ""
 
 
-def compiler_that(tmp_path: Path, does: str) -> str:
+def compiler_that(tmp_path: Path, does: str, asked: str = "echo '#define X 1'") -> str:
+    """A compiler that does this, after it was `asked` what it knows of itself."""
     script = tmp_path / "compiler"
-    script.write_text(f'#!/bin/sh\ncase "$1" in --version) echo 1; exit 0;; esac\n{does}\n')
+    script.write_text(f'#!/bin/sh\ncase " $* " in *" -dM "*) {asked}; exit 0;; esac\n{does}\n')
     script.chmod(0o755)
     return str(script)
 
@@ -64,7 +130,7 @@ def test_a_failed_build_is_told_in_one_line(tmp_path: Path, does: str) -> None:
     assert "'runs': 'chunked'" in out
     building, told = said.splitlines()
     assert "building" in building and "PyTorch's own functions serve instead" in told
-    assert not list(tmp_path.glob("native/*"))
+    assert {path.name for path in tmp_path.glob("native/*")} == {"building"}  # the lock
 
 
 def test_a_cache_that_cannot_be_written_is_told_in_one_line(tmp_path: Path) -> None:
