@@ -4,9 +4,29 @@
 
 #include <utility>
 
+#if defined(__AVX__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
 namespace gossamer {
 
 namespace {
+
+// sum + a · b, rounded once where the processor can. Left to the compiler, one form of a product is fused and another is
+// not, and a token's last bits would depend on how many are decoded beside it.
+inline Vector fused(const Vector &a, const Vector &b, const Vector &sum) {
+#if defined(__AVX512F__)
+    return (Vector)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)sum);
+#elif defined(__FMA__) && defined(__AVX__)
+    return (Vector)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)sum);
+#elif defined(__aarch64__)
+    return (Vector)vfmaq_f32((float32x4_t)sum, (float32x4_t)a, (float32x4_t)b);
+#else
+    return sum + a * b;
+#endif
+}
 
 inline Vector load(const float *p) { return *reinterpret_cast<const Vector *>(p); }
 
@@ -81,7 +101,7 @@ inline void dots(const float *const *x, const Number *w, const float *scales, in
         const auto add = [&](int p, auto read) {
             const Vector weights = read(row + p);
 #pragma GCC unroll 4
-            for (int t = 0; t < TOKENS; t++) sums[t * ROWS + r] += read(x[t] + p) * weights;
+            for (int t = 0; t < TOKENS; t++) sums[t * ROWS + r] = fused(read(x[t] + p), weights, sums[t * ROWS + r]);
         };
         int p = 0;
 #pragma GCC unroll 4
