@@ -5,8 +5,9 @@
 
 The delta rule, forward and backward, one row of 512 to 32,768 tokens at micro's heads: a turn passes the same number of
 tokens at every length, in rows of that length, so that all turns take as long. Flatness is the least time a token over
-the largest. Then the micro network on one row: the forward pass without gradients (logits of the last token alone), and
-a training step; gossamer beside transformers with its grouped_mm experts, each in a process of its own, in turns.
+the largest. Then one row with a single key head on one thread and on more, which have to share a
+head. Then the micro network on one row: the forward pass without gradients (logits of the
+last token alone), and a training step; gossamer beside transformers with its grouped_mm experts, each in a process of its own, in turns.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import environment  # noqa: F401 (before PyTorch)
+import torch
 from inputs import caller, cast, inputs_of, moved
 from measure import Call, Subject, describe, in_turns, machine, table, take_turns
 from peers import gossamer_forward, gossamer_step, model_config, qwen3_next_forward, qwen3_next_step
@@ -26,6 +29,7 @@ from gossamer import device as devices
 from gossamer.model.config import ModelConfig
 
 LENGTHS = (512, 1024, 2048, 4096, 8192, 16384, 32768)
+THREADS_LENGTH = 8192  # tokens of the row that several threads share
 QUICK_LENGTHS, QUICK_NETWORK_LENGTHS = (512, 4096, 32768), (512, 2048)
 PEER_MOST = 8192  # tokens that transformers is given: beyond, a step of its takes minutes on two cores
 EXPERTS = "grouped_mm"
@@ -56,6 +60,43 @@ def delta_rule(config: ModelConfig, lengths: tuple[int, ...], turns: int) -> dic
 def flatness(per_token: dict[int, float]) -> float:
     """The least time a token over the largest: 1 if a token of a long text costs what one of a short text does."""
     return min(per_token.values()) / max(per_token.values())
+
+
+def one_head(config: ModelConfig, turns: int) -> dict[str, dict[int, float]]:
+    """Seconds, forward and backward, of one row with one key head by operation and number of threads."""
+    one = replace(
+        config,
+        num_attention_heads=config.num_attention_heads // config.num_key_value_heads,
+        num_key_value_heads=1,
+        linear_num_value_heads=config.linear_num_value_heads // config.linear_num_key_heads,
+        linear_num_key_heads=1,
+    )
+    device, most = devices.default_device(), torch.get_num_threads()
+    counts = sorted({min(2**power, most) for power in range(most.bit_length() + 1)})
+    calls: dict[str, Call] = {}
+    for operation in ("delta_rule", "attention"):
+        inputs = moved(cast(inputs_of(operation, one, [THREADS_LENGTH]), torch.float32), device)
+        inputs.pop("initial_state", None)
+        call = caller(operation, inputs)
+        call()  # warm
+        for count in counts:
+            calls[f"{operation} {count}"] = _on_threads(call, count)
+    try:
+        medians = in_turns(calls, least_seconds=0.0, least_turns=turns)
+    finally:
+        torch.set_num_threads(most)
+    return {
+        operation: {count: medians[f"{operation} {count}"] for count in counts}
+        for operation in ("delta_rule", "attention")
+    }
+
+
+def _on_threads(call: Call, count: int) -> Call:
+    def run() -> None:
+        torch.set_num_threads(count)
+        call()
+
+    return run
 
 
 def network(config: ModelConfig, lengths: tuple[int, ...], peer_most: int, turns: int) -> list[dict[str, Any]]:
@@ -118,6 +159,16 @@ def report_delta_rule(record: dict[str, Any]) -> str:
     return f"{table(('tokens', 'µs a token', '× shortest'), rows)}\n\nflatness {record['flatness']:.2f}"
 
 
+def report_one_head(record: dict[str, Any]) -> str:
+    rows = []
+    for operation, taken in record["one_head"].items():
+        alone = taken["1"]
+        rows += [
+            (operation, count, f"{1000 * seconds:.1f}", f"{alone / seconds:.2f}") for count, seconds in taken.items()
+        ]
+    return table(("one key head", "threads", "ms", "× one thread"), rows)
+
+
 def report_network(record: dict[str, Any]) -> str:
     rows = []
     for kind in ("forward", "training step"):
@@ -147,7 +198,9 @@ def _why_not(record: dict[str, Any], kind: str, length: int, theirs: bool) -> st
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--lengths", nargs="*", type=int, help="of the delta rule's row (tokens)")
-    parser.add_argument("--network-lengths", nargs="*", type=int, help="of the network's row (tokens)")
+    parser.add_argument(
+        "--network-lengths", nargs="*", type=int, help="of the network's row (tokens); none: leave it out"
+    )
     parser.add_argument("--peer-most", type=int, default=PEER_MOST, help="longest row that transformers is given")
     parser.add_argument("--turns", type=int, help="turns that are counted")
     parser.add_argument("--quick", action="store_true", help="fewer lengths and turns")
@@ -155,7 +208,8 @@ def main() -> None:
     arguments = parser.parse_args()
     quick = arguments.quick
     lengths = tuple(arguments.lengths or (QUICK_LENGTHS if quick else LENGTHS))
-    network_lengths = tuple(arguments.network_lengths or (QUICK_NETWORK_LENGTHS if quick else LENGTHS))
+    standard = QUICK_NETWORK_LENGTHS if quick else LENGTHS
+    network_lengths = standard if arguments.network_lengths is None else tuple(arguments.network_lengths)
     devices.keep_freed_memory()
     config = model_config("micro", {})
     record: dict[str, Any] = {"machine": machine()}
@@ -163,10 +217,14 @@ def main() -> None:
     per_token = delta_rule(config, lengths, arguments.turns or (3 if quick else 7))
     record |= {"delta_rule": {str(length): took for length, took in per_token.items()}, "flatness": flatness(per_token)}
     print(f"Delta rule, forward and backward, one row\n\n{report_delta_rule(record)}\n", flush=True)
+    if not devices.is_accelerator(devices.default_device()):
+        taken = one_head(config, arguments.turns or (3 if quick else 7))
+        record["one_head"] = {name: {str(count): took for count, took in by.items()} for name, by in taken.items()}
+        print(f"One row of {THREADS_LENGTH:,} tokens on threads\n\n{report_one_head(record)}\n", flush=True)
     record["network"] = network(config, network_lengths, arguments.peer_most, arguments.turns or (2 if quick else 3))
-    print(
-        f"The network, one row; transformers given up to {arguments.peer_most:,} tokens\n\n{report_network(record)}\n"
-    )
+    if network_lengths:
+        most = f"{arguments.peer_most:,}"
+        print(f"The network, one row; transformers given up to {most} tokens\n\n{report_network(record)}\n")
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps(record, indent=1))
