@@ -5,9 +5,9 @@
 
 The delta rule, forward and backward, one row of 512 to 32,768 tokens at micro's heads: a turn passes the same number of
 tokens at every length, in rows of that length, so that all turns take as long. Flatness is the least time a token over
-the largest. Then one row with a single key head on one thread and on more, which have to share a
-head. Then the micro network on one row: the forward pass without gradients (logits of the
-last token alone), and a training step; gossamer beside transformers with its grouped_mm experts, each in a process of its own, in turns.
+the largest. Then one row with a single key head on one thread and on more, which have to share a head. Then the micro
+network on one row: the forward pass without gradients (logits of the last token alone), and a training step; gossamer
+beside transformers with its grouped_mm experts, each in a process of its own, in turns.
 """
 
 from __future__ import annotations
