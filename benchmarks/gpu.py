@@ -16,14 +16,13 @@ import json
 import sys
 from collections.abc import Callable
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import operations
 import torch
 from inputs import Inputs, inputs_of, training_inputs
-from measure import Subject, copy_rate, gemm_rate, table, take_turns
+from measure import Subject, copy_rate, gemm_rate, installed, table, take_turns
 from peers import Variant, gossamer_step, model_config, qwen3_next_step
 
 from gossamer import device as devices
@@ -100,12 +99,8 @@ def report_steps(found: Inputs) -> str:
 
 def machine(device: torch.device, dtype: torch.dtype) -> Inputs:
     """The GPU, what runs on it, and its own rates."""
-    libraries = {}
-    for package in ("torch", "triton", "flash-linear-attention", "transformers"):
-        try:
-            libraries[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            libraries[package] = "not installed"
+    packages = ("torch", "triton", "flash-linear-attention", "transformers")
+    libraries = dict.fromkeys(packages, "not installed") | installed({name: name for name in packages})
     rates = {"gemm_flops": gemm_rate(dtype, 8192), "copy_bytes": copy_rate(device, 1024)}
     return {"device": devices.device_name(device), "dtype": str(dtype).removeprefix("torch."), **libraries, **rates}
 

@@ -14,6 +14,8 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from importlib import metadata
 from multiprocessing.connection import Connection
 from types import MappingProxyType
 from typing import Any
@@ -167,17 +169,31 @@ def _device() -> torch.device:
     return default_device()
 
 
+PEERS = {"transformers": "transformers", "llama.cpp": "llama_cpp_python"}  # as ratios name them, and their packages
+
+
 def machine() -> dict[str, Any]:
-    """What every record says of the machine, its rates included."""
-    from gossamer.device import device_name
+    """What every record says of the machine, its rates included, and of what ran there."""
+    from gossamer.device import device_key, device_name
 
     return {
         "device": device_name(_device()),
+        "processor": device_key(_device()),
         "torch": torch.__version__,
+        "peers": installed(PEERS),
         "date": time.strftime("%Y-%m-%d"),
         "gemm_gflops": gemm_rate() / 1e9,
         "copy_gbytes": copy_rate(_device()) / 1e9,
     }
+
+
+def installed(packages: Mapping[str, str]) -> dict[str, str]:
+    """Versions of those of the packages that are here, by the names they are given."""
+    found: dict[str, str] = {}
+    for name, package in packages.items():
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(package)
+    return found
 
 
 def describe(found: Mapping[str, Any]) -> str:

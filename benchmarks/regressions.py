@@ -1,11 +1,15 @@
-"""Has anything fallen behind since it was last recorded?
+"""Has anything fallen behind since it was last recorded on this kind of processor?
 
     python benchmarks/regressions.py [--records bench] [--recorded benchmarks/recorded.json] [--record]
+    python benchmarks/regressions.py --table                    what is recorded, a column for each processor
 
 Compares the ratios in the records that the other benchmarks wrote with those of recorded.json, the higher the better:
-gossamer to its peer, or to the machine's own rates, measured in the same run. Never times, which belong to a machine.
-Exit status: 0, 1 if a ratio fell by more than the tolerance or is missing, 2 without records. --record keeps the new
-ratios instead.
+gossamer to its peer, or to the machine's own rates, measured in the same run. Never times, which belong to a machine;
+and only with ratios of the same kind of processor (maker, family, model, widest vector unit, threads), the same PyTorch
+and the same version of the peer, because a ratio changes with each of them.
+
+Exit status: 0, also where nothing alike is recorded; 1 if a ratio fell by more than the tolerance or is missing; 2
+without records. --record keeps the new ratios as those of this processor; what others have stays.
 """
 
 from __future__ import annotations
@@ -14,7 +18,6 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +25,14 @@ import decode
 import long_context
 import operations
 import train_step
-from measure import table
+from measure import PEERS, table
 
 TOLERANCE = 0.25  # runs of the same code on a machine that others use differ by up to this
 
 ROOT = Path(__file__).parents[1]
+RECORDED = Path(__file__).with_name("recorded.json")
+ALIKE = ("torch", "peers")  # of a measurement, beside the processor: what makes ratios comparable
+
 # For each record's file: what its ratios are.
 RATIOS: dict[str, Callable[[Any], dict[str, float]]] = {
     "train_step.json": lambda records: {
@@ -37,39 +43,65 @@ RATIOS: dict[str, Callable[[Any], dict[str, float]]] = {
     "decode.json": decode.ratios,
 }
 
+Row = tuple[str, float | None, float | None, str]
 
-def found_ratios(folder: Path) -> tuple[dict[str, float], dict[str, str]]:
-    """The ratios of all records in a folder, named after the benchmark, and what they were measured on."""
-    ratios: dict[str, float] = {}
-    where: dict[str, str] = {}
+
+def found_ratios(folder: Path) -> dict[str, dict[str, Any]]:
+    """The records of a folder, by processor: device, torch, peers, date, and the ratios, named after the benchmark.
+
+    Raises:
+        ValueError: a record does not say on which processor it was made.
+    """
+    found: dict[str, dict[str, Any]] = {}
     for file, of in RATIOS.items():
         if not (folder / file).is_file():
             continue
         record = json.loads((folder / file).read_text())
-        ratios |= {f"{file.removesuffix('.json')}, {name}": round(value, 3) for name, value in of(record).items()}
         machine = (record[0] if isinstance(record, list) else record)["machine"]
-        where |= {key: machine[key] for key in ("device", "torch", "date")}
-    return ratios, where
+        if "processor" not in machine:
+            raise ValueError(f"{folder / file} does not say on which processor it was made; make it again")
+        own = found.setdefault(machine["processor"], {"ratios": {}})
+        own |= {key: machine[key] for key in ("device", *ALIKE, "date")}
+        own["ratios"] |= {
+            f"{file.removesuffix('.json')}, {name}": round(value, 3) for name, value in of(record).items()
+        }
+    return found
 
 
-def compare(
-    recorded: Mapping[str, float], found: Mapping[str, float], tolerance: float = TOLERANCE
-) -> list[tuple[str, float | None, float | None, str]]:
-    """For each ratio: its name, what was recorded, what was found and a verdict: "", "new", "FELL" or "MISSING"."""
-    rows: list[tuple[str, float | None, float | None, str]] = []
-    for name in dict.fromkeys([*recorded, *found]):
-        before, now = recorded.get(name), found.get(name)
-        if now is None:
+def peer_of(ratio: str) -> str:
+    """The peer that a ratio's name speaks of, or ""."""
+    return next((peer for peer in PEERS if peer in ratio), "")
+
+
+def compare(before: Mapping[str, Any], now: Mapping[str, Any], tolerance: float = TOLERANCE) -> list[Row]:
+    """For each ratio: its name, what was recorded, what was found and a verdict.
+
+    The verdict is "", "new", "FELL", "MISSING", or what is not alike, so that the two cannot be compared.
+
+    Args:
+        before, now: two measurements on one kind of processor: torch, peers, ratios
+    """
+    rows: list[Row] = []
+    for name in dict.fromkeys([*before["ratios"], *now["ratios"]]):
+        then, here = before["ratios"].get(name), now["ratios"].get(name)
+        if here is None:
             verdict = "MISSING"
-        elif before is None:
+        elif then is None:
             verdict = "new"
         else:
-            verdict = "" if now >= before * (1 - tolerance) else "FELL"
-        rows.append((name, before, now, verdict))
+            verdict = _unlike(peer_of(name), before, now) or ("" if here >= then * (1 - tolerance) else "FELL")
+        rows.append((name, then, here, verdict))
     return rows
 
 
-def report(rows: list[tuple[str, float | None, float | None, str]]) -> str:
+def _unlike(peer: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    if before["torch"] != now["torch"]:
+        return f"recorded with torch {before['torch']}"
+    then, here = (measured["peers"].get(peer, "?") if peer else "" for measured in (before, now))
+    return f"recorded with {peer} {then}" if then != here else ""
+
+
+def report(rows: list[Row]) -> str:
     cells = [
         (
             name,
@@ -83,30 +115,61 @@ def report(rows: list[tuple[str, float | None, float | None, str]]) -> str:
     return table(("ratio, the higher the better", "recorded", "now", "", ""), cells)
 
 
+def report_recorded(recorded: Mapping[str, Mapping[str, Any]]) -> str:
+    """What is recorded: a row a ratio, a column a processor, and on what each was measured."""
+    names = dict.fromkeys(name for one in recorded.values() for name in one["ratios"])
+    rows = [
+        (name, *(f"{one['ratios'][name]:.2f}" if name in one["ratios"] else "–" for one in recorded.values()))
+        for name in names
+    ]
+    measured = []
+    for key, one in recorded.items():
+        versions = [f"torch {one['torch']}", *map(" ".join, one["peers"].items())]
+        measured.append(f"{key}: {', '.join([one['device'], one['date'], *versions])}")
+    return f"{table(('ratio, the higher the better', *recorded), rows)}\n\n" + "\n".join(measured)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--records", type=Path, default=ROOT / "bench", help="folder of the records")
-    parser.add_argument("--recorded", type=Path, default=Path(__file__).with_name("recorded.json"))
+    parser.add_argument("--recorded", type=Path, default=RECORDED)
     parser.add_argument("--tolerance", type=float, default=TOLERANCE, help="fall that is taken for noise")
     parser.add_argument("--record", action="store_true", help="write what was found to the file of recorded ratios")
+    parser.add_argument("--table", action="store_true", help="print what is recorded, a column for each processor")
     arguments = parser.parse_args()
-    found, where = found_ratios(arguments.records)
+    recorded = json.loads(arguments.recorded.read_text()) if arguments.recorded.is_file() else {}
+    if arguments.table:
+        print(report_recorded(recorded))
+        return 0
+    try:
+        found = found_ratios(arguments.records)
+    except ValueError as error:
+        print(f"regressions.py: {error}", file=sys.stderr)
+        return 2
     if not found:
         print(f"regressions.py: no records in {arguments.records}; `make bench` writes them", file=sys.stderr)
         return 2
     if arguments.record:
-        kept = where | {"transformers": metadata.version("transformers"), "ratios": found}
-        arguments.recorded.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
-        print(f"recorded {len(found)} ratios in {arguments.recorded}")
+        arguments.recorded.write_text(json.dumps(recorded | found, indent=1, ensure_ascii=False) + "\n")
+        print(f"recorded {_counted(found)} in {arguments.recorded}")
         return 0
-    before = json.loads(arguments.recorded.read_text()) if arguments.recorded.is_file() else {"ratios": {}}
-    rows = compare(before["ratios"], found, arguments.tolerance)
-    print(f"### Compared with what was recorded\n\n{report(rows)}\n")
-    if "device" in before:
-        print(f"recorded on {before['device']}, torch {before['torch']}, {before['date']}; now {where['device']}")
-    fell = [name for name, _, _, verdict in rows if verdict in ("FELL", "MISSING")]
+    fell: list[str] = []
+    for key, now in found.items():
+        if key not in recorded:
+            others = "; ".join(recorded) or "none"
+            print(f"nothing is recorded for {key} yet (for others: {others}); --record keeps {_counted({key: now})}")
+            print(f"\n{report([(name, None, value, 'new') for name, value in now['ratios'].items()])}\n")
+            continue
+        before = recorded[key]
+        rows = compare(before, now, arguments.tolerance)
+        print(f"### {key}, compared with what was recorded on {before['date']}\n\n{report(rows)}\n")
+        fell += [name for name, _, _, verdict in rows if verdict in ("FELL", "MISSING")]
     print(f"fell by more than {arguments.tolerance:.0%} or is missing: {'; '.join(fell) if fell else 'nothing'}")
     return int(bool(fell))
+
+
+def _counted(found: Mapping[str, Any]) -> str:
+    return " and ".join(f"{len(one['ratios'])} ratios of {key}" for key, one in found.items())
 
 
 if __name__ == "__main__":

@@ -20,10 +20,11 @@ from gossamer.device.kernels import (
     triton_obstacle,
 )
 from gossamer.device.memory import forget_peak_memory, keep_freed_memory, memory_bytes, peak_memory
-from gossamer.device.names import cpu_name, device_name, is_accelerator, product_name
+from gossamer.device.names import device_key, device_name, is_accelerator, product_name
 from gossamer.device.numbers import autocast, compute_dtype
 from gossamer.device.nvml import energy
 from gossamer.device.process import prepare_process
+from gossamer.device.processor import Processor, processor
 from gossamer.device.randomness import random_state, seed_everything, set_random_state
 from gossamer.device.speed import peak_rate
 from gossamer.device.summary import describe
@@ -32,6 +33,7 @@ __all__ = [
     "BACKENDS",
     "Backend",
     "Capabilities",
+    "Processor",
     "autocast",
     "available_devices",
     "backend_of",
@@ -39,11 +41,11 @@ __all__ = [
     "capabilities",
     "collective_backend",
     "compute_dtype",
-    "cpu_name",
     "current",
     "default_device",
     "describe",
     "device_count",
+    "device_key",
     "device_name",
     "energy",
     "fla_obstacle",
@@ -57,6 +59,7 @@ __all__ = [
     "peak_memory",
     "peak_rate",
     "prepare_process",
+    "processor",
     "product_name",
     "random_state",
     "resolve",

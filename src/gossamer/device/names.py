@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import platform
 from typing import Any
 
 import torch
+
+from gossamer.device.processor import processor
 
 
 def is_accelerator(device: torch.device) -> bool:
     """Whether it is something other than the CPU."""
     return device.type != "cpu"
-
-
-def cpu_name() -> str:
-    """The processor's name as its maker gives it."""
-    try:
-        with open("/proc/cpuinfo") as lines:
-            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def module_of(device: torch.device) -> Any:
@@ -33,7 +25,7 @@ def module_of(device: torch.device) -> Any:
 def product_name(device: torch.device) -> str:
     """A device's name as its maker gives it; empty where a plug-in does not say."""
     if device.type == "cpu":
-        return cpu_name()
+        return processor().name
     module = module_of(device)
     if not hasattr(module, "get_device_properties"):
         return ""
@@ -41,6 +33,15 @@ def product_name(device: torch.device) -> str:
 
 
 def device_name(device: torch.device) -> str:
-    """A device's name for people, such as `cpu (AMD EPYC, 2 threads)`."""
-    threads = "" if is_accelerator(device) else f", {torch.get_num_threads()} threads"
-    return f"{device.type} ({product_name(device) or 'unnamed'}{threads})"
+    """A device's name for people, such as `cpu (AMD EPYC, family 25 model 1, AVX2, 2 threads)`.
+
+    Of a processor the maker's name alone does not say enough: one name can stand for several generations.
+    """
+    if not is_accelerator(device):
+        return f"{device.type} ({processor().describe(torch.get_num_threads())})"
+    return f"{device.type} ({product_name(device) or 'unnamed'})"
+
+
+def device_key(device: torch.device) -> str:
+    """What figures that were measured on a device are kept under: equal keys, comparable figures."""
+    return processor().key(torch.get_num_threads()) if not is_accelerator(device) else device_name(device)
