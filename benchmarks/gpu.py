@@ -21,7 +21,6 @@ from typing import Any
 
 import operations
 import torch
-from inputs import Inputs, inputs_of, training_inputs
 from measure import Subject, copy_rate, gemm_rate, installed, table, take_turns
 from peers import Variant, gossamer_step, model_config, qwen3_next_step
 
@@ -29,7 +28,10 @@ from gossamer import device as devices
 from gossamer import ops
 from gossamer.certify.cases import DOCUMENTS, Case
 from gossamer.certify.checks import Check, failed
+from gossamer.certify.exactness import Inputs
+from gossamer.certify.inputs import inputs_of
 from gossamer.certify.operations import check_operation
+from gossamer.certify.timing import Rates, time_operations, training_inputs
 from gossamer.model.config import ModelConfig
 
 LENGTHS = {"nano": 256, "micro": 512, "mini": 2048, "small": 4096}  # tokens a row
@@ -134,9 +136,9 @@ def main() -> int:
             found["errors"], wrong = [check.to_dict() for check in checks], wrong + len(failed(checks))
             print(f"\n### Errors against float64\n\n{report_errors(checks)}", flush=True)
         if "operations" in wanted:
-            machine_rates = operations.Rates(record["machine"]["gemm_flops"], record["machine"]["copy_bytes"])
+            machine_rates = Rates(record["machine"]["gemm_flops"], record["machine"]["copy_bytes"])
             inputs = training_inputs(config, arguments.rows, length, device, dtype)
-            found["operations"] = operations.time_operations(config, inputs, length, lambda rates=machine_rates: rates)
+            found["operations"] = time_operations(config, inputs, length, lambda rates=machine_rates: rates)
             print(f"\n### Operations\n\n{operations.report(found['operations'])}", flush=True)
             torch.accelerator.empty_cache()
         if "steps" in wanted:

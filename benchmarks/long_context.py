@@ -21,11 +21,13 @@ from typing import Any
 
 import environment  # noqa: F401 (before PyTorch)
 import torch
-from inputs import caller, cast, inputs_of, moved
-from measure import Call, Subject, describe, in_turns, machine, table, take_turns
+from measure import Subject, describe, machine, table, take_turns
 from peers import gossamer_forward, gossamer_step, model_config, qwen3_next_forward, qwen3_next_step
 
 from gossamer import device as devices
+from gossamer.certify.inputs import cast, inputs_of, moved
+from gossamer.certify.rates import Call, in_turns
+from gossamer.certify.timing import caller
 from gossamer.model.config import ModelConfig
 
 LENGTHS = (512, 1024, 2048, 4096, 8192, 16384, 32768)
@@ -53,7 +55,7 @@ def delta_rule(config: ModelConfig, lengths: tuple[int, ...], turns: int) -> dic
         return run
 
     calls = {str(length): passes(length) for length in lengths}
-    medians = in_turns(calls, least_seconds=0.0, least_turns=turns)
+    medians = in_turns(calls, device, least_seconds=0.0, least_turns=turns)
     return {length: medians[str(length)] / (length * max(1, most // length)) for length in lengths}
 
 
@@ -82,7 +84,7 @@ def one_head(config: ModelConfig, turns: int) -> dict[str, dict[int, float]]:
         for count in counts:
             calls[f"{operation} {count}"] = _on_threads(call, count)
     try:
-        medians = in_turns(calls, least_seconds=0.0, least_turns=turns)
+        medians = in_turns(calls, device, least_seconds=0.0, least_turns=turns)
     finally:
         torch.set_num_threads(most)
     return {

@@ -24,7 +24,7 @@ from unittest import mock
 import environment  # noqa: F401 (every subject's process inherits it)
 import torch
 
-from gossamer.certify.rates import Call, copy_rate, seconds_of, seconds_of_one
+from gossamer.certify.rates import Call, copy_rate, seconds_of
 
 PATIENCE = 60.0  # seconds of a call that is not the first, which may compile something
 
@@ -121,23 +121,6 @@ def take_turns(subjects: Sequence[Subject], turns: int, warm_up: int = 1, waking
     print(file=sys.stderr)
     for subject in subjects:
         subject.close()
-
-
-def in_turns(calls: Mapping[str, Call], least_seconds: float = 1.0, least_turns: int = 3) -> dict[str, float]:
-    """Median seconds of each call, A B C A B C … in this process, all of them warm already.
-
-    Args:
-        calls: by name
-        least_seconds: time that all of them together are given at least
-        least_turns: times that each is called at least
-    """
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    began, turns = time.perf_counter(), 0
-    while calls and (turns < least_turns or time.perf_counter() - began < least_seconds):
-        turns += 1
-        for name, call in calls.items():
-            times[name].append(seconds_of_one(call, _device()))
-    return {name: statistics.median(found) for name, found in times.items()}
 
 
 LARGE_PRODUCTS_FLOPS = 8 * 2.0 * 2048**3

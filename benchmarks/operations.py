@@ -9,7 +9,10 @@ roofline is the larger of FLOPs over the rate of a large matrix product and byte
 measured before and after each operation; what stays in the processor's caches between calls can exceed it. An
 implementation that takes longer than a second is left out after its first calls. --json FILE writes the record.
 
-Then the delta rule beside transformers' own fall-back in PyTorch, with gradients, at two shapes.
+The delta rule is timed with the gates of a trained network and with those of a fresh one, whose products are subnormal
+floats where nothing is done about it: some processors take forty times as long for these.
+
+Then the delta rule beside transformers' own fall-back in PyTorch, with gradients, at two shapes and with both gates.
 """
 
 from __future__ import annotations
@@ -17,39 +20,25 @@ from __future__ import annotations
 import argparse
 import json
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import environment  # noqa: F401 (before PyTorch)
 import torch
-from inputs import Inputs, caller, cast, forward_caller, inputs_of, moved, training_inputs
-from measure import Call, copy_rate, describe, gemm_rate, in_turns, machine, seconds_of_one, table
+from measure import describe, gemm_rate, machine, table
 from peers import model_config
 from torch import Tensor
 
 from gossamer import device as devices
 from gossamer import ops
+from gossamer.certify.inputs import Gates, cast, inputs_of, moved
+from gossamer.certify.rates import Call, copy_rate, in_turns
+from gossamer.certify.timing import FRESH, Rates, operation_of, time_operations, training_inputs
 from gossamer.model.config import ModelConfig
-from gossamer.model.counts import delta_rule_backward_flops, delta_rule_flops
-from gossamer.ops.linear_cross_entropy import IGNORED
 
 GEMM_SIZE, COPY_MEGABYTES = 2048, 256
-TOO_LONG = 1.0  # seconds of a call
 PEER_SHAPES = ((4, 512), (1, 8192))  # rows, tokens
-FORWARD, BOTH = "forward", "forward and backward"
-
-
-@dataclass(frozen=True)
-class Rates:
-    """What the machine can do: FLOP/s of a large product, bytes/s of a large copy."""
-
-    gemm: float
-    copy: float
-
-    def mean(self, other: Rates) -> Rates:
-        return Rates((self.gemm + other.gemm) / 2, (self.copy + other.copy) / 2)
 
 
 def measured_rates(dtype: torch.dtype) -> Rates:
@@ -57,123 +46,13 @@ def measured_rates(dtype: torch.dtype) -> Rates:
     return Rates(gemm_rate(dtype, GEMM_SIZE), copy_rate(devices.default_device(), COPY_MEGABYTES))
 
 
-def flops_of(operation: str, config: ModelConfig, inputs: Inputs, length: int) -> tuple[float, float]:
-    """FLOPs forward and backward, of rows of `length` tokens."""
-    match operation:
-        case "attention":
-            tokens, heads, width = inputs["q"].shape[1:]
-            forward = 4.0 * heads * width * tokens * (length + 1) / 2
-        case "delta_rule":
-            tokens, key_heads, key_dim = inputs["q"].shape[1:]
-            sizes = key_heads, inputs["v"].shape[2], key_dim, inputs["v"].shape[3]
-            return tokens * delta_rule_flops(*sizes), tokens * delta_rule_backward_flops(*sizes)
-        case "short_conv":
-            forward = 2.0 * inputs["x"].numel() * inputs["weight"].shape[1]
-        case "grouped_mlp":
-            _, hidden, width = inputs["down_proj"].shape
-            forward = 6.0 * hidden * width * inputs["expert_ids"].numel()
-        case "linear_cross_entropy":
-            forward = 2.0 * inputs["weight"].numel() * int((inputs["labels"] != IGNORED).sum())
-        case _:
-            forward = 0.0
-    return forward, 2 * forward
-
-
-def bytes_of(inputs: Inputs, outputs: tuple[Tensor, ...]) -> tuple[int, int]:
-    """Bytes that must move forward and backward: inputs read, outputs written; the same with their gradients added."""
-    tensors = [value for value in inputs.values() if isinstance(value, Tensor)]
-    read, written = sum(x.nbytes for x in tensors), sum(x.nbytes for x in outputs)
-    gradients = sum(x.nbytes for x in tensors if x.is_floating_point())
-    return read + written, read + written + gradients
-
-
-def roofline(flops: float, moved: float, rates: Rates) -> float:
-    """Seconds that the work takes at least, at the machine's measured rates."""
-    return max(flops / rates.gemm, moved / rates.copy)
-
-
-def time_operations(
-    config: ModelConfig,
-    inputs: Mapping[str, Inputs],
-    length: int,
-    rates: Callable[[], Rates],
-    seconds: float = 1.0,
-) -> list[dict[str, Any]]:
-    """A row for each operation, implementation and direction: seconds, FLOPs, bytes and share of the roofline.
-
-    Args:
-        inputs: for each operation
-        length: tokens a row
-        rates: measures the machine, before and after each operation
-        seconds: given to an operation
-    """
-    rows, before = list[dict[str, Any]](), rates()
-    for name, given in inputs.items():
-        found = _time_operation(name, given, flops_of(name, config, given, length), seconds)
-        after = rates()
-        beside, before = before.mean(after), after
-        for row in found:
-            if "seconds" in row:
-                least = roofline(row["flops"], row["bytes"], beside)
-                row |= {"gemm_gflops": beside.gemm / 1e9, "copy_gbytes": beside.copy / 1e9}
-                row["roofline_share"] = least / row["seconds"]
-        rows += found
-    return rows
-
-
-def _time_operation(name: str, inputs: Inputs, flops: tuple[float, float], seconds: float) -> list[dict[str, Any]]:
-    operation, rows, calls = ops.OPERATIONS[name], list[dict[str, Any]](), dict[str, Call]()
-    device = next(value.device for value in inputs.values() if isinstance(value, Tensor) and value.is_floating_point())
-    chosen = operation.choose(device).name
-    moved: tuple[int, int] | None = None
-    for one in operation.implementations:
-        if one.obstacle(device):
-            continue
-        call = forward_caller(name, inputs)
-        works: tuple[tuple[str, Call], ...] = ((FORWARD, call), (BOTH, caller(name, inputs)))
-        for place, (direction, work) in enumerate(works):
-            row = {"operation": name, "implementation": one.name, "direction": direction, "chosen": one.name == chosen}
-            rows.append(row)
-            timed = _forcing(name, one.name, work)
-            try:
-                first = seconds_of_one(timed, device)
-                # The first call may build or allocate something.
-                first = seconds_of_one(timed, device) if first <= 10 * TOO_LONG else first
-            except Exception as error:  # a kernel that fails here must not keep the others from their turn
-                row["failure"] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:120]
-                break
-            if first > TOO_LONG:
-                row["left_out"] = f"left out: {first:.1f} s a call"
-                break
-            calls[f"{one.name} {direction}"] = timed
-            if moved is None:
-                with torch.no_grad():
-                    forward, backward = bytes_of(inputs, call())
-                moved = forward, forward + backward
-            row["flops"], row["bytes"] = flops[0] + place * flops[1], moved[place]
-    medians = in_turns(calls, seconds)
-    for row in rows:
-        took = medians.get(f"{row['implementation']} {row['direction']}")
-        if took is not None:
-            row["seconds"] = took
-    return rows
-
-
-def _forcing(operation: str, implementation: str, call: Call) -> Call:
-    def forced() -> object:
-        with ops.forced(**{operation: implementation}):
-            return call()
-
-    return forced
-
-
-def delta_rule_peer(config: ModelConfig, rows: int, length: int, seconds: float) -> dict[str, Any]:
+def delta_rule_peer(config: ModelConfig, rows: int, length: int, gates: Gates, seconds: float) -> dict[str, Any]:
     """Seconds of the delta rule's output and gradients: the implementation that runs here, and transformers' own.
 
     The gradients are those of q, k, v, g and β for one of the output; the final state is nobody's.
     """
     device = devices.default_device()
-    packed = moved(cast(inputs_of("delta_rule", config, [length] * rows), torch.float32), device)
+    packed = moved(cast(inputs_of("delta_rule", config, [length] * rows, gates), torch.float32), device)
     leaves = [
         packed[name].unflatten(1, (rows, length)).squeeze(0).requires_grad_() for name in ("q", "k", "v", "g", "beta")
     ]
@@ -188,8 +67,9 @@ def delta_rule_peer(config: ModelConfig, rows: int, length: int, seconds: float)
     calls = {"gossamer": work(ops.delta_rule), "transformers": work(their_delta_rule(config))}
     for call in calls.values():
         call()
-    medians = in_turns(calls, seconds)
-    return {"rows": rows, "length": length, "seconds": medians, "ratio": medians["transformers"] / medians["gossamer"]}
+    medians = in_turns(calls, device, seconds)
+    ratio = medians["transformers"] / medians["gossamer"]
+    return {"rows": rows, "length": length, "gates": gates, "seconds": medians, "ratio": ratio}
 
 
 def their_delta_rule(config: ModelConfig) -> Callable[..., Any]:
@@ -209,7 +89,9 @@ def their_delta_rule(config: ModelConfig) -> Callable[..., Any]:
 def ratios(record: dict[str, Any]) -> dict[str, float]:
     """What is compared between runs."""
     return {
-        f"delta rule over transformers, {row['rows']} × {row['length']}": row["ratio"]
+        f"delta rule{FRESH if row['gates'] == 'fresh' else ''} over transformers, {row['rows']} × {row['length']}": row[
+            "ratio"
+        ]
         for row in record["delta_rule_peer"]
     }
 
@@ -239,13 +121,13 @@ def report(rows: list[dict[str, Any]]) -> str:
 def report_peer(rows: list[dict[str, Any]]) -> str:
     cells = [
         (
-            f"{row['rows']} × {row['length']}",
+            f"{row['rows']} × {row['length']}, {row['gates']}",
             *[f"{1000 * row['seconds'][name]:.1f}" for name in ("gossamer", "transformers")],
             f"{row['ratio']:.2f}",
         )
         for row in rows
     ]
-    return table(("rows × tokens", "gossamer, ms", "transformers, ms", "× transformers"), cells)
+    return table(("rows × tokens, gates", "gossamer, ms", "transformers, ms", "× transformers"), cells)
 
 
 def main() -> None:
@@ -264,13 +146,14 @@ def main() -> None:
     found = machine()
     print(f"### {arguments.size}, {arguments.rows} × {arguments.length} tokens\n\n{describe(found)}\n", flush=True)
     inputs = training_inputs(config, arguments.rows, arguments.length, device, dtype)
-    inputs = {name: given for name, given in inputs.items() if name in arguments.only}
+    inputs = {name: given for name, given in inputs.items() if operation_of(name) in arguments.only}
     rows = time_operations(config, inputs, arguments.length, lambda: measured_rates(dtype), seconds)
     print(f"{report(rows)}\n", flush=True)
     record = {"size": arguments.size, "rows": arguments.rows, "length": arguments.length, "machine": found}
     peers: list[dict[str, Any]] = []
     if "delta_rule" in arguments.only:
-        peers = [delta_rule_peer(config, *shape, 2 * seconds) for shape in PEER_SHAPES]
+        both: tuple[Gates, ...] = ("trained", "fresh")
+        peers = [delta_rule_peer(config, *shape, gates, 2 * seconds) for shape in PEER_SHAPES for gates in both]
         print(f"delta rule with gradients, beside transformers' fall-back\n\n{report_peer(peers)}\n", flush=True)
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)

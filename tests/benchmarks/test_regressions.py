@@ -40,7 +40,7 @@ def records(tmp_path: Path) -> Path:
     decoding["long prompt, transformers"] = {"failure": "MemoryError"}
     files = {
         "train_step": [{"size": "micro", "tokens": 10, "machine": MACHINE, "results": results}],
-        "operations": {"machine": MACHINE, "delta_rule_peer": [{"rows": 4, "length": 512, "ratio": 5.0}]},
+        "operations": {"machine": MACHINE, "delta_rule_peer": [dict(rows=4, length=512, gates="trained", ratio=5.0)]},
         "long_context": {
             "machine": MACHINE, "delta_rule": {"512": 1.0, "1024": 1.25}, "flatness": 0.8, "network": network
         },

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 from itertools import accumulate
+from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from gossamer.certify.exactness import Inputs
 from gossamer.model.config import ModelConfig
 
+Gates = Literal["trained", "fresh"]
 
-def inputs_of(operation: str, config: ModelConfig, lengths: list[int]) -> Inputs:
+
+def inputs_of(operation: str, config: ModelConfig, lengths: list[int], gates: Gates = "trained") -> Inputs:
     """Random float64 inputs of the network's heads and widths, the documents of these lengths packed in one row.
 
     They are on the CPU: a device may have no float64. Where an operation takes a state, one is given.
+
+    Args:
+        operation: its name
+        config: the network
+        lengths: of the documents (tokens)
+        gates: the delta rule's decays: those of a trained network, which forgets a few percent a token, or of a fresh
+            one (`model.initialize`), whose fastest head forgets all within a token or two, so that products of decays
+            fall through float32's subnormal range
     """
     generator = torch.Generator().manual_seed(0)
     tokens, hidden = sum(lengths), config.hidden_size
@@ -38,7 +50,9 @@ def inputs_of(operation: str, config: ModelConfig, lengths: list[int]) -> Inputs
                 "q": normal(1, tokens, keys, key_dim),
                 "k": normal(1, tokens, keys, key_dim),
                 "v": normal(1, tokens, values, value_dim),
-                "g": -0.05 * normal(1, tokens, values).exp(),
+                "g": _fresh_gates(normal(1, tokens, values))
+                if gates == "fresh"
+                else -0.05 * normal(1, tokens, values).exp(),
                 "beta": normal(1, tokens, values).sigmoid(),
                 "initial_state": normal(len(lengths), values, key_dim, value_dim),
                 "cu_seqlens": cu_seqlens,
@@ -72,6 +86,12 @@ def inputs_of(operation: str, config: ModelConfig, lengths: list[int]) -> Inputs
         case "orthogonalize":
             return {"matrices": normal(3, 2 * config.moe_intermediate_size, hidden)}
     raise ValueError(operation)
+
+
+def _fresh_gates(noise: Tensor) -> Tensor:
+    """[1, T, heads] of noise → g = −A·softplus(a + dt_bias) as initialised: A from 16 down to 0.01, dt_bias 1."""
+    rates = torch.linspace(16, 0.01, noise.shape[2], dtype=noise.dtype)
+    return -rates * F.softplus(0.3 * noise + 1)  # a: initializer_range · √hidden
 
 
 def cast(inputs: Inputs, dtype: torch.dtype) -> Inputs:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 
@@ -36,3 +36,22 @@ def copy_rate(device: torch.device, megabytes: int = 256) -> float:
     source = torch.ones(megabytes << 18, device=device)
     target = torch.empty_like(source)
     return 2.0 * source.nbytes / seconds_of(lambda: target.copy_(source), device)
+
+
+def in_turns(
+    calls: Mapping[str, Call], device: torch.device, least_seconds: float = 1.0, least_turns: int = 3
+) -> dict[str, float]:
+    """Median seconds of each call, A B C A B C … in this process, all of them warm already.
+
+    Args:
+        calls: by name
+        least_seconds: time that all of them together are given at least
+        least_turns: times that each is called at least
+    """
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    began, turns = time.perf_counter(), 0
+    while calls and (turns < least_turns or time.perf_counter() - began < least_seconds):
+        turns += 1
+        for name, call in calls.items():
+            times[name].append(seconds_of_one(call, device))
+    return {name: statistics.median(found) for name, found in times.items()}

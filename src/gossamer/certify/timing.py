@@ -1,0 +1,204 @@
+"""How fast each operation runs, by each of its implementations, beside what the machine could do.
+
+A call's time is set against the roofline: the larger of its FLOPs over the rate of a large matrix product and of the
+bytes that must move over the rate of a large copy. That share has no unit, so that it can be compared between machines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gossamer import ops
+from gossamer.certify.exactness import Inputs, cotangents
+from gossamer.certify.inputs import cast, inputs_of, moved
+from gossamer.certify.rates import Call, in_turns, seconds_of_one
+from gossamer.model.config import ModelConfig
+from gossamer.model.counts import delta_rule_backward_flops, delta_rule_flops
+from gossamer.ops.linear_cross_entropy import IGNORED
+
+TOO_LONG = 1.0  # seconds of a call
+FORWARD, BOTH = "forward", "forward and backward"
+FRESH = ", a fresh network's gates"  # behind an operation's name, of what else it is timed with
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What the machine can do: FLOP/s of a large product, bytes/s of a large copy."""
+
+    gemm: float
+    copy: float
+
+    def mean(self, other: Rates) -> Rates:
+        return Rates((self.gemm + other.gemm) / 2, (self.copy + other.copy) / 2)
+
+
+def caller(operation: str, inputs: Inputs) -> Callable[[], dict[str, Tensor]]:
+    """A call forward and backward: outputs by number and gradients by name, for fixed gradients of the outputs."""
+    leaves = {
+        name: x.detach().requires_grad_() if isinstance(x, Tensor) and x.is_floating_point() else x
+        for name, x in inputs.items()
+    }
+    wanted = {name: x for name, x in leaves.items() if isinstance(x, Tensor) and x.requires_grad}
+    grads: list[Tensor] = []  # made once: a timing must not include it
+
+    def call() -> dict[str, Tensor]:
+        outputs = getattr(ops, operation)(**leaves)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        if not grads:
+            grads.extend(cotangents(outputs))
+        found = torch.autograd.grad(outputs, list(wanted.values()), grads)
+        result = {f"output {number}": out.detach() for number, out in enumerate(outputs)}
+        return result | {f"gradient of {name}": grad for name, grad in zip(wanted, found, strict=True)}
+
+    return call
+
+
+def training_inputs(
+    config: ModelConfig, rows: int, length: int, device: torch.device, dtype: torch.dtype
+) -> dict[str, Inputs]:
+    """For each operation what a training step calls it with: `rows` documents of `length` tokens, and no state.
+
+    The delta rule comes twice, the second time under its name and `FRESH`: what it computes with changes while a
+    network learns, and with it, on some processors, how long that takes.
+    """
+    found = {}
+    for name in ops.training_operations():
+        found[name] = inputs_of(name, config, [length] * rows)
+        if name == "delta_rule":
+            found[name + FRESH] = inputs_of(name, config, [length] * rows, gates="fresh")
+    for name, inputs in found.items():
+        inputs.pop("initial_state", None)
+        found[name] = moved(cast(inputs, dtype), device)
+    return found
+
+
+def operation_of(timed: str) -> str:
+    """The operation of a name in `training_inputs`."""
+    return timed.removesuffix(FRESH)
+
+
+def forward_caller(operation: str, inputs: Inputs) -> Callable[[], tuple[Tensor, ...]]:
+    """A call without gradients."""
+
+    @torch.no_grad()
+    def call() -> tuple[Tensor, ...]:
+        outputs = getattr(ops, operation)(**inputs)
+        return outputs if isinstance(outputs, tuple) else (outputs,)
+
+    return call
+
+
+def flops_of(operation: str, config: ModelConfig, inputs: Inputs, length: int) -> tuple[float, float]:
+    """FLOPs forward and backward, of rows of `length` tokens, of what has a name in `training_inputs`."""
+    match operation_of(operation):
+        case "attention":
+            tokens, heads, width = inputs["q"].shape[1:]
+            forward = 4.0 * heads * width * tokens * (length + 1) / 2
+        case "delta_rule":
+            tokens, key_heads, key_dim = inputs["q"].shape[1:]
+            sizes = key_heads, inputs["v"].shape[2], key_dim, inputs["v"].shape[3]
+            return tokens * delta_rule_flops(*sizes), tokens * delta_rule_backward_flops(*sizes)
+        case "short_conv":
+            forward = 2.0 * inputs["x"].numel() * inputs["weight"].shape[1]
+        case "grouped_mlp":
+            _, hidden, width = inputs["down_proj"].shape
+            forward = 6.0 * hidden * width * inputs["expert_ids"].numel()
+        case "linear_cross_entropy":
+            forward = 2.0 * inputs["weight"].numel() * int((inputs["labels"] != IGNORED).sum())
+        case _:
+            forward = 0.0
+    return forward, 2 * forward
+
+
+def bytes_of(inputs: Inputs, outputs: tuple[Tensor, ...]) -> tuple[int, int]:
+    """Bytes that must move forward and backward: inputs read, outputs written; the same with their gradients added."""
+    tensors = [value for value in inputs.values() if isinstance(value, Tensor)]
+    read, written = sum(x.nbytes for x in tensors), sum(x.nbytes for x in outputs)
+    gradients = sum(x.nbytes for x in tensors if x.is_floating_point())
+    return read + written, read + written + gradients
+
+
+def roofline(flops: float, moved: float, rates: Rates) -> float:
+    """Seconds that the work takes at least, at the machine's measured rates."""
+    return max(flops / rates.gemm, moved / rates.copy)
+
+
+def time_operations(
+    config: ModelConfig,
+    inputs: Mapping[str, Inputs],
+    length: int,
+    rates: Callable[[], Rates],
+    seconds: float = 1.0,
+) -> list[dict[str, Any]]:
+    """A row for each operation, implementation and direction: seconds, FLOPs, bytes and share of the roofline.
+
+    Args:
+        config: the network that the inputs were made for
+        inputs: for each operation, as `training_inputs` gives them
+        length: tokens a row
+        rates: measures the machine, before and after each operation
+        seconds: given to an operation
+    """
+    rows, before = list[dict[str, Any]](), rates()
+    for name, given in inputs.items():
+        found = _time_operation(name, given, flops_of(name, config, given, length), seconds)
+        after = rates()
+        beside, before = before.mean(after), after
+        for row in found:
+            if "seconds" in row:
+                least = roofline(row["flops"], row["bytes"], beside)
+                row |= {"gemm_gflops": beside.gemm / 1e9, "copy_gbytes": beside.copy / 1e9}
+                row["roofline_share"] = least / row["seconds"]
+        rows += found
+    return rows
+
+
+def _time_operation(name: str, inputs: Inputs, flops: tuple[float, float], seconds: float) -> list[dict[str, Any]]:
+    operation, rows, calls = ops.OPERATIONS[operation_of(name)], list[dict[str, Any]](), dict[str, Call]()
+    device = next(value.device for value in inputs.values() if isinstance(value, Tensor) and value.is_floating_point())
+    chosen = operation.choose(device).name
+    moved: tuple[int, int] | None = None
+    for one in operation.implementations:
+        if one.obstacle(device):
+            continue
+        call = forward_caller(operation.name, inputs)
+        works: tuple[tuple[str, Call], ...] = ((FORWARD, call), (BOTH, caller(operation.name, inputs)))
+        for place, (direction, work) in enumerate(works):
+            row = {"operation": name, "implementation": one.name, "direction": direction, "chosen": one.name == chosen}
+            rows.append(row)
+            timed = _forcing(operation.name, one.name, work)
+            try:
+                first = seconds_of_one(timed, device)
+                # The first call may build or allocate something.
+                first = seconds_of_one(timed, device) if first <= 10 * TOO_LONG else first
+            except Exception as error:  # a kernel that fails here must not keep the others from their turn
+                row["failure"] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:120]
+                break
+            if first > TOO_LONG:
+                row["left_out"] = f"left out: {first:.1f} s a call"
+                break
+            calls[f"{one.name} {direction}"] = timed
+            if moved is None:
+                with torch.no_grad():
+                    forward, backward = bytes_of(inputs, call())
+                moved = forward, forward + backward
+            row["flops"], row["bytes"] = flops[0] + place * flops[1], moved[place]
+    medians = in_turns(calls, device, seconds)
+    for row in rows:
+        took = medians.get(f"{row['implementation']} {row['direction']}")
+        if took is not None:
+            row["seconds"] = took
+    return rows
+
+
+def _forcing(operation: str, implementation: str, call: Call) -> Call:
+    def forced() -> object:
+        with ops.forced(**{operation: implementation}):
+            return call()
+
+    return forced
