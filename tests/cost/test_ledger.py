@@ -33,6 +33,31 @@ def test_a_step_is_booked_on_all_devices():
     assert replace(book, price=None).money is None
 
 
+def test_a_higher_peak_counts_for_all_that_these_devices_have_done():
+    book = ledger()
+    book.step(True, 100, PARTS, 1.0)
+    book.raise_peak(500.0)
+    assert (book.peak, book.mfu) == (1000.0, 0.5), "no lower one"
+    book.raise_peak(2000.0)
+    assert (book.peak, book.mfu) == (2000.0, 0.25)
+    book.work_on("faster", 1, "float32", 8000.0)
+    book.step(True, 100, PARTS, 1.0)
+    assert book.mfu == 2000 / (4000 + 8000)
+    again = Ledger.from_json(book.to_json())
+    for one in (book, again):
+        one.raise_peak(16_000.0)
+        assert one.mfu == 2000 / (4000 + 16_000), "what another device could have done stays"
+
+
+@given(st.lists(st.tuples(st.floats(1e-3, 1e3), st.floats(1.0, 1e6)), min_size=1, max_size=9))
+def test_no_share_is_above_one_if_every_faster_step_raises_the_peak(steps):
+    book = ledger(devices=1)
+    for seconds, speed in steps:
+        book.step(True, int(speed * seconds) + 1, {"head": 1.0}, seconds)
+        book.raise_peak((int(speed * seconds) + 1) / seconds)
+    assert book.mfu <= 1 + 1e-9
+
+
 def test_what_was_done_after_a_checkpoint_is_lost_once():
     book = ledger()
     for _ in range(5):
@@ -119,7 +144,8 @@ def test_the_file_has_the_sums_too(tmp_path):
 
 @pytest.mark.parametrize(
     "content", ["", "{", "[]", '{"accounts": 3}', '{"accounts": {"useful": {"step": 1}}}', '{"peak": "fast"}',
-                '{"accounts": {"useful": {"flops": {"head": "many"}}}}', "\xff"],
+                '{"accounts": {"useful": {"flops": {"head": "many"}}}}', '{"earlier_possible": {"useful": "much"}}',
+                '{"earlier_possible": 3}', "\xff"],
 )  # fmt: skip
 def test_a_damaged_file_is_named(tmp_path, content):
     (tmp_path / LEDGER_FILE).write_bytes(content.encode("latin-1"))

@@ -71,6 +71,7 @@ def test_work_that_a_kill_loses_is_repeated(tiny_recipe, tmp_path, monkeypatch):
         loop.train(tiny_recipe, run)
     before = read_ledger(run)
     assert steps(run) == {"useful": 8, "repeated": 0, "failed": 0}
+    monkeypatch.setattr(meter, "_PEAK_AFTER", math.inf)
     monkeypatch.setattr(devices, "peak_rate", lambda *given: pytest.fail("it is known"))
     loop.train(priced(tiny_recipe), run, resume=True)
     ledger = read_ledger(run)
@@ -170,6 +171,37 @@ def test_another_device_is_measured_anew(tiny_recipe, tmp_path, monkeypatch):
     ledger = read_ledger(run)
     assert (ledger.device, ledger.peak) == ("another", 1e15)
     assert ledger.work.possible_flops > 1e14, "each step beside the peak of the device that took it"
+
+
+def test_a_peak_that_was_measured_while_the_machine_was_busy_is_raised_by_the_steps(tiny_recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(devices, "peak_rate", lambda device, dtype: 1e3)
+    loop.train(tiny_recipe, tmp_path / "run")
+    shares = [event["mfu"] for event in read_metrics(tmp_path / "run") if event["event"] == "train"]
+    assert shares and max(shares) <= 1
+    ledger = read_ledger(tmp_path / "run")
+    assert ledger.peak > 1e6 and ledger.mfu <= 1
+
+
+def test_a_cpus_peak_is_measured_at_later_moments_too(tiny_recipe, tmp_path, monkeypatch):
+    from gossamer.train.world import ALONE
+
+    rates = iter([1e9, 8e8, 5e9])
+    asked = []
+
+    def rate(device, dtype, again=False):
+        asked.append(again)
+        return next(rates)
+
+    monkeypatch.setattr(devices, "peak_rate", rate)
+    monkeypatch.setattr(meter, "_PEAK_AFTER", 0.0)
+    with meter.Meter(tmp_path, tiny_recipe, ALONE, 0.0) as book:
+        peaks = [book.ledger.peak]
+        for _ in range(2):
+            book.update(0.5)
+            peaks.append(book.ledger.peak)
+        book._peak_pause = 60.0
+        book.update(0.5)
+    assert peaks == [1e9, 1e9, 5e9] and asked == [False, True, True]
 
 
 def test_energy_is_counted_where_it_is_reported(tiny_recipe, tmp_path, monkeypatch, capsys):

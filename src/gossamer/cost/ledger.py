@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -132,7 +132,8 @@ class Ledger:
         device: name of the devices at work now
         devices: how many of them there are
         dtype: what products are computed in
-        peak: FLOP/s that one device was measured to reach in products of that type
+        peak: FLOP/s that one device was measured to reach in products of that type, the most that was seen
+        earlier_possible: of accounts, what other devices could have computed before these were at work (FLOPs)
         price: money for a device-hour; None: none is known
         currency: label of the money
         accounts: by name, see above
@@ -146,6 +147,7 @@ class Ledger:
     devices: int = 1
     dtype: str = "float32"
     peak: float = 0.0
+    earlier_possible: dict[str, float] = field(default_factory=dict)
     price: float | None = None
     currency: str = "USD"
     accounts: dict[str, Work] = field(default_factory=lambda: {name: Work() for name in (*STEPS, *OVERHEADS)})
@@ -153,6 +155,23 @@ class Ledger:
     joules_seconds: float = 0.0
     begun_after: int = 0
     done: float = 0.0
+
+    # The devices.
+
+    def work_on(self, device: str, devices: int, dtype: str, peak: float) -> None:
+        """From here on the run is on these devices, with this peak of each."""
+        self.device, self.devices, self.dtype, self.peak = device, devices, dtype, peak
+        self.earlier_possible = {name: work.possible_flops for name, work in self.accounts.items()}
+
+    def raise_peak(self, peak: float) -> None:
+        """A device was seen to reach more than its peak: what it could have computed so far was too little as well."""
+        if peak <= self.peak:
+            return
+        for name, work in self.accounts.items():
+            earlier = min(self.earlier_possible.get(name, 0.0), work.possible_flops)
+            possible = earlier + (work.possible_flops - earlier) * peak / self.peak
+            self.accounts[name] = replace(work, possible_flops=possible)
+        self.peak = peak
 
     # Booking.
 
@@ -289,6 +308,8 @@ class Ledger:
         try:
             accounts = {name: work_from(own) for name, own in values["accounts"].items()}
             if not all(isinstance(values[name], int | float) for name in ("devices", "peak", "begun_after", "done")):
+                raise TypeError("a figure is no number")
+            if not all(isinstance(figure, int | float) for figure in values["earlier_possible"].values()):
                 raise TypeError("a figure is no number")
         except (TypeError, AttributeError) as error:
             raise ValueError(str(error)) from error

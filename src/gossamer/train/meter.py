@@ -23,6 +23,10 @@ from gossamer.train.world import World
 
 _EVERY = 1.0  # seconds from one writing of the file to the next at least, where nothing else asks for it
 _ENERGY_EVERY = 60.0  # seconds; a processor's counter turns over after some minutes
+_PEAK_AFTER, _PEAK_EVERY = (
+    10.0,
+    300.0,
+)  # seconds until a CPU's peak is measured again, then twice as many, at most so many
 
 
 class Meter:
@@ -65,9 +69,24 @@ class Meter:
         now = (devices.device_name(world.device), world.size, str(dtype).removeprefix("torch."))
         same = ledger.peak > 0 and now == (ledger.device, ledger.devices, ledger.dtype)
         if world.max(0 if same else 1):
-            rate = torch.tensor(devices.peak_rate(world.device, dtype), dtype=torch.float64)
-            ledger.peak = float(world.sum_(rate)) / world.size
-        ledger.device, ledger.devices, ledger.dtype = now
+            ledger.work_on(*now, self._mean(devices.peak_rate(world.device, dtype)))
+        self._dtype, self._peak_pause, self._peak_measured = dtype, _PEAK_AFTER, time.perf_counter()
+
+    def _look_for_higher_peak(self) -> None:
+        """Measure the peak at another moment; a machine may have been busy with something else when the run began.
+
+        Of CPUs alone: an accelerator is not shared with others, as a rule, and its memory may be full by now.
+        """
+        late = time.perf_counter() - self._peak_measured >= self._peak_pause
+        if devices.is_accelerator(self.world.device) or not self.world.max(int(late)):
+            return
+        self.ledger.raise_peak(self._mean(devices.peak_rate(self.world.device, self._dtype, again=True)))
+        self._peak_pause, self._peak_measured = min(2 * self._peak_pause, _PEAK_EVERY), time.perf_counter()
+        self.lap("start")
+
+    def _mean(self, value: float) -> float:
+        """The mean over processes."""
+        return float(self.world.sum_(torch.tensor(value, dtype=torch.float64))) / self.world.size
 
     @property
     def flops_per_token(self) -> float:
@@ -129,6 +148,7 @@ class Meter:
         The file is written where it is old, or with `write`.
         """
         self.ledger.done = done
+        self._look_for_higher_peak()
         if self._energy_known:
             self._read_energy()
             joules = float(self.world.sum_(torch.tensor(self._joules, dtype=torch.float64)))
@@ -160,8 +180,13 @@ class Meter:
         return {"flops": self.ledger.work.all_flops, "device_seconds": self.ledger.total.device_seconds}
 
     def mfu(self, tokens_per_second: float) -> float:
-        """The share of the devices' peak that a speed comes to."""
-        return tokens_per_second * self.flops_per_token / (self.ledger.peak * self.ledger.devices)
+        """The share of the devices' peak that a speed over some steps comes to.
+
+        A speed beyond the peak raises it: the devices have just shown that they can do more than was measured.
+        """
+        rate = tokens_per_second * self.flops_per_token / self.ledger.devices
+        self.ledger.raise_peak(rate)
+        return rate / self.ledger.peak
 
     def brief(self, mfu: float) -> str:
         """Cost so far, in a few words."""
