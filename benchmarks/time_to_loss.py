@@ -4,6 +4,10 @@
                                       [--json FILE] [--plot FILE]
     python benchmarks/time_to_loss.py --sweep [--race …]        find the dense networks' learning rates anew
 
+Texts lie in texts/, where fetch_texts.py puts them, or in the folder that --texts names. Without them the race on
+characters takes the text that every machine has, some modules of Python's standard library, and the novels are left
+out. Every record names its text's fingerprint.
+
 A race is a text with a budget for gossamer and longer ones for its rivals: nanoGPT's recipe for a CPU, a dense Qwen3
 of transformers' with as many parameters as gossamer's network uses on a token and one with as many as it has in all,
 and gossamer's own dense trunk. Each is in a process of its own and they take turns, every one for a tenth of its
@@ -29,6 +33,7 @@ from typing import Any
 
 from contestants import Dense, Gossamer, Peer, Runner
 from measure import describe, machine, table
+from texts import NOVELS, SHAKESPEARE, RaceText, add_option, find_text, standard_library_text, whole_standard_library
 
 from gossamer.train.recipe import Recipe, flatten, load_recipe, recipe_from
 
@@ -46,28 +51,38 @@ class Race:
     """A text, and who trains on it for how long.
 
     Attributes:
-        paths: under the folder of texts; empty: the standard library's source
+        text: under the folder of texts; empty: all of the standard library's source
         tokenizer: char or bpe
         seconds: gossamer's budget
         rivals: by name, their budgets (seconds; 0: as many steps as their own recipe says)
     """
 
-    paths: tuple[str, ...]
+    text: str
     tokenizer: str
     seconds: float
     rivals: dict[str, float]
 
+    def found(self, folder: Path | None) -> RaceText | None:
+        """The text, in that folder or where it is usually; None: it is not there, and nothing can stand for it.
+
+        Raises:
+            FileNotFoundError: it is not in the folder that was asked for.
+        """
+        if not self.text:
+            return whole_standard_library()
+        return find_text(self.text, folder) or (standard_library_text() if self.tokenizer == "char" else None)
+
 
 RACES = {
-    "characters": Race(("tinyshakespeare.txt",), "char", 12, {NANO_GPT: 0, ACTIVE: 60, TOTAL: 60, OWN: 60}),
-    "novels": Race(("novels",), "bpe", 60, {ACTIVE: 600, TOTAL: 600}),
-    "standard library": Race((), "bpe", 60, {ACTIVE: 300}),
+    "characters": Race(SHAKESPEARE, "char", 12, {NANO_GPT: 0, ACTIVE: 60, TOTAL: 60, OWN: 60}),
+    "novels": Race(NOVELS, "bpe", 60, {ACTIVE: 600, TOTAL: 600}),
+    "standard library": Race("", "bpe", 60, {ACTIVE: 300}),
 }
 QUICK = {"characters": (NANO_GPT, ACTIVE)}
 RIVALS = [NANO_GPT, ACTIVE, TOTAL, OWN]
 
 
-def recipe_for(race: Race, file: Path, texts: Path, seed: int, seconds: float = 0.0) -> Recipe:
+def recipe_for(race: Race, file: Path, text: RaceText, seed: int, seconds: float = 0.0) -> Recipe:
     """The recipe on a race's text, with its budget or another; the batch grows with the budget's root, in powers of 2.
 
     That is the budget dial's rule (train/sized.py).
@@ -75,7 +90,7 @@ def recipe_for(race: Race, file: Path, texts: Path, seed: int, seconds: float = 
     recipe, seconds = recipe_from(load_recipe(str(file))), seconds or race.seconds
     growth = math.sqrt(seconds / recipe.training.seconds)
     changes: dict[str, Any] = {
-        "corpus.paths": tuple(str(texts / path) for path in race.paths),
+        "corpus.paths": tuple(map(str, text.paths)),
         "corpus.tokenizer": race.tokenizer,
         "training.seconds": seconds,
         "training.seed": seed,
@@ -109,10 +124,10 @@ def rates_of(race: str) -> dict[str, float]:
     return found.get(race, {})
 
 
-def run(name: str, rivals: Iterable[str], file: Path, texts: Path, seeds: int, parts: int) -> dict[str, Any]:
+def run(name: str, rivals: Iterable[str], file: Path, text: RaceText, seeds: int, parts: int) -> dict[str, Any]:
     """A race's record: for each contestant its progress, evaluated `parts` times."""
     race, rates = RACES[name], rates_of(name)
-    recipes = [recipe_for(race, file, texts, seed) for seed in range(seeds)]
+    recipes = [recipe_for(race, file, text, seed) for seed in range(seeds)]
     runners = [
         (Runner(f"{OURS}, seed {seed}", Gossamer, recipe, race.seconds), race.seconds)
         for seed, recipe in enumerate(recipes)
@@ -127,7 +142,7 @@ def run(name: str, rivals: Iterable[str], file: Path, texts: Path, seeds: int, p
     found = machine()
     take_turns(runners, parts)
     results = {runner.name: [asdict(progress) for progress in runner.progress] for runner, _ in runners}
-    return {"race": name, "machine": found, "learning_rates": rates, "results": results}
+    return {"race": name, "text": text.record(), "machine": found, "learning_rates": rates, "results": results}
 
 
 def take_turns(runners: list[tuple[Runner, float]], parts: int) -> None:
@@ -144,10 +159,10 @@ def take_turns(runners: list[tuple[Runner, float]], parts: int) -> None:
         runner.close()
 
 
-def sweep(name: str, rivals: Iterable[str], file: Path, texts: Path) -> dict[str, float]:
+def sweep(name: str, rivals: Iterable[str], file: Path, text: RaceText) -> dict[str, float]:
     """The best learning rate of each rival of transformers', on a shorter schedule; all rates take turns."""
     race, best = RACES[name], rates_of(name)
-    recipe = recipe_for(race, file, texts, seed=0)
+    recipe = recipe_for(race, file, text, seed=0)
     for one in [rival for rival in (ACTIVE, TOTAL) if rival in rivals]:
         seconds, losses = max(SWEEP_SHARE * race.rivals[one], SWEEP_LEAST), dict[float, float]()
         rates = set(RATES)
@@ -221,8 +236,9 @@ def report(record: dict[str, Any]) -> str:
     )
     set_ups = {name: points[-1]["set_up"] for name, points in record["results"].items()}
     seeds = sum(name.startswith(OURS + ",") for name in set_ups)
+    where = f"{describe(record['machine'])}\n{RaceText.of(record['text'])}"
     return (
-        f"### {record['race']}\n\n{describe(record['machine'])}; gossamer: mean and spread of {seeds} seeds\n\n"
+        f"### {record['race']}\n\n{where}; gossamer: mean and spread of {seeds} seeds\n\n"
         f"{table(columns, rows)}\n\nNot counted: set-up of {min(set_ups.values()):.1f} to "
         f"{max(set_ups.values()):.1f} s each (text, network, kernels) and evaluations.\n"
     )
@@ -272,11 +288,28 @@ def newest_record() -> Path:
     return max((ROOT / "records").glob("*/recipe.yaml"), key=lambda path: path.parent.name)
 
 
+def texts_of(parser: argparse.ArgumentParser, races: Iterable[str], folder: Path | None) -> dict[str, RaceText]:
+    """The text of each race; one without is left out, with a line, unless a folder was named, which then is refused."""
+    found: dict[str, RaceText] = {}
+    for name in races:
+        try:
+            text = RACES[name].found(folder)
+        except FileNotFoundError as error:
+            parser.error(str(error))
+        if text is None:
+            print(f"{name}: left out; python benchmarks/fetch_texts.py fetches its text", file=sys.stderr)
+        else:
+            found[name] = text
+    if not found:
+        parser.error("there is no text to train on")
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--race", nargs="*", choices=list(RACES), default=list(RACES), help="texts to train on")
     parser.add_argument("--rival", nargs="*", choices=RIVALS, default=RIVALS, help="of those that the race has")
-    parser.add_argument("--texts", type=Path, default=ROOT.parent / "shared/data", help="folder of the texts")
+    add_option(parser)
     parser.add_argument("--recipe", type=Path, help="gossamer's recipe (default: the newest record's)")
     parser.add_argument("--seeds", type=int, default=3, help="of gossamer")
     parser.add_argument("--parts", type=int, default=10, help="of a schedule, after each of which all are measured")
@@ -286,20 +319,19 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="write the picture to this file (.png, .svg)")
     arguments = parser.parse_args()
     file, races = arguments.recipe or newest_record(), list(QUICK) if arguments.quick else arguments.race
-    missing = [path for name in races for path in RACES[name].paths if not (arguments.texts / path).exists()]
-    if missing:
-        parser.error(f"there is no {arguments.texts / missing[0]}; name the folder of the texts with --texts")
+    texts = texts_of(parser, races, arguments.texts)
+    races = list(texts)
     wanted = {name: [one for one in RACES[name].rivals if one in arguments.rival] for name in races}
     if arguments.sweep:
         for name in races:
-            found = {name: sweep(name, wanted[name], file, arguments.texts)}
+            found = {name: sweep(name, wanted[name], file, texts[name])}
             rates = json.loads(LEARNING_RATES.read_text()) if LEARNING_RATES.exists() else {}
             LEARNING_RATES.write_text(json.dumps(rates | found, indent=1) + "\n")
         return
     records = []
     for name in races:
         rivals = QUICK[name] if arguments.quick else wanted[name]
-        records.append(run(name, rivals, file, arguments.texts, arguments.seeds, arguments.parts))
+        records.append(run(name, rivals, file, texts[name], arguments.seeds, arguments.parts))
         print(report(records[-1]), flush=True)
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)

@@ -24,11 +24,12 @@ from typing import Any
 
 from contestants import Gossamer, Progress, Runner
 from measure import describe, machine, table
-from time_to_loss import RACES, ROOT, newest_record, recipe_for
+from texts import RaceText, add_option
+from time_to_loss import RACES, newest_record, recipe_for, texts_of
 
 from gossamer.train.recipe import Recipe, flatten, recipe_from
 
-SECONDS = {"characters": 12.0, "novels": 30.0}
+SECONDS = {"characters": 12.0, "novels": 30.0, "standard library": 30.0}
 SHARES = (0.125, 0.25, 0.5)  # of the time, that the whole recipe is trained for as well
 WHOLE = "the recipe"
 
@@ -85,14 +86,14 @@ def trained(recipe: Recipe, seconds: float) -> Progress:
     return progress
 
 
-def measure(text: str, names: list[str], file: Path, texts: Path, seeds: int) -> dict[str, Any]:
+def measure(race: str, names: list[str], file: Path, text: RaceText, seeds: int) -> dict[str, Any]:
     """Losses of the recipe by its seconds, and of each variant; seed after seed, so that all see the same machine."""
-    seconds, found = SECONDS[text], machine()
+    seconds, found = SECONDS[race], machine()
     whole: dict[float, list[float]] = {seconds * share: [] for share in (*SHARES, 1.0)}
     variants: dict[str, list[float]] = {name: [] for name in names}
     tokens: dict[str, list[int]] = {name: [] for name in (WHOLE, *names)}
     for seed in range(seeds):
-        recipe = recipe_for(RACES[text], file, texts, seed, seconds)
+        recipe = recipe_for(RACES[race], file, text, seed, seconds)
         for length in whole:
             progress = trained(recipe, length)
             whole[length].append(progress.loss)
@@ -101,9 +102,10 @@ def measure(text: str, names: list[str], file: Path, texts: Path, seeds: int) ->
             progress = trained(changed(recipe, VARIANTS[name]), seconds)
             variants[name].append(progress.loss)
             tokens[name].append(progress.tokens)
-            print(f"{text}, seed {seed}, {name}: {progress.loss:.4f}", flush=True)
+            print(f"{race}, seed {seed}, {name}: {progress.loss:.4f}", flush=True)
     return {
-        "text": text,
+        "race": race,
+        "text": text.record(),
         "seconds": seconds,
         "machine": found,
         "whole": {str(length): losses for length, losses in whole.items()},
@@ -139,8 +141,9 @@ def report(record: dict[str, Any]) -> str:
         f"{statistics.fmean(losses):.4f} after {float(length):g} s" for length, losses in record["whole"].items()
     )
     return (
-        f"### {record['text']}, {record['seconds']:g} s of training, {len(whole)} seeds\n\n"
-        f"{describe(record['machine'])}\n\n{table(columns, rows)}\n\nThe recipe: {shorter}.\n"
+        f"### {record['race']}, {record['seconds']:g} s of training, {len(whole)} seeds\n\n"
+        f"{describe(record['machine'])}\n{RaceText.of(record['text'])}\n\n"
+        f"{table(columns, rows)}\n\nThe recipe: {shorter}.\n"
     )
 
 
@@ -161,7 +164,7 @@ def plot(records: list[dict[str, Any]], file: Path) -> None:
     for place, record in enumerate(records):
         times = [cost(record, statistics.fmean(record["variants"][name])) or 1.0 for name in names]
         heights = [row + place * height for row in range(len(names))]
-        bars = panel.barh(heights, times, height, label=f"{record['text']}, {record['seconds']:g} s")
+        bars = panel.barh(heights, times, height, label=f"{record['race']}, {record['seconds']:g} s")
         panel.bar_label(bars, labels=[f"{one:.2f}" if one != 1.0 else "≤ 1" for one in times], padding=3, fontsize=8)
     panel.set_yticks([row + 0.4 - height / 2 for row in range(len(names))], names)
     panel.invert_yaxis()
@@ -176,17 +179,19 @@ def plot(records: list[dict[str, Any]], file: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--text", nargs="*", choices=list(SECONDS), default=list(SECONDS), help="texts to train on")
+    parser.add_argument(
+        "--text", nargs="*", choices=list(SECONDS), default=["characters", "novels"], help="texts to train on"
+    )
     parser.add_argument("--only", nargs="*", choices=list(VARIANTS), default=list(VARIANTS), help="variants")
-    parser.add_argument("--texts", type=Path, default=ROOT.parent / "shared/data", help="folder of the texts")
+    add_option(parser)
     parser.add_argument("--recipe", type=Path, help="(default: the newest record's)")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each, with seeds 0, 1, …")
     parser.add_argument("--json", type=Path, help="write the records to this file")
     parser.add_argument("--plot", type=Path, help="write the picture to this file (.png, .svg)")
     arguments = parser.parse_args()
     records = []
-    for text in arguments.text:
-        record = measure(text, arguments.only, arguments.recipe or newest_record(), arguments.texts, arguments.seeds)
+    for race, text in texts_of(parser, arguments.text, arguments.texts).items():
+        record = measure(race, arguments.only, arguments.recipe or newest_record(), text, arguments.seeds)
         records.append(record)
         print(report(record), flush=True)
     if arguments.json:

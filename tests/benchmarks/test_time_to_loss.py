@@ -31,7 +31,8 @@ def record() -> dict[str, Any]:
         ACTIVE: points((50, 2.1), (100, 1.7)),
     }
     machine = {"device": "cpu", "torch": "2", "date": "2026-01-01", "gemm_gflops": 100.0, "copy_gbytes": 10.0}
-    return {"race": "characters", "machine": machine, "results": results}
+    text = {"name": "a text", "sha256": 64 * "a", "bytes": 1234567}
+    return {"race": "characters", "text": text, "machine": machine, "results": results}
 
 
 def test_seeds_count_as_their_mean(record: dict[str, Any]) -> None:
@@ -44,6 +45,7 @@ def test_seeds_count_as_their_mean(record: dict[str, Any]) -> None:
 def test_a_ratio_is_claimed_only_where_the_loss_was_reached(record: dict[str, Any]) -> None:
     assert ratios(record) == {f"characters: time of {NANO_GPT}": 10}
     assert "not reached" in report(record)
+    assert "a text (1,234,567 bytes, sha256 aaaaaaaaaaaaaaaa…)" in report(record)
 
 
 def test_a_loss_is_crossed_between_two_measurements() -> None:
