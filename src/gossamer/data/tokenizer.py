@@ -10,18 +10,26 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import tokenizers
-from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, decoders, models, pre_tokenizers, processors, trainers
 
 from gossamer.data.config import MIN_BPE_VOCAB
-from gossamer.data.tokenizer_files import end_of_text, find_tokenizer, read_json
+from gossamer.data.detokenizer import Detokenizer, token_bytes_of
+from gossamer.data.tokenizer_files import (
+    configured_chat_templates,
+    end_of_text,
+    find_tokenizer,
+    prefix_of,
+    read_chat_template_files,
+    read_json,
+    write_chat_template_files,
+)
 from gossamer.errors import UserError
 
 __all__ = ["EOT", "TextStream", "Tokenizer", "char_tokenizer", "train_bpe"]
@@ -37,18 +45,27 @@ _WORDS = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _ANY_CHARACTER = r"[\s\S]"
-_BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+_ENDS = ("bos_token", "eos_token")
 _CONFIG = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+
+# What a model writes around its thoughts and calls. Some checkpoints register these as special tokens, others as
+# ordinary ones. Either way they are part of the text, since whoever parses an answer looks for them there.
+_TAGS = frozenset(
+    "<think> </think> <tool_call> </tool_call> <function= </function> <parameter= </parameter>".split()
+)
 
 
 class Tokenizer:
     """Token ids of text and text of token ids.
 
+    A text is encoded whole and always to the same ids: truncation, padding and random merges (BPE-dropout), which a
+    tokenizer.json may ask for because somebody trained with them, are switched off.
+
     Args:
         core: the tokenizer proper.
         eot: its token that delimits documents.
         config: what ``tokenizer_config.json`` holds; default: that of a tokenizer trained here.
-        chat_template: of ``chat_template.jinja``, where the folder has that file.
+        chat_template: from files beside it, one text or several by name; they come before those of ``config``.
     """
 
     def __init__(
@@ -56,7 +73,7 @@ class Tokenizer:
         core: tokenizers.Tokenizer,
         eot: str,
         config: dict[str, Any] | None = None,
-        chat_template: str | None = None,
+        chat_template: str | Mapping[str, str] | None = None,
     ) -> None:
         delimiter = core.token_to_id(eot)
         if delimiter is None:
@@ -66,8 +83,12 @@ class Tokenizer:
         self.eot_id: int = delimiter
         self._core = core
         self._core.encode_special_tokens = True
+        self._core.no_truncation()
+        self._core.no_padding()
+        if isinstance(core.model, models.BPE):
+            core.model.dropout = None
         self._eot = eot
-        self._template_file = chat_template
+        self._template_files = {"default": chat_template} if isinstance(chat_template, str) else dict(chat_template or {})
         self._config = dict(config or _CONFIG | {"bos_token": eot})
         if not self._config.get("eos_token"):  # known from elsewhere; what is saved must name it
             self._config["eos_token"] = eot
@@ -80,7 +101,7 @@ class Tokenizer:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Made anew in another process: the library forgets there that special tokens are text."""
-        return type(self), (self._core, self._eot, self._config, self._template_file)
+        return type(self), (self._core, self._eot, self._config, self._template_files)
 
     @classmethod
     def load(cls, folder: str | Path) -> Tokenizer:
@@ -94,20 +115,18 @@ class Tokenizer:
             core = tokenizers.Tokenizer.from_str(file.read_text(encoding="utf-8"))
         except Exception as error:  # the library raises bare Exception
             raise UserError(f"{file}: not a tokenizer that can be read ({error}); save it anew") from error
-        template = file.with_name("chat_template.jinja")
         config = read_json(file.with_name("tokenizer_config.json"))
         eot = end_of_text(file.parent, config, core, EOT)
-        return cls(core, eot, config, template.read_text(encoding="utf-8") if template.is_file() else None)
+        return cls(core, eot, config, read_chat_template_files(file.parent))
 
     def save(self, folder: str | Path) -> None:
-        """Write ``tokenizer.json`` and ``tokenizer_config.json`` (and a chat template file, where there was one)."""
+        """Write ``tokenizer.json`` and ``tokenizer_config.json`` (and chat template files, where there were such)."""
         place = Path(folder)
         place.mkdir(parents=True, exist_ok=True)
         (place / "tokenizer.json").write_text(self._core.to_str(pretty=True), encoding="utf-8")
         config = json.dumps(self._config, indent=2, ensure_ascii=False)
         (place / "tokenizer_config.json").write_text(config + "\n", encoding="utf-8")
-        if self._template_file is not None:
-            (place / "chat_template.jinja").write_text(self._template_file, encoding="utf-8")
+        write_chat_template_files(place, self._template_files)
 
     @property
     def kind(self) -> str:
@@ -115,10 +134,34 @@ class Tokenizer:
         return "char" if self._characters is not None else type(self._core.model).__name__
 
     @property
+    def chat_templates(self) -> dict[str, str]:
+        """The Jinja templates that turn messages into text, by name; none where the tokenizer came without.
+
+        Raises:
+            UserError: ``tokenizer_config.json`` holds something else as its ``chat_template``.
+        """
+        return self._template_files or configured_chat_templates(self._config.get("chat_template"))
+
+    def chat_template_for(self, tools: bool) -> str | None:
+        """The template that transformers would take: ``tool_use`` where there are tools and it exists, else default.
+
+        Raises:
+            UserError: there are templates, but none that fits.
+        """
+        templates = self.chat_templates
+        if not templates:
+            return None
+        name = "tool_use" if tools and "tool_use" in templates else "default"
+        if name not in templates:
+            raise UserError(
+                f"tokenizer: none of its chat templates {', '.join(sorted(templates))} is named default; name one so"
+            )
+        return templates[name]
+
+    @property
     def chat_template(self) -> str | None:
-        """The Jinja template that turns messages into text, if the tokenizer came with one."""
-        template = self._template_file if self._template_file is not None else self._config.get("chat_template")
-        return template if isinstance(template, str) else None
+        """The template for a conversation without tools; see ``chat_template_for``."""
+        return self.chat_template_for(tools=False)
 
     @property
     def eot(self) -> str:
@@ -127,7 +170,10 @@ class Tokenizer:
 
     @property
     def bos(self) -> str | None:
-        """The token that every text begins with, as text; None where none does, as with Qwen's tokenizers."""
+        """The token that is named as the beginning of a text, for chat templates; None where none is, as with Qwen's.
+
+        Whether texts without a template begin with it is for ``prefix_ids`` to say.
+        """
         token = self._config.get("bos_token")
         token = token.get("content") if isinstance(token, dict) else token
         return token if isinstance(token, str) and self._core.token_to_id(token) is not None else None
@@ -138,8 +184,20 @@ class Tokenizer:
         return None if self.bos is None else self._core.token_to_id(self.bos)
 
     @functools.cached_property
+    def prefix_ids(self) -> tuple[int, ...]:
+        """Ids that every text without a chat template begins with.
+
+        As in transformers they are those of tokenizer.json's post-processor, whatever tokenizer_config.json says with
+        ``bos_token`` or ``add_bos_token``. A tokenizer that was trained here has no post-processor; its texts begin
+        with the delimiter, as its documents do.
+        """
+        if self._core.post_processor is None and self._config == _CONFIG | dict.fromkeys(_ENDS, self._eot):
+            return (self.eot_id,)
+        return prefix_of(self._core.post_processor)
+
+    @functools.cached_property
     def special_tokens(self) -> dict[str, int]:
-        """Ids of the tokens that ``encode`` makes with ``special`` alone and ``decode`` leaves out, by their text."""
+        """Ids of the tokens that ``encode`` makes with ``special`` alone, by their text."""
         added = self._core.get_added_tokens_decoder()
         return {token.content: index for index, token in added.items() if token.special}
 
@@ -167,45 +225,49 @@ class Tokenizer:
             raise self._unencodable(texts, error) from error
 
     def decode(self, ids: Iterable[int], special: bool = False) -> str:
-        """Text of ``ids``; special tokens are left out unless ``special``. Bytes that are not UTF-8 become U+FFFD."""
-        return self._core.decode(list(ids), skip_special_tokens=not special)
+        """Text of ``ids``; ``special_ids`` are left out unless ``special``. Bytes that are not UTF-8 become U+FFFD."""
+        hidden = () if special else self._hidden
+        return self._core.decode([index for index in ids if index not in hidden], skip_special_tokens=False)
 
     def stream(self, special: bool = False) -> TextStream:
         """Decode id by id; see ``TextStream``."""
-        return TextStream(self, special)
+        return TextStream(self._core.id_to_token, self._decoder, frozenset() if special else self._hidden)
 
+    @functools.cached_property
     def pieces(self) -> list[bytes]:
         """What each token stands for in a text, [vocab_size]; special tokens by their name, unused ids by nothing."""
         pieces = [b""] * self.vocab_size
-        decoder = json.loads(self._core.to_str()).get("decoder")
-        is_byte_level = '"ByteLevel"' in json.dumps(decoder)
-        alphabet = _byte_alphabet()
+        spell = str.encode if self._characters is not None else token_bytes_of(self._decoder)
         for token, index in self._core.get_vocab(with_added_tokens=True).items():
-            if is_byte_level and alphabet.keys() >= set(token):
-                pieces[index] = bytes(alphabet[character] for character in token)
-            elif _BYTE_TOKEN.fullmatch(token) and not self._characters:
-                pieces[index] = bytes([int(token[3:5], 16)])
-            else:
-                # SentencePiece spells a space as U+2581
-                pieces[index] = (token if self._characters else token.replace("\u2581", " ")).encode()
+            pieces[index] = spell(token)
         for index, added in self._core.get_added_tokens_decoder().items():
             pieces[index] = added.content.encode()  # spelt plainly, whatever the model
         return pieces
 
-    @property
+    @functools.cached_property
     def special_ids(self) -> list[int]:
-        """Ids of special tokens, which are no part of a text."""
-        return [index for index, added in self._core.get_added_tokens_decoder().items() if added.special]
+        """Ids of special tokens, which are no part of a text. The tags of thoughts and calls are, if special too."""
+        return [index for token, index in self.special_tokens.items() if token not in _TAGS]
 
     def token_bytes(self) -> npt.NDArray[np.int32]:
         """UTF-8 bytes that each token stands for, int32 [vocab_size]; 0 for special tokens and unused ids.
 
-        The sum over the ids of a text is the number of its bytes, if the tokenizer does not normalise it. That turns a
-        loss in nats a token into bits a byte, which compares models with different tokenizers.
+        The sum over the ids of a text is the number of its bytes, if the tokenizer does not rewrite it (by Unicode
+        normalisation or in lower case).
         """
-        sizes = np.array([len(piece) for piece in self.pieces()], np.int32)
+        sizes = np.array([len(piece) for piece in self.pieces], np.int32)
         sizes[self.special_ids] = 0
         return sizes
+
+    @functools.cached_property
+    def _hidden(self) -> frozenset[int]:
+        return frozenset(self.special_ids)
+
+    @functools.cached_property
+    def _decoder(self) -> dict[str, Any] | None:
+        """``decoder`` of tokenizer.json."""
+        decoder = self._core.decoder
+        return None if decoder is None else json.loads(decoder.__getstate__())
 
     @functools.cached_property
     def _special_core(self) -> tokenizers.Tokenizer:
@@ -230,28 +292,39 @@ class Tokenizer:
 class TextStream:
     """Decodes token by token, so that text can be shown as it is made.
 
-    What ``push`` returned so far, and then ``finish``, is together what ``decode`` makes of all the ids.
+    What ``push`` returned so far, and then ``finish``, is together what ``decode`` makes of all the ids, in time that
+    is linear in their number.
+
+    Args:
+        spell: the token of an id as the vocabulary spells it, None for an id that has none.
+        decoder: ``decoder`` of tokenizer.json.
+        hidden: ids that are left out.
+
+    Attributes:
+        begins: the character of the text at which the newest token begins.
     """
 
-    def __init__(self, tokenizer: Tokenizer, special: bool) -> None:
-        self._tokenizer = tokenizer
-        self._special = special
-        self._stream = decoders.DecodeStream(skip_special_tokens=not special)
-        self._ids: list[int] = []
-        self._shown = 0
+    def __init__(
+        self, spell: Callable[[int], str | None], decoder: dict[str, Any] | None, hidden: frozenset[int]
+    ) -> None:
+        self._spell, self._hidden = spell, hidden
+        self._detokenizer = Detokenizer(decoder)
+
+    @property
+    def begins(self) -> int:
+        return self._detokenizer.begins
 
     def push(self, token: int) -> str:
-        """Text that ``token`` completes: whole characters only, "" while one is still in pieces."""
-        self._ids.append(token)
-        text = self._stream.step(self._tokenizer._core, token) or ""
-        self._shown += len(text)
-        return text
+        """Text that ``token`` makes certain: whole characters only, "" while one is still in pieces."""
+        spelt = None if token in self._hidden else self._spell(token)
+        if spelt is None:
+            self._detokenizer.skip()
+            return ""
+        return self._detokenizer.push(spelt)
 
     def finish(self) -> str:
         """What is still held back at the end: the beginning of a character that never came, as U+FFFD."""
-        rest = self._tokenizer.decode(self._ids, self._special)[self._shown :]
-        self._shown += len(rest)
-        return rest
+        return self._detokenizer.finish()
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -291,15 +364,3 @@ def char_tokenizer(texts: Iterable[str]) -> Tokenizer:
     core.decoder = decoders.Fuse()
     core.add_special_tokens([EOT])
     return Tokenizer(core, EOT)
-
-
-@functools.cache
-def _byte_alphabet() -> dict[str, int]:
-    """The byte that each character of the byte-level alphabet stands for.
-
-    Printable bytes of Latin-1 are their own characters; the others, in order, are those from U+0100 on.
-    """
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    own = {character: ord(character) for character in alphabet if ord(character) < 256}
-    rest = sorted(set(range(256)) - set(own.values()))
-    return own | {chr(256 + number): byte for number, byte in enumerate(rest)}

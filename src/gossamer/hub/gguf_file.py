@@ -116,11 +116,14 @@ def _describe_tokenizer(writer: Any, vocabulary: Vocabulary) -> None:
     writer.add_token_types(vocabulary.types)
     writer.add_token_merges(vocabulary.merges)
     writer.add_eos_token_id(vocabulary.eos)
+    if vocabulary.eot is not None:
+        writer.add_eot_token_id(vocabulary.eot)
     if vocabulary.bos is not None:
         writer.add_bos_token_id(vocabulary.bos)
-    writer.add_add_bos_token(vocabulary.bos is not None)
-    if vocabulary.chat_template is not None:
-        writer.add_chat_template(vocabulary.chat_template)
+    writer.add_add_bos_token(vocabulary.add_bos)
+    if vocabulary.chat_templates:
+        named = [{"name": name, "template": text} for name, text in vocabulary.chat_templates.items()]
+        writer.add_chat_template(named)
 
 
 def _write_tensors(writer: Any, parameters: dict[str, Tensor], config: ModelConfig, gguf: Any) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gossamer.data.tokenizer import Tokenizer
+from gossamer.data.tokenizer_files import end_ids
 from gossamer.errors import UserError
 from gossamer.hub.find import read_json
 
@@ -37,8 +38,10 @@ class Vocabulary:
         merges: the pairs that are joined, the first first
         pre: llama.cpp's name of the split
         eos: id of the token that ends a text
-        bos: id of the token that begins one, which llama.cpp then puts there by itself; None: there is none
-        chat_template: Jinja, if there is one
+        eot: id of another token that ends an answer; None: there is none
+        bos: id of the token that is named as the beginning of one; None: there is none
+        add_bos: llama.cpp is to put that token before a text
+        chat_templates: Jinja, by name
     """
 
     tokens: list[str]
@@ -46,8 +49,10 @@ class Vocabulary:
     merges: list[str]
     pre: str
     eos: int
+    eot: int | None
     bos: int | None
-    chat_template: str | None
+    add_bos: bool
+    chat_templates: dict[str, str]
 
 
 def read_vocabulary(folder: Path, size: int) -> Vocabulary:
@@ -58,7 +63,8 @@ def read_vocabulary(folder: Path, size: int) -> Vocabulary:
         size: token ids of the network; those that the tokenizer does not use are marked so
 
     Raises:
-        UserError: there is no tokenizer, it is none of byte-level BPE, or its split has no name in llama.cpp.
+        UserError: there is no tokenizer, it is none of byte-level BPE, its split has no name in llama.cpp, or none of
+            its chat templates is the default.
     """
     tokenizer = Tokenizer.load(folder)
     file = folder / "tokenizer.json"
@@ -79,9 +85,12 @@ def read_vocabulary(folder: Path, size: int) -> Vocabulary:
         tokens[added["id"]] = added["content"]
         types[added["id"]] = CONTROL if added["special"] else USER_DEFINED
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in values["model"]["merges"]]
-    bos = None if tokenizer.bos is None else tokens.index(tokenizer.bos)
     pre = _pre_tokenizer(values.get("pre_tokenizer"), file)
-    return Vocabulary(tokens, types, merges, pre, tokenizer.eot_id, bos, tokenizer.chat_template)
+    first = tokenizer.prefix_ids[:1]  # llama.cpp knows one such token
+    bos = first[0] if first else tokenizer.bos_id
+    eot = next((end for end in end_ids(folder) if end != tokenizer.eot_id), None)
+    templates = tokenizer.chat_templates if tokenizer.chat_template is not None else {}
+    return Vocabulary(tokens, types, merges, pre, tokenizer.eot_id, eot, bos, bool(first), templates)
 
 
 def _pre_tokenizer(value: dict[str, Any] | None, file: Path) -> str:

@@ -35,7 +35,7 @@ _ABANDONED = 3600  # seconds without a write after which a temporary folder is t
 # What belongs to a model beside its weights and config.json, under Hugging Face's names.
 _COMPANIONS = (
     "tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json vocab.json merges.txt "
-    "chat_template.jinja generation_config.json"
+    "chat_template.jinja additional_chat_templates generation_config.json"
 ).split()
 # Keys of config.json that say nothing about the network but what its tokens mean to whoever generates text.
 _TOKEN_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -85,11 +85,15 @@ def export(run: str | Path, directory: str | Path) -> None:
     if target.is_dir() and any(target.iterdir()):
         raise UserError(f"{directory}: is not empty; name a new folder")
     values = read_json(source / CONFIG)
+    inner = values.get("text_config")  # of a checkpoint that also sees pictures
+    values = (inner if isinstance(inner, dict) else {}) | {key: one for key, one in values.items() if one is not None}
     tokens = {key: values[key] for key in _TOKEN_KEYS if values.get(key) is not None}
 
     def copy_companions(folder: Path) -> None:
         for name in _COMPANIONS:
-            if (source / name).is_file():
+            if (source / name).is_dir():
+                shutil.copytree(source / name, folder / name, copy_function=shutil.copyfile)
+            elif (source / name).is_file():
                 shutil.copyfile(source / name, folder / name)
 
     _write_model(load(source), target, tokens, copy_companions)
@@ -112,7 +116,7 @@ def _write_model(
                 companions(temporary)
             _write_config(model, temporary, extra)
             _write_weights(model, temporary)
-            for path in temporary.iterdir():
+            for path in temporary.rglob("*"):
                 sync(path)
             _publish(temporary, directory)
         finally:
@@ -172,16 +176,18 @@ def _publish(temporary: Path, directory: Path) -> None:
         os.rename(temporary, directory)
         sync(directory.parent)
         return
-    new = sorted(path for path in temporary.iterdir() if not _same(path, directory / path.name))
+    files = [path.relative_to(temporary) for path in temporary.rglob("*") if path.is_file()]
+    new = sorted(name for name in files if not _same(temporary / name, directory / name))
     stale = [path for path in directory.iterdir() if is_weight_file(path) and not (temporary / path.name).exists()]
     if len(new) == 1 and not stale:  # a training run's next weights: one rename, and readers never wait
-        os.replace(new[0], directory / new[0].name)
+        os.replace(temporary / new[0], directory / new[0])
     else:
         (directory / CONFIG).unlink(missing_ok=True)
         for path in stale:
             path.unlink()
-        for path in [*(path for path in new if path.name != CONFIG), temporary / CONFIG]:
-            os.replace(path, directory / path.name)
+        for name in [*(name for name in new if name != Path(CONFIG)), Path(CONFIG)]:
+            (directory / name).parent.mkdir(exist_ok=True)
+            os.replace(temporary / name, directory / name)
     sync(directory)
 
 

@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from gossamer.data.tokenizer_files import end_ids
+from gossamer.errors import UserError
 from gossamer.hub.find import read_json
+from gossamer.infer.request import SamplingParams
 
 __all__ = ["SAMPLING", "generation_config", "sampling_for_readers"]
 
@@ -19,18 +22,29 @@ _RECOMMENDED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
 def generation_config(folder: Path) -> tuple[dict[str, Any], tuple[int, ...]]:
-    """What a checkpoint's generation_config.json recommends: sampling values, and the tokens that end an answer.
+    """What a checkpoint recommends: sampling values, and the tokens that end an answer (see ``end_ids``).
 
     Raises:
-        UserError: the file holds no JSON object.
+        UserError: a file holds no JSON object, or a value that no sampler takes.
     """
     path = folder / "generation_config.json"
-    config = read_json(path) if path.is_file() else {}
-    ends = config.get("eos_token_id")
-    values = {name: config[name] for name in _RECOMMENDED if isinstance(config.get(name), (int, float))}
-    if config.get("do_sample") is False:
-        values = {}
-    return values, tuple(token for token in (ends if isinstance(ends, list) else [ends]) if isinstance(token, int))
+    return _sampling(read_json(path) if path.is_file() else {}, path), end_ids(folder)
+
+
+def _sampling(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    values = {}
+    for name in _RECOMMENDED:
+        value = config.get(name)
+        if value is None:
+            continue
+        if type(value) not in (int, float) or (name == "top_k" and value != int(value)):
+            raise UserError(f"{path}: {name} {value!r} must be a number; mend the file")
+        values[name] = max(int(value), 0) if name == "top_k" else value  # some write -1 for all tokens
+    try:
+        SamplingParams(1, **values)
+    except UserError as error:
+        raise UserError(f"{path}: {error}; mend the file") from error
+    return {} if config.get("do_sample") is False else values
 
 
 def sampling_for_readers(recommended: Mapping[str, Any], given: Mapping[str, Any] | None = None) -> dict[str, Any]:

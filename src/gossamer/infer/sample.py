@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from gossamer import device as devices
 from gossamer import hub
 from gossamer.data.tokenizer import Tokenizer
+from gossamer.errors import UserError
 from gossamer.infer.defaults import generation_config, sampling_for_readers
 from gossamer.infer.engine import Engine, EngineOptions
 from gossamer.infer.request import Request, SamplingParams
 from gossamer.model.causal_lm import CausalLM
 
 
-def sample_text(model: CausalLM, tokenizer: Tokenizer, prompt: str, sampling: SamplingParams) -> Iterator[str]:
+def sample_text(
+    model: CausalLM,
+    tokenizer: Tokenizer,
+    prompt: str,
+    sampling: SamplingParams,
+    begin: Sequence[int] | None = None,
+) -> Iterator[str]:
     """Yield the continuation's text in pieces of whole characters; it ends where the model ends the document.
 
+    Args:
+        model: what continues
+        tokenizer: of the model
+        prompt: the beginning of a document
+        sampling: how
+        begin: ids before the prompt; None: the delimiter that documents begin with in training
+
     Raises:
-        UserError: the text would outgrow the model's max_position_embeddings.
+        UserError: the text would outgrow the model's max_position_embeddings, or the model breaks off.
     """
-    # Documents begin with the delimiter in training, so a prompt is the beginning of a document.
-    ids = (tokenizer.eot_id, *tokenizer.encode(prompt))
+    ids = (*((tokenizer.eot_id,) if begin is None else begin), *tokenizer.encode(prompt)) or (tokenizer.eot_id,)
     size = EngineOptions.page_size
     options = EngineOptions(
         max_batch=1, cache_tokens=-(-(len(ids) + sampling.max_tokens) // size) * size, prefix_cache_bytes=0
@@ -33,7 +46,8 @@ def sample_text(model: CausalLM, tokenizer: Tokenizer, prompt: str, sampling: Sa
         engine.submit(Request("sample", ids, sampling))
         while engine.has_work:
             for delta in engine.step():
-                assert delta.error is None, delta.error
+                if delta.error is not None:
+                    raise UserError(f"the text breaks off: {delta.error}")
                 if delta.text:
                     yield delta.text
     finally:
@@ -54,13 +68,15 @@ def sample_run(
     What is None follows ``defaults``.
     """
     directory = hub.find_model(run)
-    recommended, _ = generation_config(directory)
+    recommended, ends = generation_config(directory)
     given = {"temperature": temperature, "top_p": top_p, "seed": seed}
-    sampling = SamplingParams(tokens, **sampling_for_readers(recommended, given))
+    sampling = SamplingParams(tokens, stop_token_ids=ends, **sampling_for_readers(recommended, given))
     where = devices.resolve(device)
     devices.keep_freed_memory()
     tokenizer = Tokenizer.load(directory)
     tokenizer.encode(prompt)  # refused before it is shown: what is no text cannot be printed either
     model = hub.load(directory, device=where)
     yield prompt
-    yield from sample_text(model, tokenizer, prompt, sampling)
+    # A run has learnt that documents begin with the delimiter; what others trained begins as in transformers.
+    begin = None if directory != Path(run).expanduser() else tokenizer.prefix_ids
+    yield from sample_text(model, tokenizer, prompt, sampling, begin)

@@ -1,10 +1,14 @@
-"""The engine's log-probabilities in OpenAI's two forms."""
+"""The engine's log-probabilities in OpenAI's two forms.
+
+A token that is a part of a character has no text of its own. It is written by its bytes, as OpenAI writes it:
+`\\xe6\\x97` in a chat's answer, `bytes:\\xe6\\x97` in a completion's. So U+FFFD stands for the character U+FFFD alone.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gossamer.data.tokenizer import Tokenizer
+from gossamer.data.tokenizer import TextStream, Tokenizer
 from gossamer.infer.request import TokenLogprobs
 from gossamer.serve.wire.base import Logprob
 from gossamer.serve.wire.chat import TokenLogprob
@@ -19,9 +23,9 @@ def chat_logprobs(tokenizer: Tokenizer, told: Sequence[TokenLogprobs]) -> list[T
         TokenLogprob(
             token=_text(tokenizer, token.token),
             logprob=token.logprob,
-            bytes=_bytes(tokenizer, token.token),
+            bytes=list(_bytes(tokenizer, token.token)),
             top_logprobs=[
-                Logprob(token=_text(tokenizer, index), logprob=logprob, bytes=_bytes(tokenizer, index))
+                Logprob(token=_text(tokenizer, index), logprob=logprob, bytes=list(_bytes(tokenizer, index)))
                 for index, logprob in token.top
             ],
         )
@@ -29,31 +33,51 @@ def chat_logprobs(tokenizer: Tokenizer, told: Sequence[TokenLogprobs]) -> list[T
     ]
 
 
-def completion_logprobs(tokenizer: Tokenizer, told: Sequence[TokenLogprobs], offset: int) -> CompletionsLogprobs:
+def completion_logprobs(
+    tokenizer: Tokenizer, told: Sequence[TokenLogprobs], offset: int, stream: TextStream | None = None
+) -> CompletionsLogprobs:
     """Parallel lists over the tokens.
 
     Args:
-        offset: where in the text the first token begins (characters).
+        tokenizer: of the model.
+        told: the tokens of an answer, or of a part of it.
+        offset: characters before the answer.
+        stream: what has decoded the answer's tokens before these; it is moved on. None: these are the first.
     """
-    tokens = [_text(tokenizer, token.token) for token in told]
+    stream = tokenizer.stream() if stream is None else stream
     offsets = []
-    for text in tokens:
-        offsets.append(offset)
-        offset += len(text)
-    top = [{_text(tokenizer, index): logprob for index, logprob in token.top} for token in told]
+    for token in told:
+        stream.push(token.token)
+        offsets.append(offset + stream.begins)
+    top = [_by_text(tokenizer, token.top) for token in told]
     return CompletionsLogprobs(
-        tokens=tokens,
+        tokens=[_text(tokenizer, token.token, "bytes:") for token in told],
         token_logprobs=[token.logprob for token in told],
         top_logprobs=top if any(top) else None,
         text_offset=offsets,
     )
 
 
-def _text(tokenizer: Tokenizer, token: int) -> str:
-    return tokenizer.decode([token], special=True)
+def _by_text(tokenizer: Tokenizer, top: Sequence[tuple[int, float]]) -> dict[str, float]:
+    """Log-probabilities by the tokens' texts. Of two tokens with the same text the likelier one keeps it.
+
+    The other one is named by its id, in the form that vLLM has for that.
+    """
+    found: dict[str, float] = {}
+    for index, logprob in sorted(top, key=lambda one: -one[1]):
+        text = _text(tokenizer, index, "bytes:")
+        found[f"token_id:{index}" if text in found else text] = logprob
+    return found
 
 
-def _bytes(tokenizer: Tokenizer, token: int) -> list[int] | None:
-    """None for a piece of a character, whose text says nothing of its bytes."""
-    text = _text(tokenizer, token)
-    return None if "\ufffd" in text else list(text.encode())
+def _text(tokenizer: Tokenizer, token: int, prefix: str = "") -> str:
+    data = _bytes(tokenizer, token)
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return prefix + "".join(f"\\x{byte:02x}" for byte in data)
+
+
+def _bytes(tokenizer: Tokenizer, token: int) -> bytes:
+    """What a token stands for; nothing for one that the network has and the tokenizer does not."""
+    return tokenizer.pieces[token] if token < tokenizer.vocab_size else b""

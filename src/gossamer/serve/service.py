@@ -52,7 +52,7 @@ class Service:
         folder: the Hugging Face directory that is served
         created: when the service started (seconds since 1970)
         defaults: sampling values of the checkpoint's generation_config.json
-        ends: tokens that end an answer by that file, beside the tokenizer's end of text
+        ends: tokens that end an answer by the checkpoint's files, beside the tokenizer's end of text
     """
 
     options: ServeOptions
@@ -108,9 +108,8 @@ class Service:
             raise invalid(f"the chat template does not take this: {error}", field, "template_error") from error
 
     async def encode(self, text: str) -> tuple[int, ...]:
-        """The tokens of a plain text, after the token that texts begin with in training, if there is one."""
-        bos = self.tokenizer.bos_id
-        return (() if bos is None else (bos,)) + tuple(await _aside(self.tokenizer.encode, text))
+        """The tokens of a plain text, after those that every text begins with, if there are such."""
+        return (*self.tokenizer.prefix_ids, *await _aside(self.tokenizer.encode, text))
 
     def answers(
         self,

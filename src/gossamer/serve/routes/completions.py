@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from gossamer.infer.request import Delta, Usage
+from gossamer.data.tokenizer import TextStream
+from gossamer.infer.request import Delta, TokenLogprobs, Usage
 from gossamer.infer.request import Request as EngineRequest
 from gossamer.serve.logprobs import completion_logprobs
 from gossamer.serve.routes.common import GENERATION_ERRORS, Served, collect, note, note_usage, now, stream_answer
@@ -29,8 +30,9 @@ class _Text:
     """One choice, as far as it has come."""
 
     prompt: str  # to be echoed
+    stream: TextStream  # where in the text its tokens begin
     text: str = ""
-    logprobs: list[Any] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
     finish_reason: Literal["stop", "length"] | None = None
     usage: Usage | None = None
 
@@ -63,7 +65,7 @@ async def completions(body: CompletionRequest, request: Request, service: Served
     for name, (ids, echo) in zip(names, prompts, strict=True):
         wanted = body.max_tokens or DEFAULT_TOKENS
         requests += service.answers(body, ids, wanted, count, body.logprobs, fields=Fields(name))
-        texts += [_Text(echo) for _ in range(count)]
+        texts += [_Text(echo, service.tokenizer.stream()) for _ in range(count)]
     if body.user is not None:
         note(request, user=body.user)
     service.log_prompt(requests)
@@ -78,7 +80,7 @@ async def completions(body: CompletionRequest, request: Request, service: Served
         CompletionChoice(
             index=index,
             text=text.text,
-            logprobs=_logprobs(service, text.logprobs, 0),
+            logprobs=_logprobs(service, text.logprobs, text),
             finish_reason=text.finish_reason,
         )
         for index, text in enumerate(texts)
@@ -107,8 +109,9 @@ def _end(service: Service, request: Request, texts: list[_Text], count: int) -> 
     return usage
 
 
-def _logprobs(service: Service, told: list[Any], offset: int) -> CompletionsLogprobs | None:
-    return completion_logprobs(service.tokenizer, told, offset) if told else None
+def _logprobs(service: Service, told: Sequence[TokenLogprobs], text: _Text) -> CompletionsLogprobs | None:
+    """Of the next tokens of a choice; none where none were asked for."""
+    return completion_logprobs(service.tokenizer, told, 0, text.stream) if told else None
 
 
 async def _chunks(
@@ -132,10 +135,9 @@ async def _chunks(
             yield PING
             continue
         index, delta = item
-        offset = len(texts[index].text)
         text = texts[index].add(delta)
         if text or delta.logprobs or texts[index].finish_reason:
-            logprobs = _logprobs(service, list(delta.logprobs or ()), offset)
+            logprobs = _logprobs(service, delta.logprobs or (), texts[index])
             reason = texts[index].finish_reason
             yield chunk([CompletionChoice(index=index, text=text, logprobs=logprobs, finish_reason=reason)])
     usage = _end(service, request, texts, count)
