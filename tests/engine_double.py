@@ -54,8 +54,8 @@ def write_tokenizer(folder: Path, form: str | None = "json") -> Path:
     core.decoder = decoders.ByteLevel()
     core.add_special_tokens(SPECIAL)
     template = None if form is None else TEMPLATE.replace("FORMAT", FORMATS[form])
-    config = {"eos_token": "<|im_end|>"} if form else {"eos_token": "<|endoftext|>", "bos_token": "<|endoftext|>"}
-    Tokenizer(core, config["eos_token"], config, template).save(folder)
+    config = {"eos_token": "<|im_end|>"} if form else None  # without a form as those that are trained here
+    Tokenizer(core, "<|im_end|>" if form else "<|endoftext|>", config, template).save(folder)
     return folder
 
 

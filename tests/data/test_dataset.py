@@ -186,7 +186,12 @@ def test_a_held_out_part_that_is_too_short_to_trust_is_warned_of(tmp_path: Path,
 def test_progress_lines(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prepare(config(corpus))
     lines = capsys.readouterr().err.splitlines()
-    assert lines == ["reading 6.9 kB of text", "training a bpe tokenizer", "tokenising 5.4 kB"]
+    assert lines == [
+        "reading 6.9 kB of text",
+        "training a bpe tokenizer",
+        "learning 300 tokens from it",
+        "tokenising 5.4 kB",
+    ]
     prepare(config(corpus))
     assert capsys.readouterr() == ("", "")
 
@@ -292,7 +297,12 @@ def test_of_several_processes_one_does_the_work(corpus: Path) -> None:
     here = prepare(config(corpus), progress=False)
     assert [out for out, _ in answers] == [f"{here.fingerprint} {int(train_of(here).tokens.sum())} False\n"] * 3
     told = [line for _, err in answers for line in err.splitlines() if "waiting" not in line]
-    assert told == ["reading 6.9 kB of text", "training a bpe tokenizer", "tokenising 5.4 kB"]
+    assert told == [
+        "reading 6.9 kB of text",
+        "training a bpe tokenizer",
+        "learning 300 tokens from it",
+        "tokenising 5.4 kB",
+    ]
     left = [path.name for path in (corpus.parent / "both").rglob("tmp-*")]
     assert left == []
 

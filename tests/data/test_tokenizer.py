@@ -3,6 +3,7 @@
 import functools
 import json
 import pickle
+import time
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
@@ -266,3 +267,157 @@ def test_no_end_of_text_at_all(tmp_path: Path) -> None:
     tokenizers.Tokenizer(models.BPE({"a": 0}, [])).save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(UserError, match="names no eos_token; add one"):
         Tokenizer.load(tmp_path)
+
+
+def qwen_with(folder: Path, config: dict[str, object] | None = None, **parts: object) -> Tokenizer:
+    """The tokenizer of ``qwen`` with other parts in its tokenizer.json."""
+    qwen(folder, config)
+    values = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").write_text(json.dumps(values | parts))
+    return Tokenizer.load(folder)
+
+
+def test_truncation_and_padding_of_the_file_cut_and_fill_no_text(tmp_path: Path) -> None:
+    """As transformers saves them after a call with truncation and padding; its own later calls do neither."""
+    transformers = pytest.importorskip("transformers")
+    plain = qwen(tmp_path)
+    theirs = transformers.PreTrainedTokenizerFast.from_pretrained(str(tmp_path), pad_token=EOT)
+    theirs("a", truncation=True, max_length=8, padding="max_length")
+    theirs.save_pretrained(tmp_path / "again")
+    saved = json.loads((tmp_path / "again" / "tokenizer.json").read_text())
+    assert saved["truncation"] and saved["padding"]
+    again = Tokenizer.load(tmp_path / "again")
+    for text in ("a", PROSE):
+        assert again.encode(text) == plain.encode(text) == theirs(text)["input_ids"]
+        assert again.encode(text, special=True) == plain.encode(text)
+    assert again.encode_batch(["a", PROSE]) == [plain.encode("a"), plain.encode(PROSE)]
+    again.save(tmp_path / "third")
+    assert json.loads((tmp_path / "third" / "tokenizer.json").read_text())["truncation"] is None
+
+
+def test_merges_are_not_left_out_at_random(tmp_path: Path) -> None:
+    """BPE-dropout is for training a tokenizer's users (arXiv 1910.13267: none when a model is used)."""
+    model = json.loads(qwen_core().to_str())["model"]
+    dropping = qwen_with(tmp_path, model=model | {"dropout": 0.9})
+    assert dropping.encode(PROSE) == dropping.encode(PROSE) == qwen(tmp_path).encode(PROSE)
+
+
+def test_tags_of_thoughts_and_calls_are_text_though_they_are_special(tmp_path: Path) -> None:
+    core = qwen_core()
+    core.add_special_tokens(["<think>", "</think>", "<|extra|>"])
+    tokenizer = Tokenizer(core, EOT)
+    text = "<think>a</think><|extra|>b<tool_call><|im_end|>"
+    ids = tokenizer.encode(text, special=True)
+    assert len(ids) == 7 and tokenizer.decode(ids) == "<think>a</think>b<tool_call>"
+    stream = tokenizer.stream()
+    assert [stream.push(token) for token in ids] == ["<think>", "a", "</think>", "", "b", "<tool_call>", ""]
+    assert tokenizer.decode(ids, special=True) == text
+    named = {tokenizer.pieces[index] for index in tokenizer.special_ids}
+    assert named == {EOT.encode(), b"<|im_start|>", b"<|im_end|>", b"<|extra|>"}
+
+
+TEMPLATES = {"default": "D {{ messages }}", "tool_use": "T {{ messages }}", "rag": "R"}
+
+
+@pytest.mark.parametrize("how", ["list", "files", "file over list", "extra alone"])
+def test_named_templates_are_those_that_transformers_takes(tmp_path: Path, how: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    listed = [{"name": name, "template": text} for name, text in TEMPLATES.items()]
+    config = {"eos_token": EOT} | ({"chat_template": listed} if how != "files" else {})
+    if how in ("files", "file over list"):
+        (tmp_path / "chat_template.jinja").write_text("F")
+    if how in ("files", "extra alone"):
+        (tmp_path / "additional_chat_templates").mkdir()
+        (tmp_path / "additional_chat_templates" / "tool_use.jinja").write_text("X")
+    ours = qwen(tmp_path, config)
+    ours.save(tmp_path / "saved")
+    for folder in (tmp_path, tmp_path / "saved"):
+        ours = Tokenizer.load(folder)
+        theirs = transformers.PreTrainedTokenizerFast.from_pretrained(str(folder))
+        known = theirs.chat_template
+        assert ours.chat_templates == (known if isinstance(known, dict) else {"default": known})
+        assert ours.chat_template_for(tools=True) == theirs.get_chat_template(tools=[{}])
+        if how == "extra alone":
+            with pytest.raises(ValueError, match="no default"):
+                theirs.get_chat_template()
+            with pytest.raises(UserError, match="none of its chat templates tool_use is named default"):
+                _ = ours.chat_template
+        else:
+            assert ours.chat_template == theirs.get_chat_template()
+
+
+@pytest.mark.parametrize("value", [[], 7, [{"name": "default"}], ["x"], {"default": 1}, [{"name": 1, "template": "x"}]])
+def test_a_template_that_is_none_is_refused(tmp_path: Path, value: object) -> None:
+    tokenizer = qwen(tmp_path, {"eos_token": EOT, "chat_template": value})
+    with pytest.raises(UserError, match=r"tokenizer_config\.json: chat_template must be a text or a list"):
+        _ = tokenizer.chat_template
+
+
+def test_a_template_file_that_is_no_text(tmp_path: Path) -> None:
+    qwen(tmp_path)
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(UserError, match=r"chat_template\.jinja: not UTF-8 text"):
+        Tokenizer.load(tmp_path)
+
+
+def beginning(single: list[dict[str, object]]) -> dict[str, object]:
+    ids = {EOT: 300, "<|im_start|>": 301, "<|im_end|>": 302}
+    known = {name: {"id": name, "ids": [index], "tokens": [name]} for name, index in ids.items()}
+    return {"type": "TemplateProcessing", "single": single, "pair": single, "special_tokens": known}
+
+
+BOS, A, END = ({"SpecialToken": {"id": "<|im_start|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}},
+               {"SpecialToken": {"id": "<|im_end|>", "type_id": 0}})  # fmt: skip
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
+
+
+@pytest.mark.parametrize("add", [None, False, True])
+@pytest.mark.parametrize(
+    "processor",
+    [
+        None,
+        BYTE_LEVEL,
+        beginning([BOS, A]),
+        beginning([BOS, BOS, A, END]),
+        beginning([A, END]),
+        {"type": "Sequence", "processors": [BYTE_LEVEL, beginning([BOS, A, END])]},
+        {"type": "BertProcessing", "sep": ["<|im_end|>", 302], "cls": ["<|im_start|>", 301]},
+        {"type": "RobertaProcessing", "sep": ["<|im_end|>", 302], "cls": ["<|im_start|>", 301], "trim_offsets": True,
+         "add_prefix_space": False},
+    ],
+)  # fmt: skip
+def test_texts_begin_as_in_transformers(tmp_path: Path, processor: object, add: bool | None) -> None:
+    transformers = pytest.importorskip("transformers")
+    config: dict[str, object] = {"eos_token": EOT, "bos_token": "<|im_start|>"}
+    config |= {} if add is None else {"add_bos_token": add}
+    ours = qwen_with(tmp_path, config, post_processor=processor)
+    theirs = transformers.PreTrainedTokenizerFast.from_pretrained(str(tmp_path))("text")["input_ids"]
+    assert (*ours.prefix_ids, *ours.encode("text")) == tuple(theirs[: len(ours.prefix_ids) + len(ours.encode("text"))])
+    after = theirs[len(ours.prefix_ids) + len(ours.encode("text")) :]
+    assert after in ([], [302]), "what is left ends the text"
+    assert ours.bos == "<|im_start|>"  # for chat templates, which transformers tells of it as well
+
+
+@pytest.mark.parametrize("make", [bpe, char])
+def test_texts_of_tokenizers_trained_here_begin_as_their_documents_do(
+    make: Callable[[], Tokenizer], tmp_path: Path
+) -> None:
+    make().save(tmp_path)
+    assert make().prefix_ids == Tokenizer.load(tmp_path).prefix_ids == (make().eot_id,)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | {"add_bos_token": False}))
+    assert Tokenizer.load(tmp_path).prefix_ids == ()
+
+
+def test_learning_from_text_without_breaks_is_fast() -> None:
+    draw = np.random.default_rng(1)
+    text = "".join(draw.choice(list("ACGT"), 40_000)) + " " * 40_000 + "日本語" * 8_000 + "=" * 40_000
+    began = time.perf_counter()
+    tokenizer = train_bpe([text], 1000)
+    assert time.perf_counter() - began < 5  # 0.2 s; unbounded it takes 30 s, and four times that for twice the text
+    assert tokenizer.decode(tokenizer.encode(text)) == text and len(tokenizer.encode(" " * 40_000)) < 400
+
+
+def test_the_bound_changes_nothing_for_text_with_breaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gossamer.data.tokenizer.LONGEST_WORD", 10**5)
+    assert train_bpe([PROSE], 300).fingerprint == bpe().fingerprint

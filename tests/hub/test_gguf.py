@@ -219,7 +219,26 @@ def test_qwens_own_tokenizer(saved) -> None:
     folder = saved()
     changed_tokenizer(folder, QWEN2, bos_token=None, chat_template="{{ messages }}")
     vocabulary = read_vocabulary(folder, VOCAB)
-    assert (vocabulary.pre, vocabulary.bos, vocabulary.chat_template) == ("qwen2", None, "{{ messages }}")
+    assert (vocabulary.pre, vocabulary.bos, vocabulary.add_bos) == ("qwen2", None, False)
+    assert vocabulary.chat_templates == {"default": "{{ messages }}"}
+
+
+def test_named_templates_ends_and_a_beginning_that_is_only_named(saved, tmp_path) -> None:
+    """As gguf's own reader of a checkpoint takes them: names, `add_bos_token`, and a second end of an answer."""
+    folder = saved()
+    named = [{"name": "default", "template": "D"}, {"name": "tool_use", "template": "T"}]
+    changed_tokenizer(folder, QWEN2, add_bos_token=False, chat_template=named)
+    (folder / "generation_config.json").write_text('{"eos_token_id": [0, 7]}')
+    hub.export_gguf(folder, tmp_path / "net.gguf")
+    keys, _ = read(tmp_path / "net.gguf")
+    assert keys["tokenizer.chat_template"] == "D" and keys["tokenizer.chat_template.tool_use"] == "T"
+    theirs = gguf.SpecialVocab(folder)
+    assert keys["tokenizer.ggml.add_bos_token"] is theirs.add_special_token["bos"] is False
+    assert keys["tokenizer.ggml.bos_token_id"] == keys["tokenizer.ggml.eos_token_id"] == 0
+    assert keys["tokenizer.ggml.eot_token_id"] == 7
+    changed_tokenizer(folder, QWEN2, chat_template=named[1:])
+    with pytest.raises(UserError, match="none of its chat templates tool_use is named default"):
+        read_vocabulary(folder, VOCAB)
 
 
 @pytest.mark.parametrize("split", [None, r"\s+"])

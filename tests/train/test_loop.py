@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from gossamer import device as devices
 from gossamer.errors import UserError
-from gossamer.train import loop
+from gossamer.train import loop, metrics
 from gossamer.train.checkpoint import newest_checkpoint
 from gossamer.train.metrics import read_metrics
 from gossamer.train.recipe import load_recipe, recipe_from, to_yaml
@@ -325,3 +325,46 @@ def _stop_after(step, recipe, run, number=signal.SIGINT):
         else:
             loop.train(recipe, run)
     return int(newest_checkpoint(run).name.removeprefix("step-"))
+
+
+def test_nothing_that_a_run_can_do_without_ends_it(tiny_recipe, tmp_path, monkeypatch, capsys):
+    """Samples, boards and the report fail, and the run is as whole as one where they do not."""
+    recipe = replace(tiny_recipe, training=replace(tiny_recipe.training, sample_every=5))
+    loop.train(recipe, tmp_path / "whole")
+    saved = []
+
+    def fail(*arguments, **options):
+        raise RuntimeError("it fails")
+
+    def failing_sample(*arguments, **options):
+        saved.append((tmp_path / "run" / "model" / "config.json").exists())
+        raise RuntimeError("it fails")
+        yield
+
+    monkeypatch.setattr(loop, "sample_text", failing_sample)
+    monkeypatch.setattr(loop, "write_report", fail)
+    monkeypatch.setattr(loop, "what_next", fail)
+    monkeypatch.setattr(metrics.TensorBoard, "show", fail)
+    loop.train(recipe, tmp_path / "run")
+    told = capsys.readouterr().err
+    assert "no sample after step 5 (RuntimeError: it fails); the run itself is whole" in told
+    assert "no report after step 12 (RuntimeError: it fails)" in told
+    assert saved[-1], "the run was saved before its last sample"
+    assert_same_weights(tmp_path / "whole", tmp_path / "run")
+    assert _curve(tmp_path / "whole") == _curve(tmp_path / "run")
+
+
+def test_a_run_killed_between_a_save_and_its_sample_makes_up_for_it(tiny_recipe, tmp_path, monkeypatch):
+    recipe = replace(tiny_recipe, training=replace(tiny_recipe.training, sample_every=5))
+    loop.train(recipe, tmp_path / "whole")
+
+    def die(self):
+        self.saver.wait()
+        raise SystemExit
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(loop._Run, "_sample", die)
+        loop.train(recipe, tmp_path / "killed")
+    assert (tmp_path / "killed" / "checkpoints" / "step-00000005").exists()
+    loop.train(recipe, tmp_path / "killed", resume=True)
+    assert (tmp_path / "killed" / "samples.txt").read_text() == (tmp_path / "whole" / "samples.txt").read_text()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from itertools import chain
 from pathlib import Path
 
 from gossamer.cache import alone, cached_folder, key_of
@@ -124,7 +124,8 @@ def _tokenizer(config: CorpusConfig, sets: list[TextSet], progress: Progress) ->
 
     def build(folder: Path) -> None:
         total = sum(one.num_bytes for one in trained_on)
-        with progress.stage(f"training a {config.tokenizer} tokenizer", total) as advance:
+        with ExitStack() as reading, ExitStack() as learning:
+            advance = reading.enter_context(progress.stage(f"training a {config.tokenizer} tokenizer", total))
 
             def train_texts(one: TextSet) -> Iterator[str]:
                 for piece in one.pieces():
@@ -132,12 +133,15 @@ def _tokenizer(config: CorpusConfig, sets: list[TextSet], progress: Progress) ->
                         yield piece.text
                     advance(len(piece.text.encode()))
 
-            texts = chain.from_iterable(
-                _spread(train_texts(one), one.num_bytes, budget)
-                for one, budget in zip(trained_on, budgets, strict=True)
-                if budget
-            )
-            made = train_bpe(texts, config.vocab_size) if is_bpe else char_tokenizer(texts)
+            def all_texts() -> Iterator[str]:
+                for one, budget in zip(trained_on, budgets, strict=True):
+                    if budget:
+                        yield from _spread(train_texts(one), one.num_bytes, budget)
+                reading.close()
+                if is_bpe:
+                    learning.enter_context(progress.stage(f"learning {config.vocab_size:,} tokens from it", None))
+
+            made = train_bpe(all_texts(), config.vocab_size) if is_bpe else char_tokenizer(all_texts())
         made.save(folder)
 
     parts = [(one.digest, budget) for one, budget in zip(trained_on, budgets, strict=True)]

@@ -216,6 +216,10 @@ class _ByteLevel(Step):
         self.begins = int(bool(self._pending and new) and not _goes_on(self._pending + new[:1]))
         text = self._decoder.decode(new)
         self._pending = self._decoder.getstate()[0]
+        if self._pending and not _goes_on(self._pending):  # Python waits for a third byte of half a surrogate pair
+            text += self._pending.decode(errors="replace")
+            self._pending = b""
+            self._decoder.reset()
         return (text,) if text else ()
 
     def finish(self) -> Iterable[str]:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import tokenizers
-from tokenizers import Regex, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
 from gossamer.data.config import MIN_BPE_VOCAB
 from gossamer.data.detokenizer import Detokenizer, token_bytes_of
@@ -37,6 +37,9 @@ __all__ = ["EOT", "TextStream", "Tokenizer", "char_tokenizer", "train_bpe"]
 EOT = "<|endoftext|>"
 """Begins and ends every document of the tokenizers trained here; their id 0."""
 
+LONGEST_WORD = 256
+"""Characters of the longest piece of text that merges are learnt from."""
+
 # Qwen's split (contractions; a word with the sign or space before it; single digits; runs of signs; line ends;
 # spaces), with combining marks counted to the word they stand on, as most of the world's scripts need. Every character
 # is in some match or between two, and both are kept: nothing is lost.
@@ -50,9 +53,7 @@ _CONFIG = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_
 
 # What a model writes around its thoughts and calls. Some checkpoints register these as special tokens, others as
 # ordinary ones. Either way they are part of the text, since whoever parses an answer looks for them there.
-_TAGS = frozenset(
-    "<think> </think> <tool_call> </tool_call> <function= </function> <parameter= </parameter>".split()
-)
+_TAGS = frozenset("<think> </think> <tool_call> </tool_call> <function= </function> <parameter= </parameter>".split())
 
 
 class Tokenizer:
@@ -88,7 +89,8 @@ class Tokenizer:
         if isinstance(core.model, models.BPE):
             core.model.dropout = None
         self._eot = eot
-        self._template_files = {"default": chat_template} if isinstance(chat_template, str) else dict(chat_template or {})
+        named = {"default": chat_template} if isinstance(chat_template, str) else chat_template
+        self._template_files = dict(named or {})
         self._config = dict(config or _CONFIG | {"bos_token": eot})
         if not self._config.get("eos_token"):  # known from elsewhere; what is saved must name it
             self._config["eos_token"] = eot
@@ -328,19 +330,23 @@ class TextStream:
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Train a byte-level BPE on ``texts``.
+    """Train a byte-level BPE on ``texts``, which are all read before the first merge is learnt.
 
     Any text can be encoded and comes back unchanged: all 256 bytes are tokens. The vocabulary is smaller than
     ``vocab_size`` (special token included) when no pair of tokens is left that occurs twice; ``Tokenizer.vocab_size``
     tells.
+
+    Merges are learnt from pieces of at most ``LONGEST_WORD`` characters. Learning takes time in proportion to the
+    square of a piece's length, and DNA, base64 or a row of spaces may have no break for megabytes. Encoding does not
+    cut: such a text becomes the tokens that its whole gives.
     """
     if vocab_size < MIN_BPE_VOCAB:
         raise UserError(f"vocab_size: {vocab_size} is too small for byte-level BPE; give at least {MIN_BPE_VOCAB}")
     core = tokenizers.Tokenizer(models.BPE())
     words = pre_tokenizers.Split(Regex(_WORDS), "isolated")
-    core.pre_tokenizer = pre_tokenizers.Sequence(
-        [words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-    )
+    pieces = pre_tokenizers.Split(Regex(rf"[\s\S]{{1,{LONGEST_WORD}}}"), "isolated")
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    core.pre_tokenizer = pre_tokenizers.Sequence([words, pieces, byte_level])
     core.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -350,6 +356,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         show_progress=False,
     )
     core.train_from_iterator(iter(texts), trainer)
+    core.pre_tokenizer = pre_tokenizers.Sequence([words, byte_level])
     return Tokenizer(core, EOT)
 
 

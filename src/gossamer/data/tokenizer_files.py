@@ -163,8 +163,6 @@ def end_ids(folder: Path) -> tuple[int, ...]:
         value = config.get("eos_token_id")
         for index in value if isinstance(value, list) else [] if value is None else [value]:
             if type(index) is not int or index < 0:
-                raise UserError(
-                    f"{folder / file}: eos_token_id {index!r} must be a token id, 0 or more; mend the file"
-                )
+                raise UserError(f"{folder / file}: eos_token_id {index!r} must be a token id, 0 or more; mend the file")
             ids[index] = None
     return tuple(index for index in ids if type(size) is not int or index < size)

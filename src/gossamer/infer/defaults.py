@@ -37,7 +37,7 @@ def _sampling(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
         value = config.get(name)
         if value is None:
             continue
-        if type(value) not in (int, float) or (name == "top_k" and value != int(value)):
+        if type(value) not in (int, float) or (name == "top_k" and value % 1 != 0):
             raise UserError(f"{path}: {name} {value!r} must be a number; mend the file")
         values[name] = max(int(value), 0) if name == "top_k" else value  # some write -1 for all tokens
     try:

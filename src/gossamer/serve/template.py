@@ -73,6 +73,8 @@ class ChatTemplate:
         source = tokenizer.chat_template
         self.is_default = source is None
         self.stop: tuple[str, ...] = DEFAULT_STOP if self.is_default else ()
+        # A plain dialogue begins as any text does, which need not be with the token that templates are told of.
+        self._begin = tokenizer.decode(tokenizer.prefix_ids, special=True) if self.is_default else tokenizer.bos or ""
         self.thinks = source is not None and "<think>" in source
         self.tools: ToolFormat | None = None
         if source is not None and "tools" in source:
@@ -137,7 +139,7 @@ class ChatTemplate:
             "messages": messages,
             "tools": tools or None,
             "add_generation_prompt": prompt,
-            "bos_token": self._tokenizer.bos or "",
+            "bos_token": self._begin,
             "eos_token": self._tokenizer.eot,
         }
         if taken := known.keys() & extra.keys():

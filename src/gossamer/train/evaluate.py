@@ -17,6 +17,7 @@ from gossamer import hub
 from gossamer.data.config import CorpusConfig
 from gossamer.data.dataset import prepare, prepare_one
 from gossamer.data.packing import Batch, validation_batches
+from gossamer.data.shards import Shard
 from gossamer.data.tokenizer import Tokenizer
 from gossamer.errors import UserError
 from gossamer.model.causal_lm import CausalLM, targets_ahead
@@ -26,6 +27,8 @@ from gossamer.ops.linear_cross_entropy import IGNORED
 from gossamer.ops.packing import document_lengths
 from gossamer.train.world import ALONE, World
 
+_COUNTED_AT_ONCE = 1 << 22  # tokens
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -34,7 +37,8 @@ class Evaluation:
     Attributes:
         loss: mean negative log-likelihood of a token, in nats
         perplexity: e^loss
-        bits_per_byte: of UTF-8 text, which compares models with different tokenizers
+        bits_per_byte: of the text's own UTF-8 bytes, which compares models with different tokenizers, those that
+            rewrite the text (Unicode normalisation, lower case) included; see `bytes_of_tokens`
         tokens: how many were predicted
         mtp_acceptance: for each step of the multi-token-prediction head the share of places where its likeliest token
             was the trunk's own, all earlier steps' having been so: greedy drafts that decoding would accept
@@ -102,7 +106,7 @@ def tally(
     """Sum up what the model makes of this process's share of batches; the result is of all processes' together.
 
     Args:
-        token_bytes: [V] the bytes of text that each token of the vocabulary stands for
+        token_bytes: [V] the bytes of text that each token of the vocabulary stands for, as of `bytes_of_tokens`
         mtp: how the multi-token-prediction head was taught, None to leave it out
     """
     device = next(model.parameters()).device
@@ -123,11 +127,29 @@ def tally(
         lengths = document_lengths(batch.labels.shape[0], batch.labels.shape[1], batch.cu_seqlens)
         targets = targets_ahead(batch.labels, lengths, 1)
         targets = targets[targets != IGNORED]
-        counts += torch.tensor([float(out.loss), len(targets), token_bytes[targets.numpy()].sum()])
+        size = float(token_bytes[targets.numpy()].sum())
+        counts += torch.tensor([float(out.loss), len(targets), size], dtype=torch.float64)
         if mtp is not None:
             drafts += _acceptance([ids.cpu() for ids in out.greedy], batch.labels, lengths)
     model.train(training)
     return Tally(world.sum_(counts), world.sum_(drafts))
+
+
+def bytes_of_tokens(shard: Shard, tokenizer: Tokenizer) -> np.ndarray:
+    """The bytes of original text that each token stands for, float64 [V]; over all of `shard` they sum to its bytes.
+
+    That is the token's own spelling where the tokenizer keeps the text. Where it rewrites it, all spellings are
+    stretched by the same factor, so that a part of the shard is counted as if it was rewritten like the whole.
+    """
+    counts = np.zeros(tokenizer.vocab_size, np.int64)
+    for begin in range(0, shard.num_tokens, _COUNTED_AT_ONCE):
+        ids = shard.read(begin, min(_COUNTED_AT_ONCE, shard.num_tokens - begin))
+        counts += np.bincount(ids, minlength=len(counts))
+    spelt = tokenizer.token_bytes().astype(np.float64)
+    total = float(counts @ spelt)
+    if not total:  # unknown tokens alone
+        return np.full(len(counts), shard.num_bytes / shard.num_tokens)
+    return spelt * (shard.num_bytes / total)
 
 
 def _acceptance(greedy: list[Tensor], labels: Tensor, lengths: tuple[int, ...]) -> Tensor:
@@ -178,7 +200,7 @@ def evaluate_run(
     mtp = None if model.mtp is None else MTPTraining()
     results: dict[str, dict[str, Any]] = {}
     for name, shard in sets.items():
-        found = evaluate(model, validation_batches(shard, rows, length), tokenizer.token_bytes(), mtp)
+        found = evaluate(model, validation_batches(shard, rows, length), bytes_of_tokens(shard, tokenizer), mtp)
         results[name] = asdict(found) | {"documents": shard.num_documents, "bytes": shard.num_bytes}
         if mtp is None:
             del results[name]["mtp_acceptance"]

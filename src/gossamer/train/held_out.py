@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
+import numpy as np
+
 from gossamer.data.dataset import Dataset, Shard
 from gossamer.data.packing import Batch, validation_batches
 from gossamer.errors import UserError, nearest
 from gossamer.train.config import TrainingConfig
-from gossamer.train.evaluate import Evaluation, Tally, tally
+from gossamer.train.evaluate import Evaluation, Tally, bytes_of_tokens, tally
 from gossamer.train.step import Learner
 from gossamer.train.world import World
 
@@ -60,11 +62,12 @@ class HeldOut:
 
     def __init__(self, training: TrainingConfig, dataset: Dataset, learner: Learner, world: World) -> None:
         self.training, self.dataset, self.learner, self.world = training, dataset, learner, world
+        self._token_bytes: dict[str, np.ndarray] = {}  # of each set
 
     def measure(self) -> Iterator[tuple[str, Evaluation]]:
         """Measure set by set, as on the way."""
         for name, shard in self.dataset.validation.items():
-            yield name, self._tally(self._batches(shard, self.training.eval_tokens)).evaluation()
+            yield name, self._tally(name, self._batches(shard, self.training.eval_tokens)).evaluation()
 
     def measure_last(self, in_time: InTime) -> Iterator[tuple[str, Last]]:
         """Measure set by set, as at the end: over more text, as far as `in_time` allows.
@@ -75,10 +78,10 @@ class HeldOut:
         most, before = self.training.final_eval_tokens, self.training.eval_tokens if self.training.eval_every else 0
         for name, shard in self.dataset.validation.items():
             if not 0 < before < most:
-                yield name, Last(None, self._tally(in_time(self._batches(shard, most))).evaluation())
+                yield name, Last(None, self._tally(name, in_time(self._batches(shard, most))).evaluation())
             else:
-                first = self._tally(self._batches(shard, before))
-                rest = self._tally(in_time(self._batches(shard, most, before), least=0))
+                first = self._tally(name, self._batches(shard, before))
+                rest = self._tally(name, in_time(self._batches(shard, most, before), least=0))
                 alike = first.evaluation() if rest.tokens else None
                 yield name, Last(alike, (first + rest).evaluation())
 
@@ -86,9 +89,10 @@ class HeldOut:
         rows, length = self.training.batch_size, self.training.sequence_length
         return validation_batches(shard, rows, length, most_tokens, self.world.rank, self.world.size, after_tokens)
 
-    def _tally(self, batches: Iterator[Batch]) -> Tally:
-        token_bytes = self.dataset.tokenizer.token_bytes()
-        return tally(self.learner.model, batches, token_bytes, self.learner.mtp, self.world)
+    def _tally(self, name: str, batches: Iterator[Batch]) -> Tally:
+        if name not in self._token_bytes:
+            self._token_bytes[name] = bytes_of_tokens(self.dataset.validation[name], self.dataset.tokenizer)
+        return tally(self.learner.model, batches, self._token_bytes[name], self.learner.mtp, self.world)
 
     def share_of_last(self, tokens: int) -> float:
         """What a measurement of so many tokens, of all sets together, is of the one at the run's end."""

@@ -36,6 +36,7 @@ class Journal:
         self.display = Display(recipe.training, step, quiet=not world.is_main)
         self.say = self.display.say
         self.metrics: MetricsWriter | None = None
+        self.sampled = 0  # step of the newest sample
         self._opened = ExitStack()
         if not world.is_main:
             return
@@ -56,6 +57,7 @@ class Journal:
 
     def sample(self, step: int, text: str) -> None:
         """Keep what the model wrote after so many steps."""
+        self.sampled = step
         self.write("sample", step, text=text)
         with (self.out / SAMPLES_FILE).open("ab") as file:
             file.write(_entry(step, text))
@@ -63,6 +65,7 @@ class Journal:
     def _keep_samples(self) -> None:
         """Leave in samples.txt what metrics.jsonl has kept: nothing from after the checkpoint, which comes again."""
         events = [event for event in read_metrics(self.out) if event["event"] == "sample"]
+        self.sampled = max((event["step"] for event in events), default=0)
         kept = [_entry(event["step"], event["text"]) for event in events]
         write_atomically(self.out / SAMPLES_FILE, b"".join(kept))
 

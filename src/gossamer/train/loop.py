@@ -6,9 +6,11 @@ weights, optimizer, random state and the data loader's place are in it.
 
 from __future__ import annotations
 
+import logging
 import signal
 import time
-from contextlib import closing, nullcontext
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -49,6 +51,8 @@ from gossamer.train.schedule import learning_rate_factor
 from gossamer.train.signals import interruptible
 from gossamer.train.step import Learner, Measured
 from gossamer.train.world import World
+
+log = logging.getLogger("gossamer")
 
 
 def train(
@@ -199,6 +203,8 @@ class _Run:
             profiler or nullcontext(),
             interruptible() as signals,
         ):
+            if self.done < 1 and _due(self.step, training.sample_every) and not self._sampled():
+                self._sample()  # the run was ended between a save and its sample
             if self.step == 0 and self.recipe.training.pair_steps:
                 self._begin_with_pairs()
             since_log = Averages(self.elapsed)
@@ -216,10 +222,10 @@ class _Run:
                     since_log = Averages(self.elapsed)
                 if not last and _due(self.step, training.eval_every):
                     self._evaluate()
-                if not last and _due(self.step, training.sample_every):
-                    self._sample()
                 if not last and _due(self.step, training.checkpoint_every):
                     self._save()
+                if not last and _due(self.step, training.sample_every):
+                    self._sample()
                 self.saver.check()
                 self._look()
             if self.done >= 1 and since_log.count:
@@ -230,15 +236,28 @@ class _Run:
                 self.journal.say(f"stopped after step {self.step}; gossamer train --resume --out {self.out} goes on")
             else:
                 final = self._evaluate_last()
+                self._save(wait=True)  # before what may fail: a sample is worth less than what has been learnt
                 self._sample()
-                self._save(wait=True)  # last, so that a kill before it leaves nothing undone that --resume would not do
+                self.meter.update(self.done, write=True)
                 conclude(self.journal.say, final, self.tokens, self.elapsed, self.plan)
             self.journal.say(self.meter.summary())
         if self.world.is_main:
-            self.journal.say(f"report: {write_report(self.out)}")
+            with self._optional("report"):
+                self.journal.say(f"report: {write_report(self.out)}")
             if not stopped_by:
-                self.journal.say(what_next(self.out, self.prompt if occurs(self.prompt, self.dataset) else ""))
+                with self._optional("word on what comes next"):
+                    self.journal.say(what_next(self.out, self.prompt if occurs(self.prompt, self.dataset) else ""))
         return stopped_by
+
+    @contextmanager
+    def _optional(self, what: str) -> Iterator[None]:
+        """Let a failure in what a run can do without be told, and end nothing."""
+        try:
+            yield
+        except Exception as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            self.journal.say(f"no {what} after step {self.step} ({reason}); the run itself is whole")
+            log.debug("no %s", what, exc_info=True)
 
     def _signal(self, caught: list[int]) -> int:
         """The signal that any process has caught, 0 if none has: all stop after the same step."""
@@ -359,6 +378,10 @@ class _Run:
         self.length.took("evaluation", self.meter.lap("evaluation"), self.held_out.share_of_last(read))
         self.journal.display.step(self.step, self.done, self.elapsed, validation=result.loss)
 
+    def _sampled(self) -> bool:
+        """Whether the newest step, if there was one, has its sample already."""
+        return self.step == 0 or self.world.on_main(lambda: self.journal.sampled == self.step)
+
     def _sample(self) -> None:
         training, tokenizer = self.recipe.training, self.dataset.tokenizer
         model = gathered_model(self.learner.model, self.world)
@@ -366,8 +389,11 @@ class _Run:
             self.meter.lap("samples")
             return
         sampling = SamplingParams(training.sample_tokens, seed=training.seed, **sampling_for_readers({}))
-        text = self.prompt + "".join(sample_text(model, tokenizer, self.prompt, sampling))
-        self.journal.sample(self.step, text)
+        text = None
+        with self._optional("sample"):
+            text = self.prompt + "".join(sample_text(model, tokenizer, self.prompt, sampling))
+        if text is not None:
+            self.journal.sample(self.step, text)
         self.length.took("sample", self.meter.lap("samples"))
 
     def _save(self, wait: bool = False) -> None:

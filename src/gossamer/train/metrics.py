@@ -32,6 +32,7 @@ such a last line. Damage anywhere else is reported with its line number, never s
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import shutil
@@ -46,6 +47,7 @@ from gossamer.train.boards import TENSORBOARD_FOLDER, Board, TensorBoard, Weight
 __all__ = ["METRICS_FILE", "MetricsWriter", "forget_metrics", "read_metrics", "write_atomically"]
 
 METRICS_FILE = "metrics.jsonl"
+log = logging.getLogger("gossamer")
 
 
 class MetricsWriter:
@@ -95,10 +97,14 @@ class MetricsWriter:
         line = json.dumps({name: _finite(value) for name, value in record.items()}, allow_nan=False)
         self._file.write(line.encode("ascii") + b"\n")
         self._file.flush()
-        for board in self._boards:
-            board.show(event, record["step"], record)
-            if event == "rollback":
-                board.rewind(record["to"])
+        for board in tuple(self._boards):
+            try:
+                board.show(event, record["step"], record)
+                if event == "rollback":
+                    board.rewind(record["to"])
+            except Exception as error:  # a picture of the run must not end the run
+                self._boards.remove(board)
+                log.warning("%s shows no more of this run: %s: %s", type(board).__name__, type(error).__name__, error)
 
     def close(self, failed: bool = False) -> None:
         """Close all records; ``failed``: the run did not end well. A second call does nothing."""
