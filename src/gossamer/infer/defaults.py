@@ -32,7 +32,7 @@ def generation_config(folder: Path) -> tuple[dict[str, Any], tuple[int, ...]]:
 
 
 def _sampling(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    values = {}
+    values: dict[str, Any] = {}
     for name in _RECOMMENDED:
         value = config.get(name)
         if value is None:
