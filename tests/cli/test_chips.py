@@ -98,7 +98,9 @@ def test_doctor_shows_the_device_and_every_operation(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     states = {"chunked": "able", "triton": "no Triton here"}
-    devices = SimpleNamespace(resolve=lambda name: name, describe=lambda device: {"device": device})
+    devices = SimpleNamespace(
+        resolve=lambda name: name, describe=lambda device: {"device": device}, prepare_process=lambda: None
+    )
     operations = SimpleNamespace(describe=lambda device: {"rule": {"runs": "chunked", "implementations": states}})
     monkeypatch.setattr(gossamer, "device", devices, raising=False)
     monkeypatch.setattr(gossamer, "ops", operations, raising=False)

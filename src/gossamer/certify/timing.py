@@ -134,6 +134,7 @@ def time_operations(
     length: int,
     rates: Callable[[], Rates],
     seconds: float = 1.0,
+    wanted: Callable[[ops.Operation, str], bool] = lambda operation, implementation: True,
 ) -> list[dict[str, Any]]:
     """A row for each operation, implementation and direction: seconds, FLOPs, bytes and share of the roofline.
 
@@ -143,10 +144,11 @@ def time_operations(
         length: tokens a row
         rates: measures the machine, before and after each operation
         seconds: given to an operation
+        wanted: whether an operation is to be timed by the implementation of this name
     """
     rows, before = list[dict[str, Any]](), rates()
     for name, given in inputs.items():
-        found = _time_operation(name, given, flops_of(name, config, given, length), seconds)
+        found = _time_operation(name, given, flops_of(name, config, given, length), seconds, wanted)
         after = rates()
         beside, before = before.mean(after), after
         for row in found:
@@ -158,13 +160,19 @@ def time_operations(
     return rows
 
 
-def _time_operation(name: str, inputs: Inputs, flops: tuple[float, float], seconds: float) -> list[dict[str, Any]]:
+def _time_operation(
+    name: str,
+    inputs: Inputs,
+    flops: tuple[float, float],
+    seconds: float,
+    wanted: Callable[[ops.Operation, str], bool],
+) -> list[dict[str, Any]]:
     operation, rows, calls = ops.OPERATIONS[operation_of(name)], list[dict[str, Any]](), dict[str, Call]()
     device = next(value.device for value in inputs.values() if isinstance(value, Tensor) and value.is_floating_point())
     chosen = operation.choose(device).name
     moved: tuple[int, int] | None = None
     for one in operation.implementations:
-        if one.obstacle(device):
+        if one.obstacle(device) or not wanted(operation, one.name):
             continue
         call = forward_caller(operation.name, inputs)
         works: tuple[tuple[str, Call], ...] = ((FORWARD, call), (BOTH, caller(operation.name, inputs)))

@@ -94,11 +94,12 @@ def _picture(out: str, serve: bool) -> Path:
     return path
 
 
-def doctor(device: str = "auto", json: bool = False) -> None:
+def doctor(device: str = "auto", speed: bool = False, json: bool = False) -> None:
     """Show what gossamer finds here: the device, what it can do, and which implementation every operation uses.
 
     Args:
         device: auto, cpu, cuda, cuda:1, npu …
+        speed: measure the device too, in some seconds, and say what keeps it from being as fast as it should be
         json: answer with one JSON object
     """
     from gossamer import device as devices
@@ -107,10 +108,22 @@ def doctor(device: str = "auto", json: bool = False) -> None:
     devices.prepare_process()
     chosen = devices.resolve(device)
     machine, operations = devices.describe(chosen), ops.describe(chosen)
-    if json:
-        answer({"gossamer": __version__, "device": machine, "ops": operations}, json)
+    if not speed:
+        found = None
     else:
-        answer({"gossamer": __version__} | machine | {name: _choice(op) for name, op in operations.items()}, json)
+        from gossamer.certify.doctor import examine_speed
+
+        found = examine_speed(chosen)
+    if json:
+        answer(
+            {"gossamer": __version__, "device": machine, "ops": operations} | ({"speed": found} if found else {}), json
+        )
+        return
+    answer({"gossamer": __version__} | machine | {name: _choice(op) for name, op in operations.items()}, json)
+    if found is not None:
+        from gossamer.certify.doctor import report
+
+        print(f"\n{report(found)}")
 
 
 def _choice(operation: dict[str, Any]) -> str:

@@ -1,0 +1,207 @@
+"""How fast is this machine for what it is? Measured in some seconds, and in plain words what keeps it from more.
+
+Times of two machines cannot be compared; shares can. Each operation's call at a small fixed shape, on two threads at
+most, is set against the roofline that this machine's own products and copies give at this moment, and that share
+against the one that `shares.json` has for processors with the same vector unit. What comes out far below it has a cause
+that is not the processor: subnormal floats, a missing compiler, threads that do not run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gossamer import device as devices
+from gossamer import ops
+from gossamer.certify.rates import copy_rate, seconds_of
+from gossamer.certify.threads import Finding, thread_findings, thread_use
+from gossamer.certify.timing import BOTH, FRESH, Rates, operation_of, time_operations, training_inputs
+from gossamer.model.config import ModelConfig
+from gossamer.train.recipe import load_recipe, recipe_from
+from gossamer.train.report.figures import flops
+
+SHARES = Path(__file__).with_name("shares.json")
+RECIPE, ROWS, LENGTH, THREADS = "micro", 2, 256, 2  # what operations are timed with
+FAR_BELOW = 3.0  # times: on a machine that others use, a share comes out at half of what it is, now and then
+SLOW_GATES = 2.0  # times that a fresh network's gates take longer than a trained one's
+HINDERED = 0.5  # of the threads' number: what products on all of them gain over one
+_GEMM_SIZE, _COPY_MEGABYTES = 1024, 64
+
+
+def examine_speed(device: torch.device) -> dict[str, Any]:
+    """Measure a device.
+
+    Returns:
+        processor: what its figures are kept under
+        threads: what the process has and may use, of a CPU
+        gemm_flops, copy_bytes_per_second: on all threads
+        gemm_gain: products on all threads over those on one, of a CPU
+        subnormals: "off" where PyTorch's functions count them as zero, else "on", of a CPU
+        operations: rows with operation, implementation, chosen, seconds, share of the roofline and the recorded share
+        recorded: where the recorded shares come from; None where there are none
+        findings: what is wrong, each with its remedy
+    """
+    dtype, cpu = devices.compute_dtype(device, "auto"), device.type == "cpu"
+    use = thread_use() if cpu else None
+    gemm = devices.peak_rate(device, dtype)
+    found: dict[str, Any] = {
+        "processor": devices.device_key(device),
+        "threads": None if use is None else use.to_dict(),
+        "gemm_flops": gemm,
+        "gemm_gain": _gain(device, dtype, gemm) if cpu else None,
+        "copy_bytes_per_second": copy_rate(device, 4 * _COPY_MEGABYTES),
+        "subnormals": ("off" if flushes_subnormals() else "on") if cpu else None,
+    }
+    reference = recorded_shares(devices.processor().vectors) if cpu else None
+    shares: Mapping[str, float] = {} if reference is None else reference["shares"]
+    found["operations"] = [
+        row | {"recorded": shares.get(share_name(row["operation"], row["implementation"]))}
+        for row in measure_operations(device, dtype)
+    ]
+    found["recorded"] = None if reference is None else {key: reference[key] for key in reference if key != "shares"}
+    findings = [] if use is None else list(thread_findings(use))
+    findings += _speed_findings(found)
+    found["findings"] = [{"what": one.what, "remedy": one.remedy} for one in findings]
+    return found
+
+
+def measure_operations(device: torch.device, dtype: torch.dtype) -> list[dict[str, Any]]:
+    """Each training operation, forward and backward, by the implementation that runs and by PyTorch alone."""
+    config = operation_config()
+
+    def rates() -> Rates:
+        a = torch.randn(_GEMM_SIZE, _GEMM_SIZE, device=device, dtype=dtype)
+        seconds = seconds_of(lambda: torch.mm(a, a), device, least_seconds=0.05)
+        return Rates(2.0 * _GEMM_SIZE**3 / seconds, copy_rate(device, _COPY_MEGABYTES))
+
+    def wanted(operation: ops.Operation, name: str) -> bool:
+        return name in (operation.choose(device).name, operation.through_pytorch().name)
+
+    with at_most_threads(THREADS):
+        inputs = training_inputs(config, ROWS, LENGTH, device, dtype)
+        rows = time_operations(config, inputs, LENGTH, rates, seconds=0.2, wanted=wanted)
+    kept = ("operation", "implementation", "chosen", "seconds", "failure", "left_out")
+    return [
+        {key: row[key] for key in kept if key in row} | {"share": row.get("roofline_share")}
+        for row in rows
+        if row["direction"] == BOTH or "seconds" not in row
+    ]
+
+
+def operation_config() -> ModelConfig:
+    """The network whose operations are timed."""
+    return recipe_from(load_recipe(RECIPE)).model
+
+
+def share_name(operation: str, implementation: str) -> str:
+    """Under which a share is recorded."""
+    return f"{operation}: {implementation}"
+
+
+def recorded_shares(vectors: str) -> dict[str, Any] | None:
+    """What was measured on a processor with this vector unit: processor, torch, date and shares; None: nothing."""
+    recorded: dict[str, dict[str, Any]] = json.loads(SHARES.read_text(encoding="utf-8"))
+    return recorded.get(vectors)
+
+
+def flushes_subnormals() -> bool:
+    """Whether PyTorch's functions count subnormal floats as zero, in this thread and in those that work for it."""
+    tiny = torch.full((1 << 20,), 1e-39)  # enough for all threads
+    return not bool((tiny * 0.5).count_nonzero())
+
+
+@contextmanager
+def at_most_threads(count: int) -> Iterator[None]:
+    """Inside this context PyTorch and the native kernels have no more threads than so many."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(min(before, count))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _gain(device: torch.device, dtype: torch.dtype, rate: float) -> float:
+    """How many times as fast products are on all threads as on one."""
+    with at_most_threads(1):
+        return rate / devices.peak_rate(device, dtype)
+
+
+def _speed_findings(found: Mapping[str, Any]) -> Iterator[Finding]:
+    """What the measured figures say."""
+    use, gain = found["threads"], found["gemm_gain"]
+    if use is not None and use["threads"] > 1 and gain < HINDERED * use["threads"]:
+        yield Finding(
+            f"products on {use['threads']} threads are only {gain:.1f} times as fast as on one",
+            "other programs, or a limit of this container, take their time; fewer threads may be faster",
+        )
+    if found["subnormals"] == "on":
+        yield Finding(
+            "subnormal floats are computed with, which takes some processors forty times as long",
+            "torch.set_flush_denormal(True) before the first computation, as gossamer's own commands do",
+        )
+    rows = {(row["operation"], row["implementation"]): row for row in found["operations"]}
+    for (name, implementation), row in rows.items():
+        trained = rows.get((operation_of(name), implementation))
+        if name.endswith(FRESH) and trained and "seconds" in row and "seconds" in trained:
+            times = row["seconds"] / trained["seconds"]
+            if times > SLOW_GATES:
+                yield Finding(
+                    f"{operation_of(name)} ({implementation}) takes {times:.1f} times as long with a fresh network's "
+                    "gates as with a trained one's",
+                    "subnormal floats reach it; please report this with the output of gossamer doctor --speed --json",
+                )
+    for row in found["operations"]:
+        what = share_name(row["operation"], row["implementation"])
+        if reason := row.get("failure") or row.get("left_out"):
+            yield Finding(f"{what} could not be timed", reason)
+        elif row["recorded"] and row["share"] * FAR_BELOW < row["recorded"]:
+            yield Finding(
+                f"{what} reaches {row['share']:.0%} of this machine's roofline, elsewhere {row['recorded']:.0%}",
+                "measure again on a quiet machine; if it stays so, please report it",
+            )
+    chosen = {row["operation"]: row["implementation"] for row in found["operations"] if row["chosen"]}
+    native = ops.describe(torch.device("cpu"))["delta_rule"]["implementations"]
+    assert isinstance(native, dict)
+    if use is not None and chosen and native.get("native") != "able":
+        yield Finding(
+            f"the native kernels are not available ({native.get('native')}), PyTorch's own functions serve instead",
+            "install a C++ compiler, such as the package g++, or name one in CXX",
+        )
+
+
+def report(found: Mapping[str, Any]) -> str:
+    """What `examine_speed` has found, for people."""
+    use, recorded = found["threads"], found["recorded"]
+    lines = [f"speed of {found['processor']}"]
+    gain = "" if found["gemm_gain"] is None else f", {found['gemm_gain']:.1f} times those of one thread"
+    lines.append(f"  products    {flops(found['gemm_flops'])}/s{gain}")
+    lines.append(f"  copies      {found['copy_bytes_per_second'] / 1e9:.3g} GB/s")
+    if use is not None:
+        quota = "" if use["quota"] is None else f", a quota of {use['quota']:g}"
+        lines.append(f"  threads     {use['threads']} on {use['cores']} cores ({use['machine']} processors{quota})")
+        lines.append(f"  subnormals  {found['subnormals']}")
+    width = max(len(row["operation"]) for row in found["operations"])
+    inner = max(len(row["implementation"]) for row in found["operations"])
+    head = f"{'forward and backward':<{width}}  {'by':<{inner}}      ms  of the roofline"
+    lines += ["", head + ("" if recorded is None else "  recorded")]
+    for row in found["operations"]:
+        name = f"{row['operation']:<{width}}  {row['implementation']:<{inner}}"
+        if row["share"] is None:
+            lines.append(f"{name}  {row.get('failure') or row.get('left_out')}")
+            continue
+        then = f"  {row['recorded']:>8.0%}" if row["recorded"] is not None else ""
+        lines.append(f"{name}  {1000 * row['seconds']:>6.1f}  {row['share']:>15.0%}{then}")
+    if recorded is None:
+        lines.append("nothing is recorded for this kind of processor to compare with")
+    else:
+        lines.append(f"recorded on {recorded['processor']}, {recorded['date']}, torch {recorded['torch']}")
+    lines.append("")
+    findings = [f"- {one['what']}: {one['remedy']}" for one in found["findings"]]
+    lines += findings or ["nothing is far below what it should be"]
+    return "\n".join(lines)
