@@ -24,7 +24,7 @@ class Block(nn.Module):
             self.linear_attn = GatedDeltaNet(config)
         else:
             self.self_attn = GatedAttention(config)
-        self.is_linear = mixer == LINEAR
+        self.is_linear, self.is_sparse = mixer == LINEAR, sparse
         self.mlp = SparseMLP(config) if sparse else SwiGLU(config.hidden_size, config.intermediate_size)
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -35,13 +35,19 @@ class Block(nn.Module):
         rotary: tuple[Tensor, Tensor],
         cu_seqlens: Tensor | None = None,
         state: LayerState | None = None,
+        counted: Tensor | None = None,
     ) -> tuple[Tensor, Routing | None]:
-        """[B, T, hidden] → [B, T, hidden] and how the router spread the tokens, None in a dense block."""
+        """[B, T, hidden] → [B, T, hidden] and how the router spread the tokens, None in a dense block.
+
+        `counted`, [B·T] bool, says which tokens are no padding; None: all.
+        """
         normed = self.input_layernorm(x)
         if self.is_linear:
             x = x + self.linear_attn(normed, cu_seqlens, state)
         else:
             x = x + self.self_attn(normed, rotary, cu_seqlens, state)
-        out = self.mlp(self.post_attention_layernorm(x))
-        y, routing = out if isinstance(out, tuple) else (out, None)
-        return x + y, routing
+        normed = self.post_attention_layernorm(x)
+        if self.is_sparse:
+            y, routing = self.mlp(normed, counted)
+            return x + y, routing
+        return x + self.mlp(normed), None

@@ -33,6 +33,7 @@ from gossamer.model.pool import BatchState
 from gossamer.model.rotary import rotary_tables
 from gossamer.model.sampled_vocabulary import SampledVocabulary
 from gossamer.model.state import State
+from gossamer.ops.checks import check_indices, describe
 from gossamer.ops.linear_cross_entropy import IGNORED
 from gossamer.ops.packing import document_lengths, positions
 
@@ -86,14 +87,15 @@ class Trunk(nn.Module):
         rotary: tuple[Tensor, Tensor],
         cu_seqlens: Tensor | None,
         state: State | BatchState | None,
+        counted: Tensor | None = None,
     ) -> tuple[Tensor, list[Routing]]:
         """[B, T] → hidden states [B, T, hidden] and the routing of each layer with experts."""
         x, layers = self.embed_tokens(input_ids), []
         for index, block in enumerate(self.layers):
             if self.recompute and torch.is_grad_enabled() and state is None:
-                x, routing = checkpoint(block, x, rotary, cu_seqlens, use_reentrant=False)
+                x, routing = checkpoint(block, x, rotary, cu_seqlens, None, counted, use_reentrant=False)
             else:
-                x, routing = block(x, rotary, cu_seqlens, state.layers[index] if state else None)
+                x, routing = block(x, rotary, cu_seqlens, state.layers[index] if state else None, counted)
             if routing is not None:
                 layers.append(routing)
         return self.norm(x), layers
@@ -137,9 +139,10 @@ class CausalLM(nn.Module):
         """Compute logits, or with labels the losses.
 
         Args:
-            input_ids: [B, T] int64
-            labels: [B, T] int64, the tokens themselves (they are shifted here, inside each document); −100 where a
-                token is not to be predicted
+            input_ids: [B, T] integers
+            labels: [B, T] integers, the tokens themselves (they are shifted here, inside each document); −100 where a
+                token is not to be predicted. Tokens with no label at or behind them in their document are padding,
+                which counts in no loss and no load.
             cu_seqlens: [N + 1] integers on the CPU, where documents begin in the flattened batch; None: each row is one
             state: of the tokens before these, extended in place; not together with cu_seqlens or labels
             mtp: with labels, how the multi-token-prediction head is taught; None leaves it out
@@ -150,21 +153,29 @@ class CausalLM(nn.Module):
             vocabulary: with labels, those tokens alone get a logit, and all labels are among them
 
         Raises:
-            UserError: a token id outside the vocabulary, or shapes that do not fit.
+            UserError: an id or a label outside the vocabulary, or shapes, types or devices that do not fit.
         """
         if state is not None and (cu_seqlens is not None or labels is not None):
             raise UserError("a decoding state goes with neither cu_seqlens nor labels")
-        if input_ids.ndim != 2 or input_ids.is_floating_point():
-            raise UserError(f"input_ids must be [B, T] of integers, not {list(input_ids.shape)} of {input_ids.dtype}")
+        input_ids = self._check_ids("input_ids", input_ids)
         batch, length = input_ids.shape
         lengths = document_lengths(batch, length, cu_seqlens)
-        self._check_ids(input_ids)
+        counted = None
+        if labels is not None:
+            labels = self._check_ids("labels", labels, ignored=IGNORED)
+            if labels.shape != input_ids.shape:
+                raise UserError(f"labels {list(labels.shape)} must be {list(input_ids.shape)}, as input_ids are")
+            steps = mtp.steps if self.mtp is not None and mtp is not None else 0
+            if divisors is not None and len(divisors) < 1 + steps:
+                raise UserError(f"divisors: {len(divisors)} are not one for the loss and {steps} for the head's steps")
+            counted = tokens_that_count(labels, lengths)
         if state is not None:
+            state.check(self.config, batch)
             places = state.positions(length, input_ids.device)
         else:
             places = positions(lengths, input_ids.device).view(batch, length)
         rotary = rotary_tables(places, self.config.rotary_dim, self.config.rope_theta)
-        hidden, layers = self.model(input_ids, rotary, cu_seqlens, state)
+        hidden, layers = self.model(input_ids, rotary, cu_seqlens, state, counted)
         if state is not None:
             state.length += length
         out = Output(hidden=hidden)
@@ -175,7 +186,7 @@ class CausalLM(nn.Module):
             out.predicted = (targets != IGNORED).sum()
             out.loss = _loss(hidden, self.lm_head.weight, targets, divisors[0] if divisors else None, vocabulary)
             if self.mtp is not None and mtp is not None:
-                documents = _Documents(lengths, rotary, cu_seqlens)
+                documents = _Documents(lengths, rotary, cu_seqlens, counted)
                 layers += self._teach_mtp(out, mtp, input_ids, labels, documents, divisors, vocabulary)
         if greedy:
             out.greedy = tuple(self._likeliest(states) for states in (hidden, *out.drafts))
@@ -202,10 +213,14 @@ class CausalLM(nn.Module):
         losses, steps = [], []
         for step, weight in enumerate(mtp.weights(), start=1):
             # A document's last tokens stand in for the ones after its end, where nothing is predicted.
-            embedding = self.model.embed_tokens(_ahead(input_ids, documents.lengths, step, fill=None))
+            following = _ahead(input_ids, documents.lengths, step, fill=None)
+            if documents.counted is not None:  # padding lies behind the end, too
+                text = _ahead(documents.counted.view_as(input_ids), documents.lengths, step, fill=False)
+                following = torch.where(text, following, input_ids)
+            embedding = self.model.embed_tokens(following)
             if not mtp.trunk_gradient:
                 embedding = embedding.detach()
-            hidden, routing = self.mtp(embedding, hidden, documents.rotary, documents.cu_seqlens)
+            hidden, routing = self.mtp(embedding, hidden, *documents[1:])
             targets = targets_ahead(labels, documents.lengths, step + 1)
             losses.append(weight * _loss(hidden, head, targets, divisors[step] if divisors else None, vocabulary))
             out.drafts += (hidden,)
@@ -220,13 +235,12 @@ class CausalLM(nn.Module):
         rows = hidden.flatten(0, 1).split(1024)
         return torch.cat([self.lm_head(part).argmax(-1) for part in rows]).view(hidden.shape[:2])
 
-    def _check_ids(self, input_ids: Tensor) -> None:
-        if input_ids.device.type != "cpu" or not input_ids.numel():
-            return  # an accelerator would have to be waited for; there the embedding itself refuses
-        low, high = torch.aminmax(input_ids)
-        if low < 0 or high >= self.config.vocab_size:
-            wrong = int(low) if low < 0 else int(high)
-            raise UserError(f"token id {wrong} is outside the vocabulary of {self.config.vocab_size}")
+    def _check_ids(self, name: str, ids: Tensor, ignored: int | None = None) -> Tensor:
+        """[B, T] of the vocabulary's ids, as int64; see `check_indices`."""
+        if not isinstance(ids, Tensor) or ids.ndim != 2:
+            raise UserError(f"{name} must be [B, T] of integers, not {describe(ids)}")
+        vocab, device = self.config.vocab_size, self.lm_head.weight.device
+        return check_indices("the model", name, ids, vocab, device, ignored, of="vocabulary")
 
 
 class _Documents(NamedTuple):
@@ -235,6 +249,7 @@ class _Documents(NamedTuple):
     lengths: tuple[int, ...]
     rotary: tuple[Tensor, Tensor]
     cu_seqlens: Tensor | None
+    counted: Tensor | None
 
 
 def _loss(
@@ -251,6 +266,27 @@ def _loss(
 def targets_ahead(labels: Tensor, lengths: tuple[int, ...], ahead: int) -> Tensor:
     """What is to be predicted `ahead` places before: [B, T] labels shifted inside documents, −100 past their ends."""
     return _ahead(labels, lengths, ahead, fill=IGNORED)
+
+
+def tokens_that_count(labels: Tensor, lengths: tuple[int, ...]) -> Tensor | None:
+    """Which tokens are no padding: those with a label at their place or behind it in their document.
+
+    What lies behind a document's last label changes no loss. The tokens of a prompt that has no labels do, through the
+    answer behind them.
+
+    Args:
+        labels: [B, T], −100 where there is none
+        lengths: of the documents
+
+    Returns:
+        [B·T] bool, or None on a CPU if all of them count.
+    """
+    labelled = labels.flatten() != IGNORED
+    if labels.device.type == "cpu" and bool(labelled.all()):
+        return None
+    through = labelled.cumsum(0)
+    ends = torch.arange(len(through), device=labels.device) + _remaining(lengths, labels.device)
+    return (through[ends] - through + labelled) > 0
 
 
 def _ahead(tokens: Tensor, lengths: tuple[int, ...], ahead: int, fill: int | None) -> Tensor:

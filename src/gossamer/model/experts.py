@@ -42,20 +42,22 @@ class Experts(nn.Module):
 
 
 class Routing(NamedTuple):
-    """How a layer's router spread the tokens of a batch; of several layers, stacked along a first dimension.
+    """How a layer's router spread the tokens of a batch, padding left out; of several layers, stacked.
 
     load: [E] assignments to each expert per token, summing to k; without a gradient
     probability: [E] mean probability of each expert
     z: mean square of the logits' log-sum-exp, a scalar (router z-loss, arXiv 2202.08906, eq. 5)
+    tokens: how many tokens these are the means of, a scalar without a gradient
     """
 
     load: Tensor
     probability: Tensor
     z: Tensor
+    tokens: Tensor
 
 
 def stack_routing(layers: list[Routing]) -> Routing | None:
-    """Several layers' routing in one, [L, E], [L, E] and [L]; None for a dense network."""
+    """Several layers' routing in one, [L, E], [L, E], [L] and [L]; None for a dense network."""
     return Routing(*(torch.stack(field) for field in zip(*layers, strict=True))) if layers else None
 
 
@@ -82,8 +84,11 @@ class Router(nn.Module):
         self.register_buffer("e_score_correction_bias", None)
         self.chosen, self.renormalise = config.num_experts_per_tok, config.norm_topk_prob
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Routing]:
-        """[N, hidden] → expert_ids [N, k], weights [N, k], and what became of the batch."""
+    def forward(self, x: Tensor, counted: Tensor | None = None) -> tuple[Tensor, Tensor, Routing]:
+        """[N, hidden] → expert_ids [N, k], weights [N, k], and what became of the batch.
+
+        `counted`, [N] bool, says which tokens are no padding; None: all.
+        """
         dtype = torch.promote_types(x.dtype, torch.float32)
         with torch.autocast(x.device.type, enabled=False):
             logits = F.linear(x.to(dtype), self.weight.to(dtype))
@@ -96,9 +101,21 @@ class Router(nn.Module):
             weights = probabilities.gather(-1, expert_ids)
         if self.renormalise:
             weights = weights / weights.sum(-1, keepdim=True)
-        tokens = max(1, len(x))
-        load = torch.bincount(expert_ids.flatten(), minlength=len(self.weight)).to(dtype) / tokens
-        return expert_ids, weights, Routing(load, probabilities.sum(0) / tokens, normaliser.square().sum() / tokens)
+        return expert_ids, weights, self._routing(expert_ids, probabilities, normaliser.square(), counted)
+
+    def _routing(self, expert_ids: Tensor, probabilities: Tensor, squares: Tensor, counted: Tensor | None) -> Routing:
+        """The means over the counted tokens."""
+        experts, dtype = len(self.weight), probabilities.dtype
+        if counted is None:
+            tokens = torch.full((), len(expert_ids), dtype=dtype, device=expert_ids.device)
+            sums = probabilities.sum(0), squares.sum()
+        else:
+            tokens, counts = counted.sum().to(dtype), counted.to(dtype)
+            expert_ids = expert_ids.masked_fill(~counted.unsqueeze(1), experts)  # one more, which is left out
+            sums = counts @ probabilities, counts @ squares
+        divisor = tokens.clamp(min=1)
+        load = torch.bincount(expert_ids.flatten(), minlength=experts + 1)[:experts].to(dtype) / divisor
+        return Routing(load, sums[0] / divisor, sums[1] / divisor, tokens)
 
 
 class SparseMLP(nn.Module):
@@ -111,10 +128,10 @@ class SparseMLP(nn.Module):
         self.shared_expert = SwiGLU(config.hidden_size, config.shared_expert_intermediate_size)
         self.shared_expert_gate = nn.Linear(config.hidden_size, 1, bias=False)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Routing]:
-        """[B, T, hidden] → [B, T, hidden] and how the router spread the tokens."""
+    def forward(self, x: Tensor, counted: Tensor | None = None) -> tuple[Tensor, Routing]:
+        """[B, T, hidden] → [B, T, hidden] and how the router spread the tokens, those of `counted` [B·T] if given."""
         rows = x.flatten(0, 1)
-        expert_ids, weights, routing = self.gate(rows)
+        expert_ids, weights, routing = self.gate(rows, counted)
         y = self.experts(rows, expert_ids, weights.to(rows.dtype))
         y = y + torch.sigmoid(self.shared_expert_gate(rows)) * self.shared_expert(rows)
         return y.view_as(x), routing

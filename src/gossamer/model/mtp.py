@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from gossamer.errors import UserError
 from gossamer.model.block import Block
 from gossamer.model.config import FULL, ModelConfig
 from gossamer.model.experts import Routing
@@ -26,6 +27,10 @@ class MTPTraining:
     steps: int = 1
     decay: float = 0.6
     trunk_gradient: bool = True
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise UserError(f"mtp: steps must be 1 or more, not {self.steps}; leave the head out with mtp=None")
 
     def weights(self) -> list[float]:
         """Of the steps' losses; they sum to 1."""
@@ -52,10 +57,18 @@ class MultiTokenPrediction(nn.Module):
         self.pre_fc_norm_hidden = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(
-        self, embedding: Tensor, hidden: Tensor, rotary: tuple[Tensor, Tensor], cu_seqlens: Tensor | None = None
+        self,
+        embedding: Tensor,
+        hidden: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        cu_seqlens: Tensor | None = None,
+        counted: Tensor | None = None,
     ) -> tuple[Tensor, Routing | None]:
-        """Embedding of t_{i+1} and h_i, both [B, T, hidden] → hidden states for t_{i+2}, and the block's routing."""
-        x, routing = self.layers[0](self.join(embedding, hidden), rotary, cu_seqlens)
+        """Embedding of t_{i+1} and h_i, both [B, T, hidden] → hidden states for t_{i+2}, and the block's routing.
+
+        `counted`, [B·T] bool, says which tokens are no padding; None: all.
+        """
+        x, routing = self.layers[0](self.join(embedding, hidden), rotary, cu_seqlens, None, counted)
         return self.norm(x), routing
 
     def join(self, embedding: Tensor, hidden: Tensor) -> Tensor:

@@ -15,6 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gossamer.errors import UserError
+from gossamer.ops.checks import describe
+
 LEAST_DRAWN = 0.25  # share of the sample that is drawn, however many different tokens a batch has
 
 
@@ -30,6 +33,15 @@ class SampledVocabulary:
     tokens: Tensor
     log_counts: Tensor
 
+    def __post_init__(self) -> None:
+        tokens = self.tokens
+        if tokens.ndim != 1 or tokens.dtype != torch.int64 or not len(tokens):
+            raise UserError(f"vocabulary: tokens must be a row of int64, not {describe(tokens)}")
+        if self.log_counts.shape != tokens.shape or not self.log_counts.is_floating_point():
+            raise UserError(f"vocabulary: log_counts must be [{len(tokens)}], not {describe(self.log_counts)}")
+        if int(tokens[0]) < 0 or not bool((tokens[1:] > tokens[:-1]).all()):
+            raise UserError("vocabulary: tokens must be ids in ascending order")
+
     def narrowed(self, head: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What the loss needs instead of the whole head.
 
@@ -39,9 +51,18 @@ class SampledVocabulary:
 
         Returns:
             The tokens' rows [K, hidden]; the targets as places among them; what is added to the logits, [K].
+
+        Raises:
+            UserError: on a CPU, a target that is not among the tokens, or a token that has no row.
         """
         tokens = self.tokens.to(head.device)
-        places = torch.searchsorted(tokens, targets.clamp(min=0))
+        places = torch.searchsorted(tokens, targets.clamp(min=0)).clamp(max=len(tokens) - 1)
+        if head.device.type == "cpu":
+            if int(tokens[-1]) >= len(head):
+                raise UserError(f"vocabulary: token {int(tokens[-1])} is outside the vocabulary of {len(head)}")
+            missing = (tokens[places] != targets) & (targets >= 0)
+            if bool(missing.any()):
+                raise UserError(f"vocabulary: label {int(targets[missing][0])} is not among the sampled tokens")
         return head.index_select(0, tokens), torch.where(targets < 0, targets, places), self.log_counts.to(head.device)
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gossamer import ops
+from gossamer.errors import UserError
 from gossamer.model.config import LINEAR, ModelConfig
 
 
@@ -69,10 +70,19 @@ class State:
     """The state of a whole network for a batch of sequences of equal length."""
 
     def __init__(self, config: ModelConfig) -> None:
-        self.length = 0
+        self.config, self.length = config, 0
+        self.batch: int | None = None  # texts, once there are any
         self.layers: list[LinearState | KeyValueState] = [
             LinearState() if mixer == LINEAR else KeyValueState() for mixer in config.mixers
         ]
+
+    def check(self, config: ModelConfig, batch: int) -> None:
+        """Refuse a state of another network, or of another number of texts (UserError)."""
+        if self.config != config:
+            raise UserError("the decoding state is another network's; model.new_state() makes one")
+        if self.batch not in (None, batch):
+            raise UserError(f"the decoding state is of {self.batch} texts, not of {batch}; begin with a new one")
+        self.batch = batch
 
     def positions(self, new: int, device: torch.device) -> Tensor:
         """Places of the next `new` tokens, [1, new] int64."""

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from gossamer.errors import UserError
+from gossamer.ops.checks import INTEGERS, describe
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -40,10 +41,14 @@ def document_lengths(batch: int, length: int, cu_seqlens: Tensor | None) -> tupl
     """Lengths of the documents in a batch of `batch` rows of `length` tokens.
 
     Raises:
-        UserError: `cu_seqlens` does not run from 0 to batch · length without falling.
+        UserError: `cu_seqlens` is no row of integers that runs from 0 to batch · length without falling.
     """
     if cu_seqlens is None:
         return (length,) * batch
+    if not isinstance(cu_seqlens, Tensor) or cu_seqlens.ndim != 1 or cu_seqlens.dtype not in INTEGERS:
+        raise UserError(f"cu_seqlens must be [documents + 1] of integers, not {describe(cu_seqlens)}")
+    if cu_seqlens.is_meta or cu_seqlens.layout is not torch.strided:
+        raise UserError(f"cu_seqlens must hold numbers, and on the CPU; it is {describe(cu_seqlens)}")
     return _lengths_of(tuple(cu_seqlens.tolist()), batch * length)
 
 
@@ -69,7 +74,7 @@ def lengths_tensor(lengths: tuple[int, ...]) -> Tensor:
 @cached_layout
 def positions(lengths: tuple[int, ...], device: torch.device) -> Tensor:
     """Each token's place in its document, [sum(lengths)] int64."""
-    return torch.cat([torch.arange(length) for length in lengths]).to(device) if lengths else torch.empty(0)
+    return torch.cat([torch.arange(0), *(torch.arange(length) for length in lengths)]).to(device)
 
 
 @dataclass(frozen=True)

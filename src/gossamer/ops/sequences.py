@@ -9,6 +9,9 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from gossamer.errors import UserError
+from gossamer.ops.checks import LIMIT
+
 
 @dataclass(frozen=True)
 class Sequences:
@@ -21,6 +24,9 @@ class Sequences:
         lengths: tokens of each sequence here
         tables: the pages with each sequence's keys and values, in order, room for past + length tokens
         page_size: tokens a page
+
+    Raises:
+        UserError: the sequences' parts are not as many as the sequences, a slot is there twice, or a number is below 0.
     """
 
     slots: tuple[int, ...]
@@ -29,6 +35,52 @@ class Sequences:
     lengths: tuple[int, ...]
     tables: tuple[tuple[int, ...], ...]
     page_size: int
+
+    def __post_init__(self) -> None:
+        number = len(self.slots)
+        if not len(self.kept) == len(self.past) == len(self.lengths) == len(self.tables) == number:
+            raise UserError(
+                f"sequences: {number} slots, {len(self.kept)} kept, {len(self.past)} past, {len(self.lengths)} lengths "
+                f"and {len(self.tables)} tables must be as many"
+            )
+        if len(set(self.slots)) != number:
+            raise UserError(f"sequences: slots {self.slots} must differ")
+        numbers = (self.page_size, *self.slots, *self.kept, *self.past, *self.lengths)
+        if min(numbers) < 0 or max(numbers) >= LIMIT:
+            raise UserError(f"sequences: slots, kept, past, lengths and page_size must be from 0 to {LIMIT - 1}")
+
+    def check(self, operation: str, tokens: int, slots: int, pages: int, page_size: int, max_kept: int) -> None:
+        """Refuse sequences that are not of so many tokens or whose pasts do not lie in the memory.
+
+        Args:
+            operation: whose argument this is
+            tokens: of the batch
+            slots: that there are; 0 where no layer has any
+            pages: likewise
+            page_size: tokens a page, if there are pages
+            max_kept: tokens of a sequence's last step at most
+
+        Raises:
+            UserError: names the operation and what does not fit.
+        """
+        if sum(self.lengths) != tokens:
+            raise UserError(f"{operation}: {tokens} tokens do not fit sequences of {list(self.lengths)}")
+        if slots:
+            if max(self.slots, default=0) >= slots:
+                raise UserError(f"{operation}: slot {max(self.slots)} is outside the {slots} of the memory")
+            if max(self.kept, default=0) > max_kept:
+                raise UserError(f"{operation}: {max(self.kept)} kept tokens; a step has at most {max_kept}")
+        if pages:
+            if self.page_size != page_size:
+                raise UserError(f"{operation}: pages are of {page_size} tokens, not {self.page_size}")
+            for number, (table, past, length) in enumerate(zip(self.tables, self.past, self.lengths, strict=True)):
+                if past + length > len(table) * page_size:
+                    raise UserError(
+                        f"{operation}: {past} + {length} tokens of sequence {number} need more than its {len(table)} "
+                        f"pages of {page_size}"
+                    )
+                if table and not 0 <= min(table) <= max(table) < pages:
+                    raise UserError(f"{operation}: sequence {number} has a page outside the {pages} of the memory")
 
     @cached_property
     def cu_seqlens(self) -> Tensor:

@@ -29,29 +29,32 @@ class LoadBalance:
         self.method, self.rate = training.balance, training.balance_rate
         self.routers = [module for module in model.modules() if isinstance(module, Router)]
         self.world = world
-        self._sum: Tensor | None = None
-        self._count = 0
+        self._sum: Tensor | None = None  # [L, E + 1] assignments to each expert, and tokens
         if self.method == "bias":
             for router in self.routers:
                 router.e_score_correction_bias = torch.zeros(len(router.weight), device=router.weight.device)
 
     def loss(self, routing: Routing) -> Tensor:
-        """The balancing loss of one micro-batch against the step's loads; counts the micro-batch in."""
-        load = self.world.sum_(routing.load.detach().clone()) / self.world.size
-        self._sum = load if self._sum is None else self._sum + load
-        self._count += 1
-        return load_balancing_loss(self._sum / self._count, routing.probability)
+        """The balancing loss of one micro-batch against the step's loads; counts the micro-batch in.
+
+        Loads are weighed by the tokens that they are of: padding, and rows that fill up a batch, weigh nothing.
+        """
+        tokens = routing.tokens.unsqueeze(1)
+        counts = self.world.sum_(torch.cat([routing.load.detach() * tokens, tokens], dim=1))
+        self._sum = counts if self._sum is None else self._sum + counts
+        return load_balancing_loss(self._sum[:, :-1] / self._sum[:, -1:].clamp(min=1), routing.probability)
 
     @torch.no_grad()
     def finish_step(self) -> Tensor:
         """The step's load [L, E], 1 in the mean; moves the biases. The next step starts counting anew."""
         assert self._sum is not None, "no micro-batch was counted"
-        load = self._sum / self._sum.mean(-1, keepdim=True)
-        self._sum, self._count = None, 0
+        load = self._sum[:, :-1]
+        load = load / load.mean(-1, keepdim=True).clamp(min=torch.finfo(load.dtype).tiny)
+        tokens, self._sum = self._sum[0, -1], None
         if self.method == "bias":
             for router, busy in zip(self.routers, load, strict=False):  # the head's comes last and may not be taught
                 assert router.e_score_correction_bias is not None
-                router.e_score_correction_bias -= self.rate * torch.sign(busy - 1)
+                router.e_score_correction_bias -= self.rate * torch.sign(busy - 1) * (tokens > 0)
         return load
 
 

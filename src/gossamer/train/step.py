@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gossamer import device as devices
 from gossamer.data.packing import Batch
-from gossamer.model.causal_lm import CausalLM, Output, targets_ahead
+from gossamer.model.causal_lm import CausalLM, Output, targets_ahead, tokens_that_count
 from gossamer.model.mtp import MTPTraining
 from gossamer.model.sampled_vocabulary import SampledVocabulary, sample_vocabulary
 from gossamer.ops.linear_cross_entropy import IGNORED
@@ -68,8 +68,9 @@ class Learner:
         self.learning_rate = learning_rate
         set_learning_rate(self.optimizers, learning_rate)
         ahead = range(1, 2 + (self.mtp.steps if self.mtp else 0))
-        targets = torch.tensor([sum(_num_targets(batch, places) for batch in batches) for places in ahead])
-        divisors = self.world.sum_(targets.to(self.device)).clamp(min=1).tolist()
+        targets = [sum(_num_targets(batch, places) for batch in batches) for places in ahead]
+        counts = torch.tensor([*targets, sum(map(_num_tokens, batches))])
+        *divisors, tokens = self.world.sum_(counts.to(self.device)).clamp(min=1).tolist()
         values: dict[str, Tensor] = {}
         for batch in batches:
             with devices.autocast(self.device, self.dtype):
@@ -81,7 +82,7 @@ class Learner:
                     divisors=divisors,
                     vocabulary=self._vocabulary(batch),
                 )
-            losses = self._losses(out, len(batches))
+            losses = self._losses(out, tokens)
             torch.stack([weight * loss for weight, loss in losses.values()]).sum().backward()
             for name, (_, loss) in losses.items():
                 values[name] = loss.detach() + values.get(name, 0.0)
@@ -101,22 +102,31 @@ class Learner:
         size = self.recipe.training.head_sample
         return sample_vocabulary(batch.labels, self.recipe.model.vocab_size, size) if size else None
 
-    def _losses(self, out: Output, micro_batches: int) -> dict[str, tuple[float, Tensor]]:
+    def _losses(self, out: Output, tokens: int) -> dict[str, tuple[float, Tensor]]:
         """Every loss of a micro-batch with its weight in what is minimised.
 
-        They add up over micro-batches and processes, as the gradients do.
+        They add up over micro-batches and processes, as the gradients do: a router's loss by the micro-batch's share of
+        the step's `tokens`, padding left out.
         """
-        training, parts = self.recipe.training, micro_batches * self.world.size
+        training = self.recipe.training
         assert out.loss is not None
         losses = {"loss": (1.0, out.loss)}
         if out.mtp_loss is not None:
             losses["mtp_loss"] = (training.mtp_loss_weight, out.mtp_loss)
         if out.routing is not None:
             coefficient = self.recipe.model.router_aux_loss_coef if training.balance == "loss" else 0.0
-            losses["aux_loss"] = (coefficient, self.balance.loss(out.routing) / parts)
+            share = out.routing.tokens[0] / tokens
+            losses["aux_loss"] = (coefficient, self.balance.loss(out.routing) * share)
             if training.router_z_loss_weight:
-                losses["z_loss"] = (training.router_z_loss_weight, out.routing.z.sum() / parts)
+                losses["z_loss"] = (training.router_z_loss_weight, out.routing.z.sum() * share)
         return losses
+
+
+def _num_tokens(batch: Batch) -> int:
+    """How many tokens of a batch are no padding."""
+    rows, length = batch.labels.shape
+    counted = tokens_that_count(batch.labels, document_lengths(rows, length, batch.cu_seqlens))
+    return batch.labels.numel() if counted is None else int(counted.sum())
 
 
 def _num_targets(batch: Batch, ahead: int) -> int:

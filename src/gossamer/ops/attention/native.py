@@ -9,6 +9,7 @@ from torch import Tensor
 
 from gossamer.ops import native as kernels
 from gossamer.ops.attention.sdpa import sdpa
+from gossamer.ops.checks import first_order
 from gossamer.ops.native.layout import rows_in_place
 from gossamer.ops.packing import lengths_tensor
 
@@ -34,6 +35,7 @@ class _Attention(torch.autograd.Function):
         return o
 
     @staticmethod
+    @first_order("attention")
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, o, lse = ctx.saved_tensors
         dq, dk, dv = (x.new_empty(x.shape) for x in (q, k, v))

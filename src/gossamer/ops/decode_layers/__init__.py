@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from gossamer.errors import UserError
 from gossamer.ops import native as kernels
+from gossamer.ops.checks import check_floats
 from gossamer.ops.decode_layers.layers import Int8, Layers, LayerSizes, LayerTensors, Matrix
 from gossamer.ops.decode_layers.native import native
 from gossamer.ops.registry import Operation
@@ -41,6 +43,14 @@ def decode_layers(x: Tensor, layers: Layers, sequences: Sequences, stay: bool = 
 
     Returns:
         [T, hidden]
+
+    Raises:
+        UserError: shapes, types, devices or places that do not fit.
     """
+    check_floats("decode_layers", x=x)
+    layers.check("decode_layers", x, sequences)
+    longest, most = max(sequences.lengths, default=0), layers.sizes.most
+    if not stay and layers.slots and longest > most:
+        raise UserError(f"decode_layers: {longest} tokens of a sequence; a step has at most {most}")
     y: Tensor = DECODE_LAYERS(x.device, x, layers, sequences, stay)
     return y

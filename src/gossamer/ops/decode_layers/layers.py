@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from gossamer.errors import UserError
+from gossamer.ops.checks import check_floats, describe, shape
 from gossamer.ops.sequences import Sequences
 
 
@@ -25,6 +27,22 @@ class Int8(NamedTuple):
 
 
 Matrix = Tensor | Int8
+
+
+def check_matrix(operation: str, name: str, matrix: Matrix) -> None:
+    """Refuse an int8 matrix whose numbers and scales do not belong together (UserError)."""
+    if not isinstance(matrix, Int8):
+        return
+    values, scales = matrix
+    if not isinstance(values, Tensor) or values.dtype != torch.int8 or values.layout is not torch.strided:
+        raise UserError(f"{operation}: {name} must be of int8, not {describe(values)}")
+    if not isinstance(scales, Tensor) or scales.dtype != torch.float32 or scales.shape != values.shape[:-1]:
+        raise UserError(
+            f"{operation}: {name} of {shape(values)} must have scales {list(values.shape[:-1])} of float32, not "
+            f"{describe(scales)}"
+        )
+    if scales.device != values.device or not scales.is_contiguous():
+        raise UserError(f"{operation}: {name} must have its scales beside its numbers, in one piece")
 
 
 class LayerTensors(NamedTuple):
@@ -98,13 +116,18 @@ class LayerSizes(NamedTuple):
 
 @dataclass(frozen=True)
 class Layers:
-    """Attributes:
-    tensors: of each layer
-    sizes: of all
-    frequencies: [rotary_half] float32, what a place is multiplied with to give its angles
-    eps: of the norms
-    final_norm: [hidden], of the norm behind the last layer, as what is multiplied with
-    plain: the same through PyTorch, with the arguments of `decode_layers`
+    """Layers of a network that decodes. Shapes are checked when this is made, and at no step again.
+
+    Attributes:
+        tensors: of each layer
+        sizes: of all
+        frequencies: [rotary_half] float32, what a place is multiplied with to give its angles
+        eps: of the norms
+        final_norm: [hidden], of the norm behind the last layer, as what is multiplied with
+        plain: the same through PyTorch, with the arguments of `decode_layers`
+
+    Raises:
+        UserError: a layer's tensors are not of the shapes that the sizes say, or lie on several devices.
     """
 
     tensors: tuple[LayerTensors, ...]
@@ -114,12 +137,32 @@ class Layers:
     final_norm: Tensor
     plain: Callable[[Tensor, Sequences, bool], Tensor]
 
+    def __post_init__(self) -> None:
+        _check(self)
+
     @cached_property
     def fits_kernel(self) -> bool:
         """Whether all is of float32 or, with scales, of int8, and lies in one piece."""
-        given = [x for layer in self.tensors for entry in layer for x in _parts(entry) if x is not None]
-        given.append(self.final_norm)
-        return all(x.dtype in (torch.float32, torch.int8) and x.is_contiguous() for x in given)
+        entries = [entry for layer in self.tensors for entry in layer if entry is not None]
+        return all(in_one_piece(entry) for entry in (*entries, self.final_norm, self.frequencies))
+
+    @cached_property
+    def slots(self) -> int:
+        """Of the memory; 0 if no layer has any."""
+        return next((len(layer.recurrent) for layer in self.tensors if layer.recurrent is not None), 0)
+
+    @cached_property
+    def pages(self) -> int:
+        """Of the memory; 0 if no layer has any."""
+        return next((len(layer.k_pages) for layer in self.tensors if layer.k_pages is not None), 0)
+
+    def check(self, operation: str, x: Tensor, sequences: Sequences) -> None:
+        """Refuse tokens that these layers cannot take, and sequences that do not lie in their memory (UserError)."""
+        norm = self.final_norm
+        if x.ndim != 2 or x.shape[1] != len(norm) or x.device != norm.device or x.dtype != norm.dtype:
+            wanted = f"[tokens, {len(norm)}] of {norm.dtype} on {norm.device}".replace("torch.", "")
+            raise UserError(f"{operation}: hidden states must be {wanted}, not {describe(x)}")
+        sequences.check(operation, len(x), self.slots, self.pages, self.sizes.page_size, self.sizes.most)
 
     @cached_property
     def addresses(self) -> Tensor:
@@ -147,3 +190,70 @@ def _parts(entry: Matrix | None) -> tuple[Tensor | None, Tensor | None]:
 
 def _address(x: Tensor | None) -> int:
     return 0 if x is None else x.data_ptr()
+
+
+def in_one_piece(matrix: Matrix) -> bool:
+    """Whether the native kernels can read it: float32 or, with scales, int8, without gaps."""
+    wanted = torch.int8 if isinstance(matrix, Int8) else torch.float32
+    values, _ = _parts(matrix)
+    return values is not None and values.dtype == wanted and values.is_contiguous()
+
+
+def _check(layers: Layers) -> None:
+    """Refuse tensors that are not of the shapes that `sizes` says (UserError)."""
+    s, norm = layers.sizes, layers.final_norm
+    if min(s) < 0 or len(layers.tensors) != s.layers or not min(s.hidden, s.page_size, s.most):
+        raise UserError(f"decode_layers: {len(layers.tensors)} layers do not fit {s}")
+    check_floats("decode_layers", final_norm=norm)
+    _fit("final_norm", norm, s.hidden)
+    _fit("frequencies", layers.frequencies, s.rotary_half)
+    for number, layer in enumerate(layers.tensors):
+        for name, wanted in _shapes(layer, s, layers.slots, layers.pages).items():
+            entry, where = getattr(layer, name), f"layer {number}: {name}"
+            if entry is None:
+                if not name.endswith("_bias"):
+                    raise UserError(f"decode_layers: {where} is missing")
+                continue
+            check_matrix("decode_layers", where, entry)
+            values, scales = _parts(entry)
+            assert values is not None
+            check_floats("decode_layers", **{"final_norm": norm, where: values if scales is None else scales})
+            _fit(where, values, *wanted)
+
+
+def _shapes(layer: LayerTensors, s: LayerSizes, slots: int, pages: int) -> dict[str, tuple[int, ...]]:
+    """What a layer's tensors must be."""
+    wanted: dict[str, tuple[int, ...]] = {"input_norm": (s.hidden,), "post_norm": (s.hidden,)}
+    if layer.qkvz is not None:
+        keys, values = s.key_heads * s.key_dim, s.value_heads * s.value_dim
+        if not min(keys, values, s.taps) or s.value_heads % s.key_heads:
+            raise UserError(f"decode_layers: a layer of linear attention does not fit {s}")
+        wanted |= {"qkvz": (2 * (keys + values), s.hidden), "ba": (2 * s.value_heads, s.hidden)}
+        wanted |= {"linear_out": (s.hidden, values), "conv_weight": (2 * keys + values, s.taps)}
+        wanted |= {"A_log": (s.value_heads,), "dt_bias": (s.value_heads,), "gated_norm": (s.value_dim,)}
+        wanted |= {"conv": (slots, s.taps - 1 + s.most, 2 * keys + values)}
+        wanted |= {"recurrent": (slots, s.value_heads, s.key_dim, s.value_dim)}
+        wanted |= {"keys": (slots, s.most, s.key_heads, s.key_dim), "gates": (slots, s.most, s.value_heads)}
+        wanted |= {"updates": (slots, s.most, s.value_heads, s.value_dim)}
+    else:
+        width, kv_width = s.heads * s.head_dim, s.kv_heads * s.head_dim
+        if not min(width, kv_width) or s.heads % s.kv_heads or 2 * s.rotary_half > s.head_dim:
+            raise UserError(f"decode_layers: a layer of full attention does not fit {s}")
+        wanted |= {"q": (2 * width, s.hidden), "k": (kv_width, s.hidden), "v": (kv_width, s.hidden)}
+        wanted |= {"o": (s.hidden, width), "q_norm": (s.head_dim,), "k_norm": (s.head_dim,)}
+        wanted |= {"q_bias": (2 * width,), "k_bias": (kv_width,), "v_bias": (kv_width,), "o_bias": (s.hidden,)}
+        wanted |= dict.fromkeys(("k_pages", "v_pages"), (pages, s.page_size, s.kv_heads, s.head_dim))
+    gate, _ = _parts(layer.gate)
+    inner = 0 if gate is None else len(gate)
+    wanted |= {"gate": (inner, s.hidden), "up": (inner, s.hidden), "shared_down": (s.hidden, inner)}
+    if layer.router is not None:
+        if not 0 < s.chosen <= s.experts or not s.width:
+            raise UserError(f"decode_layers: a layer of experts does not fit {s}")
+        wanted |= {"router": (s.experts, s.hidden), "router_bias": (s.experts,), "shared_gate": (1, s.hidden)}
+        wanted |= {"gate_up": (s.experts, 2 * s.width, s.hidden), "down": (s.experts, s.hidden, s.width)}
+    return wanted
+
+
+def _fit(name: str, x: Tensor, *wanted: int) -> None:
+    if tuple(x.shape) != wanted:
+        raise UserError(f"decode_layers: {name} {shape(x)} must be {list(wanted)}")

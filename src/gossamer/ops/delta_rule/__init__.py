@@ -12,6 +12,7 @@ from torch import Tensor
 from gossamer import device as devices
 from gossamer.errors import UserError
 from gossamer.ops import native as kernels
+from gossamer.ops.checks import check_floats, check_same_dtype, shape
 from gossamer.ops.delta_rule.chunked import CHUNK, chunked
 from gossamer.ops.delta_rule.native import native
 from gossamer.ops.delta_rule.reference import reference
@@ -57,18 +58,20 @@ def delta_rule(
         o [B, T, Hv, dv] in v's dtype and the final states [N, Hv, dk, dv] in the computing dtype.
 
     Raises:
-        UserError: shapes that do not fit.
+        UserError: shapes, types or devices that do not fit.
     """
+    check_floats("delta_rule", q=q, k=k, v=v, g=g, beta=beta, initial_state=initial_state)
+    check_same_dtype("delta_rule", q=q, k=k, v=v)
     fit = q.ndim == v.ndim == 4 and k.shape == q.shape and v.shape[:2] == q.shape[:2]
-    if not fit or v.shape[2] % q.shape[2]:
-        raise UserError(f"delta_rule: q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)} do not fit")
+    if not fit or not min(*q.shape[2:], *v.shape[2:]) or v.shape[2] % q.shape[2]:
+        raise UserError(f"delta_rule: q {shape(q)}, k {shape(k)} and v {shape(v)} do not fit")
     batch, length, _, key_dim = q.shape
     value_heads, value_dim = v.shape[2:]
     if g.shape != v.shape[:3] or beta.shape != v.shape[:3]:
-        raise UserError(f"delta_rule: g {tuple(g.shape)} and beta {tuple(beta.shape)} must be {tuple(v.shape[:3])}")
+        raise UserError(f"delta_rule: g {shape(g)} and beta {shape(beta)} must be {list(v.shape[:3])}")
     lengths = document_lengths(batch, length, cu_seqlens)
     state_shape = (len(lengths), value_heads, key_dim, value_dim)
     if initial_state is not None and initial_state.shape != state_shape:
-        raise UserError(f"delta_rule: initial_state {tuple(initial_state.shape)} must be {state_shape}")
+        raise UserError(f"delta_rule: initial_state {shape(initial_state)} must be {list(state_shape)}")
     o, state = DELTA_RULE(q.device, q, k, v, g, beta, initial_state, lengths)
     return o, state

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from gossamer.ops.checks import first_order
 from gossamer.ops.packing import ChunkLayout, chunk_layout
 
 CHUNK = 64
@@ -171,6 +172,7 @@ class _Chunked(torch.autograd.Function):
         return _from_chunks(O, layout, _Form(v.shape, v.dtype)), back.view(initial.shape)
 
     @staticmethod
+    @first_order("delta_rule")
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad_o, grad_final = grads
         Q, K, V, b, c, A, V_new, states, q_inverse, k_inverse = ctx.saved_tensors

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gossamer.ops import native as kernels
+from gossamer.ops.checks import first_order
 from gossamer.ops.delta_rule.chunked import CHUNK, chunked
 from gossamer.ops.native.layout import rows_in_place
 from gossamer.ops.packing import lengths_tensor
@@ -57,6 +58,7 @@ class _DeltaRule(torch.autograd.Function):
         return o, final
 
     @staticmethod
+    @first_order("delta_rule")
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, g, beta, states = ctx.saved_tensors
         grad_o = grads[0].contiguous()

@@ -21,6 +21,7 @@ import triton
 from torch import Tensor
 
 from gossamer import device as devices
+from gossamer.ops.checks import first_order
 from gossamer.ops.delta_rule import backward_kernels, forward_kernels
 from gossamer.ops.delta_rule.chunked import CHUNK, chunked
 from gossamer.ops.packing import cached_layout
@@ -122,6 +123,7 @@ class _Kernels(torch.autograd.Function):
         return o, final
 
     @staticmethod
+    @first_order("delta_rule")
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q_rows, k_rows, v_rows, b_rows, c, A, V_new, states = ctx.saved_tensors
         chunks, shape = ctx.chunks, ctx.shape

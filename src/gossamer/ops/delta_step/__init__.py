@@ -14,6 +14,7 @@ from torch import Tensor
 
 from gossamer.errors import UserError
 from gossamer.ops import native as kernels
+from gossamer.ops.checks import check_floats, check_number, check_same_dtype, shape
 from gossamer.ops.delta_step.native import native
 from gossamer.ops.delta_step.padded import padded
 from gossamer.ops.delta_step.reference import reference
@@ -79,13 +80,48 @@ def delta_step(qkvz: Tensor, ba: Tensor, weights: DeltaWeights, memory: DeltaMem
         [T, Hv·dv], RMS(o) · w ⊙ SiLU(z), in qkvz's dtype.
 
     Raises:
-        UserError: shapes that do not fit.
+        UserError: shapes, types, devices or places that do not fit.
     """
-    (_, value_heads, key_dim, value_dim), (_, most, key_heads, _) = memory.recurrent.shape, memory.keys.shape
+    _check(qkvz, ba, weights, memory)
+    (slots, value_heads, key_dim, value_dim), (_, most, key_heads, _) = memory.recurrent.shape, memory.keys.shape
     tokens, width = sum(sequences.lengths), 2 * (key_heads * key_dim + value_heads * value_dim)
     if qkvz.shape != (tokens, width) or ba.shape != (tokens, 2 * value_heads):
-        raise UserError(f"delta_step: qkvz {tuple(qkvz.shape)}, ba {tuple(ba.shape)} do not fit {tokens} tokens")
-    if max((*sequences.lengths, *sequences.kept), default=0) > most:
+        raise UserError(f"delta_step: qkvz {shape(qkvz)} and ba {shape(ba)} do not fit {tokens} tokens")
+    if max(sequences.lengths, default=0) > most:
         raise UserError(f"delta_step: {max(sequences.lengths)} tokens of a sequence; there is room for {most}")
+    sequences.check("delta_step", tokens, slots, 0, 0, most)
     y: Tensor = DELTA_STEP(qkvz.device, qkvz, ba, weights, memory, sequences)
     return y
+
+
+def _check(qkvz: Tensor, ba: Tensor, weights: DeltaWeights, memory: DeltaMemory) -> None:
+    """Refuse weights and memory that do not belong to one layer (UserError)."""
+    parts = {f"memory.{name}": x for name, x in memory._asdict().items()}
+    check_floats("delta_step", qkvz=qkvz, ba=ba, **dict(zip(weights._fields[:-1], weights[:-1], strict=True)), **parts)
+    check_same_dtype("delta_step", qkvz=qkvz, ba=ba)
+    check_number("delta_step", "eps", weights.eps)
+    conv, recurrent, keys = memory.conv, memory.recurrent, memory.keys
+    if conv.ndim != 3 or recurrent.ndim != 4 or keys.ndim != 4 or weights.conv.ndim != 2:
+        raise UserError(
+            f"delta_step: memory of conv {shape(conv)}, recurrent {shape(recurrent)} and keys {shape(keys)} with "
+            f"weights of conv {shape(weights.conv)} do not fit"
+        )
+    (slots, value_heads, key_dim, value_dim), (_, most, key_heads, _) = recurrent.shape, keys.shape
+    channels, taps = weights.conv.shape
+    if not min(*recurrent.shape, *keys.shape, taps) or value_heads % key_heads:
+        raise UserError(f"delta_step: recurrent {shape(recurrent)} and keys {shape(keys)} do not fit")
+    wanted = {
+        "memory.conv": (conv, (slots, taps - 1 + most, channels)),
+        "memory.keys": (keys, (slots, most, key_heads, key_dim)),
+        "memory.updates": (memory.updates, (slots, most, value_heads, value_dim)),
+        "memory.gates": (memory.gates, (slots, most, value_heads)),
+        "conv": (weights.conv, (2 * key_heads * key_dim + value_heads * value_dim, taps)),
+        "A_log": (weights.A_log, (value_heads,)),
+        "dt_bias": (weights.dt_bias, (value_heads,)),
+        "norm": (weights.norm, (value_dim,)),
+    }
+    for name, (x, size) in wanted.items():
+        if tuple(x.shape) != size:
+            raise UserError(f"delta_step: {name} {shape(x)} must be {list(size)}")
+    if not all(x.is_contiguous() for x in (*memory, *weights[:-1])):
+        raise UserError("delta_step: weights and memory must lie in one piece")

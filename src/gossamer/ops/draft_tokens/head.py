@@ -6,10 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from gossamer.ops.decode_layers.layers import Layers, Matrix
+from gossamer.errors import UserError
+from gossamer.ops.checks import check_floats, shape
+from gossamer.ops.decode_layers.layers import Int8, Layers, Matrix, check_matrix, in_one_piece
 from gossamer.ops.sequences import Sequences
 
 
@@ -35,11 +36,24 @@ class Head:
     logits: Matrix
     plain: Callable[[Tensor, Tensor, Sequences], Tensor]
 
+    def __post_init__(self) -> None:
+        """Refuse what does not belong together (UserError): no step looks again."""
+        hidden, vocab = len(self.layers.final_norm), len(self.embedding)
+        shapes = {"embedding": (vocab, hidden), "embedding_norm": (hidden,), "hidden_norm": (hidden,)}
+        shapes |= {"joint": (hidden, 2 * hidden), "logits": (vocab, hidden)}
+        for name, wanted in shapes.items():
+            matrix = getattr(self, name)
+            check_matrix("draft_tokens", name, matrix)
+            values, numbers = (matrix.values, matrix.scales) if isinstance(matrix, Int8) else (matrix, matrix)
+            check_floats("draft_tokens", **{"final_norm": self.layers.final_norm, name: numbers})
+            if tuple(values.shape) != wanted:
+                raise UserError(f"draft_tokens: {name} {shape(values)} must be {list(wanted)}")
+
     @property
     def fits_kernel(self) -> bool:
         """Whether all is of float32 or, with scales, of int8, and lies in one piece."""
         norms = self.embedding, self.embedding_norm, self.hidden_norm
-        return self.layers.fits_kernel and all(x.dtype == torch.float32 and x.is_contiguous() for x in norms)
+        return self.layers.fits_kernel and all(in_one_piece(x) for x in (*norms, self.joint, self.logits))
 
 
 class Draws(NamedTuple):

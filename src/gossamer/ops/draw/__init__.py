@@ -8,9 +8,12 @@ total variation (arXiv 2408.07978), which is why drafts are drawn, too, and with
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
+from gossamer.errors import UserError
 from gossamer.ops import native as kernels
+from gossamer.ops.checks import check_floats, describe
 from gossamer.ops.draw.native import native
 from gossamer.ops.draw.reference import reference
 from gossamer.ops.registry import Operation
@@ -32,6 +35,29 @@ def draw(logits: Tensor, temperatures: Tensor, keys: Tensor) -> Tensor:
 
     Returns:
         [R] int64 on the CPU; −1 for a row whose largest logit is not finite.
+
+    Raises:
+        UserError: shapes, types or devices that do not fit.
     """
+    check_floats("draw", logits=logits)
+    if logits.ndim != 2 or not logits.shape[1] or logits.dtype != torch.float32:
+        raise UserError(f"draw: logits must be [rows, vocabulary] of float32, not {describe(logits)}")
+    check_draws("draw", temperatures, keys, logits.shape[:1])
     tokens: Tensor = DRAW(logits.device, logits, temperatures, keys)
     return tokens
+
+
+def check_draws(operation: str, temperatures: Tensor, keys: Tensor, sizes: tuple[int, ...]) -> None:
+    """Refuse temperatures or keys that do not belong to so many rows, and numbers of each; see `draw`.
+
+    Raises:
+        UserError: names the argument, and its shape, type and device.
+    """
+    for name, x, wanted, dtype in (
+        ("temperatures", temperatures, sizes[:1], torch.float32),
+        ("keys", keys, sizes, torch.int64),
+    ):
+        fits = isinstance(x, Tensor) and x.shape == torch.Size(wanted) and x.dtype == dtype
+        if not fits or x.device.type != "cpu" or not x.is_contiguous():
+            told = f"{list(wanted)} of {str(dtype).removeprefix('torch.')} on the CPU, in one piece"
+            raise UserError(f"{operation}: {name} must be {told}, not {describe(x)}")

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from gossamer.errors import UserError
 from gossamer.ops import native as kernels
-from gossamer.ops.decode_layers.layers import Int8, Matrix
+from gossamer.ops.checks import check_floats, shape
+from gossamer.ops.decode_layers.layers import Int8, Matrix, check_matrix
 from gossamer.ops.few_rows.native import native
 from gossamer.ops.registry import Operation
 
@@ -34,10 +35,14 @@ def few_rows(x: Tensor, weight: Matrix) -> Tensor:
         [T, rows] in x's dtype.
 
     Raises:
-        UserError: shapes that do not fit.
+        UserError: shapes, types or devices that do not fit.
     """
-    shape = weight.values.shape if isinstance(weight, Int8) else weight.shape
-    if x.ndim != 2 or len(shape) != 2 or x.shape[1] != shape[1]:
-        raise UserError(f"few_rows: x {tuple(x.shape)} and weight {tuple(shape)} do not fit")
+    check_matrix("few_rows", "weight", weight)
+    values, numbers = (weight.values, weight.scales) if isinstance(weight, Int8) else (weight, weight)
+    check_floats("few_rows", x=x, weight=numbers)
+    if x.ndim != 2 or values.ndim != 2 or x.shape[1] != values.shape[1] or not min(values.shape):
+        raise UserError(f"few_rows: x {shape(x)} and weight {shape(values)} do not fit")
+    if isinstance(weight, Tensor) and x.dtype != weight.dtype:
+        raise UserError(f"few_rows: x of {x.dtype} and weight of {weight.dtype} must be of one type")
     y: Tensor = FEW_ROWS(x.device, x, weight)
     return y

@@ -7,6 +7,7 @@ from torch import Tensor
 from gossamer import device as devices
 from gossamer.errors import UserError
 from gossamer.ops import native as kernels
+from gossamer.ops.checks import check_floats, check_number, shape
 from gossamer.ops.gated_rms_norm.native import native
 from gossamer.ops.gated_rms_norm.plain import plain
 from gossamer.ops.gated_rms_norm.reference import reference
@@ -34,11 +35,11 @@ def gated_rms_norm(x: Tensor, gate: Tensor, weight: Tensor, eps: float) -> Tenso
         […, width] in the gate's dtype.
 
     Raises:
-        UserError: shapes that do not fit.
+        UserError: shapes, types or devices that do not fit.
     """
-    if x.shape != gate.shape or weight.shape != x.shape[-1:]:
-        raise UserError(
-            f"gated_rms_norm: x {tuple(x.shape)}, gate {tuple(gate.shape)}, weight {tuple(weight.shape)} do not fit"
-        )
+    check_floats("gated_rms_norm", x=x, gate=gate, weight=weight)
+    eps = check_number("gated_rms_norm", "eps", eps)
+    if x.shape != gate.shape or weight.ndim != 1 or weight.shape != x.shape[-1:] or not len(weight):
+        raise UserError(f"gated_rms_norm: x {shape(x)}, gate {shape(gate)} and weight {shape(weight)} do not fit")
     y: Tensor = GATED_RMS_NORM(x.device, x, gate, weight, eps)
     return y

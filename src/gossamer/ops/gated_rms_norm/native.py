@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gossamer.ops import native as kernels
+from gossamer.ops.checks import first_order
 from gossamer.ops.gated_rms_norm.plain import plain
 
 
@@ -38,6 +39,7 @@ class _GatedRMSNorm(torch.autograd.Function):
         return y
 
     @staticmethod
+    @first_order("gated_rms_norm")
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, gate, weight, inverse = ctx.saved_tensors
         gate, rows, heads, stride = _rows(gate)

@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from gossamer import device as devices
+from gossamer.ops.checks import first_order
 from gossamer.ops.tiles import accumulator, padded
 
 TILE = 4096  # elements a program holds at once
@@ -35,6 +36,7 @@ class _GatedRMSNorm(torch.autograd.Function):
         return y
 
     @staticmethod
+    @first_order("gated_rms_norm")
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, gate, weight = ctx.saved_tensors
         dx, dgate = torch.empty_like(x), torch.empty_like(gate)

@@ -7,6 +7,7 @@ from torch import Tensor
 from gossamer import device as devices
 from gossamer.errors import UserError
 from gossamer.ops import native as kernels
+from gossamer.ops.checks import check_floats, check_indices, shape
 from gossamer.ops.grouped_mlp.grouped_mm import grouped_mm
 from gossamer.ops.grouped_mlp.native import native, runs_natively
 from gossamer.ops.grouped_mlp.reference import reference
@@ -29,7 +30,7 @@ def grouped_mlp(x: Tensor, expert_ids: Tensor, weights: Tensor, gate_up_proj: Te
 
     Args:
         x: [N, hidden]
-        expert_ids: [N, k] int64, each in 0 … E − 1
+        expert_ids: [N, k] integers, each in 0 … E − 1
         weights: [N, k]
         gate_up_proj: [E, 2·I, hidden], the rows of G before those of U
         down_proj: [E, hidden, I]
@@ -38,18 +39,20 @@ def grouped_mlp(x: Tensor, expert_ids: Tensor, weights: Tensor, gate_up_proj: Te
         y [N, hidden] in x's dtype (under autocast, in its).
 
     Raises:
-        UserError: shapes that do not fit.
+        UserError: shapes, types or devices that do not fit, or an id of no expert.
     """
-    if gate_up_proj.ndim != 3 or gate_up_proj.shape[1] % 2:
-        raise UserError(f"grouped_mlp: gate_up_proj {tuple(gate_up_proj.shape)} must be [experts, 2 * width, hidden]")
+    check_floats("grouped_mlp", x=x, weights=weights, gate_up_proj=gate_up_proj, down_proj=down_proj)
+    if gate_up_proj.ndim != 3 or gate_up_proj.shape[1] % 2 or not min(gate_up_proj.shape):
+        raise UserError(f"grouped_mlp: gate_up_proj {shape(gate_up_proj)} must be [experts, 2 * width, hidden]")
     experts, twice, hidden = gate_up_proj.shape
+    expert_ids = check_indices("grouped_mlp", "expert_ids", expert_ids, experts, x.device, of="experts")
     fit = x.ndim == expert_ids.ndim == 2 and x.shape[1] == hidden and len(expert_ids) == len(x)
-    if not fit or expert_ids.shape != weights.shape:
+    if not fit or expert_ids.shape != weights.shape or not expert_ids.shape[1]:
         raise UserError(
-            f"grouped_mlp: x {tuple(x.shape)}, expert_ids {tuple(expert_ids.shape)}, weights "
-            f"{tuple(weights.shape)} do not fit experts of width {hidden}"
+            f"grouped_mlp: x {shape(x)}, expert_ids {shape(expert_ids)} and weights {shape(weights)} do not fit "
+            f"experts of width {hidden}"
         )
     if down_proj.shape != (experts, hidden, twice // 2):
-        raise UserError(f"grouped_mlp: down_proj {tuple(down_proj.shape)} must be {(experts, hidden, twice // 2)}")
+        raise UserError(f"grouped_mlp: down_proj {shape(down_proj)} must be {[experts, hidden, twice // 2]}")
     y: Tensor = GROUPED_MLP(x.device, autocast_input(x), expert_ids, weights, gate_up_proj, down_proj)
     return y

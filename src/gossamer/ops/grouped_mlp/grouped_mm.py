@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gossamer import device as devices
+from gossamer.ops.checks import first_order
 from gossamer.ops.grouped_mlp.sorted import by_expert, sum_by_token
 
 ALIGNMENT = 16  # bytes
@@ -50,6 +51,7 @@ class _GroupedMLP(torch.autograd.Function):
         return sum_by_token(scaled, rank, chosen)
 
     @staticmethod
+    @first_order("grouped_mlp")
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         rows, hidden, inner, token, order, rank, weights, gate_up, down, ends, idle = ctx.saved_tensors
         gate, up = hidden.chunk(2, dim=1)

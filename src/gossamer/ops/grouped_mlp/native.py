@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gossamer.ops import native as kernels
+from gossamer.ops.checks import first_order
 from gossamer.ops.grouped_mlp.sorted import by_expert
 
 
@@ -40,6 +41,7 @@ class _Experts(torch.autograd.Function):
         return y
 
     @staticmethod
+    @first_order("grouped_mlp")
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, order, rank, offsets, weights, gate_up, down, inner = ctx.saved_tensors
         dy = grads[0].contiguous()

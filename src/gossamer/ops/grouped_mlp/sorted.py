@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gossamer.ops.checks import first_order
+
 
 def by_expert(x: Tensor, expert_ids: Tensor, weights: Tensor, gate_up_proj: Tensor, down_proj: Tensor) -> Tensor:
     """See `grouped_mlp`."""
@@ -54,6 +56,7 @@ class _GroupedMLP(torch.autograd.Function):
         return sum_by_token(scaled, rank, chosen)
 
     @staticmethod
+    @first_order("grouped_mlp")
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         rows, hidden, inner, token, order, rank, weights, gate_up, down = ctx.saved_tensors
         gate, up = hidden.chunk(2, dim=1)

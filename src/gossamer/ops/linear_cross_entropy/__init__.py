@@ -7,6 +7,7 @@ from torch import Tensor
 from gossamer import device as devices
 from gossamer.errors import UserError
 from gossamer.ops import native as kernels
+from gossamer.ops.checks import check_floats, check_indices, shape
 from gossamer.ops.linear_cross_entropy.chunked import chunked
 from gossamer.ops.linear_cross_entropy.native import native
 from gossamer.ops.linear_cross_entropy.reference import reference
@@ -31,22 +32,25 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, bias: T
     Args:
         hidden: [N, hidden]
         weight: [V, hidden]
-        labels: [N] int64, each in 0 … V − 1 or −100 where nothing is predicted (already shifted)
+        labels: [N] integers, each in 0 … V − 1 or −100 where nothing is predicted (already shifted)
         bias: [V] floating point, taken for a constant: it gets no gradient; None: zero
 
     Returns:
         The sum, a scalar in float32, or in float64 if hidden is.
 
     Raises:
-        UserError: shapes that do not fit.
+        UserError: shapes, types or devices that do not fit, or a label that is no row of the weight.
     """
+    check_floats("linear_cross_entropy", hidden=hidden, weight=weight, bias=bias)
     fit = hidden.ndim == 2 and weight.ndim == 2 and hidden.shape[1] == weight.shape[1]
-    if not fit or labels.shape != hidden.shape[:1] or (bias is not None and bias.shape != weight.shape[:1]):
-        biased = "" if bias is None else f", bias {tuple(bias.shape)}"
-        raise UserError(
-            f"linear_cross_entropy: hidden {tuple(hidden.shape)}, weight {tuple(weight.shape)}, labels "
-            f"{tuple(labels.shape)}{biased} do not fit"
-        )
+    if not fit or not min(weight.shape) or (bias is not None and bias.shape != weight.shape[:1]):
+        biased = "" if bias is None else f", bias {shape(bias)}"
+        raise UserError(f"linear_cross_entropy: hidden {shape(hidden)}, weight {shape(weight)}{biased} do not fit")
+    labels = check_indices(
+        "linear_cross_entropy", "labels", labels, len(weight), hidden.device, ignored=IGNORED, of="vocabulary"
+    )
+    if labels.shape != hidden.shape[:1]:
+        raise UserError(f"linear_cross_entropy: labels {shape(labels)} must be {[len(hidden)]}, one for each token")
     bias = None if bias is None else bias.detach()
     loss: Tensor = LINEAR_CROSS_ENTROPY(hidden.device, autocast_input(hidden), weight, labels, bias)
     return loss

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from gossamer import device as devices
+from gossamer.ops.checks import first_order
 
 CHUNK_BYTES = 8 << 20  # of logits held at once
 # An accelerator's products need more rows to be efficient, and each chunk costs it one pass over the weight's gradient.
@@ -95,6 +96,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
+    @first_order("linear_cross_entropy")
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         dhidden, dweight = ctx.saved_tensors
         scale = grads[0]

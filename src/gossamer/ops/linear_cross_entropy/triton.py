@@ -42,7 +42,7 @@ def _softmax_loss(logits_at, labels_at, losses_at, vocab, BLOCK: tl.constexpr, A
     places = tl.arange(0, BLOCK)
     logits_at += row * vocab
     # Read before the sums below, at which the program's threads wait for one another: below they overwrite it.
-    known = label >= 0
+    known = (label >= 0) & (label < vocab)
     at_label = tl.load(logits_at + label, mask=known, other=0.0).to(ACC)
     most = tl.full([BLOCK], float("-inf"), dtype=ACC)
     total = tl.zeros([BLOCK], dtype=ACC)
@@ -56,7 +56,8 @@ def _softmax_loss(logits_at, labels_at, losses_at, vocab, BLOCK: tl.constexpr, A
         most = more
     highest = tl.max(most, 0)
     normaliser = highest + tl.log(tl.sum(total * tl.exp(most - highest), 0))
-    tl.store(losses_at + row, tl.where(known, normaliser - at_label, 0.0))
+    # A label beyond the vocabulary is told by the loss: to look at it sooner, the host would have to wait.
+    tl.store(losses_at + row, tl.where(known, normaliser - at_label, tl.where(label < 0, 0.0, float("nan"))))
     for start in range(0, vocab, BLOCK):
         mask = start + places < vocab
         x = tl.load(logits_at + start + places, mask=mask, other=float("-inf")).to(ACC)

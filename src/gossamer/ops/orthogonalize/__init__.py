@@ -7,6 +7,7 @@ from torch import Tensor
 
 from gossamer.errors import UserError
 from gossamer.ops import native as kernels
+from gossamer.ops.checks import check_floats, shape
 from gossamer.ops.orthogonalize.batched import batched
 from gossamer.ops.orthogonalize.native import native
 from gossamer.ops.orthogonalize.reference import reference
@@ -32,9 +33,10 @@ def orthogonalize(matrices: Tensor) -> Tensor:
         […, m, n] in the dtype of `matrices`; zero where they are.
 
     Raises:
-        UserError: fewer than two dimensions.
+        UserError: fewer than two dimensions, a dimension of 0, or no floating-point numbers.
     """
-    if matrices.ndim < 2:
-        raise UserError(f"orthogonalize: {tuple(matrices.shape)} is no matrix")
+    check_floats("orthogonalize", matrices=matrices)
+    if matrices.ndim < 2 or not min(matrices.shape[-2:]):
+        raise UserError(f"orthogonalize: {shape(matrices)} is no matrix")
     found: Tensor = ORTHOGONALIZE(matrices.device, matrices)
     return found

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from gossamer.errors import UserError
 from gossamer.ops import native as kernels
+from gossamer.ops.checks import check_floats, check_same_dtype, shape
 from gossamer.ops.paged_attention.native import native
 from gossamer.ops.paged_attention.reference import reference
 from gossamer.ops.paged_attention.sdpa import sdpa
@@ -31,10 +32,15 @@ def paged_attention(q: Tensor, k_pages: Tensor, v_pages: Tensor, sequences: Sequ
         [T, H, D] in q's dtype.
 
     Raises:
-        UserError: shapes that do not fit.
+        UserError: shapes, types, devices or places that do not fit.
     """
+    check_floats("paged_attention", q=q, k_pages=k_pages, v_pages=v_pages)
+    check_same_dtype("paged_attention", q=q, k_pages=k_pages, v_pages=v_pages)
     fit = q.ndim == 3 and k_pages.ndim == 4 and k_pages.shape == v_pages.shape and q.shape[2] == k_pages.shape[3]
-    if not fit or q.shape[1] % k_pages.shape[2] or len(q) != sum(sequences.lengths):
-        raise UserError(f"paged_attention: q {tuple(q.shape)} and pages {tuple(k_pages.shape)} do not fit")
+    if not fit or not min(*k_pages.shape, q.shape[1]) or q.shape[1] % k_pages.shape[2]:
+        raise UserError(f"paged_attention: q {shape(q)} and pages {shape(k_pages)} and {shape(v_pages)} do not fit")
+    if not (k_pages.is_contiguous() and v_pages.is_contiguous()):
+        raise UserError("paged_attention: pages must lie in one piece")
+    sequences.check("paged_attention", len(q), 0, len(k_pages), k_pages.shape[1], 0)
     y: Tensor = PAGED_ATTENTION(q.device, q, k_pages, v_pages, sequences)
     return y

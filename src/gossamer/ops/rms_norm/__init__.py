@@ -6,6 +6,7 @@ from torch import Tensor
 
 from gossamer.errors import UserError
 from gossamer.ops import native as kernels
+from gossamer.ops.checks import check_floats, check_number, shape
 from gossamer.ops.registry import Operation
 from gossamer.ops.rms_norm.native import native
 from gossamer.ops.rms_norm.plain import plain
@@ -29,9 +30,11 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
         […, width] in x's dtype.
 
     Raises:
-        UserError: shapes that do not fit.
+        UserError: shapes, types or devices that do not fit.
     """
-    if weight.shape != x.shape[-1:]:
-        raise UserError(f"rms_norm: x {tuple(x.shape)} and weight {tuple(weight.shape)} do not fit")
+    check_floats("rms_norm", x=x, weight=weight)
+    eps = check_number("rms_norm", "eps", eps)
+    if weight.ndim != 1 or weight.shape != x.shape[-1:] or not len(weight):
+        raise UserError(f"rms_norm: x {shape(x)} and weight {shape(weight)} do not fit")
     y: Tensor = RMS_NORM(x.device, x, weight, eps)
     return y

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gossamer.ops import native as kernels
+from gossamer.ops.checks import first_order
 from gossamer.ops.rms_norm.plain import plain
 
 
@@ -31,6 +32,7 @@ class _RMSNorm(torch.autograd.Function):
         return y
 
     @staticmethod
+    @first_order("rms_norm")
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, inverse = ctx.saved_tensors
         dy, dx, dweight = grads[0].contiguous(), torch.empty_like(x), torch.empty_like(weight)

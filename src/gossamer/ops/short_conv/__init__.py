@@ -7,6 +7,7 @@ from torch import Tensor
 from gossamer import device as devices
 from gossamer.errors import UserError
 from gossamer.ops import native as kernels
+from gossamer.ops.checks import check_floats, shape
 from gossamer.ops.packing import document_lengths
 from gossamer.ops.registry import Operation, deferred
 from gossamer.ops.short_conv.native import native
@@ -37,13 +38,14 @@ def short_conv(
         y [B, T, channels] in x's dtype, and the last K − 1 inputs of each document [N, K − 1, channels].
 
     Raises:
-        UserError: shapes that do not fit.
+        UserError: shapes, types or devices that do not fit.
     """
-    if x.ndim != 3 or weight.ndim != 2 or weight.shape[0] != x.shape[-1]:
-        raise UserError(f"short_conv: x {tuple(x.shape)} and weight {tuple(weight.shape)} do not fit")
+    check_floats("short_conv", x=x, weight=weight, initial_state=initial_state)
+    if x.ndim != 3 or weight.ndim != 2 or weight.shape[0] != x.shape[-1] or not min(weight.shape):
+        raise UserError(f"short_conv: x {shape(x)} and weight {shape(weight)} do not fit")
     lengths = document_lengths(x.shape[0], x.shape[1], cu_seqlens)
     state_shape = (len(lengths), weight.shape[1] - 1, x.shape[-1])
     if initial_state is not None and initial_state.shape != state_shape:
-        raise UserError(f"short_conv: initial_state {tuple(initial_state.shape)} must be {state_shape}")
+        raise UserError(f"short_conv: initial_state {shape(initial_state)} must be {list(state_shape)}")
     y, state = SHORT_CONV(x.device, x, weight, initial_state, lengths)
     return y, state

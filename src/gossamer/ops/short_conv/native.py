@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gossamer.ops import native as kernels
+from gossamer.ops.checks import first_order
 from gossamer.ops.native.layout import rows_in_place
 from gossamer.ops.packing import lengths_tensor
 from gossamer.ops.short_conv.shifted import shifted
@@ -41,6 +42,7 @@ class _ShortConv(torch.autograd.Function):
         return y, after
 
     @staticmethod
+    @first_order("short_conv")
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, taps_first, initial = ctx.saved_tensors
         dy, dafter = (grad.contiguous() for grad in grads)

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gossamer.ops.checks import first_order
 from gossamer.ops.packing import cached_layout
 
 
@@ -60,6 +61,7 @@ class _ShiftedConv(torch.autograd.Function):
         return y.view(x.shape), padded.index_select(0, last).view(initial.shape)
 
     @staticmethod
+    @first_order("short_conv")
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad_y, grad_state = grads
         padded, weight, tokens, before, last = ctx.saved_tensors

@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from gossamer import device as devices
+from gossamer.ops.checks import first_order
 from gossamer.ops.packing import cached_layout
 from gossamer.ops.tiles import accumulator, token_rows
 
@@ -85,6 +86,7 @@ class _ShortConv(torch.autograd.Function):
         return y
 
     @staticmethod
+    @first_order("short_conv")
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, initial = ctx.saved_tensors
         grid, shape = _launch(x, weight)
