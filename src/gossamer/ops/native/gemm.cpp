@@ -2,34 +2,51 @@
 
 #include "gemm.h"
 
+#include <utility>
+
 namespace gossamer {
 
 namespace {
 
-// to[p·COLUMNS + j] = from[j·ld + p] for 8 × 8 numbers.
-inline void transpose8(float *to, const float *from, int64_t ld) {
+constexpr int SIDE = LANES < 8 ? LANES : 8;  // of a square that is transposed in registers
+typedef float Side __attribute__((vector_size(SIDE * sizeof(float)), aligned(sizeof(float)), may_alias));
+
 #if defined(__has_builtin) && __has_builtin(__builtin_shufflevector)
-    Eight r[8], s[8];
-    for (int j = 0; j < 8; j++) r[j] = *reinterpret_cast<const Eight *>(from + j * ld);
-    for (int j = 0; j < 8; j += 2) {
-        s[j] = __builtin_shufflevector(r[j], r[j + 1], 0, 8, 2, 10, 4, 12, 6, 14);
-        s[j + 1] = __builtin_shufflevector(r[j], r[j + 1], 1, 9, 3, 11, 5, 13, 7, 15);
-    }
-    for (int j = 0; j < 8; j += 4) {
-        for (int i = 0; i < 2; i++) {
-            r[j + i] = __builtin_shufflevector(s[j + i], s[j + i + 2], 0, 1, 8, 9, 4, 5, 12, 13);
-            r[j + i + 2] = __builtin_shufflevector(s[j + i], s[j + i + 2], 2, 3, 10, 11, 6, 7, 14, 15);
-        }
-    }
-    for (int i = 0; i < 4; i++) {
-        *reinterpret_cast<Eight *>(to + i * COLUMNS) =
-            __builtin_shufflevector(r[i], r[i + 4], 0, 1, 2, 3, 8, 9, 10, 11);
-        *reinterpret_cast<Eight *>(to + (i + 4) * COLUMNS) =
-            __builtin_shufflevector(r[i], r[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
-    }
+// Lane l of one step of `transpose`: from two rows, numbered over both, every second block of WIDTH lanes, in turns.
+template <int WIDTH>
+constexpr int from_rows(int l, int upper) {
+    return l / (2 * WIDTH) * 2 * WIDTH + l % WIDTH + (l / WIDTH % 2) * SIDE + upper * WIDTH;
+}
+
+template <int WIDTH, int... L>
+inline void exchange(Side &a, Side &b, std::integer_sequence<int, L...>) {
+    const Side upper = __builtin_shufflevector(a, b, from_rows<WIDTH>(L, 1)...);
+    a = __builtin_shufflevector(a, b, from_rows<WIDTH>(L, 0)...);
+    b = upper;
+}
+
+// In squares of twice WIDTH the upper right and the lower left quarter change places, then within the quarters.
+template <int WIDTH>
+inline void exchange_all(Side *rows) {
+#pragma GCC unroll 8
+    for (int i = 0; i < SIDE; i++)
+        if (i / WIDTH % 2 == 0) exchange<WIDTH>(rows[i], rows[i + WIDTH], std::make_integer_sequence<int, SIDE>());
+    if constexpr (2 * WIDTH < SIDE) exchange_all<2 * WIDTH>(rows);
+}
+#endif
+
+// to[p·COLUMNS + j] = from[j·ld + p] for SIDE × SIDE numbers.
+void transpose(float *to, const float *from, int64_t ld) {
+#if defined(__has_builtin) && __has_builtin(__builtin_shufflevector)
+    Side rows[SIDE];
+#pragma GCC unroll 8
+    for (int j = 0; j < SIDE; j++) rows[j] = *reinterpret_cast<const Side *>(from + j * ld);
+    exchange_all<1>(rows);
+#pragma GCC unroll 8
+    for (int p = 0; p < SIDE; p++) *reinterpret_cast<Side *>(to + p * COLUMNS) = rows[p];
 #else
-    for (int p = 0; p < 8; p++)
-        for (int j = 0; j < 8; j++) to[p * COLUMNS + j] = from[j * ld + p];
+    for (int p = 0; p < SIDE; p++)
+        for (int j = 0; j < SIDE; j++) to[p * COLUMNS + j] = from[j * ld + p];
 #endif
 }
 
@@ -47,10 +64,10 @@ inline void pack(Form form, const float *b, int64_t ldb, int depth, int columns,
         }
         return;
     }
-    const int whole = columns / 8 * 8;
+    const int whole = columns / SIDE * SIDE;
     int p = 0;
-    for (; p + 8 <= depth; p += 8)
-        for (int j = 0; j < whole; j += 8) transpose8(panel + p * COLUMNS + j, b + j * ldb + p, ldb);
+    for (; p + SIDE <= depth; p += SIDE)
+        for (int j = 0; j < whole; j += SIDE) transpose(panel + p * COLUMNS + j, b + j * ldb + p, ldb);
     for (int q = 0; q < depth; q++)
         for (int j = q < p ? whole : 0; j < COLUMNS; j++)
             panel[q * COLUMNS + j] = j < columns ? b[j * ldb + q] : 0.0f;

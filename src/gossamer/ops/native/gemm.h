@@ -15,14 +15,17 @@ namespace gossamer {
 constexpr int LANES = 16, TILE_ROWS = 12;  // 32 registers: 24 sums, two of the panel, a broadcast
 #elif defined(__AVX__)
 constexpr int LANES = 8, TILE_ROWS = 6;  // 16 registers: 12 sums, two of the panel, a broadcast
-#else
+#elif defined(__aarch64__)
+// 32 registers: 16 sums, as many as four units with a latency of four cycles keep busy. Ten rows would fit, too, but do
+// not divide the 64 rows of a chunk; with more the compiler puts sums into memory.
 constexpr int LANES = 4, TILE_ROWS = 8;
+#else
+constexpr int LANES = 4, TILE_ROWS = 6;  // SSE2 has 16 registers, too
 #endif
 constexpr int COLUMNS = 2 * LANES;  // of a panel
 constexpr int DEPTH = 512;          // of the common dimension that is walked at a time
 
 typedef float Vector __attribute__((vector_size(LANES * sizeof(float)), aligned(sizeof(float)), may_alias));
-typedef float Eight __attribute__((vector_size(32), aligned(4), may_alias));
 
 enum Form { PLAIN, TRANSPOSED };
 // Of a product with something triangular, what is left out: the zeros of a square op(A), with its diagonal kept, or what

@@ -20,6 +20,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
+from platform import machine
 
 import torch
 from torch import Tensor
@@ -33,7 +34,10 @@ log = logging.getLogger("gossamer")
 _SOURCES = Path(__file__).parent
 _FLAGS = "-std=c++17 -O3 -fopenmp -fno-math-errno -fno-trapping-math -ffp-contract=fast -fPIC".split()
 _LIBRARY, _DIGEST = "kernels.so", "kernels.sha256"
-_PROCESSORS = ("-march=native", "-mcpu=native")  # x86 compilers know the first, some of ARM's the second alone
+# ARM's compilers choose instructions and their order by the second; x86 compilers take it for the order alone.
+_PROCESSORS = ["-march=native", "-mcpu=native"]
+if machine() in ("aarch64", "arm64"):
+    _PROCESSORS.reverse()
 
 
 def obstacle(device: torch.device) -> str:

@@ -30,6 +30,14 @@ inline Vector fused(const Vector &a, const Vector &b, const Vector &sum) {
 
 inline Vector load(const float *p) { return *reinterpret_cast<const Vector *>(p); }
 
+#if defined(__aarch64__)
+inline Vector load(const int8_t *p) {  // GCC takes a vector of four bytes apart
+    int32_t bytes;
+    std::memcpy(&bytes, p, sizeof(bytes));
+    const int16x8_t shorts = vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(bytes)));
+    return vcvtq_f32_s32(vmovl_s16(vget_low_s16(shorts)));
+}
+#else
 inline Vector load(const int8_t *p) {
     typedef int8_t Bytes __attribute__((vector_size(LANES), aligned(1), may_alias));
     typedef int16_t Shorts __attribute__((vector_size(LANES * sizeof(int16_t))));
@@ -39,6 +47,7 @@ inline Vector load(const int8_t *p) {
     const Shorts shorts = __builtin_convertvector(*reinterpret_cast<const Bytes *>(p), Shorts);
     return __builtin_convertvector(__builtin_convertvector(shorts, Ints), Floats);
 }
+#endif
 
 // The first `count` numbers, zeros behind them.
 template <typename Number>
@@ -90,6 +99,10 @@ inline Vector fold_all(Vector (&sums)[LANES]) {
 #endif
 }
 
+// Partial sums of a product side by side: an addition waits some four cycles for the one before it, and with one sum of
+// four lanes a core would take weights more slowly than memory brings them.
+constexpr int CHAINS = LANES < 8 ? 4 : 1;
+
 // out[t·ldo + r] = scale_r ⟨x_t, row r⟩ for TOKENS vectors of n floats and ROWS rows of n numbers, at most LANES results.
 template <int TOKENS, int ROWS, typename Number>
 inline void dots(const float *const *x, const Number *w, const float *scales, int n, float *out, int64_t ldo) {
@@ -98,15 +111,24 @@ inline void dots(const float *const *x, const Number *w, const float *scales, in
 #pragma GCC unroll 16
     for (int r = 0; r < ROWS; r++) {
         const Number *row = w + int64_t(r) * n;
-        const auto add = [&](int p, auto read) {
+        Vector chains[CHAINS][TOKENS] = {};
+        const auto add = [&](int p, int chain, auto read) {
             const Vector weights = read(row + p);
 #pragma GCC unroll 4
-            for (int t = 0; t < TOKENS; t++) sums[t * ROWS + r] = fused(read(x[t] + p), weights, sums[t * ROWS + r]);
+            for (int t = 0; t < TOKENS; t++) chains[chain][t] = fused(read(x[t] + p), weights, chains[chain][t]);
         };
+        const auto whole = [](auto from) { return load(from); };
         int p = 0;
 #pragma GCC unroll 4
-        for (; p + LANES <= n; p += LANES) add(p, [](auto from) { return load(from); });
-        if (p < n) add(p, [&](auto from) { return load_part(from, n - p); });
+        for (; p + CHAINS * LANES <= n; p += CHAINS * LANES)
+#pragma GCC unroll 4
+            for (int chain = 0; chain < CHAINS; chain++) add(p + chain * LANES, chain, whole);
+        for (; CHAINS > 1 && p + LANES <= n; p += LANES) add(p, 0, whole);
+        if (p < n) add(p, 0, [&](auto from) { return load_part(from, n - p); });
+        for (int t = 0; t < TOKENS; t++) {
+            sums[t * ROWS + r] = chains[0][t];
+            for (int chain = 1; chain < CHAINS; chain++) sums[t * ROWS + r] += chains[chain][t];
+        }
     }
     alignas(sizeof(Vector)) float totals[LANES];
     if constexpr (TOKENS * ROWS > 1)
