@@ -13,8 +13,9 @@ from gossamer.certify.speed import Measured, preset_recipe, seconds_a_step, synt
 CPU = torch.device("cpu")
 
 
-def training_row(monkeypatch: pytest.MonkeyPatch, preset: str, peak: float, seconds: float = 0.5):
+def training_row(monkeypatch: pytest.MonkeyPatch, preset: str, peak: float, seconds: float = 0.5, later: float = 0.0):
     monkeypatch.setattr(speed, "seconds_a_step", lambda *_: seconds)
+    monkeypatch.setattr(devices, "peak_rate", lambda *_, **__: later)
     measured = Measured(gemm_flops={"float32": peak})
     return speed._training(preset, CPU, True, measured), measured.training
 
@@ -25,6 +26,14 @@ def test_tokens_a_second_and_mfu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert row["tokens_per_second"] == row["batch_size"] * row["sequence_length"] / 0.5 == 4096
     flops = speed._flops(preset_recipe("nano"))
     assert row["mfu"] == pytest.approx(4096 * flops / 1e12)
+
+
+def test_a_peak_measured_on_a_busy_machine_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = preset_recipe("nano")
+    rate = speed._flops(recipe) * recipe.training.batch_size * recipe.training.sequence_length / 0.05
+    for later, share in ((0.0, 1.0), (4 * rate, 0.25)):  # by the steps themselves, by another moment
+        _, (row,) = training_row(monkeypatch, "nano", rate / 1.5, 0.05, later)
+        assert row["mfu"] == pytest.approx(share)
 
 
 def test_a_slow_device_gets_fewer_rows_and_then_none(monkeypatch: pytest.MonkeyPatch) -> None:
