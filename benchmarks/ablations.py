@@ -74,6 +74,7 @@ def _train(arguments: argparse.Namespace, changes: dict[str, Any]) -> dict[str, 
     from gossamer.train.schedule import learning_rate_factor
     from gossamer.train.step import Learner
 
+    devices.prepare_process()  # as the command does
     devices.keep_freed_memory()
     wanted = {"corpus.paths": tuple(arguments.data), "training.steps": arguments.steps} if arguments.data else {}
     recipe = recipe_from(load_recipe(arguments.recipe), wanted | {"training.steps": arguments.steps} | changes)

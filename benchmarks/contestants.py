@@ -98,6 +98,7 @@ class Gossamer(Contestant):
         from gossamer.train.step import Learner
 
         super().__init__(seconds)
+        devices.prepare_process()  # as the command does
         devices.keep_freed_memory()
         training, device = recipe.training, devices.resolve(recipe.training.device)
         self.dataset = prepare(recipe.corpus, progress=False)

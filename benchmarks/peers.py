@@ -61,6 +61,7 @@ def gossamer_step(config: ModelConfig, rows: int, length: int, variant: Variant 
     from gossamer.train.recipe import OptimizerConfig, Recipe, ScheduleConfig, TrainingConfig
     from gossamer.train.step import Learner
 
+    devices.prepare_process()  # as the command does
     if not variant.fresh_memory:
         devices.keep_freed_memory()
     if variant.threads:
@@ -138,6 +139,7 @@ def gossamer_forward(config: ModelConfig, rows: int, length: int) -> Callable[[]
     from gossamer import device as devices
     from gossamer.model.causal_lm import CausalLM
 
+    devices.prepare_process()
     devices.keep_freed_memory()
     devices.seed_everything(0)
     device = devices.default_device()

@@ -138,6 +138,7 @@ def _train(corpus: str, tokenizer: str, width: int, seconds: float, recipe: str,
 
     text = {"corpus.paths": (path,)} if path else {}
     base = recipe_from(load_recipe("budget"), text | {"corpus.tokenizer": tokenizer})
+    devices.prepare_process()  # as the command does
     devices.keep_freed_memory()
     dataset = prepare(base.corpus, progress=False)
     base = replace(base, model=replace(base.model, vocab_size=dataset.tokenizer.vocab_size))

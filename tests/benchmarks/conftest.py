@@ -1,6 +1,9 @@
 """A network small enough to check and time every operation of in a moment."""
 
+from collections.abc import Iterator
+
 import pytest
+import torch
 
 from gossamer.model.config import ModelConfig
 
@@ -23,3 +26,10 @@ def config() -> ModelConfig:
         moe_intermediate_size=16,
         shared_expert_intermediate_size=16,
     )
+
+
+@pytest.fixture(autouse=True)
+def subnormals() -> Iterator[None]:
+    """What gossamer's own processes set for themselves ends with a test."""
+    yield
+    torch.set_flush_denormal(False)
