@@ -20,7 +20,7 @@ from tokenizers import decoders, models, pre_tokenizers
 from gossamer.data.tokenizer import Tokenizer
 from gossamer.errors import UserError
 from gossamer.infer.options import EngineStats
-from gossamer.infer.request import Delta, Request, TokenLogprobs, Usage
+from gossamer.infer.request import Delta, Grammar, Request, TokenLogprobs, Usage
 from gossamer.serve.worker import ModelInfo
 
 TEMPLATE = """\
@@ -81,7 +81,11 @@ class EngineDouble:
     def has_work(self) -> bool:
         return bool(self._all)
 
-    def submit(self, request: Request) -> None:
+    def matcher(self, grammar: Grammar) -> None:
+        if "FORBID" in grammar.text:
+            raise UserError("grammar: this one asks to be refused")
+
+    def submit(self, request: Request, matcher: None = None) -> None:
         prompt = self._tokenizer.decode(request.prompt, special=True)
         turn = prompt.split("<|im_start|>user")[-1]
         orders = set(re.findall(r"\b[A-Z]{4,}\b", turn.split("SAY")[0]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import time
 from functools import partial
 from typing import Any
 
@@ -76,8 +77,8 @@ arguments = st.fixed_dictionaries(
 )
 
 
-def events(text: str, cuts: list[int], **parser: Any) -> dict[str, Any]:
-    """What the parser makes of ``text``, cut at these places, put together as one message."""
+def message(text: str, cuts: list[int], **parser: Any) -> dict[str, Any]:
+    """What the parser makes of ``text``, cut at these places, put together; calls with the text of their arguments."""
     made = OutputParser(**parser)
     places = sorted({0, len(text), *(cut % (len(text) + 1) for cut in cuts)})
     found = [event for begin, end in itertools.pairwise(places) for event in made.push(text[begin:end])]
@@ -95,7 +96,13 @@ def events(text: str, cuts: list[int], **parser: Any) -> dict[str, Any]:
             case CallArguments(index, piece):
                 assert index == len(calls) - 1
                 calls[index][1] += piece
-    return {"reasoning": reasoning, "content": content, "calls": [(name, json.loads(text)) for name, text in calls]}
+    return {"reasoning": reasoning, "content": content, "calls": calls}
+
+
+def events(text: str, cuts: list[int], **parser: Any) -> dict[str, Any]:
+    """The same with the arguments' values."""
+    found = message(text, cuts, **parser)
+    return found | {"calls": [(name, json.loads(text)) for name, text in found["calls"]]}
 
 
 def by_oracle(form: dict[str, Any], prefix: str, text: str, tools: Any = None) -> dict[str, Any]:
@@ -143,6 +150,143 @@ def test_xml_calls_are_the_oracles(said, given_arguments, cuts):
 def test_however_it_is_cut_nothing_changes(text, cuts, thinking, tools):
     parser = {"thinking": thinking, "thinks": True, "reader": JsonCall if tools else None}
     assert events(text, cuts, **parser) == events(text, [], **parser) == events(text, list(range(41)), **parser)
+
+
+def joined(pieces: list[str]) -> st.SearchStrategy[str]:
+    return st.lists(st.sampled_from(pieces), max_size=25).map("".join)
+
+
+TAGS = ["<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_", "</", "<", " ", "\n", "a", "b>"]
+JSON_PIECES = [
+    *TAGS,
+    '{"name": "find", "arguments": ',
+    '{"name": ',
+    '"arguments": ',
+    '"find"',
+    '"',
+    "\\",
+    "[",
+    "]",
+    "{",
+    "}",
+]
+JSON_PIECES += [",", ":", "1", "null", '"text"', '{"text": "', '"}}', "\t"]
+XML_PIECES = [*TAGS, "<function=find>", "<function=", "</function>", "<parameter=text>", "<parameter=count>"]
+XML_PIECES += ["<parameter=unknown>", "<parameter=", "</parameter>", "</param", "5", '"', "[1]", "null"]
+
+
+@pytest.mark.parametrize("form", ["json", "xml"])
+@given(data=st.data(), cuts=cuts, thinking=st.booleans())
+def test_calls_are_the_same_however_the_text_is_cut(form, data, cuts, thinking):
+    reader = JsonCall if form == "json" else partial(XmlCall, SCHEMAS)
+    text = data.draw(joined(JSON_PIECES if form == "json" else XML_PIECES))
+    parser = {"thinking": thinking, "thinks": True, "reader": reader}
+    whole = message(text, [], **parser)
+    assert message(text, cuts, **parser) == whole == message(text, list(range(len(text))), **parser)
+
+
+tagged = joined([*XML_PIECES, '{"name": "find"}', "\\", "é"])
+
+
+@given(st.dictionaries(st.sampled_from(["text", "more"]), tagged), cuts)
+def test_tags_within_a_json_string_are_a_part_of_it(given_arguments, cuts):
+    call = json.dumps({"name": "find", "arguments": given_arguments}, ensure_ascii=False)
+    found = events(f"<tool_call>\n{call}\n</tool_call>\nDone.", cuts, thinking=False, thinks=True, reader=JsonCall)
+    assert found == {"reasoning": "", "content": "Done.", "calls": [("find", given_arguments)]}
+
+
+inner = joined(["</tool_call>", "</function>", "<parameter=unknown>", "a", " ", "<", "é", '"'])
+
+
+@given(inner, st.integers(), cuts)
+def test_tags_within_an_xml_string_are_a_part_of_it(text, count, cuts):
+    call = as_xml("find", {"text": text, "count": count})
+    found = events(f"{call}\nDone.", cuts, thinking=False, thinks=True, reader=partial(XmlCall, SCHEMAS))
+    assert found == {"reasoning": "", "content": "Done.", "calls": [("find", {"text": text, "count": count})]}
+
+
+flat = st.text(st.sampled_from('ab \n{}[":,é'), max_size=12).map(str.strip)
+
+
+@given(flat, st.integers(), st.tuples(*[st.booleans()] * 5), st.integers(1, 2), cuts)
+def test_closing_tags_and_line_ends_that_are_forgotten_change_no_value(text, count, kept, times, cuts):
+    ends = ["</parameter>" * kept[0], "</parameter>" * kept[1], "</function>" * kept[2]]
+    line = "\n" * kept[3]
+    call = (
+        f"<tool_call>{line}<function=find>{line}<parameter=text>{line}{text}{line}{ends[0]}"
+        f"{line if kept[0] else ''}<parameter=count>{line}{count}{line}{ends[1]}{line}{ends[2]}{line}</tool_call>"
+    )
+    found = events(call * times, cuts, thinking=False, thinks=True, reader=partial(XmlCall, SCHEMAS))
+    assert found["calls"] == [("find", {"text": text, "count": count})] * times and not found["content"].strip()
+
+
+@given(st.lists(arguments, min_size=1, max_size=3), st.sampled_from(["array", "row"]), cuts)
+def test_several_calls_between_one_pair_of_tags(given_arguments, how, cuts):
+    calls = [json.dumps({"name": "find", "arguments": item}) for item in given_arguments]
+    inner = f"[{', '.join(calls)}]" if how == "array" else "\n".join(calls)
+    found = events(f"<tool_call>{inner}</tool_call>", cuts, thinking=False, thinks=True, reader=JsonCall)
+    assert found == {"reasoning": "", "content": "", "calls": [("find", item) for item in given_arguments]}
+
+
+def test_several_functions_between_one_pair_of_tags():
+    text = "<tool_call><function=find><parameter=count>1</parameter></function><function=find></function></tool_call>"
+    found = events(text, [], thinking=False, thinks=True, reader=partial(XmlCall, SCHEMAS))
+    assert found["calls"] == [("find", {"count": 1}), ("find", {})]
+
+
+@given(prose, arguments, st.booleans(), st.booleans(), cuts)
+def test_a_call_ends_a_thought_that_was_not_closed(thought, given_arguments, xml, closed, cuts):
+    call = (
+        as_xml("find", given_arguments)
+        if xml
+        else f'<tool_call>{{"name": "find", "arguments": {json.dumps(given_arguments)}}}</tool_call>'
+    )
+    text = f"{thought}{call}" + "\n</think>\n\nDone." * closed
+    reader = partial(XmlCall, SCHEMAS) if xml else JsonCall
+    found = events(text, cuts, thinking=True, thinks=True, reader=reader)
+    assert found["reasoning"] == thought.strip() and found["calls"] == [("find", given_arguments)]
+    assert found["content"] == "Done." * closed
+
+
+@pytest.mark.parametrize("inside", ["a <tool_call> b", "a <tool_call>{}</tool_call> b", "a\n<tool_call>"])
+def test_a_thought_about_the_tag_stays_a_thought(inside):
+    found = events(f"{inside}\n</think>\nDone.", [], thinking=True, thinks=True, reader=JsonCall)
+    assert found == {"reasoning": inside, "content": "Done.", "calls": []}
+
+
+@pytest.mark.parametrize(
+    ("written", "value"),
+    [
+        ('{"name": "f"}', "{}"),
+        ('{"name": "f", "arguments": null}', "{}"),
+        ('{"name": "f", "arguments": ""}', "{}"),
+        ('{"name": "f", "arguments": "{\\"a\\": 1}"}', '{"a": 1}'),
+        ('{"arguments": "{\\"a\\": 1}", "name": "f"}', '{"a": 1}'),
+        ('{"name": "f", "arguments": {"a": "x\ny\tz"}}', '{"a": "x\\ny\\tz"}'),
+        ('{"name": "f", "arguments": {"a": 1}, "arguments": {"a": 2}}', '{"a": 1}'),
+        ('{"name": "f", "arguments": {"a": [1, {"b": "}"}]}, "id": 7}', '{"a": [1, {"b": "}"}]}'),
+    ],
+)
+def test_arguments_are_a_json_object_however_the_model_writes_them(written, value):
+    for places in ([], list(range(100))):
+        found = message(f"<tool_call>{written}</tool_call>", places, thinking=False, thinks=False, reader=JsonCall)
+        assert found["calls"] == [["f", value]] and isinstance(json.loads(value), dict)
+
+
+def test_of_several_calls_one_that_cannot_be_read_comes_back_as_written():
+    text = '<tool_call>[{"name": "f"}, {"nam": "g"}]</tool_call>'
+    assert events(text, [], thinking=False, thinks=False, reader=JsonCall) == {
+        "reasoning": "",
+        "content": '{"nam": "g"}',
+        "calls": [("f", {})],
+    }
+
+
+def test_a_long_value_is_read_in_linear_time():
+    text = "<tool_call><function=find><parameter=more>" + "x" * 100_000 + "</parameter></function></tool_call>"
+    began = time.perf_counter()
+    found = events(text, list(range(0, len(text), 4)), thinking=False, thinks=True, reader=partial(XmlCall, SCHEMAS))
+    assert found["calls"] == [("find", {"more": "x" * 100_000})] and time.perf_counter() - began < 4
 
 
 @given(st.text(), cuts)

@@ -94,6 +94,7 @@ def serve(
     draft_length: int | None = None,
     weights: Literal["stored", "int8"] = "stored",
     max_queue: int = 128,
+    max_connections: int = 1024,
     max_body: int = 4 << 20,
     max_tokens: int = 32768,
     queue_timeout: float = 120.0,
@@ -117,6 +118,7 @@ def serve(
         draft_length: tokens that the multi-token-prediction head proposes a step (default: as many as pay)
         weights: stored, or int8: rounded for decoding, a quarter of the bytes (gossamer eval --weights tells the loss)
         max_queue: requests that may wait; one more is answered with 429
+        max_connections: open at a time, half of them to one address; one that waits gives way to a new one
         max_body: of a request at most (bytes)
         max_tokens: of an answer at most (tokens)
         queue_timeout: from a request's arrival to its first token at most (seconds)
@@ -144,6 +146,7 @@ def serve(
         name=name or folder.resolve().name,
         cors=cors,
         max_queue=max_queue,
+        max_connections=max_connections,
         max_body=max_body,
         max_tokens=max_tokens,
         queue_timeout=queue_timeout,

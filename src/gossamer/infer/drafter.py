@@ -36,7 +36,9 @@ class Drafter:
         behind, wanted = [], {}
         for sequence in self._scheduler.running:
             unseen = sequence.computed - sequence.head
-            room = min(length, sequence.limit - len(sequence.tokens) - 1) if length else 0
+            room = min(length, sequence.limit - len(sequence.tokens) - 1) if length and unseen else 0
+            if sequence.slow:
+                room = 0
             if room > 0 and sequence.decoding and self._scheduler.try_grow(sequence, len(sequence.tokens) + room):
                 wanted[sequence] = room
                 if unseen > _FEW:

@@ -6,8 +6,10 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
+from multiprocessing.connection import wait
 from typing import TypeVar
 
 import torch
@@ -17,9 +19,9 @@ from gossamer.data.tokenizer import Tokenizer
 from gossamer.errors import UserError
 from gossamer.infer.draft_length import DraftLength
 from gossamer.infer.drafter import Drafter
-from gossamer.infer.grammar import Grammars
+from gossamer.infer.grammar import GrammarError, Grammars, Matcher
 from gossamer.infer.options import EngineOptions, EngineStats
-from gossamer.infer.request import Delta, FinishReason, Request
+from gossamer.infer.request import Delta, ErrorCause, FinishReason, Grammar, Request
 from gossamer.infer.sampler import choose, logprobs
 from gossamer.infer.scheduler import Scheduler
 from gossamer.infer.sequence import Sequence
@@ -33,8 +35,19 @@ __all__ = ["Engine", "EngineOptions", "EngineStats"]
 
 log = logging.getLogger("gossamer")
 T = TypeVar("T")
-Answer = tuple[int, FinishReason | None, str | None]  # tokens taken, why it ends, what went wrong
 
+
+@dataclass(frozen=True)
+class _Trouble:
+    """What went wrong with one request, in a line, and where it came from if that is for who asked."""
+
+    line: str
+    cause: ErrorCause | None = None
+
+
+Answer = tuple[int, FinishReason | None, _Trouble | None]  # tokens taken, why it ends, what went wrong
+
+_WAIT = 0.05  # seconds, for grammars that are slow where nothing else is to do
 _USUAL_TOKENS = 4096  # of a request, for the size of the cache where none is given
 
 
@@ -75,8 +88,20 @@ class Engine:
         self._finished: Counter[str] = Counter()
         self._deltas: list[Delta] = []
 
-    def submit(self, request: Request) -> None:
+    def matcher(self, grammar: Grammar) -> Matcher:
+        """What ``submit`` makes of a grammar, beforehand: that may take seconds, and any thread may ask for it.
+
+        Raises:
+            UserError: the grammar cannot be read, or takes more time or memory than it may.
+        """
+        return self._grammars.matcher(grammar)
+
+    def submit(self, request: Request, matcher: Matcher | None = None) -> None:
         """Queue a request.
+
+        Args:
+            request: what to continue, and how.
+            matcher: of the request's grammar, where it is made already.
 
         Raises:
             UserError: it could never be answered: an empty prompt, a token that the model does not have, more tokens
@@ -99,7 +124,8 @@ class Engine:
         for boundary in request.boundaries:
             if not 0 <= boundary <= len(prompt):
                 raise UserError(f"boundary {boundary} lies outside the prompt of {len(prompt)} tokens")
-        matcher = self._grammars.matcher(sampling.grammar) if sampling.grammar is not None else None
+        if matcher is None and sampling.grammar is not None:
+            matcher = self._grammars.matcher(sampling.grammar)
         sequence = Sequence(request, self._tokenizer, matcher)
         self._sequences[request.id] = sequence
         self._scheduler.waiting.append(sequence)
@@ -123,6 +149,8 @@ class Engine:
         A request that fails gets a delta with the reason "error"; the others go on.
         """
         plan = self._scheduler.plan()
+        if not plan.prefill and not plan.decode:
+            self._wait()
         self._counts["steps"] += 1
         for chunks in _apart(plan.prefill, [sequence.alone for sequence, _ in plan.prefill]):
             self._guard([sequence for sequence, _ in chunks], partial(self._prefill, chunks))
@@ -135,6 +163,12 @@ class Engine:
                 self._deltas.append(delta)
         deltas, self._deltas = self._deltas, []
         return deltas
+
+    def _wait(self) -> None:
+        """Nothing can be computed before a grammar says what may come next."""
+        matchers = [sequence.matcher for sequence in self._scheduler.running if sequence.matcher is not None]
+        if slow := [matcher for matcher in matchers if not matcher.ready]:
+            wait([matcher.fileno() for matcher in slow], _WAIT)
 
     def stats(self) -> EngineStats:
         """Queue, memory, hits and counts at this moment."""
@@ -263,7 +297,7 @@ class Engine:
             row += 1 + len(some)
         return answers
 
-    def _take(self, sequence: Sequence, token: int, logits: Tensor) -> tuple[int, FinishReason | None, str | None]:
+    def _take(self, sequence: Sequence, token: int, logits: Tensor) -> Answer:
         """The next token of a sequence; why its answer ends, and what went wrong.
 
         Args:
@@ -279,12 +313,12 @@ class Engine:
                 return token, "error", error
             token = choose(logits[None], [sequence.sampler], [len(sequence.tokens)])[0]
         if token < 0:
-            return token, "error", "the model's logits are not finite, or every token is forbidden"
+            return token, "error", _no_token(logits, sequence.constrained)
         error = _attempt(partial(sequence.take, token, measure(token=token) if measure else None))
         self._counts["completion"] += 1
         return token, "error" if error else sequence.reason, error
 
-    def _end(self, sequence: Sequence, reason: FinishReason, error: str | None = None) -> None:
+    def _end(self, sequence: Sequence, reason: FinishReason, error: _Trouble | None = None) -> None:
         """Say a request's last word and free what it holds."""
         if reason in ("stop", "length") and sequence.decoding:
             self._scheduler.keep(sequence)
@@ -293,7 +327,8 @@ class Engine:
             self._scheduler.waiting.remove(sequence)
         del self._sequences[sequence.request.id]
         self._finished[reason] += 1
-        delta = sequence.delta(reason, error)
+        sequence.close()
+        delta = sequence.delta(reason, error.line if error else None, error.cause if error else None)
         assert delta is not None
         self._deltas.append(delta)
 
@@ -306,19 +341,28 @@ class Engine:
             left = [sequence for sequence in group if sequence.slot is not None]
             for sequence in reversed(left):
                 if len(group) == 1:
-                    self._end(sequence, "error", _in_a_line(error))
+                    self._end(sequence, "error", _Trouble(_in_a_line(error)))
                 else:
                     sequence.alone = True
                     self._scheduler.preempt(sequence)
 
 
-def _attempt(work: Callable[[], object]) -> str | None:
-    """Do what concerns one request alone; what went wrong, in a line."""
+def _no_token(logits: Tensor, constrained: bool) -> _Trouble:
+    """Why none can be chosen from a row of logits [V], as they are after the request's constraints."""
+    if constrained and not bool((logits.isnan() | logits.isposinf()).any()):
+        return _Trouble("what the request forbids leaves no token that may come next", "grammar")
+    return _Trouble("the model's logits are not finite: its weights are damaged, or overflow at this prompt", "logits")
+
+
+def _attempt(work: Callable[[], object]) -> _Trouble | None:
+    """Do what concerns one request alone; what went wrong."""
     try:
         work()
+    except GrammarError as error:
+        return _Trouble(_in_a_line(error).partition(": ")[2], "grammar")
     except Exception as error:
         log.exception("a request failed")
-        return _in_a_line(error)
+        return _Trouble(_in_a_line(error))
     return None
 
 

@@ -11,6 +11,7 @@ from gossamer.errors import UserError, nearest
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 GrammarKind = Literal["json_schema", "json_object", "regex", "lark"]
+ErrorCause = Literal["grammar", "logits"]
 MOST_LOGPROBS = 128  # alternatives a token
 
 
@@ -164,6 +165,8 @@ class Delta:
             allows nothing more; "length": max_tokens; "abort"; "error"
         usage: with the finish reason
         error: one line, with "error"
+        cause: of an error whose line is for who asked: "grammar": his grammar, or what else he forbids, leaves no token
+            or takes too long; "logits": the model's are not finite
     """
 
     id: str
@@ -173,3 +176,4 @@ class Delta:
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
     error: str | None = None
+    cause: ErrorCause | None = None

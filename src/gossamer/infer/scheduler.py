@@ -51,7 +51,9 @@ class Scheduler:
         self._admit()
         plan = Plan()
         for sequence in list(self.running):
-            if sequence.decoding and sequence.slot is not None and self._make_room(sequence):
+            if sequence.slow:
+                sequence.drafts = []  # each would wait for the grammar
+            if sequence.decoding and sequence.slot is not None and sequence.ready and self._make_room(sequence):
                 plan.decode.append(sequence)
         plan.decode = [
             sequence for sequence in plan.decode if sequence.slot is not None

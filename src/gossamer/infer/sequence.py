@@ -6,7 +6,7 @@ from torch import Tensor
 
 from gossamer.data.tokenizer import Tokenizer
 from gossamer.infer.grammar import Matcher
-from gossamer.infer.request import Delta, FinishReason, Request, TokenLogprobs, Usage
+from gossamer.infer.request import Delta, ErrorCause, FinishReason, Request, TokenLogprobs, Usage
 from gossamer.infer.sampler import Sampler
 from gossamer.infer.text import TextOut
 
@@ -63,6 +63,21 @@ class Sequence:
         """Whether `constrain` changes anything."""
         return self.matcher is not None or self.sampler.adjusts
 
+    @property
+    def ready(self) -> bool:
+        """Whether its next token can be chosen as soon as its logits are there."""
+        return self.matcher is None or self.matcher.ready
+
+    @property
+    def slow(self) -> bool:
+        """Whether its grammar takes long, so that it is not to hold up a step."""
+        return self.matcher is not None and not self.matcher.quick
+
+    def close(self) -> None:
+        """It is over: free what it holds outside of the scheduler's memory."""
+        if self.matcher is not None:
+            self.matcher.close()
+
     def constrain(self, logits: Tensor) -> None:
         """Change the next token's logits [V], in place, as the request wants them."""
         if self.sampler.adjusts:
@@ -91,7 +106,9 @@ class Sequence:
             return "stop"
         return "length" if len(self.tokens) == self.limit else None
 
-    def delta(self, reason: FinishReason | None = None, error: str | None = None) -> Delta | None:
+    def delta(
+        self, reason: FinishReason | None = None, error: str | None = None, cause: ErrorCause | None = None
+    ) -> Delta | None:
         """What was added since the last one; None if nothing was and it goes on."""
         text = self._text + (self._text_out.finish() if reason is not None else "")
         ids, entries = tuple(self._ids), tuple(self._logprobs)
@@ -100,7 +117,7 @@ class Sequence:
             return None
         wanted = self.request.sampling.logprobs is not None
         usage = self._usage() if reason is not None else None
-        return Delta(self.request.id, ids, text, entries if wanted else None, reason, usage, error)
+        return Delta(self.request.id, ids, text, entries if wanted else None, reason, usage, error, cause)
 
     def _usage(self) -> Usage:
         prompt = len(self.request.prompt)

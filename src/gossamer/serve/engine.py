@@ -18,6 +18,7 @@ from gossamer.serve.errors import ApiError, invalid, overloaded, unavailable
 from gossamer.serve.metrics import Metrics
 from gossamer.serve.options import ServeOptions
 from gossamer.serve.run import Run
+from gossamer.serve.suspects import CRASHES, Suspects
 from gossamer.serve.worker import (
     Abort,
     Build,
@@ -63,6 +64,7 @@ class EngineProcess:
         self._options = options
         self._metrics = metrics
         self._runs: dict[str, Run] = {}
+        self._suspects = Suspects()
         self._outbox: queue.SimpleQueue[Submit | Abort | None] = queue.SimpleQueue()
         self._process: Any = None
         self._deaths = 0
@@ -118,9 +120,11 @@ class EngineProcess:
         """Hand requests to the engine, all or none.
 
         Raises:
-            ApiError: as ``check`` does.
+            ApiError: as ``check`` does; 400 for a request that the engine died of.
         """
         self.check(len(requests))
+        if any(map(self._suspects.is_guilty, requests)):
+            raise invalid("the engine died when it worked on this request; it is not tried again", code="engine_died")
         run = Run(requests, self._options, self._metrics, self._release)
         for request in requests:
             self._runs[request.id] = run
@@ -183,6 +187,7 @@ class EngineProcess:
             self._give(message.id, error)
         elif isinstance(message, Reset):
             self._metrics.restarts.inc()
+            self._suspects.died(self._requests(), crashed=True)
             self._fail_all(ApiError(500, "the engine failed while it worked on this request", "engine_error"))
         elif isinstance(message, Ready):
             self.info, self._deaths = message.info, 0
@@ -191,6 +196,11 @@ class EngineProcess:
             log.info("ready")
         elif isinstance(message, Failed):
             self._give_up(message.message)
+
+    def _requests(self) -> list[Request]:
+        """Those that are with the engine."""
+        runs = {id(run): run for run in self._runs.values()}
+        return [request for run in runs.values() for request in run.requests if request.id in self._runs]
 
     def _give(self, request_id: str, item: Delta | ApiError) -> None:
         run = self._runs.get(request_id)
@@ -205,6 +215,7 @@ class EngineProcess:
         if process is not self._process or self.failure is not None:
             return
         self._outbox.put(None)
+        self._suspects.died(self._requests(), crashed=-(process.exitcode or 0) in CRASHES)
         self._fail_all(unavailable("the engine died while it worked on this request; try again", "engine_died", 5))
         if self.state == "stopped":
             return

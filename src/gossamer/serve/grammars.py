@@ -11,7 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import llguidance
+
 from gossamer.infer.request import Grammar, GrammarKind
+from gossamer.serve.schemas import accepted_types, resolve
 from gossamer.serve.template import ToolFormat
 
 __all__ = ["CallRules", "call_grammar", "format_grammar"]
@@ -112,27 +115,135 @@ def _xml(index: int, name: str, schema: Mapping[str, Any]) -> list[str]:
     for place, (key, value) in enumerate(properties.items() if isinstance(properties, Mapping) else ()):
         rule = f"f{index}_p{place}"
         sequence.append(rule if isinstance(required, list) and key in required else f"{rule}?")
-        opening = json.dumps(f"<parameter={key}>\n")
-        if isinstance(value, Mapping) and value.get("type") == "string" and value.keys() <= {"type", "description"}:
-            lines += [f"{rule}: {opening} {rule}_text", f'{rule}_text[lazy]: TEXT "\\n</parameter>\\n"']
-        else:
-            lines.append(f'{rule}: {opening} {_value(value, _definitions(schema))} "\\n</parameter>\\n"')
+        ways = [_way(f"{rule}_{number}", way, schema) for number, way in enumerate(_ways(value, schema))]
+        lines.append(f"{rule}: {json.dumps(f'<parameter={key}>' + chr(10))} ({' | '.join(name for name, _ in ways)})")
+        lines += [line for _, rules in ways for line in rules]
     begin = json.dumps(f"\n<function={name}>\n")
     return [f'f{index}: {begin} {" ".join(sequence)} "</function>\\n"', *lines]
+
+
+def _way(rule: str, way: _Text | _Json, root: Mapping[str, Any]) -> tuple[str, list[str]]:
+    """The name and the lines of the rule for one way to write a value, with the tag that ends it."""
+    end = '"\\n</parameter>\\n"'
+    if isinstance(way, _Json):
+        whole = way.schema
+        if isinstance(whole, Mapping):
+            whole = {"x-guidance": _AS_TRAINED, **_definitions(root), **whole}
+        return rule, [f"{rule}: %json {json.dumps(whole)} {end}"]
+    return rule, [f"{rule}[lazy]: {rule.upper()} {end}", f"{rule.upper()}: {way.terminal}"]
+
+
+@dataclass(frozen=True)
+class _Text:
+    """A value that is written bare: ``terminal``, in Lark, is what it must match."""
+
+    terminal: str
+
+
+@dataclass(frozen=True)
+class _Json:
+    """A value that is written as JSON."""
+
+    schema: Any
+
+
+# The tags that end a value for who reads the call.
+_ANY_TEXT = r"/(?s:.*)/ & ~/(?s:.*)(<\/parameter>|<parameter=)(?s:.*)/"
+_MOST_WAYS = 64
+
+
+def _ways(schema: Any, root: Mapping[str, Any], depth: int = 8) -> list[_Text | _Json]:
+    """How a parameter's value may be written: bare where it is a string, else as JSON; all of the ways it may take.
+
+    What is a string is what ``schemas`` says, which the reader of calls asks, too: a value whose schema names no type
+    is read as text.
+    """
+    schema = resolve(schema, root) if isinstance(schema, Mapping) else {}
+    types = accepted_types(schema, root)
+    if types and "string" not in types:
+        return [_Json(schema)]
+    choices = [schema["const"]] if "const" in schema else schema.get("enum")
+    unions = [branch for union in ("anyOf", "oneOf") for branch in _list(schema.get(union))]
+    if isinstance(choices, list) and choices:
+        texts = [json.dumps(choice) for choice in choices if isinstance(choice, str)]
+        others = [choice for choice in choices if not isinstance(choice, str)]
+        ways: list[_Text | _Json] = [_Text(" | ".join(texts))] if texts else []
+        ways += [_Json({"enum": others})] if others else []
+    elif unions and depth and len(unions) <= _MOST_WAYS:
+        ways = [way for branch in unions for way in _ways(branch, root, depth - 1)]
+    else:
+        ways = [_Text(" & ".join([_ANY_TEXT, *_constraints(schema)]))]
+        if others := sorted(types - {"string"}):
+            ways.append(_Json({**schema, "type": others}))
+    if _Text(_ANY_TEXT) in ways or len(ways) > _MOST_WAYS:
+        return [_Text(_ANY_TEXT)]  # any text is taken, JSON of the other types too
+    return ways
+
+
+def _constraints(schema: Mapping[str, Any]) -> list[str]:
+    """What a schema demands of a string, as terminals of Lark."""
+    found = []
+    least, most = (schema.get(key) for key in ("minLength", "maxLength"))
+    least, most = (value if isinstance(value, int) and value >= 0 else None for value in (least, most))
+    if least or most is not None:
+        found.append(f"/(?s:.{{{least or 0},{'' if most is None else most}}})/")
+    if isinstance(pattern := schema.get("pattern"), str):
+        found.append(f"/{llguidance.regex_to_lark(_whole(pattern), 'dw')}/")
+    if isinstance(named := schema.get("format"), str) and named in _FORMATS:
+        found.append(f"/{_FORMATS[named]}/")
+    return found
+
+
+_DATE = r"\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])"
+_TIME = r"([01]\d|2[0-3]):[0-5]\d:([0-5]\d|60)(\.\d+)?([Zz]|[+-]([01]\d|2[0-3]):[0-5]\d)"
+_BYTE = r"(25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)"
+_FORMATS = {
+    "date": _DATE,
+    "time": _TIME,
+    "date-time": f"{_DATE}[Tt]{_TIME}",
+    "uuid": r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}",
+    "ipv4": rf"({_BYTE}\.){{3}}{_BYTE}",
+    "email": r"[A-Za-z0-9.!#$%&'*+=?^_`{|}~-]+@[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*",
+}
+"""Of strings, by RFC 3339, RFC 9562, RFC 2673 and WHATWG's e-mail addresses; others bind nobody, as in JSON Schema."""
+
+
+def _whole(pattern: str) -> str:
+    """A pattern that is looked for anywhere in a text, as one that the whole text must match."""
+    parts = []
+    for part in _alternatives(pattern):
+        begins = part.startswith("^")
+        ends = part.endswith("$") and (len(part) - len(part[:-1].rstrip("\\"))) % 2 == 1
+        inner = part[begins : len(part) - ends]
+        parts.append(("" if begins else "(?s:.*)") + f"({inner})" + ("" if ends else "(?s:.*)"))
+    return "|".join(parts)
+
+
+def _alternatives(pattern: str) -> list[str]:
+    """A pattern's alternatives, apart."""
+    parts, depth, in_class, escaped = [""], 0, False, False
+    for character in pattern:
+        if character == "|" and not (escaped or in_class or depth):
+            parts.append("")
+            continue
+        parts[-1] += character
+        if escaped or character == "\\":
+            escaped = not escaped
+        elif in_class:
+            in_class = character != "]"
+        else:
+            in_class = character == "["
+            depth += (character == "(") - (character == ")")
+    return parts
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _definitions(schema: Mapping[str, Any]) -> dict[str, Any]:
     """What a schema's references point to, for the root of the schema that it becomes a part of."""
     return {name: schema[name] for name in ("$defs", "definitions") if name in schema}
-
-
-def _value(schema: Any, definitions: dict[str, Any]) -> str:
-    """A parameter's value: a string without its quotes where the schema lists strings, else JSON."""
-    choices = schema.get("enum") if isinstance(schema, Mapping) else None
-    if choices and isinstance(choices, list) and all(isinstance(choice, str) for choice in choices):
-        return "(" + " | ".join(json.dumps(choice) for choice in choices) + ")"
-    whole = {"x-guidance": _AS_TRAINED} | definitions | schema if isinstance(schema, dict) else schema
-    return f"%json {json.dumps(whole)}"
 
 
 def _regex(pattern: str) -> str:

@@ -23,6 +23,8 @@ __all__ = ["Guard", "is_public"]
 
 METHODS = ("GET", "HEAD", "POST", "OPTIONS", "PUT", "PATCH", "DELETE")
 """That the metrics count apart; a client may make up others."""
+BODIES = 16
+"""Largest bodies that may be on their way at a time; the memory for them."""
 TOO_LARGE = ApiError(413, "the body is too large; send less")
 log = logging.getLogger("gossamer.serve.requests")
 
@@ -52,6 +54,7 @@ class Guard:
         self._options = options
         self._keys = keys
         self._metrics = metrics
+        self._arriving = _Arriving(BODIES * options.max_body)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -74,8 +77,9 @@ class Guard:
             if refusal is not None:
                 await error_response(refusal)(scope, receive, send_marked)
             else:
-                await self._app(scope, _bounded(receive, self._options), send_marked)
+                await self._app(scope, _bounded(receive, self._options, self._arriving, number), send_marked)
         finally:
+            self._arriving.forget(number)
             seconds = time.monotonic() - start
             method = scope["method"] if scope["method"] in METHODS else "other"
             self._metrics.http.labels(method, route, status).inc()
@@ -116,8 +120,30 @@ class Guard:
         return None
 
 
-def _bounded(receive: Receive, options: ServeOptions) -> Receive:
-    """``receive`` with a limit on the body's size and a deadline for its end."""
+class _Arriving:
+    """Bytes of bodies that have not arrived whole, together ``most`` at most."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._sizes: dict[str, int] = {}
+
+    def add(self, request: str, size: int) -> None:
+        """More of a request's body is here.
+
+        Raises:
+            HTTPException: 503, it is too much.
+        """
+        self._sizes[request] = self._sizes.get(request, 0) + size
+        if sum(self._sizes.values()) > self._most:
+            raise HTTPException(503, "too many bodies arrive at this moment; try again", {"Retry-After": "5"})
+
+    def forget(self, request: str) -> None:
+        """The body is complete, or nobody waits for it any more."""
+        self._sizes.pop(request, None)
+
+
+def _bounded(receive: Receive, options: ServeOptions, arriving: _Arriving, request: str) -> Receive:
+    """``receive`` with limits on the body's size and on all that arrive at a time, and a deadline for its end."""
     deadline = asyncio.get_running_loop().time() + options.body_timeout
     complete, size = False, 0
 
@@ -134,6 +160,10 @@ def _bounded(receive: Receive, options: ServeOptions) -> Receive:
         if size > options.max_body:
             raise HTTPException(413)  # the framework lets this kind pass, and no other
         complete = message["type"] != "http.request" or not message.get("more_body", False)
+        if complete:
+            arriving.forget(request)
+        else:
+            arriving.add(request, len(message.get("body", b"")))
         return message
 
     return receive_bounded

@@ -20,11 +20,13 @@ class ServeOptions:
     name: what the model is called in the API
     cors: origins of web pages that may call the API; ``*`` for all
     max_queue: requests that may wait beyond those that run
+    max_connections: open at a time, half of them to one address; one that waits gives way to a new one
     max_body: of a request (bytes)
     max_tokens: that one choice may ask for (tokens)
     max_choices: answers to one request, ``n`` times its prompts
     queue_timeout: from a request's arrival to its first token (seconds)
     request_timeout: from a request's arrival to its end (seconds)
+    header_timeout: for a request's header to arrive (seconds)
     body_timeout: for a request's body to arrive (seconds)
     write_timeout: that a client may leave a piece of an answer unread (seconds)
     ping: between comments that keep an idle stream open (seconds)
@@ -38,11 +40,13 @@ class ServeOptions:
     name: str = "gossamer"
     cors: tuple[str, ...] = ()
     max_queue: int = 128
+    max_connections: int = 1024
     max_body: int = 4 * 2**20
     max_tokens: int = 32768
     max_choices: int = 16
     queue_timeout: float = 120.0
     request_timeout: float = 1800.0
+    header_timeout: float = 10.0
     body_timeout: float = 30.0
     write_timeout: float = 60.0
     ping: float = 15.0
@@ -52,10 +56,16 @@ class ServeOptions:
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise UserError(f"--port {self.port}: must be 0 to 65535")
-        for name, least in (("max_queue", 0), ("max_body", 1), ("max_tokens", 1), ("max_choices", 1)):
+        for name, least in (
+            ("max_queue", 0),
+            ("max_connections", 16),
+            ("max_body", 1),
+            ("max_tokens", 1),
+            ("max_choices", 1),
+        ):
             if getattr(self, name) < least:
                 raise UserError(f"--{name} {getattr(self, name)}: must be >= {least}")
-        for name in ("queue_timeout", "request_timeout", "body_timeout", "write_timeout", "ping"):
+        for name in ("queue_timeout", "request_timeout", "header_timeout", "body_timeout", "write_timeout", "ping"):
             if not getattr(self, name) > 0:
                 raise UserError(f"--{name} {getattr(self, name)}: must be > 0")
         if self.drain < 0:

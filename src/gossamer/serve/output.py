@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from gossamer.serve.tool_calls import CallReader, partial_suffix
+from gossamer.serve.tool_calls import CALL, ArgumentsText, CallReader, FunctionName, NoCall, Piece, partial_suffix
 
 __all__ = ["CallArguments", "CallBegins", "Content", "Event", "OutputParser", "Reasoning"]
 
 THINK, THOUGHT = "<think>", "</think>"
-CALL, CALLED = "<tool_call>", "</tool_call>"
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ class OutputParser:
     """Whatever pieces the text comes in, the events put together are the same.
 
     White space around reasoning and around calls belongs to the format and is left out. A call that cannot be read is
-    given back as content, as the model wrote it.
+    given back as it was written, as content, or as reasoning where it stands within a thought.
 
     Args:
         thinking: the prompt ended in an open ``<think>``.
@@ -68,8 +67,10 @@ class OutputParser:
         self._trim = thinking or trim  # leave out white space that comes next
         self._make_reader = reader
         self._reader: CallReader | None = None
-        self._begun = False  # the open call's name has been told
-        self._raw = ""  # of the open call
+        self._begun = False  # a function of the open <tool_call> has been told
+        self._raw = ""  # of the open <tool_call>
+        self._unread: list[str] = []  # parts of it that are no calls, before the first that is one
+        self._unclosed = False  # a call has ended the thought, whose closing tag may yet come
         self._gap = ""  # white space before a tag, left out
         self._text = ""
 
@@ -78,25 +79,27 @@ class OutputParser:
         self._text += text
         return list(self._read(last=False))
 
-    def finish(self) -> list[Event]:
-        """What was still held back when the text ended."""
+    def finish(self, cut: bool = False) -> list[Event]:
+        """What was still held back when the text ended; ``cut``: it was not the model that ended it."""
         events = list(self._read(last=True))
-        if self._reader is not None and not self._begun:
-            events.append(Content(self._raw))
+        if self._reader is not None:
+            events += self._told(self._reader.finish(cut))
+            if not self._begun:
+                events.append(self._written(self._raw))
         return events
 
     def _read(self, last: bool) -> Iterator[Event]:
         while True:
-            before = len(self._text), self.thinking, self._reader is None, self._opening
-            if self._opening:
+            before = len(self._text), self.thinking, self._reader is None, self._opening, self._unclosed
+            if self._reader is not None:
+                yield from self._call()
+            elif self._opening:
                 self._open(last)
             elif self.thinking:
                 yield from self._thought(last)
-            elif self._reader is not None:
-                yield from self._call(last)
             else:
                 yield from self._content(last)
-            if (len(self._text), self.thinking, self._reader is None, self._opening) == before:
+            if (len(self._text), self.thinking, self._reader is None, self._opening, self._unclosed) == before:
                 return
 
     def _open(self, last: bool) -> None:
@@ -109,39 +112,81 @@ class OutputParser:
             self._opening = False
 
     def _thought(self, last: bool) -> Iterator[Event]:
-        piece = self._take(THOUGHT, last)
+        tags = (THOUGHT,) if self._make_reader is None else (THOUGHT, CALL)
+        piece = self._take(tags, last)
         if piece:
             yield Reasoning(piece)
         if self._found(THOUGHT):
             self.thinking, self._trim = False, True
+        elif self._make_reader is not None and self._text.startswith(CALL):
+            # A model that forgets to close its thought calls all the same; one that thinks about the tag does not.
+            opens = self._make_reader().opens
+            start = self._text[len(CALL) :].lstrip()
+            if start.startswith(opens):
+                self._found(CALL)
+                self._begin_call()
+            elif last or not any(tag.startswith(start) for tag in opens):
+                yield self._written(self._gap + CALL)
+                self._text, self._gap, self._trim = self._text[len(CALL) :], "", False
 
     def _content(self, last: bool) -> Iterator[Event]:
         if self._make_reader is None:
             piece, self._text = self._trimmed(self._text), ""
         else:
-            piece = self._take(CALL, last, keep_end=self.calls == 0)
+            tags = (CALL, THOUGHT) if self._unclosed else (CALL,)
+            piece = self._take(tags, last, keep_end=self.calls == 0)
         if piece:
             yield Content(piece)
-        if self._make_reader is not None and self._found(CALL):
-            self._reader, self._begun, self._raw = self._make_reader(), False, self._gap + CALL
+        if self._make_reader is None:
+            return
+        if self._found(CALL):
+            self._begin_call()
+        elif self._unclosed and self._found(THOUGHT):
+            self._unclosed, self._trim = False, True
 
-    def _call(self, last: bool) -> Iterator[Event]:
-        assert self._reader is not None
-        end = self._text.find(CALLED)
-        ready = end if end >= 0 else len(self._text) if last else len(self._text) - partial_suffix(self._text, CALLED)
-        piece, self._text = self._text[:ready], self._text[ready:]
-        self._raw += piece
-        told = self._reader.push(piece)
-        if self._reader.name is not None and not self._begun:
-            self._begun = True
-            self.calls += 1
-            yield CallBegins(self.calls - 1, self._reader.name)
-        if told:
-            yield CallArguments(self.calls - 1, told)
-        if self._found(CALLED):
-            if not self._begun:
-                yield Content(self._raw + CALLED)
-            self._reader, self._trim = None, self._begun
+    def _begin_call(self) -> None:
+        assert self._make_reader is not None
+        self._reader, self._begun, self._unread, self._raw = self._make_reader(), False, [], self._gap + CALL
+        self._gap = ""
+
+    def _call(self) -> Iterator[Event]:
+        reader = self._reader
+        assert reader is not None
+        text, self._text = self._text, ""
+        pieces = reader.push(text)
+        if reader.closed:
+            self._text = reader.rest
+        if not self._begun:
+            self._raw += text[: len(text) - len(self._text)]
+        yield from self._told(pieces)
+        if not reader.closed:
+            return
+        self._reader = None
+        if self._begun:
+            self._trim = True
+        else:
+            yield self._written(self._raw)
+            self._trim = False
+
+    def _told(self, pieces: Sequence[Piece]) -> Iterator[Event]:
+        """Events of what a reader tells."""
+        for piece in pieces:
+            match piece:
+                case FunctionName(name):
+                    yield from map(self._written, self._unread)
+                    self._begun, self._unread = True, []
+                    self._unclosed, self.thinking = self._unclosed or self.thinking, False
+                    self.calls += 1
+                    yield CallBegins(self.calls - 1, name)
+                case ArgumentsText(text):
+                    yield CallArguments(self.calls - 1, text)
+                case NoCall(text) if self._begun:
+                    yield self._written(text)
+                case NoCall(text):
+                    self._unread.append(text)
+
+    def _written(self, text: str) -> Event:
+        return Reasoning(text) if self.thinking else Content(text)
 
     def _found(self, tag: str) -> bool:
         """Whether the text goes on with ``tag``, which is taken out of it."""
@@ -150,20 +195,22 @@ class OutputParser:
             self._text = self._text[len(tag) :]
         return found
 
-    def _take(self, tag: str, last: bool, keep_end: bool = False) -> str:
-        """Take the text up to ``tag``, or as much of it as cannot be the tag's beginning or the white space before it.
+    def _take(self, tags: tuple[str, ...], last: bool, keep_end: bool = False) -> str:
+        """Take the text up to a tag, or as much of it as cannot be a tag's beginning or the white space before it.
 
         Args:
-            tag: what is waited for.
+            tags: what is waited for.
             last: nothing comes after the text.
             keep_end: white space at the very end counts, where no tag follows.
         """
-        end = self._text.find(tag)
+        ends = [place for tag in tags if (place := self._text.find(tag)) >= 0]
+        end = min(ends, default=-1)
         whole = self._text[:end] if end >= 0 else self._text
         if end < 0 and not last:
-            whole = whole[: len(whole) - partial_suffix(whole, tag)]
+            whole = whole[: len(whole) - partial_suffix(whole, *tags)]
         piece = whole if end < 0 and last and keep_end else whole.rstrip()
-        self._gap = whole[len(piece) :]
+        if whole:
+            self._gap = whole[len(piece) :]
         self._text = self._text[len(whole) if end >= 0 or last else len(piece) :]
         return self._trimmed(piece)
 

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 
 from gossamer.infer.request import Delta, Request
-from gossamer.serve.errors import ApiError, unavailable
+from gossamer.serve.errors import ApiError, invalid, unavailable
 from gossamer.serve.metrics import Metrics
 from gossamer.serve.options import ServeOptions
 
@@ -57,7 +57,7 @@ class Run:
             self._release(request_id, False, time.monotonic() - self._start)
         if isinstance(item, Delta) and item.finish_reason in ("error", "abort"):
             log.error("request %s: %s", request_id, item.error)
-            item = ApiError(500, "the engine failed at this request", "engine_error")
+            item = _told(item)
         self._items.append(item if isinstance(item, ApiError) else (self._index[request_id], item))
         self._changed.set()
 
@@ -124,3 +124,12 @@ class Run:
             self._latest[delta.id] = now
         if delta.usage is not None and delta.finish_reason is not None:
             self._metrics.finished(delta.finish_reason, delta.usage)
+
+
+def _told(delta: Delta) -> ApiError:
+    """What a client hears of an error: the engine's own line where that is about the request."""
+    if delta.cause == "grammar":
+        return invalid(str(delta.error), code="constraint_failed")
+    if delta.cause == "logits":
+        return ApiError(500, str(delta.error), "logits_not_finite")
+    return ApiError(500, "the engine failed at this request", "engine_error")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import socket
@@ -19,6 +20,7 @@ from gossamer.errors import UserError
 from gossamer.infer.defaults import generation_config
 from gossamer.serve.app import make_app
 from gossamer.serve.build import EngineConfig, build_engine
+from gossamer.serve.connections import Gate, Protocol, quiet_about_descriptors
 from gossamer.serve.engine import EngineProcess
 from gossamer.serve.keys import ApiKeys
 from gossamer.serve.metrics import Metrics
@@ -79,6 +81,7 @@ class Server(uvicorn.Server):
 
     def __init__(self, service: Service, keys: ApiKeys | None) -> None:
         self._engine = service.engine
+        gate = Gate(service.options.max_connections, service.options.header_timeout)
         config = uvicorn.Config(
             make_app(service, keys),
             log_config=None,
@@ -87,7 +90,8 @@ class Server(uvicorn.Server):
             proxy_headers=False,
             lifespan="on",
             ws="none",
-            http="h11",
+            http=type("GatedProtocol", (Protocol,), {"gate": gate}),
+            backlog=gate.burst,
             h11_max_incomplete_event_size=MAX_HEADERS,
             timeout_graceful_shutdown=math.ceil(service.options.drain) + 2,
         )
@@ -95,6 +99,11 @@ class Server(uvicorn.Server):
         logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
         self._drain = service.options.drain
         self._engine.on_failure = self._stop
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """See uvicorn."""
+        quiet_about_descriptors(asyncio.get_running_loop())
+        await super().startup(sockets)
 
     def _stop(self) -> None:
         self.should_exit = True

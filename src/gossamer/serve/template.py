@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from functools import cache
 from typing import Any, Literal
-
-from jinja2 import TemplateError
-from jinja2.ext import loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from gossamer.data.tokenizer import Tokenizer
 from gossamer.errors import UserError
+from gossamer.infer.isolated import Exhausted, Isolated, Refused, Worker
+from gossamer.serve.rendering import rendering
 
 __all__ = ["ChatTemplate", "RenderedPrompt", "TemplateRefusal", "ToolFormat"]
 
@@ -36,8 +36,14 @@ DEFAULT_STOP = ("\nUser:",)
 """What ends an answer in the plain dialogue: a base model goes on and speaks for the user too."""
 
 _OPEN_THOUGHT = re.compile(r"<think>\s*\Z")
-# Stands for a special token that a message spells out. Noncharacters: no text that people exchange holds them.
-_MARK = re.compile("\ufdd0(\\d+)\ufdd1")
+SECONDS = 5.0
+"""Of the processor's time, that a template may take for a prompt."""
+MEMORY = 512 << 20
+"""Bytes that it may take."""
+AT_ONCE = 4
+"""Prompts that are made at the same time."""
+MANY = 1000
+"""Prompts after which a worker makes room for a fresh one."""
 
 
 class TemplateRefusal(ValueError):
@@ -70,26 +76,24 @@ class ChatTemplate:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        source = tokenizer.chat_template
-        self.is_default = source is None
+        sources = tokenizer.chat_templates
+        self.is_default = not sources
+        self._with_tools = "tool_use" if "tool_use" in sources else "default"  # as transformers chooses
         self.stop: tuple[str, ...] = DEFAULT_STOP if self.is_default else ()
         # A plain dialogue begins as any text does, which need not be with the token that templates are told of.
         self._begin = tokenizer.decode(tokenizer.prefix_ids, special=True) if self.is_default else tokenizer.bos or ""
-        self.thinks = source is not None and "<think>" in source
+        self.thinks = any("<think>" in source for source in sources.values())
         self.tools: ToolFormat | None = None
-        if source is not None and "tools" in source:
+        if "tools" in (source := sources.get(self._with_tools, "")):
             self.tools = "xml" if "<function=" in source else "json" if "<tool_call>" in source else None
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-        environment.filters["tojson"] = _to_json
-        environment.globals["raise_exception"] = _refuse
-        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-        try:
-            self._template = environment.from_string(source if source is not None else DEFAULT_TEMPLATE)
-        except TemplateError as error:
-            raise UserError(f"chat template of the checkpoint: {error}; mend chat_template.jinja") from error
+        self._sources = "".join(sources.values())
         self._special = sorted(tokenizer.special_tokens, key=len, reverse=True)
-        self._spelt = re.compile("|".join(map(re.escape, [*self._special, "\ufdd0"])))
-        self._turn = self._turn_token()
+        self._spelt = re.compile("|".join(map(re.escape, self._special)) or r"(?!)")
+        self._renderer = _Renderer(sources or {"default": DEFAULT_TEMPLATE})
+        try:
+            self._turn = self._turn_token()
+        except (Refused, Exhausted) as error:
+            raise UserError(f"chat template of the checkpoint: {error}; mend chat_template.jinja") from error
 
     def render(
         self,
@@ -108,17 +112,21 @@ class ChatTemplate:
             TemplateRefusal: the template takes no such messages, or fails.
             UserError: a character that the tokenizer does not know.
         """
+        variables: list[Any] = [messages, tools, extra or {}]
         try:
-            guarded = self._guarded(messages), self._guarded(tools)
+            guard = self._guard(variables) if any(map(self._spelt.search, _texts(variables))) else ""
+            if guard:
+                variables = self._guarded(variables, guard)
         except RecursionError as error:
             raise TemplateRefusal("nested too deeply") from error
-        text = self._text(*guarded, extra or {}, prompt=True)
+        try:
+            text = self._text(variables[0], variables[1], variables[2], prompt=True)
+        except (Refused, Exhausted) as error:
+            raise TemplateRefusal(str(error)) from error
         ids: list[int] = []
-        for index, part in enumerate(_MARK.split(text)):
-            if index % 2:
-                ids += self._tokenizer.encode(self._unmarked(int(part)))
-            elif part:
-                ids += self._tokenizer.encode(part, special=True)
+        for index, part in enumerate(self._apart(text, guard)):
+            if part:
+                ids += self._tokenizer.encode(part, special=index % 2 == 0)
         begins = tuple(place for place, token in enumerate(ids) if place and token == self._turn)
         return RenderedPrompt(tuple(ids), begins, _OPEN_THOUGHT.search(text) is not None)
 
@@ -144,48 +152,130 @@ class ChatTemplate:
         }
         if taken := known.keys() & extra.keys():
             raise TemplateRefusal(f"{min(taken)} is set by the request itself")
-        try:
-            return self._template.render(**extra, **known)
-        except TemplateRefusal:
-            raise
-        except RecursionError as error:
-            raise TemplateRefusal("nested too deeply") from error
-        except Exception as error:  # a template is a program: with messages it was not written for, it fails anyhow
-            raise TemplateRefusal(f"{type(error).__name__}: {error}") from error
+        name = self._with_tools if tools else "default"
+        return self._renderer.text(name, {**extra, **known})
 
     def _turn_token(self) -> int | None:
-        """The special token that begins a message, if the template has one: its prompt for an answer begins so."""
+        """The special token that begins a message, if the template has one: its prompt for an answer begins so.
+
+        Raises:
+            Refused: it is no template.
+            Exhausted: it takes too much for the shortest of conversations.
+        """
         asked = [{"role": "user", "content": "a"}]
+        self._renderer.check()
         try:
             bare, prompted = (self._text(asked, None, {}, prompt) for prompt in (False, True))
-        except TemplateRefusal:
+        except Refused:
             return None
         begin = prompted[len(bare) :] if prompted.startswith(bare) else ""
         token = next((token for token in self._special if begin.startswith(token)), None)
         return None if token is None else self._tokenizer.special_tokens[token]
 
-    def _guarded(self, value: Any) -> Any:
-        """A copy with a mark in place of every special token in any text of it."""
+    # A special token that a message spells out must not become that token. So the template gets it with a mark behind
+    # each of its characters, one that occurs nowhere else, and afterwards what carries the marks is encoded as text.
+
+    def _guard(self, variables: Any) -> str:
+        """A mark that occurs neither in the variables nor in the templates, be it as itself or as JSON escapes it."""
+        taken = json.dumps(variables, ensure_ascii=False) + self._sources
+        return next(mark for mark in _marks() if mark not in taken and not any(map(taken.__contains__, _escapes(mark))))
+
+    def _guarded(self, value: Any, guard: str) -> Any:
+        """A copy with marks in every special token in any text of it."""
         if isinstance(value, str):
-            return self._spelt.sub(self._mark, value)
+            return self._spelt.sub(lambda found: "".join(letter + guard for letter in found.group()), value)
         if isinstance(value, Mapping):
-            return {self._guarded(key): self._guarded(item) for key, item in value.items()}
+            return {self._guarded(key, guard): self._guarded(item, guard) for key, item in value.items()}
         if isinstance(value, Sequence):
-            return [self._guarded(item) for item in value]
+            return [self._guarded(item, guard) for item in value]
         return value
 
-    def _mark(self, found: re.Match[str]) -> str:
-        text = found.group()
-        return f"\ufdd0{self._special.index(text) if text in self._special else len(self._special)}\ufdd1"
-
-    def _unmarked(self, index: int) -> str:
-        return [*self._special, "\ufdd0"][index]
-
-
-def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
-    """Jinja's own filter escapes for HTML; a model was trained on plain JSON."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
+    def _apart(self, text: str, guard: str) -> list[str]:
+        """The text in turn as the template wrote it, and special tokens that are to stay text; without marks."""
+        if not guard:
+            return [text]
+        for escape in _escapes(guard):
+            text = text.replace(escape, guard)
+        marked = ("".join(re.escape(letter + guard) for letter in token) for token in self._special)
+        return [part.replace(guard, "") for part in re.split(f"({'|'.join(marked)})", text)]
 
 
-def _refuse(message: str) -> None:
-    raise TemplateRefusal(message)
+def _texts(value: Any) -> Iterator[str]:
+    """All texts within a value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _texts(key)
+            yield from _texts(item)
+    elif isinstance(value, Sequence):
+        for item in value:
+            yield from _texts(item)
+
+
+def _marks() -> Iterator[str]:
+    """Characters that no text which people exchange holds, then pairs of them: more than a text can hold."""
+    letters = [chr(code) for code in (*range(0xFDD0, 0xFDF0), *range(0xE000, 0xF900))]
+    return itertools.chain(letters, map("".join, itertools.permutations(letters, 2)))
+
+
+def _escapes(mark: str) -> Iterable[str]:
+    """How JSON may spell a mark in ASCII."""
+    return (form % tuple(map(ord, mark)) for form in ("\\u%04x" * len(mark), "\\u%04X" * len(mark)))
+
+
+class _Renderer:
+    """Renders templates in processes that may be given up. May be used by several threads.
+
+    Args:
+        sources: templates by name.
+    """
+
+    def __init__(self, sources: Mapping[str, str]) -> None:
+        self._sources = json.dumps({"templates": dict(sources)}).encode()
+        self._idle: list[Worker] = []
+        self._places = threading.BoundedSemaphore(AT_ONCE)
+
+    def check(self) -> None:
+        """Whether these are templates; raises as ``text`` does."""
+        self._idle.append(self._fresh())
+
+    def text(self, name: str, variables: Mapping[str, Any]) -> str:
+        """What a template makes of its variables.
+
+        Raises:
+            Refused: it does not take them, or fails.
+            Exhausted: it takes too much time or memory.
+        """
+        try:
+            asked = json.dumps({"template": name, "variables": variables}).encode()
+        except RecursionError as error:
+            raise Refused("nested too deeply") from error
+        with self._places:
+            try:
+                worker = self._idle.pop()
+            except IndexError:
+                worker = self._fresh()
+            try:
+                text = worker.ask(asked, SECONDS)
+            except Exhausted:
+                worker.close()
+                raise
+            except Refused:
+                self._idle.append(worker)
+                raise
+            if worker.asked < MANY:
+                self._idle.append(worker)
+            else:
+                worker.close()
+        return text.decode(errors="surrogatepass")
+
+    def _fresh(self) -> Worker:
+        worker = _processes().worker()
+        worker.ask(self._sources, SECONDS)
+        return worker
+
+
+@cache
+def _processes() -> Isolated:
+    return Isolated(rendering, memory=MEMORY)

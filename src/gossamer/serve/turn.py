@@ -71,7 +71,7 @@ class Reply:
             self.reasoning_tokens += len(delta.token_ids)
         self.logprobs += delta.logprobs or ()
         if delta.finish_reason is not None:
-            events += self.parser.finish()
+            events += self.parser.finish(cut=delta.finish_reason != "stop")
             self.finish_reason, self.usage = delta.finish_reason, delta.usage
         for event in events:
             match event:

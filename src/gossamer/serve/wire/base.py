@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 __all__ = [
     "Answer",
@@ -12,6 +12,7 @@ __all__ = [
     "CompletionTokensDetails",
     "ErrorAnswer",
     "GrammarFormat",
+    "Items",
     "JsonObjectFormat",
     "JsonSchema",
     "JsonSchemaFormat",
@@ -24,11 +25,30 @@ __all__ = [
     "TokenId",
     "Usage",
     "Wire",
+    "at_most",
 ]
+
+MOST_FIELDS = 256
+T = TypeVar("T")
+Items = Annotated[list[T], Field(fail_fast=True)]
+"""A list that a client sends: the first item that is wrong is told, and not a million of them."""
+
+
+def at_most(keys: int) -> BeforeValidator:
+    """An object has so many keys at most, which is found before each of them is looked at."""
+
+    def few(data: Any) -> Any:
+        if isinstance(data, dict) and len(data) > keys:
+            raise ValueError(f"{len(data)} keys; {keys} are taken")
+        return data
+
+    return BeforeValidator(few)
+
 
 JsonSchema = dict[str, Any]
 TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
 TokenKey = Annotated[str, Field(pattern=r"^[0-9]{1,10}$")]
+Biases = dict[TokenKey, Annotated[float, Field(ge=-100, le=100)]]
 StopText = Annotated[str, Field(min_length=1, max_length=1000)]
 
 
@@ -36,6 +56,14 @@ class Wire(BaseModel):
     """What a client sends: no field beyond these, no value of another type."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_fields(cls, data: Any) -> Any:
+        """No complaint about each of a million fields that do not exist."""
+        if isinstance(data, dict) and len(data) > MOST_FIELDS:
+            raise ValueError(f"{len(data)} fields; no object here has more than {MOST_FIELDS}")
+        return data
 
 
 class Answer(BaseModel):
@@ -57,8 +85,8 @@ class Sampling(Wire):
     repetition_penalty: float | None = Field(None, gt=0, le=100)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    logit_bias: Annotated[dict[TokenKey, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=1024)] | None = (
-        Field(None, description="added to the logits of token ids, which are the keys")
+    logit_bias: Annotated[Biases, Field(max_length=1024), at_most(1024)] | None = Field(
+        None, description="added to the logits of token ids, which are the keys"
     )
     seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
     stop: StopText | Annotated[list[StopText], Field(max_length=16)] | None = Field(

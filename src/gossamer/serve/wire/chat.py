@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from gossamer.serve.wire.base import Answer, AnyFormat, JsonSchema, Logprob, Sampling, StreamOptions, Usage, Wire
+from gossamer.serve.wire.base import Answer, AnyFormat, Items, JsonSchema, Logprob, Sampling, StreamOptions, Usage, Wire
 
 __all__ = [
     "AllowedTool",
@@ -30,7 +30,7 @@ class TextPart(Wire):
     text: str
 
 
-Content = str | list[TextPart]
+Content = str | Items[TextPart]
 
 
 class SystemMessage(Wire):
@@ -60,7 +60,7 @@ class AssistantMessage(Wire):
     role: Literal["assistant"]
     content: Content | None = None
     reasoning_content: str | None = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: Items[ToolCall] | None = None
     name: str | None = None
     refusal: None = None
 
@@ -105,8 +105,8 @@ class ChatPrompt(Wire):
     """The fields that make the prompt; all that counting its tokens takes."""
 
     model: str | None = Field(None, description="default: the one that is served")
-    messages: list[ChatMessage] = Field(min_length=1)
-    tools: list[Tool] | None = Field(None, max_length=128)
+    messages: Items[ChatMessage] = Field(min_length=1)
+    tools: Items[Tool] | None = Field(None, max_length=128)
     tool_choice: ToolChoice | None = Field(None, description="default: auto where there are tools")
     chat_template_kwargs: dict[str, Any] | None = Field(
         None, description="for the checkpoint's template, such as enable_thinking"
@@ -136,7 +136,7 @@ class ChatRequest(ChatPrompt, Sampling):
     user: str | None = Field(None, description="who asks; stands in the request log")
     store: Literal[False] | None = Field(None, description="nothing is stored here")
     service_tier: Literal["auto", "default"] | None = None
-    modalities: list[Literal["text"]] | None = None
+    modalities: Items[Literal["text"]] | None = None
 
     @model_validator(mode="after")
     def _fits_together(self) -> ChatRequest:

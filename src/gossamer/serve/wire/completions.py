@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from gossamer.serve.wire.base import Answer, Sampling, StreamOptions, TokenId, Usage, Wire
+from gossamer.serve.wire.base import Answer, Items, Sampling, StreamOptions, TokenId, Usage, Wire
 from gossamer.serve.wire.chat import ChatPrompt
 
 __all__ = [
@@ -20,12 +20,12 @@ __all__ = [
     "TokenizeAnswer",
 ]
 
-Ids = Annotated[list[TokenId], Field(min_length=1)]
+Ids = Annotated[Items[TokenId], Field(min_length=1)]
 Prompt = (
     str
-    | Annotated[list[str], Field(min_length=1, max_length=128)]
+    | Annotated[Items[str], Field(min_length=1, max_length=128)]
     | Ids
-    | Annotated[list[Ids], Field(min_length=1, max_length=128)]
+    | Annotated[Items[Ids], Field(min_length=1, max_length=128)]
 )
 
 

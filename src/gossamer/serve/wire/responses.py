@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from gossamer.serve.wire.base import Answer, JsonSchema, Wire
+from gossamer.serve.wire.base import Answer, Items, JsonSchema, Wire, at_most
 from gossamer.serve.wire.chat import AllowedFunction, FunctionName
 
 __all__ = [
@@ -44,7 +44,7 @@ class OutputText(Wire):
 class MessageItem(Wire):
     type: Literal["message"] | None = None
     role: Literal["user", "assistant", "system", "developer"]
-    content: str | list[Annotated[InputText | OutputText, Field(discriminator="type")]]
+    content: str | Items[Annotated[InputText | OutputText, Field(discriminator="type")]]
     id: str | None = None
     status: Status | None = None
 
@@ -61,7 +61,7 @@ class FunctionCallItem(Wire):
 class FunctionOutputItem(Wire):
     type: Literal["function_call_output"]
     call_id: str
-    output: str | list[InputText]
+    output: str | Items[InputText]
     id: str | None = None
     status: Status | None = None
 
@@ -75,7 +75,7 @@ class ReasoningItem(Wire):
     type: Literal["reasoning"]
     id: str | None = None
     summary: list[Any] = Field(default_factory=list, max_length=0)
-    content: list[ReasoningText] | None = None
+    content: Items[ReasoningText] | None = None
     encrypted_content: None = None
     status: Status | None = None
 
@@ -130,9 +130,9 @@ class ResponsePrompt(Wire):
     """The fields that make the prompt; all that counting its tokens takes."""
 
     model: str | None = Field(None, description="default: the one that is served")
-    input: str | Annotated[list[InputItem], Field(min_length=1)]
+    input: str | Annotated[Items[InputItem], Field(min_length=1)]
     instructions: str | None = Field(None, description="a system message before everything else")
-    tools: list[FunctionTool] | None = Field(None, max_length=128)
+    tools: Items[FunctionTool] | None = Field(None, max_length=128)
     tool_choice: Literal["none", "auto", "required"] | NamedFunction | None = None
     parallel_tool_calls: bool | None = None
     text: TextConfig | None = None
@@ -148,7 +148,9 @@ class ResponseRequest(ResponsePrompt):
     temperature: float | None = Field(None, ge=0, le=100)
     top_p: float | None = Field(None, gt=0, le=1)
     stream: bool | None = None
-    metadata: dict[str, str] | None = Field(None, max_length=16, description="comes back with the answer")
+    metadata: Annotated[dict[str, str], Field(max_length=16), at_most(16)] | None = Field(
+        None, description="comes back with the answer"
+    )
     user: str | None = Field(None, description="who asks; stands in the request log")
     store: Literal[False] | None = Field(None, description="nothing is stored here")
     background: Literal[False] | None = None

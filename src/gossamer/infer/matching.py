@@ -1,0 +1,107 @@
+"""What runs in a grammar's own process (see ``isolated``): llguidance, which tells the tokens that may come next.
+
+Every grammar has a process, so nothing heavy is imported here.
+"""
+
+from __future__ import annotations
+
+import struct
+import time
+from collections.abc import Callable
+
+import llguidance
+
+from gossamer.data.tokenizer import Tokenizer
+from gossamer.infer.isolated import Handler, Refused
+
+__all__ = ["ENDED", "HEAD", "MASK", "matching"]
+
+HEAD = struct.Struct("<d")
+"""Begins a mask's answer: the seconds that it took; the mask follows, a bit a token."""
+ENDED, GOES_ON = b"e", b"g"
+"""Answers to a grammar and to a token: whether nothing more may come."""
+MASK = b""
+"""Asks for the tokens that may come next."""
+_ANY_OBJECT = '{"type": "object"}'
+
+
+def matching(tokenizer: Tokenizer, vocab_size: int) -> Callable[[], Handler]:
+    """Prepare a vocabulary; what is returned makes the handler of one text.
+
+    The handler takes ``kind\\ngrammar`` first, then the ids of tokens as ``str``, each to go on by, and ``MASK``.
+
+    Args:
+        tokenizer: whose tokens are to be allowed or forbidden; text that a grammar forces is allowed as it makes tokens
+            of it.
+        vocab_size: of the model, at least the tokenizer's.
+    """
+    wrapper = llguidance.TokenizerWrapper(_Vocabulary(tokenizer))
+    vocabulary = llguidance.LLTokenizer(wrapper, n_vocab=vocab_size)
+    vocabulary.tokenize_str("a")  # whatever it puts off is done before the first fork
+
+    def begin() -> Handler:
+        matcher: llguidance.LLMatcher | None = None
+
+        def handle(message: bytes) -> bytes:
+            nonlocal matcher
+            if matcher is None:
+                kind, _, text = message.partition(b"\n")
+                matcher = _compiled(vocabulary, kind.decode(), text.decode())
+            elif message == MASK:
+                return _mask(matcher)
+            elif not matcher.consume_token(int(message)):
+                raise Refused(_in_a_line(matcher.get_error()))
+            return ENDED if matcher.is_stopped() else GOES_ON
+
+        return handle
+
+    return begin
+
+
+def _mask(matcher: llguidance.LLMatcher) -> bytes:
+    began = time.perf_counter()
+    mask = matcher.compute_bitmask()
+    if matcher.is_error():
+        raise Refused(_in_a_line(matcher.get_error()))
+    return HEAD.pack(time.perf_counter() - began) + mask
+
+
+def _compiled(vocabulary: llguidance.LLTokenizer, kind: str, text: str) -> llguidance.LLMatcher:
+    make = llguidance.LLMatcher
+    try:
+        if kind == "regex":
+            grammar = make.grammar_from_regex(text)
+        elif kind == "lark":
+            grammar = make.grammar_from_lark(text)
+        else:
+            grammar = make.grammar_from_json_schema(text if kind == "json_schema" else _ANY_OBJECT)
+        limits = llguidance.LLParserLimits(verbose_errors=False)
+        matcher = make(vocabulary, grammar, log_level=0, limits=limits)
+    except ValueError as error:
+        raise Refused(_in_a_line(str(error))) from error
+    if matcher.is_error():
+        raise Refused(_in_a_line(matcher.get_error()))
+    return matcher
+
+
+def _in_a_line(error: str) -> str:
+    error = error.split("<backtrace>")[0].replace("<non-verbose/>", "")
+    if error.startswith("panic:"):
+        return "it is more than the library for grammars can hold"
+    return " ".join(error.split())[:300]
+
+
+class _Vocabulary:
+    """A tokenizer as llguidance wants it."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.eos_token_id = tokenizer.eot_id
+        self.bos_token_id = None
+        self.tokens = tokenizer.pieces
+        self.special_token_ids = tokenizer.special_ids
+        self._tokenizer = tokenizer
+
+    def __call__(self, text: str) -> list[int]:
+        if not isinstance(text, str):
+            raise TypeError("text, not bytes")  # so that llguidance gives text
+        return self._tokenizer.encode(text)
