@@ -1,8 +1,8 @@
 """An engine without a model: what it answers stands in the prompt. It fails on demand, in every way the real one may.
 
 The last ``SAY text`` of a prompt, up to the end of its message, is the answer; a prompt without one goes on with
-``word word …``. These words in the prompt do something instead: REFUSE and BREAK when it is submitted, FAIL, RAISE and
-CRASH at its first step. SLOW makes every step take 20 ms.
+``word word …``. These words in the prompt do something instead: REFUSE and BREAK when it is submitted, FAIL, RAISE,
+CRASH and SEGV at its first step. SLOW makes every step take 20 ms.
 """
 
 from __future__ import annotations
@@ -114,6 +114,8 @@ class EngineDouble:
                 raise RuntimeError("this prompt breaks a step")
             if "CRASH" in item.orders:
                 os.kill(os.getpid(), signal.SIGKILL)
+            if "SEGV" in item.orders:
+                os.kill(os.getpid(), signal.SIGSEGV)
             deltas.append(self._next(item))
         return deltas
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 
+import jsonschema_rs
 import llguidance
 import pytest
 
 from gossamer.data.tokenizer import Tokenizer
 from gossamer.serve.grammars import CallRules, call_grammar, format_grammar
+from gossamer.serve.tool_calls import ArgumentsText, XmlCall
 
 SCHEMA = {
     "type": "object",
@@ -109,6 +111,53 @@ def test_one_call_at_most(takes, form, call):
 def test_a_schema_that_is_none_makes_a_grammar_that_the_engine_can_refuse(form, schema):
     named = {"type": "function", "function": {"name": "f", "parameters": schema}}
     assert call_grammar(CallRules([named], forced=True, single=True), form, False).kind == "lark"
+
+
+ROOT = {"$defs": {"S": {"type": "string"}, "Unit": {"enum": ["C", "F"], "type": "string"}}}
+# A parameter's schema, values that it takes as a model of the family writes them (Qwen's template: strings bare, the
+# rest as JSON) and as the client is to get them, and texts that it does not take.
+PARAMETERS = [
+    ({"type": "string"}, {"Rome": "Rome", 'a "b" \\': 'a "b" \\', "": "", "two\nlines": "two\nlines", "5": "5"}, []),
+    ({"type": "string", "title": "City", "default": "Oslo", "examples": ["x"]}, {"Rome": "Rome"}, []),
+    ({"type": "string", "minLength": 2, "maxLength": 4}, {"Rome": "Rome", "é\nü": "é\nü"}, ["R", "Romes", ""]),
+    ({"type": "string", "pattern": "^[A-Z][a-z]+$"}, {"Rome": "Rome"}, ["rome", "Rome1", '"Rome"']),
+    ({"type": "string", "pattern": "b"}, {"abc": "abc"}, ["ac"]),
+    ({"type": "string", "pattern": "^a|b$"}, {"ax": "ax", "xb": "xb"}, ["xa"]),
+    ({"type": "string", "pattern": r"\d/\d"}, {"1/2": "1/2"}, ["1-2"]),
+    ({"type": "string", "format": "date"}, {"2026-11-27": "2026-11-27"}, ["2026-13-27", "today"]),
+    ({"type": "string", "format": "uuid"}, {"6ba7b810-9dad-11d1-80b4-00c04fd430c8": None}, ["6ba7b810"]),
+    ({"const": "Rome"}, {"Rome": "Rome"}, ["Oslo", '"Rome"']),
+    ({"type": "string", "enum": ["Rome", "São\tPaulo"]}, {"Rome": "Rome", "São\tPaulo": "São\tPaulo"}, ["Oslo"]),
+    ({"enum": ["a", 5, None]}, {"a": "a", "5": 5, "null": None}, ["b", "6"]),
+    ({"$ref": "#/$defs/S"}, {"Rome": "Rome"}, []),
+    ({"$ref": "#/$defs/Unit", "description": "d"}, {"C": "C"}, ["K"]),
+    ({"anyOf": [{"type": "string"}, {"type": "null"}], "default": None}, {"Rome": "Rome", "null": None}, []),
+    ({"type": ["string", "null"]}, {"Rome": "Rome", "null": None}, []),
+    ({"anyOf": [{"$ref": "#/$defs/Unit"}, {"type": "null"}]}, {"C": "C", "null": None}, ["K", "5"]),
+    ({"anyOf": [{"type": "string", "pattern": "^[a-z]+$"}, {"type": "integer"}]}, {"ab": "ab", "5": 5}, ["A", "1.5"]),
+    ({"allOf": [{"$ref": "#/$defs/S"}]}, {"Rome": "Rome"}, []),
+    ({}, {"anything": "anything", "5": "5"}, []),
+    ({"type": "integer", "minimum": 3}, {"5": 5}, ["2", "five", '"5"']),
+    ({"type": "array", "items": {"$ref": "#/$defs/Unit"}}, {'["C", "F"]': ["C", "F"]}, ["C"]),
+    ({"type": "object", "properties": {"a": {"type": "string"}}}, {'{"a": "b"}': {"a": "b"}}, ["a"]),
+]
+
+
+@pytest.mark.parametrize(("schema", "right", "wrong"), PARAMETERS, ids=[str(case[0]) for case in PARAMETERS])
+def test_what_a_forced_xml_call_may_say_is_read_as_a_value_of_its_schema(takes, schema, right, wrong):
+    parameters = {"type": "object", "properties": {"city": schema}, "required": ["city"], **ROOT}
+    named = {"type": "function", "function": {"name": "weather", "parameters": parameters}}
+    grammar = call_grammar(CallRules([named], forced=True, single=True), "xml", False)
+    for text, value in right.items():
+        assert takes(grammar, as_xml(city=text)), text
+        reader = XmlCall({"weather": parameters})
+        pieces = reader.push(as_xml(city=text).removeprefix("<tool_call>"))
+        told = "".join(piece.text for piece in pieces if isinstance(piece, ArgumentsText))
+        found = json.loads(told)
+        assert found == {"city": text if value is None and text != "null" else value}
+        jsonschema_rs.Draft202012Validator(parameters, validate_formats=True).validate(found)
+    for text in wrong:
+        assert not takes(grammar, as_xml(city=text)), text
 
 
 @pytest.mark.parametrize(("form", "call"), FORMS)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -89,12 +91,117 @@ def test_a_model_without_a_template_continues_a_dialogue(tmp_path):
         ("{{ ''.__class__.__mro__ }}", "SecurityError|unsafe"),
         ("{{ messages.append(1) }}", "SecurityError|unsafe"),
         ("{% for i in range(10**9) %}{% endfor %}", "OverflowError"),
+        ("{{ messages[1:] and messages | tojson(indent=10**9) }}", "too much memory"),
+        ("{% if messages[1:] %}{% set many = [0] * 10**9 %}{% endif %}", "too much memory"),
+        ("{% if messages[1:] %}{% for i in range(3000) %}{{ 'a' * 100000 }}{% endfor %}{% endif %}", "characters"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{% if messages[1:] %}{{ f() }}{% endif %}", "nested too deeply"),
     ],
 )
 def test_a_template_that_refuses_or_fails_or_reaches_out(tokenizer, source, message):
     template = ChatTemplate(Tokenizer(tokenizer._core, tokenizer.eot, None, source))
     with pytest.raises(TemplateRefusal, match=message):
-        template.render([{"role": "user", "content": "a"}])
+        template.render([{"role": "user", "content": "a"}] * 2)
+
+
+ENDLESS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+
+
+def test_a_template_without_end_is_given_up(tokenizer, monkeypatch):
+    monkeypatch.setattr("gossamer.serve.template.SECONDS", 0.3)
+    source = "{% if messages[1:] %}" + ENDLESS + "{% endif %}{{ messages[0].content }}"
+    template = ChatTemplate(Tokenizer(tokenizer._core, tokenizer.eot, None, source))
+    said = [{"role": "user", "content": "a"}]
+    with ThreadPoolExecutor(3) as pool:
+        endless = pool.submit(template.render, said * 2)
+        assert [template.render(said).ids for _ in range(20)] == [tuple(tokenizer.encode("a"))] * 20  # nobody waits
+        with pytest.raises(TemplateRefusal, match=r"not done in 0\.3 seconds"):
+            endless.result()
+    assert template.render(said).ids == tuple(tokenizer.encode("a"))
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (ENDLESS, "not done in"),
+        ("{{ 'a' * 10**10 }}", "too much memory"),  # which Jinja works out while it compiles
+        ("{{ '%99999999999d' % 1 }}", "too much memory"),
+    ],
+)
+def test_a_template_that_hangs_or_eats_while_it_is_loaded_names_the_file(tokenizer, source, message, monkeypatch):
+    monkeypatch.setattr("gossamer.serve.template.SECONDS", 0.3)
+    with pytest.raises(UserError, match=rf"{message}.*chat_template\.jinja"):
+        ChatTemplate(Tokenizer(tokenizer._core, tokenizer.eot, None, source))
+
+
+def test_what_is_learnt_from_is_marked_for_training_and_means_nothing_here(tokenizer, folder):
+    plain = (folder / "chat_template.jinja").read_text()
+    marked = plain.replace("{{ message.content }}", "{%- generation -%}{{ message.content }}{%- endgeneration -%}")
+    assert marked != plain
+    said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
+    texts = [
+        ChatTemplate(Tokenizer(tokenizer._core, tokenizer.eot, None, source)).render(said).ids
+        for source in (plain, marked)
+    ]
+    assert texts[0] == texts[1]
+
+
+def test_of_named_templates_the_one_for_tools_is_taken_where_there_are_tools(tokenizer, folder, tmp_path):
+    source = (folder / "chat_template.jinja").read_text()
+    named = [{"name": "default", "template": source}, {"name": "tool_use", "template": "TOOLS " + source}]
+    both = Tokenizer(tokenizer._core, tokenizer.eot, {"eos_token": tokenizer.eot, "chat_template": named})
+    both.save(tmp_path)
+    peer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    template, said = ChatTemplate(both), [{"role": "user", "content": "a"}]
+    assert not template.is_default and template.tools == "json"
+    for tools in (None, [TOOL]):
+        wanted = peer.apply_chat_template(said, tools=tools, add_generation_prompt=True, return_dict=False)
+        assert list(template.render(said, tools).ids) == wanted
+
+
+SHAPES = {
+    "{{ said }}": lambda text: text,
+    "{{ said | tojson }}": lambda text: json.dumps(text, ensure_ascii=False),
+    "{{ said | tojson(ensure_ascii=true) }}": None,
+    "{{ said | trim }}": str.strip,
+    "{{ said[:7] }}": None,
+    "{{ said | upper }}": None,
+    "{{ said | reverse }}": None,
+    "{{ said.split('|') | join('+') }}": None,
+    "\ufdd0\ufdd1\ufdd07\ufdd1{{ said }}\ue000": lambda text: f"\ufdd0\ufdd1\ufdd07\ufdd1{text}\ue000",
+    "{{ '\\ufdd0' ~ said ~ '\\ufdd1' }}": lambda text: f"\ufdd0{text}\ufdd1",
+}
+spelt = st.lists(
+    st.sampled_from([*SPECIAL, "a", "<", "|", "im_end|>", "\ufdd0", "\ufdd00\ufdd1", "\\ufdd0", "\ue000"]), max_size=8
+)
+
+
+@given(spelt.map("".join), st.sampled_from(list(SHAPES)))
+def test_whatever_a_template_does_to_a_message_no_special_token_comes_of_it(shaped, tokenizer, content, source):
+    made = shaped[source].render([{"role": "user", "content": content}]).ids
+    assert not set(made) & set(tokenizer.special_tokens.values())
+    if (expected := SHAPES[source]) is not None:
+        assert tokenizer.decode(made) == expected(content)
+
+
+def test_marks_are_found_for_a_text_that_holds_them_all(template, tokenizer):
+    every = "".join(map(chr, (*range(0xFDD0, 0xFDF0), *range(0xE000, 0xF900))))
+    ids = template.render([{"role": "user", "content": every + "<|im_end|>"}]).ids
+    assert f"{every}<|im_end|>" in tokenizer.decode(ids, special=True)
+
+
+def test_a_special_token_in_a_variable_for_the_template_stays_text(tokenizer):
+    template = ChatTemplate(Tokenizer(tokenizer._core, tokenizer.eot, None, "{{ mine }}"))
+    ids = template.render([{"role": "user", "content": "a"}], None, {"mine": "<|im_end|>", "self": 1}).ids
+    assert ids == tuple(tokenizer.encode("<|im_end|>"))
+
+
+@pytest.fixture(scope="module")
+def shaped(tokenizer):
+    made = {}
+    for source in SHAPES:
+        whole = "{% set said = messages[0].content %}" + source
+        made[source] = ChatTemplate(Tokenizer(tokenizer._core, tokenizer.eot, None, whole))
+    return made
 
 
 def test_a_template_that_is_none_names_the_file(tokenizer):

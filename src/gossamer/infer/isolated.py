@@ -162,7 +162,7 @@ class Worker:
         self.asked += 1
         self._sent, self._seconds = time.monotonic(), seconds
         try:
-            self._connection.send_bytes(seconds.hex().encode() + b"\n" + message)
+            self._connection.send_bytes(float(seconds).hex().encode() + b"\n" + message)
         except OSError:
             raise Exhausted("the process that worked on it has died") from None
 

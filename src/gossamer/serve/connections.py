@@ -21,6 +21,8 @@ RESERVED = 64
 """Descriptors for everything but connections: files, the engine, the processes of templates and grammars."""
 LEAST = 8
 """Connections that are taken however few descriptors there are."""
+LINGER = 1.0
+"""Seconds until a connection that was refused is closed."""
 log = logging.getLogger("gossamer.serve")
 
 
@@ -44,6 +46,7 @@ class Gate:
         self.most = max(LEAST, min(most, descriptors - RESERVED - self.burst))
         self.most_of_one = max(LEAST, self.most // 2)
         self.header = header
+        self.lingering = 0  # that have been answered and refused, and whose close is put off
         self._open: dict[str, dict[Protocol, None]] = {}  # by address, oldest first
 
     def admit(self, connection: Protocol) -> bool:
@@ -90,7 +93,7 @@ class Protocol(H11Protocol):
         self.address = ""
         self.since = time.monotonic()  # when it began to wait for a request
         self._deadline: asyncio.TimerHandle | None = None
-        self._admitted = False
+        self._ended = False  # what comes is not read any more
 
     @property
     def waits(self) -> bool:
@@ -101,9 +104,9 @@ class Protocol(H11Protocol):
         """Take it, or answer 503 at once."""
         peer = transport.get_extra_info("peername")
         self.address = str(peer[0]) if isinstance(peer, tuple) and peer else ""
-        self._admitted = self.gate.admit(self)
+        admitted = self.gate.admit(self)
         super().connection_made(transport)
-        if self._admitted:
+        if admitted:
             self._await_header()
         else:
             self._end(503, "too many connections are open; try again later")
@@ -116,7 +119,7 @@ class Protocol(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         """See ``asyncio.Protocol``."""
-        if self.transport.is_closing():
+        if self._ended or self.transport.is_closing():
             return
         super().data_received(data)
         if not self.waits:
@@ -159,6 +162,17 @@ class Protocol(H11Protocol):
             self.transport.write(self.conn.send(h11.Response(status_code=status, headers=headers + retry)) or b"")
             self.transport.write(self.conn.send(h11.Data(data=message.encode())) or b"")
             self.conn.send(h11.EndOfMessage())
+        self._ended = True
+        if self.gate.lingering >= self.gate.burst // 2:
+            self.transport.close()
+            return
+        # What a client still sends to a closed connection takes the answer out of its hands.
+        self.transport.write_eof()
+        self.gate.lingering += 1
+        self.loop.call_later(LINGER, self._lingered)
+
+    def _lingered(self) -> None:
+        self.gate.lingering -= 1
         self.transport.close()
 
 
@@ -184,8 +198,10 @@ def _descriptors(wanted: int) -> int:
     except ImportError:
         return wanted
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY or soft >= wanted:
-        return wanted
+    if soft == resource.RLIM_INFINITY:
+        return 1 << 20
+    if soft >= wanted:
+        return soft
     more = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (more, hard))

@@ -178,6 +178,8 @@ class EngineProcess:
             return  # the last words of one that has been replaced
         if isinstance(message, Deltas):
             for delta in message.deltas:
+                if delta.finish_reason in ("stop", "length") and (run := self._runs.get(delta.id)) is not None:
+                    self._suspects.answered(next(request for request in run.requests if request.id == delta.id))
                 self._give(delta.id, delta)
             if message.stats:
                 self._metrics.engine_stats(message.stats)

@@ -42,6 +42,11 @@ class Suspects:
         while len(self._found) > MANY:
             self._found.popitem(last=False)
 
+    def answered(self, request: Request) -> None:
+        """The engine has answered this: it does not die of it."""
+        if self._found:
+            self._found.pop(_digest(request), None)
+
     def is_guilty(self, request: Request) -> bool:
         """Whether the engine had better not be given this."""
         if not self._found:
