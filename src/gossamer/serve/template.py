@@ -76,20 +76,19 @@ class ChatTemplate:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        sources = tokenizer.chat_templates
-        self.is_default = not sources
-        self._with_tools = "tool_use" if "tool_use" in sources else "default"  # as transformers chooses
+        plain, with_tools = (tokenizer.chat_template_for(tools) or "" for tools in (False, True))
+        self.is_default = not tokenizer.chat_templates
         self.stop: tuple[str, ...] = DEFAULT_STOP if self.is_default else ()
         # A plain dialogue begins as any text does, which need not be with the token that templates are told of.
         self._begin = tokenizer.decode(tokenizer.prefix_ids, special=True) if self.is_default else tokenizer.bos or ""
-        self.thinks = any("<think>" in source for source in sources.values())
+        self.thinks = "<think>" in plain + with_tools
         self.tools: ToolFormat | None = None
-        if "tools" in (source := sources.get(self._with_tools, "")):
-            self.tools = "xml" if "<function=" in source else "json" if "<tool_call>" in source else None
-        self._sources = "".join(sources.values())
+        if "tools" in with_tools:
+            self.tools = "xml" if "<function=" in with_tools else "json" if "<tool_call>" in with_tools else None
+        self._sources = plain + with_tools
         self._special = sorted(tokenizer.special_tokens, key=len, reverse=True)
         self._spelt = re.compile("|".join(map(re.escape, self._special)) or r"(?!)")
-        self._renderer = _Renderer(sources or {"default": DEFAULT_TEMPLATE})
+        self._renderer = _Renderer(DEFAULT_TEMPLATE if self.is_default else plain, with_tools)
         try:
             self._turn = self._turn_token()
         except (Refused, Exhausted) as error:
@@ -152,8 +151,7 @@ class ChatTemplate:
         }
         if taken := known.keys() & extra.keys():
             raise TemplateRefusal(f"{min(taken)} is set by the request itself")
-        name = self._with_tools if tools else "default"
-        return self._renderer.text(name, {**extra, **known})
+        return self._renderer.text(bool(tools), {**extra, **known})
 
     def _turn_token(self) -> int | None:
         """The special token that begins a message, if the template has one: its prompt for an answer begins so.
@@ -228,11 +226,14 @@ class _Renderer:
     """Renders templates in processes that may be given up. May be used by several threads.
 
     Args:
-        sources: templates by name.
+        plain: the source of the template for conversations without tools.
+        with_tools: of the one for conversations with tools.
     """
 
-    def __init__(self, sources: Mapping[str, str]) -> None:
-        self._sources = json.dumps({"templates": dict(sources)}).encode()
+    def __init__(self, plain: str, with_tools: str) -> None:
+        self._differ = plain != with_tools and bool(with_tools)
+        sources = {"plain": plain} | ({"with tools": with_tools} if self._differ else {})
+        self._sources = json.dumps({"templates": sources}).encode()
         self._idle: list[Worker] = []
         self._places = threading.BoundedSemaphore(AT_ONCE)
 
@@ -240,14 +241,15 @@ class _Renderer:
         """Whether these are templates; raises as ``text`` does."""
         self._idle.append(self._fresh())
 
-    def text(self, name: str, variables: Mapping[str, Any]) -> str:
-        """What a template makes of its variables.
+    def text(self, tools: bool, variables: Mapping[str, Any]) -> str:
+        """What the template makes of its variables, the one for tools or the other.
 
         Raises:
             Refused: it does not take them, or fails.
             Exhausted: it takes too much time or memory.
         """
         try:
+            name = "with tools" if tools and self._differ else "plain"
             asked = json.dumps({"template": name, "variables": variables}).encode()
         except RecursionError as error:
             raise Refused("nested too deeply") from error
