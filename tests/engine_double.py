@@ -1,8 +1,8 @@
 """An engine without a model: what it answers stands in the prompt. It fails on demand, in every way the real one may.
 
 The last ``SAY text`` of a prompt, up to the end of its message, is the answer; a prompt without one goes on with
-``word word …``. These words in the prompt do something instead: REFUSE and BREAK when it is submitted, FAIL, RAISE,
-CRASH and SEGV at its first step. SLOW makes every step take 20 ms.
+``word word …``. These words in the prompt do something instead: REFUSE and BREAK when it is submitted, FAIL, NANS,
+RAISE, CRASH and SEGV at its first step. SLOW makes every step take 20 ms.
 """
 
 from __future__ import annotations
@@ -126,6 +126,10 @@ class EngineDouble:
     def _next(self, item: _Running) -> Delta:
         request = item.request
         usage = Usage(len(request.prompt), item.made + 1, 0, 0, 0)
+        if "NANS" in item.orders:
+            self._all.pop(request.id)
+            line = "the model's logits are not finite"
+            return Delta(request.id, finish_reason="error", usage=usage, error=line, cause="logits")
         if "FAIL" in item.orders:
             self._all.pop(request.id)
             return Delta(request.id, finish_reason="error", usage=usage, error="this prompt asks to fail")

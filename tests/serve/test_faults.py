@@ -99,6 +99,24 @@ def test_a_request_that_fails_fails_alone(server, order, status, stream):
         assert other.result().json()["choices"][0]["message"]["content"] == "x" * 20
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_logits_that_are_not_finite_are_told_to_who_asked(server, stream):
+    failed = server.say("NANS", stream=stream)
+    error = failed.json()["error"]
+    assert (failed.status_code, error["code"]) == (500, "logits_not_finite") and "not finite" in error["message"]
+    assert server.say("SAY on").status_code == 200
+
+
+def test_a_grammar_that_is_refused_is_its_writers_mistake(server):
+    form = {"type": "grammar", "grammar": "FORBID"}
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(server.say, "SLOW SAY " + "x" * 20)
+        until(lambda: server.service.engine.active == 1)
+        assert server.say("SAY a", response_format=form).status_code == 400
+        assert server.say("SAY a", response_format=form | {"grammar": "x"}).status_code == 200
+        assert other.result().json()["choices"][0]["message"]["content"] == "x" * 20
+
+
 def test_after_a_step_that_raises_a_fresh_engine_goes_on(server, caplog):
     with ThreadPoolExecutor(1) as pool:
         other = pool.submit(server.say, "SLOW SAY " + "x" * 100)

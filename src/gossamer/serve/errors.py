@@ -18,7 +18,6 @@ _CODES = {
     405: "method_not_allowed",
     408: "request_timeout",
     413: "request_too_large",
-    503: "overloaded",
     429: "queue_full",
 }
 

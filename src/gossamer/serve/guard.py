@@ -121,30 +121,32 @@ class Guard:
 
 
 class _Arriving:
-    """Bytes of bodies that have not arrived whole, together ``most`` at most."""
+    """Bodies that have not arrived whole: together they take ``most`` bytes; for more, the oldest give way."""
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._sizes: dict[str, int] = {}
+        self._bodies: dict[str, tuple[int, asyncio.Timeout]] = {}  # oldest first: bytes, and what it waits in
 
-    def add(self, request: str, size: int) -> None:
-        """More of a request's body is here.
-
-        Raises:
-            HTTPException: 503, it is too much.
-        """
-        self._sizes[request] = self._sizes.get(request, 0) + size
-        if sum(self._sizes.values()) > self._most:
-            raise HTTPException(503, "too many bodies arrive at this moment; try again", {"Retry-After": "5"})
+    def add(self, request: str, size: int, waiting: asyncio.Timeout) -> None:
+        """So many bytes of a request's body are here, and it waits for more."""
+        self._bodies[request] = size, waiting
+        total = sum(size for size, _ in self._bodies.values())
+        for other, (taken, patience) in list(self._bodies.items()):
+            if total <= self._most:
+                return
+            if other != request:
+                patience.reschedule(asyncio.get_running_loop().time())
+                self.forget(other)
+                total -= taken
 
     def forget(self, request: str) -> None:
         """The body is complete, or nobody waits for it any more."""
-        self._sizes.pop(request, None)
+        self._bodies.pop(request, None)
 
 
 def _bounded(receive: Receive, options: ServeOptions, arriving: _Arriving, request: str) -> Receive:
     """``receive`` with limits on the body's size and on all that arrive at a time, and a deadline for its end."""
-    deadline = asyncio.get_running_loop().time() + options.body_timeout
+    begun = asyncio.get_running_loop().time()
     complete, size = False, 0
 
     async def receive_bounded() -> Message:
@@ -152,18 +154,20 @@ def _bounded(receive: Receive, options: ServeOptions, arriving: _Arriving, reque
         if complete:
             return await receive()
         try:
-            async with asyncio.timeout_at(deadline):
+            async with asyncio.timeout_at(begun + options.body_timeout) as waiting:
+                if size:
+                    arriving.add(request, size, waiting)
                 message = await receive()
         except TimeoutError:
-            raise HTTPException(408, f"the body did not arrive within {options.body_timeout:g} seconds") from None
+            late = asyncio.get_running_loop().time() - begun >= options.body_timeout
+            why = f"within {options.body_timeout:g} seconds" if late else "before others that had to have room"
+            raise HTTPException(408, f"the body did not arrive {why}") from None
         size += len(message.get("body", b""))
         if size > options.max_body:
             raise HTTPException(413)  # the framework lets this kind pass, and no other
         complete = message["type"] != "http.request" or not message.get("more_body", False)
         if complete:
             arriving.forget(request)
-        else:
-            arriving.add(request, len(message.get("body", b"")))
         return message
 
     return receive_bounded
