@@ -49,10 +49,10 @@ def test_who_asks_gets_in_however_many_hold_connections_open(small):
     with ExitStack() as stack:
         for _ in range(60):
             stack.enter_context(small.connect()).sendall(HALF)
-        began = time.monotonic()
         for _ in range(30):
-            assert httpx2.get(small.url + "/health").status_code == 200
-        assert time.monotonic() - began < 5
+            with small.connect() as connection:
+                connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+                assert received(connection, 10).startswith(b"HTTP/1.1 200")
 
 
 @pytest.mark.parametrize("sent", [b"", HALF, HALF + b"\r\nX: " + b"a" * 500])
