@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import accumulate, product
 from typing import Any
 
@@ -245,6 +246,38 @@ def test_decode_layers(implementation: str, config: ModelConfig, stay: bool, dat
         found[-1] += [memory.conv[list(sequences.slots), :window] for memory in pool.memory.values()]
     for expected, actual in zip(*found, strict=True):
         close(actual, expected, torch.float32)
+
+
+@pytest.fixture
+def threads() -> Iterator[int]:
+    """More threads than there are cores, so that they wait for one another in every way there is."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(7)
+    yield 7
+    torch.set_num_threads(before)
+
+
+def test_what_a_token_gives_does_not_depend_on_how_many_threads_there_are(threads: int) -> None:
+    """Not by a single bit."""
+    if ops.OPERATIONS["decode_layers"].choose(torch.device("cpu")).name != "native":
+        pytest.skip("of the native kernels alone")
+    torch.manual_seed(0)
+    config = ModelConfig(
+        vocab_size=50, hidden_size=160, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, head_dim=24,
+        linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=16, linear_value_head_dim=20,
+        num_experts=6, num_experts_per_tok=2, moe_intermediate_size=80, shared_expert_intermediate_size=64,
+    )  # fmt: skip
+    model, results = CausalLM(config).eval().requires_grad_(False), []
+    for number in (threads, 1):
+        torch.set_num_threads(number)
+        pool = StatePool(config, 8, 30, 4, MOST, torch.device("cpu"), torch.float32)
+        decoder, made = Decoder(model, pool), []
+        for place in range(10):
+            tables = tuple((3 * n, 3 * n + 1, 3 * n + 2) for n in range(6))
+            sequences = Sequences(tuple(range(6)), (min(place, 1),) * 6, (place,) * 6, (1,) * 6, tables, 4)
+            made.append(decoder.take(torch.arange(place, place + 6), sequences, steps=True))
+        results.append(torch.cat(made))
+    assert torch.equal(*results)
 
 
 def test_what_a_token_gives_does_not_depend_on_what_is_decoded_beside_it() -> None:

@@ -107,6 +107,48 @@ def test_processors_of_one_name_do_not_share_a_library(tmp_path: Path) -> None:
     assert len(folders) == 2
 
 
+WAITING = """
+import os, threading, time, torch
+from gossamer.ops import native
+
+def of_other_threads():
+    others = set(os.listdir("/proc/self/task")) - {str(threading.get_native_id())}
+    return sum(int(open(f"/proc/self/task/{task}/schedstat").read().split()[0]) for task in others) / 1e6
+
+x = torch.ones(1 << 16)
+x.add_(x)  # PyTorch's threads are there before the kernels
+assert native.obstacle(x.device) == ""
+x.add_(x)
+before = of_other_threads()
+for _ in range(20):
+    x.add_(1.0)
+    time.sleep(0.01)
+print(of_other_threads() - before)
+"""
+
+
+@needs_compiler
+@pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="needs Linux")
+def test_threads_that_wait_leave_the_processor(built: tuple[Path, str]) -> None:
+    """In a program that imported PyTorch first, between its own regions, too; unless the user wants them to go on.
+
+    Milliseconds of processor time that the other threads take in twenty small regions and the waits between them.
+    """
+    inherited = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    environment = inherited | {"GOSSAMER_CACHE": str(built[0]), "OMP_NUM_THREADS": "2"}
+    brief, long = (
+        float(
+            subprocess.run(
+                [sys.executable, "-c", WAITING], env=environment | more, capture_output=True, check=True
+            ).stdout
+        )
+        for more in ({}, {"GOMP_SPINCOUNT": "100000000"})
+    )
+    if long < 20:
+        pytest.skip("PyTorch's threads do not wait as libgomp's do")
+    assert brief < long / 4
+
+
 def test_without_a_compiler_pytorch_serves(tmp_path: Path) -> None:
     out, said = describe(tmp_path, CXX="no-such-compiler")
     assert "'runs': 'chunked'" in out and "no C++ compiler" in out

@@ -5,14 +5,13 @@
 // what is small (norms, the choice of experts) each computes for itself.
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <omp.h>
-#include <sched.h>
 
 #include "attention.h"
 #include "delta_step.h"
 #include "rows.h"
+#include "team.h"
 
 using namespace gossamer;
 
@@ -20,27 +19,6 @@ namespace {
 
 constexpr int UNIT = 16;   // rows of a matrix, of which a thread takes a number in one piece
 constexpr int BLOCK = 64;  // rows whose products are kept before they go on
-
-// The threads that work together, and where they wait for one another. The work between two meetings is too short to
-// sleep over, as OpenMP's own barrier would; on a machine that others use, too, a thread that waits long makes room.
-class Team {
-  public:
-    int threads = 1;
-    void meet() {
-        const int now = phase_.load(std::memory_order_relaxed);
-        if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == threads) {
-            arrived_.store(0, std::memory_order_relaxed);
-            phase_.store(now + 1, std::memory_order_release);
-            return;
-        }
-        for (int turn = 0; phase_.load(std::memory_order_acquire) == now; turn++)
-            if (turn > SPINS) sched_yield();
-    }
-
-  private:
-    static constexpr int SPINS = 20000;  // some ten microseconds
-    std::atomic<int> arrived_{0}, phase_{0};
-};
 
 // A layer as ops/decode_layers lists it: addresses and sizes, 8 bytes each. Of a linear layer the pages, of a layer of
 // full attention the memory is not there.

@@ -85,7 +85,9 @@ def load() -> ctypes.CDLL | str:
         elif not _is_whole(folder):
             log.warning("the native CPU kernels in %s are damaged; they are built again", folder)
             cached_folder(folder, _is_whole, lambda empty: _build(compiler, empty))
-        return ctypes.CDLL(str(folder / _LIBRARY))
+        library = ctypes.CDLL(str(folder / _LIBRARY))
+        library.gossamer_wait_briefly()
+        return library
     except (OSError, UserError, subprocess.CalledProcessError) as error:
         reason = _first_line(error)
         log.warning("native CPU kernels are not available, PyTorch's own functions serve instead: %s", reason)

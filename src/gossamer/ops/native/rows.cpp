@@ -2,6 +2,7 @@
 
 #include "rows.h"
 
+#include <algorithm>
 #include <utility>
 
 #if defined(__AVX__)
@@ -36,6 +37,14 @@ inline Vector load(const int8_t *p) {  // GCC takes a vector of four bytes apart
     std::memcpy(&bytes, p, sizeof(bytes));
     const int16x8_t shorts = vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(bytes)));
     return vcvtq_f32_s32(vmovl_s16(vget_low_s16(shorts)));
+}
+#elif defined(__AVX512F__)
+inline Vector load(const int8_t *p) {
+    return (Vector)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p))));
+}
+#elif defined(__AVX2__)
+inline Vector load(const int8_t *p) {  // what GCC makes of a conversion takes twice as long
+    return (Vector)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(p))));
 }
 #else
 inline Vector load(const int8_t *p) {
@@ -103,19 +112,28 @@ inline Vector fold_all(Vector (&sums)[LANES]) {
 // four lanes a core would take weights more slowly than memory brings them.
 constexpr int CHAINS = LANES < 8 ? 4 : 1;
 
-// out[t·ldo + r] = scale_r ⟨x_t, row r⟩ for TOKENS vectors of n floats and ROWS rows of n numbers, at most LANES results.
-template <int TOKENS, int ROWS, typename Number>
+// Rows that are walked together where there are several vectors: a core needs eight sums that do not wait for one another,
+// and what is read of a vector should serve several rows. One vector meets them one after the other, because a core
+// fetches one stream of memory ahead much better than several.
+constexpr int MOST_SIDE = LANES / 4;
+
+// out[t·ldo + r] = scale_r ⟨x_t, row r⟩ for TOKENS vectors of n floats and ROWS rows of n numbers, at most LANES results;
+// SIDE rows are walked together.
+template <int TOKENS, int ROWS, int SIDE, typename Number>
 inline void dots(const float *const *x, const Number *w, const float *scales, int n, float *out, int64_t ldo) {
     Vector sums[LANES] = {};
-    // One row after the other: a core fetches one stream ahead much better than several.
 #pragma GCC unroll 16
-    for (int r = 0; r < ROWS; r++) {
-        const Number *row = w + int64_t(r) * n;
-        Vector chains[CHAINS][TOKENS] = {};
+    for (int first = 0; first < ROWS; first += SIDE) {
+        const Number *rows = w + int64_t(first) * n;
+        Vector chains[CHAINS][SIDE][TOKENS] = {};
         const auto add = [&](int p, int chain, auto read) {
-            const Vector weights = read(row + p);
 #pragma GCC unroll 4
-            for (int t = 0; t < TOKENS; t++) chains[chain][t] = fused(read(x[t] + p), weights, chains[chain][t]);
+            for (int r = 0; r < SIDE; r++) {
+                const Vector weights = read(rows + int64_t(r) * n + p);
+#pragma GCC unroll 4
+                for (int t = 0; t < TOKENS; t++)
+                    chains[chain][r][t] = fused(read(x[t] + p), weights, chains[chain][r][t]);
+            }
         };
         const auto whole = [](auto from) { return load(from); };
         int p = 0;
@@ -125,10 +143,12 @@ inline void dots(const float *const *x, const Number *w, const float *scales, in
             for (int chain = 0; chain < CHAINS; chain++) add(p + chain * LANES, chain, whole);
         for (; CHAINS > 1 && p + LANES <= n; p += LANES) add(p, 0, whole);
         if (p < n) add(p, 0, [&](auto from) { return load_part(from, n - p); });
-        for (int t = 0; t < TOKENS; t++) {
-            sums[t * ROWS + r] = chains[0][t];
-            for (int chain = 1; chain < CHAINS; chain++) sums[t * ROWS + r] += chains[chain][t];
-        }
+        for (int r = 0; r < SIDE; r++)
+            for (int t = 0; t < TOKENS; t++) {
+                Vector &sum = sums[t * ROWS + first + r];
+                sum = chains[0][r][t];
+                for (int chain = 1; chain < CHAINS; chain++) sum += chains[chain][r][t];
+            }
     }
     alignas(sizeof(Vector)) float totals[LANES];
     if constexpr (TOKENS * ROWS > 1)
@@ -146,12 +166,12 @@ template <int ROWS, typename Number>
 inline void dots_of(int tokens, const float *const *x, const Number *w, const float *scales, int n, float *out,
                     int64_t ldo) {
     if constexpr (4 * ROWS <= LANES)
-        for (; tokens >= 4; tokens -= 4, x += 4, out += 4 * ldo) dots<4, ROWS>(x, w, scales, n, out, ldo);
+        for (; tokens >= 4; tokens -= 4, x += 4, out += 4 * ldo) dots<4, ROWS, ROWS>(x, w, scales, n, out, ldo);
     if constexpr (3 * ROWS <= LANES)
-        if (tokens == 3) dots<3, ROWS>(x, w, scales, n, out, ldo);
+        if (tokens == 3) dots<3, ROWS, std::min(ROWS, MOST_SIDE)>(x, w, scales, n, out, ldo);
     if constexpr (2 * ROWS <= LANES)
-        if (tokens == 2) dots<2, ROWS>(x, w, scales, n, out, ldo);
-    if (tokens == 1) dots<1, ROWS>(x, w, scales, n, out, ldo);
+        if (tokens == 2) dots<2, ROWS, std::min(ROWS, MOST_SIDE)>(x, w, scales, n, out, ldo);
+    if (tokens == 1) dots<1, ROWS, 1>(x, w, scales, n, out, ldo);
 }
 
 template <typename Number>
@@ -166,7 +186,7 @@ inline void products_of(int tokens, int rows, const float *const *x, const Numbe
     };
     if (tokens == 1) pass(std::integral_constant<int, LANES>());
     if (tokens == 2) pass(std::integral_constant<int, LANES / 2>());
-    pass(std::integral_constant<int, LANES / 4>());
+    pass(std::integral_constant<int, MOST_SIDE>());
     pass(std::integral_constant<int, 1>());
 }
 

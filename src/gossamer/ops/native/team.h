@@ -1,0 +1,61 @@
+// Threads that work together through many short stages, and how they wait for one another.
+
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <sched.h>
+
+#if defined(__linux__)
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+namespace gossamer {
+
+// Where the threads of a region meet between two stages.
+//
+// The work between two meetings is too short to sleep over, so a thread first looks again and again, for some ten
+// microseconds. If the one it waits for has lost its core (another program has it, the host of a virtual machine, or the
+// time that a container may use is spent), looking on would keep that core from it or spend the container's time: so it
+// gives its core away for a while, and then sleeps until it is called.
+class Team {
+  public:
+    int threads = 1;
+
+    void meet() {
+        const int32_t now = phase_.load(std::memory_order_relaxed);
+        if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == threads) {
+            arrived_.store(0, std::memory_order_relaxed);
+            phase_.store(now + 1, std::memory_order_seq_cst);
+            if (asleep_.load(std::memory_order_seq_cst)) wake();
+            return;
+        }
+        const auto over = [&] { return phase_.load(std::memory_order_acquire) != now; };
+        for (int turn = 0; turn < SPINS; turn++)
+            if (over()) return;
+        for (int turn = 0; turn < YIELDS; turn++) {
+            if (over()) return;
+            sched_yield();
+        }
+        asleep_.fetch_add(1, std::memory_order_seq_cst);
+        while (!over()) sleep(now);
+        asleep_.fetch_sub(1, std::memory_order_relaxed);
+    }
+
+  private:
+    static constexpr int SPINS = 20000, YIELDS = 100;
+    std::atomic<int32_t> arrived_{0}, phase_{0}, asleep_{0};
+#if defined(__linux__)
+    static_assert(sizeof(std::atomic<int32_t>) == sizeof(int32_t), "a futex is a word");
+    // Returns at once if the phase is not `now` any more.
+    void sleep(int32_t now) { syscall(SYS_futex, &phase_, FUTEX_WAIT_PRIVATE, now, nullptr, nullptr, 0); }
+    void wake() { syscall(SYS_futex, &phase_, FUTEX_WAKE_PRIVATE, INT32_MAX, nullptr, nullptr, 0); }
+#else
+    void sleep(int32_t) { sched_yield(); }
+    void wake() {}
+#endif
+};
+
+}  // namespace gossamer
