@@ -33,7 +33,7 @@ from gossamer.model.pool import BatchState
 from gossamer.model.rotary import rotary_tables
 from gossamer.model.sampled_vocabulary import SampledVocabulary
 from gossamer.model.state import State
-from gossamer.ops.checks import check_indices, describe
+from gossamer.ops.checks import check_indices, check_number, describe
 from gossamer.ops.linear_cross_entropy import IGNORED
 from gossamer.ops.packing import document_lengths, positions
 
@@ -166,8 +166,11 @@ class CausalLM(nn.Module):
             if labels.shape != input_ids.shape:
                 raise UserError(f"labels {list(labels.shape)} must be {list(input_ids.shape)}, as input_ids are")
             steps = mtp.steps if self.mtp is not None and mtp is not None else 0
-            if divisors is not None and len(divisors) < 1 + steps:
-                raise UserError(f"divisors: {len(divisors)} are not one for the loss and {steps} for the head's steps")
+            if divisors is not None:
+                if not isinstance(divisors, (list, tuple)) or len(divisors) < 1 + steps:
+                    raise UserError(f"divisors must be {1 + steps} numbers, for the loss and each step of the head")
+                for divisor in divisors:
+                    check_number("the model", "a divisor", divisor)
             counted = tokens_that_count(labels, lengths)
         if state is not None:
             state.check(self.config, batch)

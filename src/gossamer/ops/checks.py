@@ -15,7 +15,7 @@ there PyTorch's own kernels refuse them, and gossamer's leave them out.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Any, ParamSpec
 
@@ -31,19 +31,26 @@ INTEGERS = frozenset((torch.uint8, torch.int8, torch.int16, torch.int32, torch.i
 LIMIT = 1 << 31  # of sizes and places
 
 
-def check_floats(operation: str, **tensors: Tensor | None) -> None:
-    """Refuse what is no dense tensor of floating-point numbers, or lies elsewhere than the first one; None is passed.
+def check_floats(operation: str, optional: Mapping[str, Tensor | None] | None = None, **tensors: Tensor) -> None:
+    """Refuse what is no dense tensor of floating-point numbers, or lies elsewhere than the first one.
+
+    Args:
+        operation: whose arguments they are
+        optional: those that may be None
+        tensors: the others
 
     Raises:
         UserError: names the operation, the argument, and its shape, type and device.
     """
     device, first = None, ""
+    if optional:
+        tensors |= {name: x for name, x in optional.items() if x is not None}
     for name, x in tensors.items():
-        if x is None:
-            continue
         if not isinstance(x, Tensor) or x.dtype not in FLOATS or x.layout is not torch.strided or x.is_nested:
             raise UserError(f"{operation}: {name} must be a dense tensor of floating-point numbers, not {describe(x)}")
         if device is None:
+            if x.is_meta:
+                raise UserError(f"{operation}: {name} lies on meta, where there are no numbers")
             device, first = x.device, name
         elif x.device != device:
             raise UserError(f"{operation}: {name} lies on {x.device}, but {first} on {device}; move one of them")

@@ -18,6 +18,7 @@ from torch.distributed.tensor import Shard, distribute_tensor
 
 from gossamer import ops
 from gossamer.model.experts import Experts
+from gossamer.ops.checks import first_order
 from gossamer.train.world import local
 
 
@@ -65,6 +66,7 @@ class _Exchange(torch.autograd.Function):
         return _all_to_all(rows, send, receive, group)
 
     @staticmethod
+    @first_order("grouped_mlp")
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         return _all_to_all(grads[0], *ctx.back), None, None, None
 
@@ -79,6 +81,7 @@ class _Spread(torch.autograd.Function):
         return _rows_of_assignments(x, order, chosen)
 
     @staticmethod
+    @first_order("grouped_mlp")
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         return _sum_of_assignments(grads[0], ctx.saved_tensors[0], ctx.chosen), None, None, None
 
@@ -93,6 +96,7 @@ class _Collect(torch.autograd.Function):
         return _sum_of_assignments(rows, rank, chosen)
 
     @staticmethod
+    @first_order("grouped_mlp")
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         return _rows_of_assignments(grads[0], ctx.saved_tensors[0], ctx.chosen), None, None, None
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gossamer.errors import UserError
-from gossamer.ops.checks import check_floats, describe, shape
+from gossamer.ops.checks import LIMIT, check_floats, check_number, describe, shape
 from gossamer.ops.sequences import Sequences
 
 
@@ -202,7 +202,10 @@ def in_one_piece(matrix: Matrix) -> bool:
 def _check(layers: Layers) -> None:
     """Refuse tensors that are not of the shapes that `sizes` says (UserError)."""
     s, norm = layers.sizes, layers.final_norm
-    if min(s) < 0 or len(layers.tensors) != s.layers or not min(s.hidden, s.page_size, s.most):
+    if not all(isinstance(size, int) and 0 <= size < LIMIT for size in s):
+        raise UserError(f"decode_layers: sizes must be whole numbers from 0 to {LIMIT - 1}, not {s}")
+    check_number("decode_layers", "eps", layers.eps)
+    if len(layers.tensors) != s.layers or not min(s.hidden, s.page_size, s.most):
         raise UserError(f"decode_layers: {len(layers.tensors)} layers do not fit {s}")
     check_floats("decode_layers", final_norm=norm)
     _fit("final_norm", norm, s.hidden)

@@ -38,6 +38,7 @@ class Head:
 
     def __post_init__(self) -> None:
         """Refuse what does not belong together (UserError): no step looks again."""
+        check_floats("draft_tokens", final_norm=self.layers.final_norm, embedding=self.embedding)
         hidden, vocab = len(self.layers.final_norm), len(self.embedding)
         shapes = {"embedding": (vocab, hidden), "embedding_norm": (hidden,), "hidden_norm": (hidden,)}
         shapes |= {"joint": (hidden, 2 * hidden), "logits": (vocab, hidden)}

@@ -26,7 +26,8 @@ def grouped_mm(x: Tensor, expert_ids: Tensor, weights: Tensor, gate_up_proj: Ten
     narrow = x.dtype == torch.bfloat16 or (x.dtype == torch.float32 and not devices.is_accelerator(x.device))
     if not (aligned and narrow and len(x)):
         return by_expert(x, expert_ids, weights, gate_up_proj, down_proj)
-    y: Tensor = _GroupedMLP.apply(x, expert_ids, weights, gate_up_proj.to(x.dtype), down_proj.to(x.dtype))
+    gate_up, down = (stack.to(x.dtype).contiguous() for stack in (gate_up_proj, down_proj))
+    y: Tensor = _GroupedMLP.apply(x, expert_ids, weights, gate_up, down)
     return y
 
 

@@ -41,7 +41,7 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, bias: T
     Raises:
         UserError: shapes, types or devices that do not fit, or a label that is no row of the weight.
     """
-    check_floats("linear_cross_entropy", hidden=hidden, weight=weight, bias=bias)
+    check_floats("linear_cross_entropy", hidden=hidden, weight=weight, optional={"bias": bias})
     fit = hidden.ndim == 2 and weight.ndim == 2 and hidden.shape[1] == weight.shape[1]
     if not fit or not min(weight.shape) or (bias is not None and bias.shape != weight.shape[:1]):
         biased = "" if bias is None else f", bias {shape(bias)}"

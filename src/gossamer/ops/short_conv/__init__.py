@@ -40,7 +40,7 @@ def short_conv(
     Raises:
         UserError: shapes, types or devices that do not fit.
     """
-    check_floats("short_conv", x=x, weight=weight, initial_state=initial_state)
+    check_floats("short_conv", x=x, weight=weight, optional={"initial_state": initial_state})
     if x.ndim != 3 or weight.ndim != 2 or weight.shape[0] != x.shape[-1] or not min(weight.shape):
         raise UserError(f"short_conv: x {shape(x)} and weight {shape(weight)} do not fit")
     lengths = document_lengths(x.shape[0], x.shape[1], cu_seqlens)
