@@ -46,6 +46,6 @@ def test_a_whole_number_is_a_number(implementation: str) -> None:
 
 
 def test_a_view_that_stands_for_other_numbers_does_not_reach_a_kernel() -> None:
-    x = torch.complex(torch.ones(2, 4), torch.ones(2, 4)).conj().imag  # holds 1, means −1
+    x = torch._neg_view(torch.ones(2, 4))  # holds 1, means −1
     with ops.forced(few_rows="native"), pytest.raises(UserError, match="no plain tensor"):
-        ops.few_rows(x[:, :4].expand(2, 4), torch.ones(3, 4))
+        ops.few_rows(x, torch.ones(3, 4))

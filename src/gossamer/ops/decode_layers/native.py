@@ -19,5 +19,5 @@ def native(x: Tensor, layers: Layers, sequences: Sequences, stay: bool) -> Tenso
         return layers.plain(x, sequences, stay)
     x, table = x.contiguous(), sequences.page_table
     tensors = layers.addresses, layers.size_list, sequences.steps, table, layers.frequencies, layers.final_norm
-    kernels.call("decode_layers", x, *tensors, *table.shape, int(stay), layers.eps)
+    kernels.call("decode_layers", x, *tensors, *table.shape, int(stay), float(layers.eps))
     return x

@@ -83,6 +83,7 @@ def delta_step(qkvz: Tensor, ba: Tensor, weights: DeltaWeights, memory: DeltaMem
         UserError: shapes, types, devices or places that do not fit.
     """
     _check(qkvz, ba, weights, memory)
+    weights = weights._replace(eps=float(weights.eps))
     (slots, value_heads, key_dim, value_dim), (_, most, key_heads, _) = memory.recurrent.shape, memory.keys.shape
     tokens, width = sum(sequences.lengths), 2 * (key_heads * key_dim + value_heads * value_dim)
     if qkvz.shape != (tokens, width) or ba.shape != (tokens, 2 * value_heads):

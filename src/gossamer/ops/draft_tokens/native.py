@@ -24,7 +24,7 @@ def native(following: Tensor, hidden: Tensor, head: Head, sequences: Sequences, 
         "draft_tokens", tokens, following, hidden.contiguous(), head.embedding, head.embedding_norm, head.hidden_norm,
         *_parts(head.joint), layers.addresses, layers.size_list, sequences.steps, table, layers.frequencies,
         layers.final_norm, *_parts(head.logits), len(head.embedding), counts, draws.temperatures, draws.keys,
-        draws.keys.shape[1], *table.shape, layers.eps,
+        draws.keys.shape[1], *table.shape, float(layers.eps),
     )  # fmt: skip
     rows: list[list[int]] = tokens.tolist()
     return [row[:count] for row, count in zip(rows, draws.counts, strict=True)]

@@ -20,7 +20,7 @@ FEW_ROWS.register("native", kernels.obstacle)(native)
 def reference(x: Tensor, weight: Matrix) -> Tensor:
     """See `few_rows`."""
     if isinstance(weight, Int8):
-        weight = weight.values.to(x.dtype) * weight.scales.unsqueeze(-1)
+        weight = weight.values.to(x.dtype) * weight.scales.to(x.dtype).unsqueeze(-1)
     return F.linear(x, weight)
 
 
