@@ -44,6 +44,7 @@ DTYPES = (
     torch.bool,
     torch.complex64,
 )
+NARROW = (torch.bfloat16, torch.float16)
 ODD = (-1, 0, 1, 2, 7, 100, 2**31, 2**40, -(2**63))
 
 
