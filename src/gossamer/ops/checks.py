@@ -15,7 +15,7 @@ there PyTorch's own kernels refuse them, and gossamer's leave them out.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import wraps
 from typing import Any, ParamSpec
 
@@ -31,20 +31,18 @@ INTEGERS = frozenset((torch.uint8, torch.int8, torch.int16, torch.int32, torch.i
 LIMIT = 1 << 31  # of sizes and places
 
 
-def check_floats(operation: str, optional: Mapping[str, Tensor | None] | None = None, **tensors: Tensor) -> None:
-    """Refuse what is no dense tensor of floating-point numbers, or lies elsewhere than the first one.
+def given(**tensors: Tensor | None) -> dict[str, Tensor]:
+    """Those that are not None, for `check_floats`."""
+    return {name: x for name, x in tensors.items() if x is not None}
 
-    Args:
-        operation: whose arguments they are
-        optional: those that may be None
-        tensors: the others
+
+def check_floats(operation: str, **tensors: Tensor) -> None:
+    """Refuse what is no dense tensor of floating-point numbers, or lies elsewhere than the first one.
 
     Raises:
         UserError: names the operation, the argument, and its shape, type and device.
     """
     device, first = None, ""
-    if optional:
-        tensors |= {name: x for name, x in optional.items() if x is not None}
     for name, x in tensors.items():
         if not isinstance(x, Tensor) or x.dtype not in FLOATS or x.layout is not torch.strided or x.is_nested:
             raise UserError(f"{operation}: {name} must be a dense tensor of floating-point numbers, not {describe(x)}")

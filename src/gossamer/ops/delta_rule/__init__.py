@@ -12,7 +12,7 @@ from torch import Tensor
 from gossamer import device as devices
 from gossamer.errors import UserError
 from gossamer.ops import native as kernels
-from gossamer.ops.checks import check_floats, check_same_dtype, shape
+from gossamer.ops.checks import check_floats, check_same_dtype, given, shape
 from gossamer.ops.delta_rule.chunked import CHUNK, chunked
 from gossamer.ops.delta_rule.native import native
 from gossamer.ops.delta_rule.reference import reference
@@ -60,7 +60,7 @@ def delta_rule(
     Raises:
         UserError: shapes, types or devices that do not fit.
     """
-    check_floats("delta_rule", q=q, k=k, v=v, g=g, beta=beta, optional={"initial_state": initial_state})
+    check_floats("delta_rule", q=q, k=k, v=v, g=g, beta=beta, **given(initial_state=initial_state))
     check_same_dtype("delta_rule", q=q, k=k, v=v)
     fit = q.ndim == v.ndim == 4 and k.shape == q.shape and v.shape[:2] == q.shape[:2]
     if not fit or not min(*q.shape[2:], *v.shape[2:]) or v.shape[2] % q.shape[2]:

@@ -7,7 +7,7 @@ from torch import Tensor
 from gossamer import device as devices
 from gossamer.errors import UserError
 from gossamer.ops import native as kernels
-from gossamer.ops.checks import check_floats, check_indices, shape
+from gossamer.ops.checks import check_floats, check_indices, given, shape
 from gossamer.ops.linear_cross_entropy.chunked import chunked
 from gossamer.ops.linear_cross_entropy.native import native
 from gossamer.ops.linear_cross_entropy.reference import reference
@@ -41,7 +41,7 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, bias: T
     Raises:
         UserError: shapes, types or devices that do not fit, or a label that is no row of the weight.
     """
-    check_floats("linear_cross_entropy", hidden=hidden, weight=weight, optional={"bias": bias})
+    check_floats("linear_cross_entropy", hidden=hidden, weight=weight, **given(bias=bias))
     fit = hidden.ndim == 2 and weight.ndim == 2 and hidden.shape[1] == weight.shape[1]
     if not fit or not min(weight.shape) or (bias is not None and bias.shape != weight.shape[:1]):
         biased = "" if bias is None else f", bias {shape(bias)}"

@@ -7,7 +7,7 @@ from torch import Tensor
 from gossamer import device as devices
 from gossamer.errors import UserError
 from gossamer.ops import native as kernels
-from gossamer.ops.checks import check_floats, shape
+from gossamer.ops.checks import check_floats, given, shape
 from gossamer.ops.packing import document_lengths
 from gossamer.ops.registry import Operation, deferred
 from gossamer.ops.short_conv.native import native
@@ -40,7 +40,7 @@ def short_conv(
     Raises:
         UserError: shapes, types or devices that do not fit.
     """
-    check_floats("short_conv", x=x, weight=weight, optional={"initial_state": initial_state})
+    check_floats("short_conv", x=x, weight=weight, **given(initial_state=initial_state))
     if x.ndim != 3 or weight.ndim != 2 or weight.shape[0] != x.shape[-1] or not min(weight.shape):
         raise UserError(f"short_conv: x {shape(x)} and weight {shape(weight)} do not fit")
     lengths = document_lengths(x.shape[0], x.shape[1], cu_seqlens)
