@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -11,8 +12,9 @@ import torch
 from torch import Tensor
 
 from engines import VOCAB, engine, greedy, ids, network, request, run, tokenizer, tokens
+from gossamer import ops
 from gossamer.errors import UserError
-from gossamer.infer.engine import EngineOptions
+from gossamer.infer.engine import Engine, EngineOptions
 from gossamer.infer.request import Grammar, Request, SamplingParams
 
 PROMPT = tokens(20)
@@ -241,3 +243,32 @@ def test_a_head_that_fails_is_done_without(monkeypatch: pytest.MonkeyPatch, capl
             id: greedy(network(), prompt, 8) for id, prompt in prompts.items()
         }
     assert caplog.text.count("drafts failed") == 1 and tried.stats().drafted == 0
+
+
+@pytest.mark.parametrize("drafts", [0, 2])
+@pytest.mark.parametrize("through", ["native", "PyTorch alone"])
+def test_a_text_whose_logits_are_not_finite_ends_alone_and_says_where(drafts: int, through: str) -> None:
+    """What it leaves in memory spoils nobody's answer, neither beside it nor after it."""
+    sound = deepcopy(network())
+    sound.lm_head.weight.data[7] = 0.0  # nobody writes it
+    broken = deepcopy(sound)
+    broken.model.embed_tokens.weight.data[7] = float("nan")
+    others = [
+        request(str(seed), (token for token in tokens(20 + seed, seed) if token != 7), 9, logit_bias={7: -math.inf})
+        for seed in range(4)
+    ]
+    bad, worse = request("bad", (3, 7, 5), 9), request("worse", (3, 7, *tokens(40)), 9)
+    options = EngineOptions(max_batch=3, cache_tokens=192, page_size=16, draft_length=drafts)
+    with ops.forced(**({} if through == "native" else ops.pytorch_alone())):
+        found = run(Engine(broken, tokenizer(), options), [bad, *others, worse])
+        expected = run(Engine(sound, tokenizer(), options), others)
+    for name in ("bad", "worse"):
+        assert found[name][-1].finish_reason == "error"
+        assert "not finite at the embedding: 32 of 1600 numbers of" in found[name][-1].error
+    for one in others:
+        assert ids(found[one.id]) == ids(expected[one.id]) and found[one.id][-1].finish_reason == "length"
+
+
+def test_a_text_with_every_token_forbidden_is_not_the_models_fault() -> None:
+    made = run(engine(), [request("x", PROMPT, 5, logit_bias=dict.fromkeys(range(VOCAB), -math.inf))])["x"]
+    assert made[-1].error == "what the request forbids leaves no token that may come next"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import pytest
 import torch
 
@@ -48,3 +50,10 @@ def test_the_mode_of_the_model_is_put_back() -> None:
 def test_text_longer_than_the_model_is_meant_for_is_refused() -> None:
     with pytest.raises(UserError, match=r"6 \+ 507 tokens exceed the model's 512"):
         text(count=507)
+
+
+def test_weights_that_are_not_finite_are_a_mistake_with_words() -> None:
+    broken = deepcopy(network())
+    broken.model.layers[2].mlp.gate.weight.data[0, 0] = float("nan")
+    with pytest.raises(UserError, match=r"not finite at layer 2: 1 of 128 numbers of model\.layers\.2\.mlp\.gate"):
+        list(sample_text(broken, tokenizer(), PROMPT, SamplingParams(5)))

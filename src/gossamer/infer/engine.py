@@ -27,6 +27,7 @@ from gossamer.infer.scheduler import Scheduler
 from gossamer.infer.sequence import Sequence
 from gossamer.model.causal_lm import CausalLM
 from gossamer.model.decoder import Decoder
+from gossamer.model.finite import SAID, why_not_finite
 from gossamer.model.int8 import round_to_int8
 from gossamer.model.pool import StatePool
 from gossamer.ops.sequences import Sequences
@@ -48,6 +49,7 @@ class _Trouble:
 Answer = tuple[int, FinishReason | None, _Trouble | None]  # tokens taken, why it ends, what went wrong
 
 _WAIT = 0.05  # seconds, for grammars that are slow where nothing else is to do
+_LOOKED_AT = 256  # tokens of a text whose logits are not finite
 _USUAL_TOKENS = 4096  # of a request, for the size of the cache where none is given
 
 
@@ -87,6 +89,7 @@ class Engine:
         self._counts: Counter[str] = Counter()
         self._finished: Counter[str] = Counter()
         self._deltas: list[Delta] = []
+        self._broken: str | None = None  # which weights are not finite, once it was seen
 
     def matcher(self, grammar: Grammar) -> Matcher:
         """What ``submit`` makes of a grammar, beforehand: that may take seconds, and any thread may ask for it.
@@ -306,6 +309,8 @@ class Engine:
             logits: [V], changed if the sequence is constrained
         """
         measure = None
+        if token < 0 and not bool(logits.amax().isfinite()):
+            return token, "error", _Trouble(self._why(sequence), "logits")
         if (wanted := sequence.request.sampling.logprobs) is not None:
             measure = partial(logprobs, logits.clone() if sequence.constrained else logits, alternatives=wanted)
         if sequence.constrained:
@@ -313,10 +318,28 @@ class Engine:
                 return token, "error", error
             token = choose(logits[None], [sequence.sampler], [len(sequence.tokens)])[0]
         if token < 0:
-            return token, "error", _no_token(logits, sequence.constrained)
+            return token, "error", _Trouble("what the request forbids leaves no token that may come next", "grammar")
         error = _attempt(partial(sequence.take, token, measure(token=token) if measure else None))
         self._counts["completion"] += 1
         return token, "error" if error else sequence.reason, error
+
+    def _why(self, sequence: Sequence) -> str:
+        """Why the model gives this sequence no logits.
+
+        It is looked for in its first tokens alone, so that others wait little; weights that are not finite are so for
+        every request, and are looked for once.
+        """
+        if self._broken is None:
+            ids = torch.tensor(sequence.tokens[:_LOOKED_AT], device=self._device)
+            try:
+                why = why_not_finite(self._model, ids)
+            except Exception:
+                log.exception("where the logits stop being finite cannot be found")
+                why = SAID
+            if "numbers of" not in why:
+                return why
+            self._broken = why
+        return self._broken
 
     def _end(self, sequence: Sequence, reason: FinishReason, error: _Trouble | None = None) -> None:
         """Say a request's last word and free what it holds."""
@@ -345,13 +368,6 @@ class Engine:
                 else:
                     sequence.alone = True
                     self._scheduler.preempt(sequence)
-
-
-def _no_token(logits: Tensor, constrained: bool) -> _Trouble:
-    """Why none can be chosen from a row of logits [V], as they are after the request's constraints."""
-    if constrained and not bool((logits.isnan() | logits.isposinf()).any()):
-        return _Trouble("what the request forbids leaves no token that may come next", "grammar")
-    return _Trouble("the model's logits are not finite: its weights are damaged, or overflow at this prompt", "logits")
 
 
 def _attempt(work: Callable[[], object]) -> _Trouble | None:

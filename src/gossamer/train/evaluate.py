@@ -21,6 +21,7 @@ from gossamer.data.shards import Shard
 from gossamer.data.tokenizer import Tokenizer
 from gossamer.errors import UserError
 from gossamer.model.causal_lm import CausalLM, targets_ahead
+from gossamer.model.finite import SAID, why_not_finite
 from gossamer.model.int8 import round_to_int8
 from gossamer.model.mtp import MTPTraining
 from gossamer.ops.linear_cross_entropy import IGNORED
@@ -152,6 +153,17 @@ def bytes_of_tokens(shard: Shard, tokenizer: Tokenizer) -> np.ndarray:
     return spelt * (shard.num_bytes / total)
 
 
+@torch.no_grad()
+def _why_not_finite(model: CausalLM, batches: Iterable[Batch], device: torch.device) -> str:
+    """Where the first row that has no finite loss stops being finite, in a line."""
+    for batch in batches:
+        for ids in batch.input_ids.to(device):
+            logits = model(ids.unsqueeze(0)).logits
+            if not bool(logits.isfinite().all()):
+                return why_not_finite(model, ids)
+    return f"{SAID} for all of the text together"
+
+
 def _acceptance(greedy: list[Tensor], labels: Tensor, lengths: tuple[int, ...]) -> Tensor:
     """For each step of the head, how many drafts the trunk would take and how many there were: [2, steps]."""
     trunk, *steps = greedy
@@ -201,6 +213,8 @@ def evaluate_run(
     results: dict[str, dict[str, Any]] = {}
     for name, shard in sets.items():
         found = evaluate(model, validation_batches(shard, rows, length), bytes_of_tokens(shard, tokenizer), mtp)
+        if not math.isfinite(found.loss):
+            raise UserError(_why_not_finite(model, validation_batches(shard, rows, length), where))
         results[name] = asdict(found) | {"documents": shard.num_documents, "bytes": shard.num_bytes}
         if mtp is None:
             del results[name]["mtp_acceptance"]

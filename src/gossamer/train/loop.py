@@ -7,6 +7,7 @@ weights, optimizer, random state and the data loader's place are in it.
 from __future__ import annotations
 
 import logging
+import math
 import signal
 import time
 from collections.abc import Iterator
@@ -299,9 +300,10 @@ class _Run:
 
         The data is not turned back: the same batches would do the same again.
         """
-        norm = float(measured.values["grad_norm"])
-        self._write("skip", reason=f"gradient norm {norm}, loss {float(measured.values['loss'])}")
-        self.journal.say(f"step {self.step} skipped: its gradient is not finite")
+        norm, loss = float(measured.values["grad_norm"]), float(measured.values["loss"])
+        self._write("skip", reason=f"gradient norm {norm}, loss {loss}")
+        what = "its gradient is" if math.isfinite(loss) else f"its loss is {loss}, and its gradient"
+        self.journal.say(f"step {self.step} skipped: {what} not finite")
         if self.skipped < self.recipe.training.max_skips:
             return
         self.saver.wait()

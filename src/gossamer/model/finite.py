@@ -1,0 +1,48 @@
+"""Where a network's numbers stop being finite: looked for only when that has happened."""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from gossamer.model.causal_lm import CausalLM
+
+SAID = "the model's logits are not finite"
+
+
+@torch.no_grad()
+def why_not_finite(model: CausalLM, ids: Tensor) -> str:
+    """One line that names the layer, and the weights where it is they that are not finite.
+
+    Args:
+        model: on its device; it is run once on these tokens
+        ids: [T] tokens that it gave logits for which are not finite
+    """
+    found: list[str] = []  # names of modules, in the order in which their outputs were not finite
+
+    def look(name: str, module: nn.Module, inputs: object, output: object) -> None:
+        first = output[0] if isinstance(output, tuple) else output
+        if not found and isinstance(first, Tensor) and first.is_floating_point() and not bool(first.isfinite().all()):
+            found.append(name)
+
+    hooks = [module.register_forward_hook(partial(look, name)) for name, module in model.named_modules() if name]
+    try:
+        model(ids.unsqueeze(0), last_only=True)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not found:
+        return f"{SAID}; its first {len(ids)} tokens alone do not show where"
+    name = found[0]
+    layer = re.match(r"model\.layers\.(\d+)", name)
+    ends = {"model.embed_tokens": "the embedding", "model.norm": "the last norm"}
+    place = f"layer {layer[1]}" if layer else ends.get(name, "the output head")
+    within = layer[0] if layer else name
+    # An operation may have read a weight of a module that was never called: all of the layer's are looked at.
+    for weight, values in model.named_parameters(remove_duplicate=False):
+        if weight.startswith(f"{within}.") and (wrong := int((~values.isfinite()).sum())):
+            return f"{SAID} at {place}: {wrong} of {values.numel()} numbers of {weight} are NaN or infinite"
+    return f"{SAID} at {place}: {name} overflows, though its weights are finite"
