@@ -2,14 +2,16 @@
 
 import errno
 import os
+import shutil
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from gossamer import cache
-from gossamer.cache import alone, cached_folder, key_of, write_text
+from gossamer.cache import alone, cached_folder, key_of, read_sealed, write_sealed, write_text
 from gossamer.errors import UserError
 
 
@@ -175,3 +177,92 @@ def test_a_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def refuse_to_wait() -> None:
     raise AssertionError("nobody holds it")
+
+
+def zeros(path: Path) -> None:
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+def keeping_its_time(path: Path) -> None:
+    before = path.stat()
+    path.write_bytes(path.read_bytes()[::-1])
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def of_another_entry(path: Path) -> None:
+    other = path.parent.with_name("other")
+    cached_folder(other, lambda folder: True, lambda folder: fill(folder, "others"))
+    shutil.rmtree(path.parent)
+    other.rename(path.parent)
+
+
+def fill(folder: Path, text: str) -> None:
+    (folder / "a.bin").write_text(text)
+    (folder / "b.bin").write_text(text * 2)
+
+
+@pytest.mark.parametrize("settled", [0, 2 * 10**9])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        zeros,
+        keeping_its_time,
+        of_another_entry,
+        Path.unlink,
+        lambda path: (path.parent / "more").touch(),
+        lambda path: path.rename(path.with_name("c.bin")),
+        lambda path: (path.parent / "seal.json").write_text("[" * 10_000),
+        lambda path: (path.unlink(), os.mkfifo(path)),
+    ],
+)
+def test_what_is_not_as_it_was_written_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Any, settled: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(cache, "_SETTLED", settled)
+    built: list[Path] = []
+
+    def build(folder: Path) -> None:
+        built.append(folder)
+        fill(folder, "text")
+
+    for _ in range(3):
+        cached_folder(tmp_path / "entry", lambda folder: True, build)
+    assert len(built) == 1
+    time.sleep(0.02)
+    damage(tmp_path / "entry" / "a.bin")
+    cached_folder(tmp_path / "entry", lambda folder: True, build)
+    assert len(built) == 2 and (tmp_path / "entry" / "a.bin").read_text() == "text"
+    assert "it is made anew" in caplog.text
+
+
+def test_a_file_is_read_once_for_each_time_of_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "_SETTLED", 0)
+    read: list[str] = []
+    real = cache._digest
+    monkeypatch.setattr(cache, "_digest", lambda path: read.append(path.name) or real(path))
+    for _ in range(4):
+        cached_folder(tmp_path / "entry", lambda folder: True, lambda folder: fill(folder, "text"))
+    assert sorted(read) == ["a.bin", "a.bin", "b.bin", "b.bin"]  # when it was built, and when it was first opened
+    os.utime(tmp_path / "entry" / "a.bin")
+    cached_folder(tmp_path / "entry", lambda folder: True, lambda folder: fill(folder, "text"))
+    assert read[4:] == ["a.bin"]
+
+
+@pytest.mark.parametrize("damage", ["", "{}", "[[1]]", '{"digest": 1, "value": {"a": 1}}', "swapped"])
+def test_sealed_values(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "a.json"
+    assert read_sealed(path, dict[str, int]) is None
+    write_sealed(path, {"a": 1})
+    assert read_sealed(path, dict[str, int]) == {"a": 1} and read_sealed(path, dict[str, str]) is None
+    if damage == "swapped":
+        write_sealed(tmp_path / "b.json", {"a": 2})
+        (tmp_path / "b.json").replace(path)
+    else:
+        path.write_text(damage)
+    assert read_sealed(path, dict[str, int]) is None
+
+
+def test_a_pipe_for_a_lock_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "lock")
+    with pytest.raises(UserError, match="lock: is a pipe"), cache.alone(tmp_path / "lock", lambda: None):
+        pass

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -18,16 +19,35 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any, TypeVar
+
+from typing_extensions import TypedDict  # Python 3.11 has one that pydantic cannot read
 
 from gossamer.errors import UserError
+from gossamer.reading import MissingFile, checked, open_to_append, open_to_read, parse_json, read_text, user_path
 
 try:
     import fcntl
 except ImportError:  # a system without it, where several processes do the same work
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["alone", "cache_folder", "cached_folder", "disk_errors", "key_of", "write_text"]
+__all__ = [
+    "alone",
+    "cache_folder",
+    "cached_folder",
+    "disk_errors",
+    "key_of",
+    "read_sealed",
+    "write_sealed",
+    "write_text",
+]
 
+log = logging.getLogger("gossamer")
+T = TypeVar("T")
+
+_SEAL, _NOTES = "seal.json", "checked.json"
+_OWN = {_SEAL, _NOTES}
+_SETTLED = 2 * 10**9  # nanoseconds after which a file that changes again has another time of change
 _ABANDONED = 24 * 3600  # seconds after which a temporary entry is taken for a crashed process' one
 
 
@@ -37,20 +57,13 @@ def cache_folder() -> Path:
     A user without a home directory, as in some containers, has it among the temporary files.
     """
     if own := os.environ.get("GOSSAMER_CACHE"):
-        return _with_home(Path(own))
+        return user_path(own)
     if base := os.environ.get("XDG_CACHE_HOME"):
         return Path(base) / "gossamer"
     try:
         return Path.home() / ".cache" / "gossamer"
     except RuntimeError:
         return Path(tempfile.gettempdir()) / f"gossamer-{os.getuid()}"
-
-
-def _with_home(path: Path) -> Path:
-    try:
-        return path.expanduser()
-    except RuntimeError as error:  # ~user that nobody is
-        raise UserError(f"GOSSAMER_CACHE = {path}: there is no such user; give a path") from error
 
 
 def key_of(*parts: object) -> str:
@@ -80,7 +93,7 @@ def alone(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
     """
     with disk_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "ab")  # noqa: SIM115 (closed below; the caller's own errors are not the disk's)
+        file = open_to_append(path)
     with file:
         if fcntl is not None:
             with suppress(OSError):  # a file system without locks: as without fcntl
@@ -97,14 +110,20 @@ def cached_folder(folder: Path, valid: Callable[[Path], bool], build: Callable[[
 
     Args:
         folder: the entry's place; a damaged entry there is replaced.
-        valid: whether a folder is whole; it must not raise.
+        valid: whether a folder whose files are as they were written holds what is wanted; it must not raise.
         build: fills an empty folder; whatever it raises leaves nothing behind.
 
     Raises:
         UserError: the cache cannot be written, or whatever ``build`` raises.
     """
-    if valid(folder):
+
+    def whole(place: Path) -> bool:
+        return _intact(place) and valid(place)
+
+    if whole(folder):
         return folder
+    if folder.exists():
+        log.warning("%s: is not what was written there; it is made anew", folder)
     with disk_errors(folder.parent):
         folder.parent.mkdir(parents=True, exist_ok=True)
         _sweep(folder.parent)
@@ -112,12 +131,93 @@ def cached_folder(folder: Path, valid: Callable[[Path], bool], build: Callable[[
         temporary.mkdir()
         try:
             build(temporary)
+            _seal(temporary, folder.name)
             for path in temporary.iterdir():
                 _sync(path)
-            _publish(temporary, folder, valid)
+            _publish(temporary, folder, whole)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     return folder
+
+
+class _Seal(TypedDict):
+    """What an entry's seal holds: which entry it is, and the digest of each of its files."""
+
+    entry: str
+    files: dict[str, str]
+
+
+def _seal(folder: Path, entry: str) -> None:
+    """Write down what lies in a finished entry, for `_intact`."""
+    files = {path.name: _digest(path) for path in sorted(folder.iterdir())}
+    (folder / _SEAL).write_text(json.dumps({"entry": entry, "files": files}, indent=1) + "\n", encoding="utf-8")
+
+
+def _intact(folder: Path) -> bool:
+    """Whether an entry holds the files that were written, byte by byte.
+
+    A file is read once for each time that it was changed: what was found whole is noted with its inode, size and times
+    in a file beside the seal. Of these no program sets the time of change (ctime) at will. A file that was written in
+    the last seconds is not noted, since it could change again under the same time.
+    """
+    try:
+        seal = checked(parse_json(read_text(folder / _SEAL), _SEAL), _Seal, _SEAL)
+        if seal["entry"] != folder.name or seal["files"].keys() != {path.name for path in folder.iterdir()} - _OWN:
+            return False
+        noted = _noted(folder)
+        found: dict[str, list[int]] = {}
+        now = time.time_ns()
+        for name, digest in seal["files"].items():
+            stamp = _stamp(folder / name)
+            if noted.get(name) != stamp and _digest(folder / name) != digest:
+                return False
+            if now - stamp[-1] > _SETTLED and _stamp(folder / name) == stamp:
+                found[name] = stamp
+    except (UserError, OSError):
+        return False
+    if found != noted:
+        with suppress(UserError):  # a cache that may only be read is read in full each time
+            write_text(folder / _NOTES, json.dumps(found))
+    return True
+
+
+def _noted(folder: Path) -> dict[str, list[int]]:
+    """The stamps of files that were found whole; none where nothing can be trusted."""
+    try:
+        return checked(parse_json(read_text(folder / _NOTES), _NOTES), dict[str, list[int]], _NOTES)
+    except UserError:
+        return {}
+
+
+def _stamp(path: Path) -> list[int]:
+    status = path.lstat()
+    return [status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+
+
+def _digest(path: Path) -> str:
+    """The size of a file and a digest of its bytes."""
+    with open_to_read(path) as file:
+        content = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+        return f"{os.fstat(file.fileno()).st_size}:{content}"
+
+
+def write_sealed(path: Path, value: Any) -> None:
+    """Write a JSON file that `read_sealed` reads, with a digest of what it says and of its name."""
+    write_text(path, json.dumps({"digest": key_of(path.name, value), "value": value}))
+
+
+def read_sealed(path: Path, kind: type[T], most: int = 1 << 30) -> T | None:
+    """What `write_sealed` has written, as a declared type; None where there is none, or something else."""
+    try:
+        found = parse_json(read_text(path, most=most), str(path))
+        if isinstance(found, dict) and key_of(path.name, found.get("value")) == found.get("digest"):
+            return checked(found["value"], kind, str(path))
+        log.warning("%s: is not what was written there; it is made anew", path)
+    except MissingFile:
+        pass
+    except UserError as error:
+        log.warning("%s: it is made anew", error)
+    return None
 
 
 def write_text(path: Path, text: str) -> None:

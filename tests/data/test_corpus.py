@@ -230,3 +230,83 @@ def test_readable_size() -> None:
         "0 bytes", "1 byte", "400 bytes", "999 bytes", "1.0 kB", "9.9 kB",
         "400 kB", "1.0 MB", "12 MB", "3.1 GB", "55 GB"
     ]  # fmt: skip
+
+
+def told(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str], **options: Any) -> tuple[Corpus, str]:
+    capsys.readouterr()
+    corpus = open_corpus([str(folder)], CorpusConfig(cache_dir=str(tmp_path / "cache"), **options), Progress(True))
+    return corpus, capsys.readouterr().err
+
+
+def test_what_a_folder_holds_beside_its_text_is_told_by_kind(tmp_path: Path, capsys: Any) -> None:
+    folder = folder_of(tmp_path / "a", ["one " * 20, "two " * 20])
+    for name in ("a.png", "b.png", ".hidden", "empty.txt", "node_modules/x.js", "env/pyvenv.cfg", "env/y.py", "blob"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"" if name == "empty.txt" else b"x\0y")
+    os.mkfifo(folder / "pipe")
+    (folder / "broken").symlink_to(folder / "nowhere")
+    (folder / "link").symlink_to(folder / "env")
+    (folder / "package.json").write_text('{\n "name": "x"\n}')
+    for _ in range(2):  # from the cache of scans, too
+        corpus, line = told(tmp_path, folder, capsys)
+        assert corpus.num_documents == 2
+        for kind in (
+            "2 .png (a.png, …)", "1 hidden (.hidden)", "1 empty (empty.txt)", "1 pipes", "1 broken links",
+            "1 links to folders (link/)", "2 folders of packages or caches (env/, …)", "1 binary (blob)",
+            "1 without a field 'text' in .json (package.json)",
+        ):  # fmt: skip
+            assert kind in line
+
+
+def test_a_named_folder_of_packages_is_read(tmp_path: Path, capsys: Any) -> None:
+    folder = folder_of(tmp_path / "node_modules", ["one"])
+    corpus, line = told(tmp_path, folder, capsys)
+    assert corpus.num_documents == 1 and "passed over" not in line
+
+
+def test_records_that_outweigh_the_text_are_asked_about(tmp_path: Path, capsys: Any) -> None:
+    folder = folder_of(tmp_path / "a", ["a card of the data"])
+    (folder / "reviews.csv").write_text("id,review\n" + "1,a long review of a film\n" * 50)
+    with pytest.raises(UserError, match=r"reviews.csv: without a field 'text' in .csv, which has 'id', 'review'"):
+        told(tmp_path, folder, capsys)
+    assert told(tmp_path, folder / "reviews.csv", capsys, text_field="review")[0].num_documents == 50
+
+
+def test_a_saved_data_set(tmp_path: Path, capsys: Any) -> None:
+    import pyarrow as pa
+
+    for split, count in (("train", 3), ("test", 2)):
+        folder = tmp_path / "set" / split
+        folder.mkdir(parents=True)
+        table = pa.table({"text": [f"{split} {index}" for index in range(count)]})
+        for name in ("data-00000-of-00001.arrow", "cache-0123.arrow"):
+            with pa.ipc.new_stream(folder / name, table.schema) as stream:
+                stream.write_table(table)
+        (folder / "state.json").write_text(
+            '{"_data_files": [{"filename": "data-00000-of-00001.arrow"}], "_split": "x"}'
+        )
+        (folder / "dataset_info.json").write_text('{"description": "' + "long " * 100 + '"}')
+    (tmp_path / "set" / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    corpus, line = told(tmp_path, tmp_path / "set", capsys)
+    assert corpus.num_documents == 3
+    assert "1 splits of a data set that are not its train (test/)" in line and "1 left-over .arrow" in line
+    assert told(tmp_path, tmp_path / "set" / "test", capsys)[0].num_documents == 2
+
+
+def test_the_share_that_was_replaced_is_told(tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "a.txt").write_bytes(b"ab\xff\xfe")
+    for _ in range(2):
+        line = told(tmp_path, tmp_path / "a.txt", capsys, errors="replace")[1]
+        assert "2 of 4 characters (50.0%) were not of its encoding and became U+FFFD" in line
+
+
+def test_scans_of_other_files_are_not_taken(tmp_path: Path) -> None:
+    first, second = folder_of(tmp_path / "a", ["one"]), folder_of(tmp_path / "b", ["another"])
+    for folder in (first, second):
+        os.utime(folder / "000.txt", (1, 1))
+    digest = opened(tmp_path, first).digest
+    (scan,) = (tmp_path / "cache" / "scans").iterdir()
+    opened(tmp_path, second)
+    other = next(path for path in (tmp_path / "cache" / "scans").iterdir() if path != scan)
+    scan.write_text(other.read_text().replace(str(second), str(first)))
+    assert opened(tmp_path, first).digest == digest

@@ -1,7 +1,11 @@
 """One file as documents: pieces, encodings, JSONL and Parquet, and what people get wrong about them."""
 
+import bz2
+import gzip
 import json
+import lzma
 import sys
+import tracemalloc
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,6 +17,7 @@ from hypothesis import strategies as st
 
 from gossamer.data import sources
 from gossamer.data.sources import is_binary, pieces, read_documents
+from gossamer.data.streams import Tally
 from gossamer.errors import UserError
 
 
@@ -140,7 +145,7 @@ def test_bad_parquet(tmp_path: Path, columns: dict[str, list[object]], message: 
 
 
 def test_damaged_parquet(tmp_path: Path) -> None:
-    assert "not a Parquet file" in refusal(write(tmp_path / "a.parquet", "PAR1 and nothing else"))
+    assert "no whole Parquet file" in refusal(write(tmp_path / "a.parquet", "PAR1 and nothing else"))
 
 
 def test_parquet_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,8 +154,8 @@ def test_parquet_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_unreadable(tmp_path: Path) -> None:
-    assert "cannot be read (No such file or directory)" in refusal(tmp_path / "gone.txt")
-    with pytest.raises(UserError, match="cannot be read"):
+    assert "no such file; check its permissions" in refusal(tmp_path / "gone.txt")
+    with pytest.raises(UserError, match="no such file"):
         is_binary(tmp_path / "gone.txt")
 
 
@@ -158,3 +163,98 @@ def test_binary_is_told_by_a_nul_byte(tmp_path: Path) -> None:
     assert is_binary(write(tmp_path / "a", b"abc\0"))
     assert not is_binary(write(tmp_path / "a", "é\n"))
     assert not is_binary(write(tmp_path / "a.parquet", b"PAR1\0"))  # a format that is read, not text
+
+
+def packed(suffix: str, content: bytes) -> bytes:
+    if suffix == ".zst":
+        sink = pa.BufferOutputStream()
+        with pa.CompressedOutputStream(sink, "zstd") as stream:
+            stream.write(content)
+        return sink.getvalue().to_pybytes()
+    return {".gz": gzip, ".bz2": bz2, ".xz": lzma}[suffix].compress(content)
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz", ".zst"])
+def test_compressed_files_are_what_is_in_them(tmp_path: Path, suffix: str) -> None:
+    lines = "".join(json.dumps({"text": f"document {index}"}) + "\n" for index in range(2000)).encode()
+    texts = [f"document {index}" for index in range(2000)]
+    assert documents(write(tmp_path / f"a.jsonl{suffix}", packed(suffix, lines))) == texts
+    assert documents(write(tmp_path / f"a.txt{suffix}", packed(suffix, lines))) == [lines.decode()]
+    whole = packed(suffix, lines * 20)
+    message = refusal(write(tmp_path / f"cut.jsonl{suffix}", whole[: len(whole) // 2]))
+    assert "damaged or cut short" in message
+    assert "damaged or cut short" in refusal(write(tmp_path / f"none.txt{suffix}", b"no such format"))
+    assert is_binary(write(tmp_path / f"a.tar{suffix}", packed(suffix, b"\0" * 512)))
+
+
+def test_a_bomb_is_read_block_by_block(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.txt.gz", gzip.compress(b"a" * (64 << 20)))
+    tracemalloc.start()
+    try:
+        assert sum(len(piece) for document in read_documents(path, "text", "strict") for piece in document) == 64 << 20
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-16-le"])
+def test_byte_order_marks_say_the_encoding(tmp_path: Path, encoding: str) -> None:
+    def encoded(text: str) -> bytes:
+        return ("" if encoding in ("utf-16", "utf-32") else "\ufeff").encode(encoding) + text.encode(encoding)
+
+    assert documents(write(tmp_path / "a.txt", encoded("naïve 日本 😀\r\nend\n"))) == ["naïve 日本 😀\r\nend\n"]
+    assert documents(write(tmp_path / "a.jsonl", encoded('{"text": "é"}\n{"text": "ü"}\n'))) == ["é", "ü"]
+    assert documents(write(tmp_path / "a.tsv", encoded("text\tid\né\t1\n"))) == ["é"]
+    assert not is_binary(tmp_path / "a.txt")
+    assert "as its byte order mark says" in refusal(write(tmp_path / "b.txt", encoded("abc")[:-1]))
+
+
+def test_json_files(tmp_path: Path) -> None:
+    assert documents(write(tmp_path / "a.json", '[\n {"text": "one"},\n {"text": "two", "n": NaN}\n]')) == [
+        "one",
+        "two",
+    ]
+    assert documents(write(tmp_path / "b.json", '["one", "two"]')) == ["one", "two"]
+    assert documents(write(tmp_path / "c.json", '{"text": "one"}\n{"text": "two"}\n')) == ["one", "two"]
+    assert documents(write(tmp_path / "d.json", '{\n "text": "one"\n}')) == ["one"]
+    assert "no field 'text' in this record ('content')" in refusal(write(tmp_path / "e.json", '[{"content": "a"}]'))
+    assert "item 2: field 'text' holds int" in refusal(write(tmp_path / "f.json", '[{"text": "a"}, {"text": 1}]'))
+    assert "not JSON" in refusal(write(tmp_path / "g.json", '[{"text": "a"'))
+    assert documents(write(tmp_path / "h.json", " \n")) == []
+
+
+def test_csv_files(tmp_path: Path) -> None:
+    quoted = 'id,text\r\n1,"a, ""b""\nc"\r\n\r\n2,d\r\n'
+    assert documents(write(tmp_path / "a.csv", quoted)) == ['a, "b"\nc', "d"]
+    assert documents(write(tmp_path / "b.csv", "id;text\n1;a, b\n")) == ["a, b"]
+    assert documents(write(tmp_path / "c.tsv", "\ufefftext\tid\na, b\t1\n")) == ["a, b"]
+    assert "no field 'text' in this header ('id', 'review')" in refusal(write(tmp_path / "d.csv", "id,review\n1,a\n"))
+    assert "has 3 columns, the header has 2" in refusal(write(tmp_path / "e.csv", "id,text\n1,a,b\n"))
+    assert "stands there 2 times" in refusal(write(tmp_path / "f.csv", "text,text\na,b\n"))
+    assert documents(write(tmp_path / "g.csv", "\n")) == []
+
+
+def test_arrow_files(tmp_path: Path) -> None:
+    table = pa.table({"text": ["one", "two", ""], "n": [1, 2, 3]})
+    with pa.ipc.new_stream(tmp_path / "a.arrow", table.schema) as stream:
+        stream.write_table(table)
+    with pa.ipc.new_file(tmp_path / "b.feather", table.schema) as file:
+        file.write_table(table)
+    assert documents(tmp_path / "a.arrow") == documents(tmp_path / "b.feather") == ["one", "two"]
+    assert "no field 'body'" in refusal(tmp_path / "a.arrow", field="body")
+    assert "no whole Arrow file" in refusal(write(tmp_path / "c.arrow", b"ARROW1\0\0 and nothing else"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "count"),
+    [
+        ("a.txt", b"ab\xff\xfe" + "\ufffd".encode(), 2),
+        ("a.jsonl", b'{"text": "\xff"}\n{"text": "\xc3"}', 2),
+        ("a.csv", b"text\n\xffa\n", 1),
+    ],
+)
+def test_what_is_replaced_is_counted(tmp_path: Path, name: str, content: bytes, count: int) -> None:
+    tally = Tally()
+    for document in read_documents(write(tmp_path / name, content), "text", "replace", tally):
+        assert "".join(document)
+    assert tally.replaced == count

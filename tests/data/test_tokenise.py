@@ -54,7 +54,7 @@ def test_any_number_of_processes_writes_the_same_bytes(tmp_path: Path, monkeypat
         made(tmp_path / str(workers), workers)
     assert started == [2, 3, 4]  # a thousand would be less than _LEAST bytes for each
     assert len({tuple(sorted(files(tmp_path / str(workers)).items())) for workers in (1, 2, 3, 1000)}) == 1
-    assert set(files(tmp_path / "1")) == {"meta.json"} | {
+    assert set(files(tmp_path / "1")) == {"meta.json", "seal.json"} | {
         f"{part}.{kind}" for part in ("train", "validation") for kind in ("bin", "offsets.bin")
     }
 

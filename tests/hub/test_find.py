@@ -4,7 +4,7 @@ import re
 import pytest
 
 from gossamer import UserError, hub
-from gossamer.hub.find import read_json
+from gossamer.reading import read_object
 
 
 def test_a_run_gives_its_model_and_a_directory_itself(tmp_path) -> None:
@@ -35,13 +35,13 @@ def test_no_model_there(tmp_path) -> None:
         hub.find_model(tmp_path / "model.safetensors")
 
 
-@pytest.mark.parametrize(("content", "message"), [("{", "not valid JSON"), ("[1]", "no JSON object")])
+@pytest.mark.parametrize(("content", "message"), [("{", "not JSON"), ("[1]", "no JSON object")])
 def test_json_that_is_none(tmp_path, content, message) -> None:
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(UserError, match=message):
-        read_json(tmp_path / "config.json")
+        read_object(tmp_path / "config.json")
 
 
 def test_json(tmp_path) -> None:
     (tmp_path / "a.json").write_text(json.dumps({"ä": 1}), encoding="utf-8")
-    assert read_json(tmp_path / "a.json") == {"ä": 1}
+    assert read_object(tmp_path / "a.json") == {"ä": 1}

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gossamer.errors import UserError
+from gossamer.reading import user_path
 
 __all__ = ["certify"]
 
@@ -38,7 +39,7 @@ def certify(device: str, quick: bool, out: str | None, json: bool) -> tuple[dict
     from gossamer.certify.table import show, summary
 
     chosen = devices.resolve(device)
-    folder = default_folder(chosen) if out is None else Path(out).expanduser()
+    folder = default_folder(chosen) if out is None else user_path(out)
     require_writable(folder)
     devices.keep_freed_memory()
     told = Console(file=sys.stderr, highlight=False)

@@ -8,7 +8,6 @@ that is not the processor: subnormal floats, a missing compiler, threads that do
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +21,7 @@ from gossamer.certify.rates import copy_rate, seconds_of
 from gossamer.certify.threads import Finding, thread_findings, thread_use
 from gossamer.certify.timing import BOTH, FRESH, Rates, operation_of, time_operations, training_inputs
 from gossamer.model.config import ModelConfig
+from gossamer.reading import read_object
 from gossamer.train.recipe import load_recipe, recipe_from
 from gossamer.train.report.figures import flops
 
@@ -105,7 +105,7 @@ def share_name(operation: str, implementation: str) -> str:
 
 def recorded_shares(vectors: str) -> dict[str, Any] | None:
     """What was measured on a processor with this vector unit: processor, torch, date and shares; None: nothing."""
-    recorded: dict[str, dict[str, Any]] = json.loads(SHARES.read_text(encoding="utf-8"))
+    recorded: dict[str, dict[str, Any]] = read_object(SHARES)
     return recorded.get(vectors)
 
 

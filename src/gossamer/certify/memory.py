@@ -17,6 +17,7 @@ from gossamer.certify.checks import Check, first_line, judge
 from gossamer.certify.speed import preset_recipe, synthetic_batches
 from gossamer.errors import is_out_of_memory
 from gossamer.model.causal_lm import CausalLM
+from gossamer.reading import parse_json
 from gossamer.train.memory import estimate_peak
 from gossamer.train.step import Learner
 
@@ -87,7 +88,7 @@ def measured_apart(preset: str) -> dict[str, int]:
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": _path()})
     if done.returncode:
         raise RuntimeError((done.stderr.strip().splitlines() or ["its process ended"])[-1])
-    found: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
+    found: dict[str, int] = parse_json(done.stdout.splitlines()[-1], "the measuring process")
     return found
 
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from gossamer import __version__
 from gossamer.cli.shared import answer
 from gossamer.errors import UserError
+from gossamer.reading import user_path
 
 
 def plan(
@@ -84,7 +85,7 @@ def plan(
 
 def _picture(out: str, serve: bool) -> Path:
     """The path of a picture that can be written."""
-    path = Path(out).expanduser()
+    path = user_path(out)
     if serve:
         raise UserError("--out draws training plans; leave it out with --serve")
     if path.suffix not in (".png", ".svg", ".pdf"):

@@ -14,12 +14,12 @@ from dataclasses import is_dataclass
 from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
-import yaml
 from docstring_parser import parse as parse_docstring
 from jsonargparse import ArgumentError, ArgumentParser
 
 from gossamer.cli.shared import Verb
 from gossamer.errors import UserError, nearest
+from gossamer.reading import parse_yaml
 from gossamer.train.typed import convert, expected
 
 # What `--help` cannot tell from the type alone.
@@ -160,8 +160,6 @@ def _take_mappings(
     Returns:
         The values by dotted name, and the words that are left.
     """
-    from gossamer.train.recipe import parse_yaml
-
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     known: dict[str, Any] = {}
     for key, annotation in types.items():
@@ -184,8 +182,8 @@ def _take_mappings(
     values: dict[str, Any] = {}
     for key, value in vars(given).items():
         try:
-            plain = parse_yaml(value) if isinstance(value, str) else value
-        except yaml.YAMLError as error:
+            plain = parse_yaml(value, f"--{key}") if isinstance(value, str) else value
+        except UserError as error:
             raise UserError(f"--{key} {value}: not YAML; write {{name: ...}}") from error
         values[key] = convert(plain, known[key], f"--{key}")
     for option in rest:

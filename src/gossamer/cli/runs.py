@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from gossamer.cli.shared import answer, existing
 from gossamer.errors import UserError
+from gossamer.reading import user_path
 
 
 def train(
@@ -59,7 +60,7 @@ def train(
             if key in wanted:
                 raise UserError(f"--{short} and --{key} set the same value; give one of them")
             wanted[key] = value
-    folder = Path(out).expanduser() if out is not None else run_folder(recipe, chosen, wanted.get("corpus.paths", ()))
+    folder = user_path(out) if out is not None else run_folder(recipe, chosen, wanted.get("corpus.paths", ()))
     if "model.vocab_size" in wanted:
         raise UserError("--model.vocab_size follows from the tokenizer; --corpus.vocab_size sets a trained one's size")
     if budget is not None:
@@ -106,7 +107,7 @@ def report(run: tuple[str, ...], out: str | None = None) -> None:
         out: file to write (default: report.html in the run's folder; comparison.html beside the first of several)
     """
     folders = [existing(name, "a folder that `gossamer train` wrote") for name in run]
-    path = None if out is None else Path(out).expanduser()
+    path = None if out is None else user_path(out)
     if path is not None and not path.parent.is_dir():
         raise UserError(f"--out {out}: there is no folder {path.parent}")
     from gossamer.train.report import write_comparison, write_report

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gossamer.errors import UserError, nearest_path
+from gossamer.reading import user_path
 
 Verb = Callable[..., int | None]
 """A function whose arguments are a command's options; it returns an exit status, or None for 0."""
@@ -15,7 +16,7 @@ Verb = Callable[..., int | None]
 
 def existing(run: str, what: str = "a folder that `gossamer train` wrote, or a Hugging Face directory") -> Path:
     """The folder that `run` names, which is there (UserError otherwise)."""
-    folder = Path(run).expanduser()
+    folder = user_path(run)
     if not folder.is_dir():
         siblings = [str(path) for path in folder.parent.iterdir() if path.is_dir()] if folder.parent.is_dir() else []
         hint = nearest_path(run, siblings) or f" ({what})"

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Literal
 
 from gossamer.cli.shared import existing
 from gossamer.errors import UserError
+from gossamer.reading import user_path
 
 
 def sample(
@@ -142,7 +142,7 @@ def serve(
     options = ServeOptions(
         host=host,
         port=port,
-        keys=None if keys is None else Path(keys).expanduser(),
+        keys=None if keys is None else user_path(keys),
         name=name or folder.resolve().name,
         cors=cors,
         max_queue=max_queue,

@@ -16,12 +16,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from gossamer.errors import UserError
 from gossamer.model.config import ModelConfig
+from gossamer.reading import MissingFile, checked, parse_json, read_text
 
 __all__ = [
     "LEDGER_FILE",
@@ -37,6 +37,7 @@ __all__ = [
 ]
 
 LEDGER_FILE = "ledger.json"
+_REMEDY = "restore or delete it"
 STEPS = ("useful", "repeated", "failed")
 OVERHEADS = ("start", "evaluation", "samples", "checkpoints")
 Overhead = Literal["start", "evaluation", "samples", "checkpoints"]
@@ -294,39 +295,20 @@ class Ledger:
         return json.dumps(record, indent=1, allow_nan=False).encode() + b"\n"
 
     @classmethod
-    def from_json(cls, content: bytes) -> Ledger:
+    def from_json(cls, content: str, where: str = LEDGER_FILE) -> Ledger:
         """What `to_json` has written.
 
         Raises:
-            ValueError: it is no ledger.
+            UserError: it is no ledger; the line names the field.
         """
-        record = json.loads(content)
-        if not isinstance(record, dict):
-            raise ValueError("no JSON object")
-        empty = cls()
-        values = {item.name: record.get(item.name, getattr(empty, item.name)) for item in fields(cls)}
-        try:
-            accounts = {name: work_from(own) for name, own in values["accounts"].items()}
-            if not all(isinstance(values[name], int | float) for name in ("devices", "peak", "begun_after", "done")):
-                raise TypeError("a figure is no number")
-            if not all(isinstance(figure, int | float) for figure in values["earlier_possible"].values()):
-                raise TypeError("a figure is no number")
-        except (TypeError, AttributeError) as error:
-            raise ValueError(str(error)) from error
-        return cls(**values | {"accounts": {name: accounts.get(name, Work()) for name in empty.accounts}})
+        found = checked(parse_json(content, where, _REMEDY), cls, where, _REMEDY)
+        found.accounts = cls().accounts | found.accounts
+        return found
 
 
-def work_from(record: Mapping[str, Any] | None) -> Work:
-    """An account as `dataclasses.asdict` gives it; an empty one of None.
-
-    Raises:
-        TypeError: it is none.
-    """
-    work = Work(**record or {})
-    figures = [work.steps, work.tokens, work.device_seconds, work.possible_flops, *dict(work.flops).values()]
-    if not all(isinstance(figure, int | float) for figure in figures):
-        raise TypeError("a figure is no number")
-    return work
+def work_from(record: Mapping[str, Any] | None, where: str = LEDGER_FILE) -> Work:
+    """An account as `dataclasses.asdict` gives it; an empty one of None (UserError: it is none)."""
+    return checked(record or {}, Work, where, _REMEDY)
 
 
 def read_ledger(run: Path) -> Ledger | None:
@@ -337,8 +319,6 @@ def read_ledger(run: Path) -> Ledger | None:
     """
     path = run / LEDGER_FILE
     try:
-        return Ledger.from_json(path.read_bytes())
-    except FileNotFoundError:
+        return Ledger.from_json(read_text(path, _REMEDY), str(path))
+    except MissingFile:
         return None
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}); restore or delete it") from None

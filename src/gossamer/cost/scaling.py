@@ -19,6 +19,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from gossamer.reading import read_object
+
 __all__ = ["Law", "Text", "law", "write_law"]
 
 _FILE = Path(__file__).with_name("scaling.json")
@@ -97,7 +99,7 @@ class Law:
 @lru_cache
 def law() -> Law:
     """The law as it was last fitted."""
-    record: dict[str, Any] = json.loads(_FILE.read_text())
+    record: dict[str, Any] = read_object(_FILE)
     return Law(**{item.name: _tuple(record[item.name]) for item in fields(Law)})
 
 

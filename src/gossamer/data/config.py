@@ -9,6 +9,7 @@ from pathlib import Path
 
 from gossamer.cache import cache_folder
 from gossamer.errors import UserError, nearest
+from gossamer.reading import user_path
 
 __all__ = ["HELD_OUT_NAME", "MIN_BPE_VOCAB", "CorpusConfig", "SetConfig"]
 
@@ -109,5 +110,5 @@ class CorpusConfig:
     def cache_folder(self) -> Path:
         """The folder that holds prepared corpora; it need not exist yet."""
         if self.cache_dir is not None:
-            return Path(self.cache_dir).expanduser()
+            return user_path(self.cache_dir)
         return cache_folder()

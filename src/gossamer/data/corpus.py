@@ -8,8 +8,8 @@ fingerprint.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
+import re
 import sysconfig
 import time
 from collections.abc import Iterable, Iterator
@@ -17,11 +17,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from gossamer.cache import key_of, write_text
+from typing_extensions import TypedDict  # Python 3.11 has one that pydantic cannot read
+
+from gossamer.cache import key_of, read_sealed, write_sealed
 from gossamer.data.config import CorpusConfig
-from gossamer.data.files import find_files, standard_library
+from gossamer.data.files import Passed, find_files, standard_library
 from gossamer.data.progress import Progress
-from gossamer.data.sources import is_binary, read_documents
+from gossamer.data.sources import INCIDENTAL, NoTextField, is_binary, read_documents
+from gossamer.data.streams import Tally, kind_of
 from gossamer.errors import UserError
 
 __all__ = ["HELD_OUT", "Corpus", "FileScan", "Part", "Piece", "Rule", "open_corpus", "readable_size", "split_rule"]
@@ -30,9 +33,10 @@ HELD_OUT = 10
 """One document in so many, or the last one of so many equal parts of every document, is held out."""
 
 _UNITS = {"GB": 10**9, "MB": 10**6, "kB": 10**3}
+_NO_FIELD = "without a field"
 _FEW = 20  # documents below which single ones are too coarse a part to hold out
 _SMALLEST_SHARE, _LARGEST_SHARE = 1 / 30, 1 / 3  # of the text; whole documents are held out when they are between
-_SCAN_FORMAT = 1
+_SCAN_FORMAT = 2
 _RACY = 2.0  # seconds: a file modified so shortly before its scan could change again under the same time stamp
 
 Part = Literal["train", "validation"]
@@ -50,6 +54,7 @@ class FileScan:
         characters: characters of their text.
         held_documents: documents that the hash would hold out.
         held_bytes: UTF-8 bytes of the text of those.
+        replaced: characters that are U+FFFD because their bytes were not of the file's encoding.
     """
 
     digest: str
@@ -58,6 +63,14 @@ class FileScan:
     characters: int
     held_documents: int
     held_bytes: int
+    replaced: int = 0
+
+
+class _Kept(TypedDict):
+    """A scan as the cache keeps it: of a file of that size and time of change; a word why it was passed over."""
+
+    stamp: list[int]
+    scan: FileScan | str
 
 
 class Piece(NamedTuple):
@@ -140,21 +153,58 @@ def open_corpus(
     given = tuple(paths)
     errors = config.errors
     if given:
-        found = [file for path in given for file in find_files(path, config, progress)]
+        passed = Passed()
+        found = [file for path in given for file in find_files(path, config, progress, passed)]
         name = ", ".join(given) if len(given) <= 3 else f"{given[0]}, {given[1]} and {len(given) - 2} more"
     else:
-        found = list(standard_library())
+        passed, found = Passed(), list(standard_library())
         name = f"source code of Python {sysconfig.get_python_version()}'s standard library"
         errors = "replace"  # nobody who gave no text should have to mend it
     excluded = {path for corpus in without for path, _ in corpus.files}
     named = {file for file, is_named in found if is_named}
     unique = [file for file in dict.fromkeys(file for file, _ in found) if file not in excluded]
     scans = _scan_all(unique, named, config, errors, progress)
-    files = tuple((file, scan) for file, scan in zip(unique, scans, strict=True) if scan is not None and scan.documents)
+    files = tuple(
+        (file, scan) for file, scan in zip(unique, scans, strict=True) if isinstance(scan, FileScan) and scan.documents
+    )
+    _tell(name, unique, scans, passed, progress)
     if not files:
         left = " that is not held out" if excluded else ""
-        raise UserError(f"{name}: holds no text{left}; name files or folders with text, code, JSONL or Parquet")
+        beside = f" (it holds {passed.describe()})" if passed.kinds else ""
+        raise UserError(f"{name}: holds no text{left}; name files or folders with text, code, JSONL or Parquet{beside}")
     return Corpus(name, files, config.text_field, errors)
+
+
+def _tell(name: str, files: list[Path], scans: list[FileScan | str], passed: Passed, progress: Progress) -> None:
+    """Say what was passed over and what was replaced.
+
+    Raises:
+        UserError: most of the bytes are in files of records without the field that is read: which one is it?
+    """
+    sizes = {"read": 0, "asked": 0}
+    first: tuple[Path, str] | None = None
+    for file, scan in zip(files, scans, strict=True):
+        if isinstance(scan, str):
+            passed.add(scan.split(", which has")[0], file.name)
+            if scan.startswith(_NO_FIELD):
+                sizes["asked"] += _stat(file).st_size
+                first = first or (file, scan)
+            continue
+        sizes["read"] += scan.num_bytes
+        if scan.replaced:
+            share = f"{scan.replaced / scan.characters:.1%}"
+            progress.note(
+                f"{file}: {scan.replaced:,} of {scan.characters:,} characters ({share}) were not of its encoding and "
+                "became U+FFFD"
+            )
+    if passed.kinds:
+        progress.note(f"{name}: passed over {passed.describe()}")
+    if first is not None and sizes["asked"] > sizes["read"]:
+        file, scan = first
+        raise UserError(
+            f"{file}: {scan}, as most of the data of {name}; name the right one with --corpus.text_field, or name the "
+            "files to train on"
+        )
 
 
 def split_rule(corpus: Corpus) -> Rule:
@@ -195,36 +245,33 @@ def _tailed(document: Iterable[str], cut: int) -> Iterator[Piece]:
 
 def _scan_all(
     files: list[Path], named: set[Path], config: CorpusConfig, errors: str, progress: Progress
-) -> list[FileScan | None]:
-    """Each file's scan, or None for a binary file met in a folder; from the scan cache where nothing changed."""
+) -> list[FileScan | str]:
+    """Each file's scan, or why one that was met in a folder is passed over; from the cache where nothing changed."""
     key = key_of(_SCAN_FORMAT, sorted(map(str, files)), config.text_field, errors)
     store = config.cache_folder() / "scans" / f"{key}.json"
-    try:
-        known = json.loads(store.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        known = {}
+    known = read_sealed(store, dict[str, _Kept]) or {}
     stats = [_stat(file) for file in files]
     stamps = [[stat.st_size, stat.st_mtime_ns] for stat in stats]
-    fresh = [known.get(str(file), {}).get("stamp") == stamp for file, stamp in zip(files, stamps, strict=True)]
+    fresh = [
+        str(file) in known and known[str(file)]["stamp"] == stamp for file, stamp in zip(files, stamps, strict=True)
+    ]
     todo = sum(stat.st_size for stat, is_fresh in zip(stats, fresh, strict=True) if not is_fresh)
-    scans: list[FileScan | None] = []
+    scans: list[FileScan | str] = []
     if all(fresh):
-        kept = (known[str(file)]["scan"] for file in files)
-        return [None if scan is None else FileScan(**scan) for scan in kept]
+        return [known[str(file)]["scan"] for file in files]
     entries = {}
     with progress.stage(f"reading {readable_size(todo)} of text", todo) as advance:
         for file, stat, stamp, is_fresh in zip(files, stats, stamps, fresh, strict=True):
             if is_fresh:
-                kept = known[str(file)]["scan"]
-                scan = None if kept is None else FileScan(**kept)
+                scan = known[str(file)]["scan"]
             else:
                 settled = time.time() - stat.st_mtime > _RACY
                 scan = _scan(file, file in named, config.text_field, errors)
                 advance(stat.st_size)
             scans.append(scan)
             if is_fresh or settled:
-                entries[str(file)] = {"stamp": stamp, "scan": scan and asdict(scan)}
-    write_text(store, json.dumps(entries))
+                entries[str(file)] = {"stamp": stamp, "scan": asdict(scan) if isinstance(scan, FileScan) else scan}
+    write_sealed(store, entries)
     return scans
 
 
@@ -235,14 +282,28 @@ def _stat(file: Path) -> os.stat_result:
         raise UserError(f"{file}: cannot be read ({error.strerror}); check its permissions") from error
 
 
-def _scan(file: Path, is_named: bool, text_field: str, errors: str) -> FileScan | None:
+def _scan(file: Path, is_named: bool, text_field: str, errors: str) -> FileScan | str:
     if is_binary(file):
         if is_named:
-            raise UserError(f"{file}: binary, not text (it holds NUL bytes); give UTF-8 text, JSONL or Parquet")
-        return None
+            raise UserError(
+                f"{file}: binary, not text (it holds NUL bytes); give UTF-8 text, JSONL or Parquet, and UTF-16 with a "
+                "byte order mark"
+            )
+        return "binary"
+    try:
+        return _summed_up(file, text_field, errors)
+    except NoTextField as error:
+        if is_named or kind_of(file) not in INCIDENTAL:
+            raise
+        fields = re.search(r"\(('.*?)\)", str(error))
+        return f"{_NO_FIELD} {text_field!r} in {kind_of(file)}{f', which has {fields[1]}' if fields else ''}"
+
+
+def _summed_up(file: Path, text_field: str, errors: str) -> FileScan:
+    tally = Tally()
     digest = hashlib.blake2b(digest_size=16)
     documents = num_bytes = characters = held_documents = held_bytes = 0
-    for document in read_documents(file, text_field, errors):
+    for document in read_documents(file, text_field, errors, tally):
         size, is_held = 0, False
         for number, text in enumerate(document):
             if number == 0:
@@ -256,7 +317,7 @@ def _scan(file: Path, is_named: bool, text_field: str, errors: str) -> FileScan 
         num_bytes += size
         held_documents += is_held
         held_bytes += size if is_held else 0
-    return FileScan(digest.hexdigest(), documents, num_bytes, characters, held_documents, held_bytes)
+    return FileScan(digest.hexdigest(), documents, num_bytes, characters, held_documents, held_bytes, tally.replaced)
 
 
 def readable_size(num_bytes: int) -> str:

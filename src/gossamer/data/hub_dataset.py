@@ -1,29 +1,27 @@
 """A Hugging Face Hub dataset as a local JSONL file.
 
 The dataset is streamed once, a record at a time, into the cache; from then on it is a file like any other, so the
-passes that fingerprint, train a tokenizer and tokenise read the disk and a later start needs no network. Delete the
-file to fetch anew.
+passes that fingerprint, train a tokenizer and tokenise read the disk and a later start needs no network. Delete its
+folder to fetch anew.
 """
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import json
-import os
 import re
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gossamer.cache import disk_errors
+from gossamer.cache import cached_folder, key_of
 from gossamer.data.progress import Progress
 from gossamer.errors import UserError, nearest
 
 __all__ = ["PREFIX", "fetch"]
 
 PREFIX = "hf:"
+_FILE = "records.jsonl"
 
 
 def fetch(spec: str, text_field: str, cache: Path, progress: Progress) -> Path:
@@ -37,28 +35,21 @@ def fetch(spec: str, text_field: str, cache: Path, progress: Progress) -> Path:
         raise UserError(f"{spec}: not a Hub dataset; write hf:NAME, hf:NAME:SPLIT or hf:NAME:CONFIG:SPLIT")
     split = rest[-1] if rest else "train"
     config = rest[0] if len(rest) == 2 else None
-    key = hashlib.blake2b(json.dumps([name, config, split, text_field]).encode(), digest_size=8).hexdigest()
-    target = cache / "hub" / f"{re.sub('[^A-Za-z0-9]+', '-', name).strip('-')}-{key}.jsonl"
-    if target.is_file():
-        return target
-    try:
-        datasets = importlib.import_module("datasets")
-    except ImportError as error:
-        raise UserError(
-            f"{spec}: Hub datasets need the datasets library; install it with: pip install 'gossamer[hub]'"
-        ) from error
-    temporary = target.with_name(f"tmp-{os.getpid()}-{uuid.uuid4().hex}")
-    with disk_errors(target.parent), progress.stage(f"fetching {spec}", None) as advance:
-        target.parent.mkdir(parents=True, exist_ok=True)
+    key = f"{re.sub('[^A-Za-z0-9]+', '-', name).strip('-')}-{key_of(name, config, split, text_field)[:16]}"
+
+    def build(folder: Path) -> None:
         try:
-            with open(temporary, "w", encoding="utf-8") as file:
-                for text in _texts(datasets, spec, name, config, split, text_field):
-                    file.write(json.dumps({text_field: text}) + "\n")
-                    advance(len(text))
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
-    return target
+            datasets = importlib.import_module("datasets")
+        except ImportError as error:
+            raise UserError(
+                f"{spec}: Hub datasets need the datasets library; install it with: pip install 'gossamer[hub]'"
+            ) from error
+        with progress.stage(f"fetching {spec}", None) as advance, open(folder / _FILE, "w", encoding="utf-8") as file:
+            for text in _texts(datasets, spec, name, config, split, text_field):
+                file.write(json.dumps({text_field: text}) + "\n")
+                advance(len(text))
+
+    return cached_folder(cache / "hub" / key, lambda folder: (folder / _FILE).is_file(), build) / _FILE
 
 
 def _texts(datasets: Any, spec: str, name: str, config: str | None, split: str, field: str) -> Iterator[str]:

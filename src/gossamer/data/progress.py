@@ -19,6 +19,11 @@ class Progress:
     def __init__(self, enabled: bool) -> None:
         self.enabled = enabled
 
+    def note(self, line: str) -> None:
+        """Tell something that was found on the way."""
+        if self.enabled:
+            print(line, file=sys.stderr, flush=True)
+
     def waiting(self) -> None:
         """Tell that another process is at it."""
         if self.enabled:

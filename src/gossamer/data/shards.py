@@ -7,17 +7,19 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import numpy.typing as npt
+from typing_extensions import TypedDict  # Python 3.11 has one that pydantic cannot read
 
 from gossamer.cache import key_of
 from gossamer.data.corpus import Piece
 from gossamer.data.tokenizer import Tokenizer
 from gossamer.errors import UserError
+from gossamer.reading import open_to_read
 
-__all__ = ["Shard", "ShardWriter", "open_shard", "token_dtype"]
+__all__ = ["Shard", "ShardMeta", "ShardWriter", "open_shard", "token_dtype"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +78,15 @@ def token_dtype(tokenizer: Tokenizer) -> np.dtype[Any]:
     return np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
 
 
+class ShardMeta(TypedDict):
+    """What ``meta.json`` tells of one part: the type and the number of its tokens, its documents, its text's bytes."""
+
+    dtype: Literal["uint16", "uint32"]
+    tokens: int
+    documents: int
+    bytes: int
+
+
 class ShardWriter:
     """Appends documents to a shard's files."""
 
@@ -115,14 +126,14 @@ class ShardWriter:
         self.num_tokens += len(ids)
 
 
-def open_shard(folder: Path, part: str, meta: dict[str, Any], fingerprint: str) -> Shard:
+def open_shard(folder: Path, part: str, meta: ShardMeta, fingerprint: str) -> Shard:
     """Memory-map one part's tokens; ValueError if a file has not the size that was written."""
     tokens_file, offsets_file = folder / f"{part}.bin", folder / f"{part}.offsets.bin"
     dtype, num_tokens, num_documents = np.dtype(meta["dtype"]), meta["tokens"], meta["documents"]
     sizes = (tokens_file.stat().st_size, offsets_file.stat().st_size)
     if sizes != (num_tokens * dtype.itemsize, (num_documents + 1) * 8):
         raise ValueError("damaged shard")
-    file: BinaryIO = open(tokens_file, "rb")  # noqa: SIM115 (open for as long as the shard is)
+    file = open_to_read(tokens_file)  # open for as long as the shard is
     tokens = np.memmap(file, dtype, mode="r", shape=(num_tokens,))
     offsets = np.fromfile(offsets_file, np.int64)
     return Shard(tokens, offsets, meta["bytes"], key_of(fingerprint, part), file)

@@ -22,11 +22,12 @@ from gossamer.cache import cached_folder, key_of
 from gossamer.data.config import CorpusConfig
 from gossamer.data.corpus import Piece, readable_size
 from gossamer.data.progress import Progress
-from gossamer.data.shards import Shard, ShardWriter, open_shard
+from gossamer.data.shards import Shard, ShardMeta, ShardWriter, open_shard
 from gossamer.data.tokenizer import Tokenizer
 from gossamer.data.workers import Encoders
 from gossamer.device import usable_cores
 from gossamer.errors import UserError
+from gossamer.reading import read_json
 
 __all__ = ["shards_of"]
 
@@ -64,9 +65,9 @@ def shards_of(
 
     def valid(folder: Path) -> bool:
         try:
-            meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+            meta = read_json(folder / "meta.json", dict[str, ShardMeta])
             found = {part: open_shard(folder, part, meta[part], fingerprint) for part in parts}
-        except (OSError, ValueError, KeyError, TypeError):  # absent, or not as this module writes it
+        except (OSError, ValueError, KeyError):  # absent, or not as this module writes it
             return False
         opened.update(found)
         return True

@@ -31,6 +31,7 @@ from gossamer.data.tokenizer_files import (
     write_chat_template_files,
 )
 from gossamer.errors import UserError
+from gossamer.reading import MAX_TOKENIZER, read_text
 
 __all__ = ["EOT", "TextStream", "Tokenizer", "char_tokenizer", "train_bpe"]
 
@@ -113,8 +114,9 @@ class Tokenizer:
             UserError: nothing is there, it cannot be read, or it names no end-of-text token.
         """
         file = find_tokenizer(folder)
+        text = read_text(file, most=MAX_TOKENIZER)
         try:
-            core = tokenizers.Tokenizer.from_str(file.read_text(encoding="utf-8"))
+            core = tokenizers.Tokenizer.from_str(text)
         except Exception as error:  # the library raises bare Exception
             raise UserError(f"{file}: not a tokenizer that can be read ({error}); save it anew") from error
         config = read_json(file.with_name("tokenizer_config.json"))
@@ -269,7 +271,7 @@ class Tokenizer:
     def _decoder(self) -> dict[str, Any] | None:
         """``decoder`` of tokenizer.json."""
         decoder = self._core.decoder
-        return None if decoder is None else json.loads(decoder.__getstate__())
+        return None if decoder is None else parse_json(decoder.__getstate__().decode(), "the tokenizer's decoder")
 
     @functools.cached_property
     def _special_core(self) -> tokenizers.Tokenizer:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
+from gossamer import reading
 from gossamer.errors import UserError, nearest
 
 TEMPLATE_FILE = "chat_template.jinja"
@@ -21,7 +21,7 @@ def find_tokenizer(folder: str | Path) -> Path:
     Raises:
         UserError: there is none.
     """
-    place = Path(folder).expanduser()
+    place = reading.user_path(folder)
     candidates = [place / "tokenizer.json", place / "model" / "tokenizer.json"] if place.is_dir() else [place]
     file = next((path for path in candidates if path.is_file()), None)
     if file is None and place.exists():
@@ -34,15 +34,7 @@ def find_tokenizer(folder: str | Path) -> Path:
 
 def read_json(path: Path) -> dict[str, Any]:
     """What a file holds, nothing where there is none (UserError: it holds no JSON object)."""
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}); mend the file") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: not a JSON object; mend the file")
-    return value
+    return reading.read_object(path, remedy="mend the file") if path.is_file() else {}
 
 
 def end_of_text(folder: Path, config: dict[str, Any], core: tokenizers.Tokenizer, usual: str) -> str:
@@ -79,10 +71,7 @@ def read_chat_template_files(folder: Path) -> dict[str, str]:
     found = {}
     for name, path in files:
         if path.is_file():
-            try:
-                found[name] = path.read_text(encoding="utf-8")
-            except ValueError as error:
-                raise UserError(f"{path}: not UTF-8 text ({error}); save it anew") from error
+            found[name] = reading.read_text(path)
     return found
 
 
@@ -124,7 +113,7 @@ def prefix_of(post_processor: Any) -> tuple[int, ...]:
     """
     if post_processor is None:
         return ()
-    return _prefix(json.loads(post_processor.__getstate__()))
+    return _prefix(reading.parse_json(post_processor.__getstate__().decode(), "the tokenizer"))
 
 
 def _prefix(spec: dict[str, Any]) -> tuple[int, ...]:

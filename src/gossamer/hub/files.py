@@ -13,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from gossamer.errors import UserError
-from gossamer.hub.find import read_json
 from gossamer.hub.names import INDEX, WEIGHTS, some
+from gossamer.reading import read_object
 
 REMEDY = "download or save it again"
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
@@ -42,7 +42,7 @@ def read_headers(folder: Path) -> dict[str, Stored]:
             )
         raise UserError(f"{folder}: holds neither {WEIGHTS} nor {INDEX}; {REMEDY}")
 
-    weight_map = read_json(folder / INDEX).get("weight_map")
+    weight_map = read_object(folder / INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
         raise UserError(f"{folder / INDEX}: holds no weight_map from tensors to files; {REMEDY}")
     stored: dict[str, Stored] = {}

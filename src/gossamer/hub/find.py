@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
-from typing import Any
 
 from gossamer.errors import UserError
+from gossamer.reading import user_path
 
 CONFIG = "config.json"
 
@@ -18,7 +17,7 @@ def find_model(path: str | Path) -> Path:
     Raises:
         UserError: there is no such folder, or no model in it.
     """
-    folder = Path(path).expanduser()
+    folder = user_path(path)
     for candidate in (folder, folder / "model"):
         if (candidate / CONFIG).is_file():
             return candidate
@@ -31,20 +30,3 @@ def find_model(path: str | Path) -> Path:
     if re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
         raise UserError(f"{path}: no such folder; a model of the Hub comes with: hf download {path} --local-dir DIR")
     raise UserError(f"{path}: no such folder; name a run or a Hugging Face directory")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a file that holds one JSON object.
-
-    Raises:
-        UserError: it cannot be read, or holds something else.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error}); download or save it again") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: holds no JSON object; download or save it again")
-    return value

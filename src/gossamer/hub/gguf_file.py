@@ -19,6 +19,7 @@ from gossamer.hub.names import EMBEDDING, tensors_of
 from gossamer.hub.read import load
 from gossamer.hub.write import disk_errors, sync
 from gossamer.model.config import FULL, LINEAR, ModelConfig
+from gossamer.reading import user_path
 
 _ARCHITECTURE = "qwen3next"
 _TYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
@@ -40,7 +41,7 @@ def export_gguf(run: str | Path, file: str | Path) -> None:
             package `gguf` is missing; or `file` exists or cannot be written. No half of a file is left.
     """
     gguf = _library()
-    source, target = find_model(run), Path(file).expanduser()
+    source, target = find_model(run), user_path(file)
     if target.suffix != ".gguf":
         raise UserError(f"{file}: name a file that ends in .gguf")
     if target.exists():

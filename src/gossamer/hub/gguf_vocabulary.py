@@ -15,7 +15,7 @@ from typing import Any
 from gossamer.data.tokenizer import Tokenizer
 from gossamer.data.tokenizer_files import end_ids
 from gossamer.errors import UserError
-from gossamer.hub.find import read_json
+from gossamer.reading import read_object
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # llama.cpp's llama_token_type
 
@@ -68,7 +68,7 @@ def read_vocabulary(folder: Path, size: int) -> Vocabulary:
     """
     tokenizer = Tokenizer.load(folder)
     file = folder / "tokenizer.json"
-    values = read_json(file)
+    values = read_object(file)
     if tokenizer.kind != "BPE":
         raise UserError(
             f"{file}: llama.cpp gets byte-level BPE alone from here, this tokenizer is {tokenizer.kind}; "

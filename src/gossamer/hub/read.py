@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from gossamer import device as devices
 from gossamer.errors import UserError
 from gossamer.hub.files import DTYPES, REMEDY, Stored, read_header, read_headers, read_rows
-from gossamer.hub.find import CONFIG, find_model, read_json
+from gossamer.hub.find import CONFIG, find_model
 from gossamer.hub.names import (
     EMBEDDING,
     HEAD,
@@ -35,6 +35,7 @@ from gossamer.hub.names import (
 from gossamer.model.causal_lm import CausalLM
 from gossamer.model.config import ModelConfig
 from gossamer.model.experts import Router
+from gossamer.reading import read_object
 
 log = logging.getLogger("gossamer")
 
@@ -102,7 +103,7 @@ def _announce(folder: Path, model: CausalLM, promised: bool) -> None:
 
 def _read_config(folder: Path) -> tuple[dict[str, Any], ModelConfig]:
     file = folder / CONFIG
-    values = read_json(file)
+    values = read_object(file)
     if "quantization_config" in values:
         raise UserError(f"{file}: a quantised checkpoint; gossamer reads float32, bfloat16 and float16 ones")
     try:

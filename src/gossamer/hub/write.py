@@ -25,10 +25,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from gossamer.errors import UserError
-from gossamer.hub.find import CONFIG, find_model, read_json
+from gossamer.hub.find import CONFIG, find_model
 from gossamer.hub.names import EMBEDDING, INDEX, SHARD_PATTERN, is_weight_file, released_tensors
 from gossamer.hub.read import load
 from gossamer.model.causal_lm import CausalLM
+from gossamer.reading import read_object, user_path
 
 _SHARD_BYTES = 5 * 10**9  # as Hugging Face's Hub recommends
 _ABANDONED = 3600  # seconds without a write after which a temporary folder is taken for a crashed process' one
@@ -66,7 +67,7 @@ def save(model: CausalLM, directory: str | Path, tokenizer: SavedBeside | None =
         UserError: the directory cannot be written, or the disk is full; nothing is changed then.
     """
     extra = {} if tokenizer is None else {"eos_token_id": tokenizer.eot_id}
-    _write_model(model, Path(directory).expanduser(), extra, None if tokenizer is None else tokenizer.save)
+    _write_model(model, user_path(directory), extra, None if tokenizer is None else tokenizer.save)
 
 
 def export(run: str | Path, directory: str | Path) -> None:
@@ -81,10 +82,10 @@ def export(run: str | Path, directory: str | Path) -> None:
     Raises:
         UserError: there is no whole model in `run`, or `directory` holds something else or cannot be written.
     """
-    source, target = find_model(run), Path(directory).expanduser()
+    source, target = find_model(run), user_path(directory)
     if target.is_dir() and any(target.iterdir()):
         raise UserError(f"{directory}: is not empty; name a new folder")
-    values = read_json(source / CONFIG)
+    values = read_object(source / CONFIG)
     inner = values.get("text_config")  # of a checkpoint that also sees pictures
     values = (inner if isinstance(inner, dict) else {}) | {key: one for key, one in values.items() if one is not None}
     tokens = {key: values[key] for key in _TOKEN_KEYS if values.get(key) is not None}

@@ -8,8 +8,8 @@ from typing import Any
 
 from gossamer.data.tokenizer_files import end_ids
 from gossamer.errors import UserError
-from gossamer.hub.find import read_json
 from gossamer.infer.request import SamplingParams
+from gossamer.reading import read_object
 
 __all__ = ["SAMPLING", "generation_config", "sampling_for_readers"]
 
@@ -28,7 +28,7 @@ def generation_config(folder: Path) -> tuple[dict[str, Any], tuple[int, ...]]:
         UserError: a file holds no JSON object, or a value that no sampler takes.
     """
     path = folder / "generation_config.json"
-    return _sampling(read_json(path) if path.is_file() else {}, path), end_ids(folder)
+    return _sampling(read_object(path) if path.is_file() else {}, path), end_ids(folder)
 
 
 def _sampling(config: Mapping[str, Any], path: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from gossamer.infer.defaults import generation_config, sampling_for_readers
 from gossamer.infer.engine import Engine, EngineOptions
 from gossamer.infer.request import Request, SamplingParams
 from gossamer.model.causal_lm import CausalLM
+from gossamer.reading import user_path
 
 
 def sample_text(
@@ -78,5 +79,5 @@ def sample_run(
     model = hub.load(directory, device=where)
     yield prompt
     # A run has learnt that documents begin with the delimiter; what others trained begins as in transformers.
-    begin = None if directory != Path(run).expanduser() else tokenizer.prefix_ids
+    begin = None if directory != user_path(run) else tokenizer.prefix_ids
     yield from sample_text(model, tokenizer, prompt, sampling, begin)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gossamer.errors import UserError
+from gossamer.reading import read_text
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -147,7 +148,7 @@ class WeightsAndBiases:
 def _identity(run_dir: Path) -> str:
     """The run's name among all of a project, drawn once and kept: a resumed run is the same run."""
     path = run_dir / WANDB_FOLDER / "id"
-    return path.read_text(encoding="ascii").strip() if path.is_file() else secrets.token_hex(8)
+    return read_text(path).strip() if path.is_file() else secrets.token_hex(8)
 
 
 def _keep_identity(run_dir: Path, identity: str) -> None:

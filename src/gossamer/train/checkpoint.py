@@ -17,15 +17,19 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired
 
 import torch.distributed.checkpoint as dcp
+from pydantic import Field
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.optim import Optimizer
+from typing_extensions import TypedDict  # Python 3.11 has one that pydantic cannot read
 
 from gossamer import device as devices
+from gossamer.cost.ledger import Work
 from gossamer.errors import UserError
+from gossamer.reading import checked, open_to_read, read_json, read_object
 from gossamer.train.world import ALONE, World
 
 log = logging.getLogger("gossamer")
@@ -34,6 +38,45 @@ Optimizers = Optimizer | list[Optimizer]
 
 _PREFIX = "step-"
 _PROGRESS, _MANIFEST = "progress.json", "manifest.json"
+
+
+class _Manifest(TypedDict):
+    """What manifest.json holds: the digest of every other file of the checkpoint."""
+
+    files: dict[str, str]
+
+
+_Count = Annotated[int, Field(ge=0, lt=1 << 63)]
+_Amount = Annotated[float, Field(ge=0)]
+
+
+class Progress(TypedDict):
+    """What progress.json holds: how far the run was, beside the tensors.
+
+    Attributes:
+        step, tokens: that were trained
+        elapsed: seconds of training
+        data: the place in the data, see `TrainBatches.state_dict`
+        done: share of the run that lay behind, 0 to 1
+        ledger: the work that led to these weights
+        validation_loss: of the evaluation at this step, if there was one
+    """
+
+    step: _Count
+    tokens: _Count
+    elapsed: _Amount
+    data: dict[str, Any]
+    done: NotRequired[_Amount]
+    ledger: NotRequired[Work]
+    validation_loss: NotRequired[float | None]
+
+
+def read_progress(folder: Path) -> dict[str, Any]:
+    """A checkpoint's progress.json (UserError: it is damaged; the line names the field)."""
+    path = folder / _PROGRESS
+    found = read_object(path)
+    checked(found, Progress, str(path))
+    return found
 
 
 def snapshot(model: nn.Module, optimizers: Optimizers) -> dict[str, Any]:
@@ -120,8 +163,7 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizers: Optimizers, worl
     with _quiet():
         set_state_dict(model, optimizers, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
     devices.set_random_state(state["random"], _device(model))
-    progress: dict[str, Any] = json.loads((folder / _PROGRESS).read_text())
-    return progress
+    return read_progress(folder)
 
 
 def prune_checkpoints(run: Path, keep: int) -> None:
@@ -139,8 +181,8 @@ def best_checkpoint(run: Path) -> Path | None:
     """The checkpoint with the lowest `validation_loss` in its progress; None if none was evaluated."""
     losses: dict[Path, float] = {}
     for folder in _checkpoints(run):
-        with suppress(OSError, ValueError):
-            loss = json.loads((folder / _PROGRESS).read_text()).get("validation_loss")
+        with suppress(UserError):  # a damaged one is none of the best
+            loss = read_progress(folder).get("validation_loss")
             if loss is not None:
                 losses[folder] = loss
     return min(losses, key=lambda folder: losses[folder], default=None)
@@ -175,18 +217,23 @@ def _checksums(folder: Path, world: World) -> dict[str, str]:
 def _damage(folder: Path) -> str:
     """Why a checkpoint cannot be trusted, or ""."""
     try:
-        files = json.loads((folder / _MANIFEST).read_text())["files"]
+        files = read_json(folder / _MANIFEST, _Manifest)["files"]
         for name, expected in files.items():
+            if Path(name).name != name:
+                return f"{_MANIFEST} names {name!r}, which is no file of this folder"
             if _digest(folder / name) != expected:
                 return f"{name} has changed"
-    except (OSError, ValueError, KeyError) as error:
-        return f"{type(error).__name__}: {error}"
+        if missing := {_PROGRESS, ".metadata"} - files.keys():
+            return f"{_MANIFEST} lacks {min(missing)}"
+        read_progress(folder)
+    except UserError as error:
+        return str(error)
     return ""
 
 
 def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return f"{path.stat().st_size}:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+    with open_to_read(path) as file:
+        return f"{os.fstat(file.fileno()).st_size}:{hashlib.file_digest(file, 'sha256').hexdigest()}"
 
 
 def _sync(folder: Path) -> None:

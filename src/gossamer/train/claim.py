@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from gossamer.errors import UserError
+from gossamer.reading import MissingFile, open_to_append, open_to_read
 
 if TYPE_CHECKING:
     from gossamer.train.world import World
@@ -37,7 +38,7 @@ def claimed(run: Path, world: World) -> Iterator[None]:
 
 def require_unclaimed(run: Path) -> None:
     """Refuse a run's folder that a trainer holds (UserError)."""
-    with suppress(FileNotFoundError), open(run / _LOCK, "rb") as file:
+    with suppress(MissingFile), open_to_read(run / _LOCK, "remove it") as file:
         _lock(file, run, shared=True)
 
 
@@ -45,7 +46,7 @@ def require_unclaimed(run: Path) -> None:
 def _locked(run: Path) -> Iterator[None]:
     made = not run.exists()
     run.mkdir(parents=True, exist_ok=True)
-    with open(run / _LOCK, "ab") as file:
+    with open_to_append(run / _LOCK) as file:
         _lock(file, run)
         try:
             yield
@@ -57,7 +58,7 @@ def _locked(run: Path) -> Iterator[None]:
                         run.rmdir()
 
 
-def _lock(file: IO[bytes], run: Path, shared: bool = False) -> None:
+def _lock(file: BinaryIO, run: Path, shared: bool = False) -> None:
     if fcntl is None:
         return
     try:

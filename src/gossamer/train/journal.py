@@ -7,6 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from gossamer.reading import open_to_append
 from gossamer.train.display import Display
 from gossamer.train.metrics import MetricsWriter, forget_metrics, read_metrics, write_atomically
 from gossamer.train.recipe import Recipe, to_yaml
@@ -59,7 +60,7 @@ class Journal:
         """Keep what the model wrote after so many steps."""
         self.sampled = step
         self.write("sample", step, text=text)
-        with (self.out / SAMPLES_FILE).open("ab") as file:
+        with open_to_append(self.out / SAMPLES_FILE) as file:
             file.write(_entry(step, text))
 
     def _keep_samples(self) -> None:

@@ -42,12 +42,15 @@ from types import TracebackType
 from typing import Any, Self
 
 from gossamer.errors import UserError
+from gossamer.reading import is_number, open_to_append, parse_json, read_bytes
 from gossamer.train.boards import TENSORBOARD_FOLDER, Board, TensorBoard, WeightsAndBiases
 
 __all__ = ["METRICS_FILE", "MetricsWriter", "forget_metrics", "read_metrics", "write_atomically"]
 
 METRICS_FILE = "metrics.jsonl"
 log = logging.getLogger("gossamer")
+_MAX_FILE = 1 << 32  # bytes: tens of millions of events
+_MAX_STEP = 1 << 53
 
 
 class MetricsWriter:
@@ -75,7 +78,7 @@ class MetricsWriter:
         others: list[Board] = [] if wandb_project is None else [WeightsAndBiases(run_dir, wandb_project)]
         if begun:
             write_atomically(path, b"".join(line + b"\n" for line, _ in kept))
-        self._file = path.open("ab")
+        self._file = open_to_append(path)
         self._boards: list[Board] = [TensorBoard(run_dir, resume_step), *others]
 
     def write(self, event: str, step: int, **values: Any) -> None:
@@ -154,7 +157,9 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 def _parse(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
     """Pair every line (without its newline) with its event, leaving out a torn last line and blank ones."""
-    *lines, rest = path.read_bytes().split(b"\n")  # `rest` follows the last newline: empty, or what a kill tore
+    *lines, rest = read_bytes(path, most=_MAX_FILE).split(
+        b"\n"
+    )  # `rest` follows the last newline: empty, or what a kill tore
     events = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -170,12 +175,20 @@ def _parse(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
 
 def _event(line: bytes) -> dict[str, Any] | None:
     try:
-        event = json.loads(line)
-    except (ValueError, RecursionError):
+        event = parse_json(line.decode("utf-8"), METRICS_FILE, strict=False)  # a sample may hold half a surrogate pair
+    except (UserError, UnicodeDecodeError):
         return None
-    if isinstance(event, dict) and isinstance(event.get("event"), str) and type(event.get("step")) is int:
-        return event
-    return None
+    if not isinstance(event, dict) or not isinstance(event.get("event"), str):
+        return None
+    step = event.get("step")
+    return event if type(step) is int and 0 <= step < _MAX_STEP and all(map(_is_value, event.values())) else None
+
+
+def _is_value(value: Any, inside: int = 2) -> bool:
+    """Whether a value is what an event may hold: a number, text, or lists of numbers."""
+    if isinstance(value, list):
+        return inside > 0 and all(_is_value(item, inside - 1) for item in value)
+    return value is None or isinstance(value, str | bool) or is_number(value)
 
 
 def _until(lines: list[tuple[bytes, dict[str, Any]]], step: int) -> list[tuple[bytes, dict[str, Any]]]:

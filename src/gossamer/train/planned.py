@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from gossamer.cost.planner import (
     Catalogue,
@@ -25,7 +24,8 @@ from gossamer.cost.planner import (
 )
 from gossamer.cost.planner.search import MOST_CHIPS
 from gossamer.errors import UserError, nearest
-from gossamer.hub.find import CONFIG, find_model, read_json
+from gossamer.hub.find import CONFIG, find_model
+from gossamer.reading import read_object, user_path
 from gossamer.train.recipe import load_recipe, recipe_from, recipe_names
 
 
@@ -39,11 +39,11 @@ def planned_network(word: str) -> Workload:
     Raises:
         UserError: it names nothing, or something that no cost can be counted of.
     """
-    path = Path(word).expanduser()
+    path = user_path(word)
     if path.is_dir():
-        return workload_from(read_json(find_model(path) / CONFIG), word)
+        return workload_from(read_object(find_model(path) / CONFIG), word)
     if path.suffix == ".json" and path.is_file():
-        return workload_from(read_json(path), word)
+        return workload_from(read_object(path), word)
     names = recipe_names()
     if word not in names and not path.is_file():
         raise UserError(
@@ -93,7 +93,7 @@ def wanted_chips(
     """
     if price is not None and not (math.isfinite(price) and price > 0):
         raise UserError(f"--price {price}: must be > 0")
-    known = load_catalogue([Path(catalogue).expanduser()] if catalogue else [])
+    known = load_catalogue([user_path(catalogue)] if catalogue else [])
     names = [name.strip() for word in words for name in word.split(",") if name.strip()]
     if not names:
         raise UserError(f"which chip? one of {', '.join(known.chips)}")
@@ -101,7 +101,7 @@ def wanted_chips(
     shares = {chip.key: fitted() for chip in chips}
     if certificate is not None:
         first = shares[chips[0].key]
-        rates = certified(Path(certificate).expanduser(), chips[0], first.rates)
+        rates = certified(user_path(certificate), chips[0], first.rates)
         shares[chips[0].key] = Fitted(rates, first.error)
     return Wanted(tuple((chip, shares[chip.key]) for chip in chips), known, price)
 

@@ -12,11 +12,10 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
-import yaml
-
 from gossamer.data.config import CorpusConfig
 from gossamer.errors import UserError, nearest
 from gossamer.model.config import ModelConfig
+from gossamer.reading import MAX_YAML, parse_yaml, plain_values, read_text, user_path, yaml_text
 from gossamer.train.config import OptimizerConfig, ScheduleConfig, TrainingConfig, require
 from gossamer.train.typed import convert
 
@@ -148,7 +147,7 @@ def recipe_file(name_or_path: str | Path) -> Path:
     Raises:
         UserError: no such recipe.
     """
-    path = Path(name_or_path).expanduser()
+    path = user_path(name_or_path)
     if path.is_file():
         return path
     name = str(name_or_path)
@@ -167,53 +166,16 @@ def load_recipe(name_or_path: str | Path) -> dict[str, Any]:
         UserError: no such recipe, no valid YAML, or contents that `recipe_from` refuses; the line names the file.
     """
     path = recipe_file(name_or_path)
+    values = parse_yaml(read_text(path, most=MAX_YAML), str(path)) or {}
     try:
-        values = parse_yaml(path.read_text(encoding="utf-8")) or {}
         if not isinstance(values, dict):
             raise UserError(f"expected sections of keys, got {type(values).__name__}")
         recipe_from(values)
-    except yaml.YAMLError as error:
-        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise UserError(f"{where}: {problem or error}") from None
-    except ValueError as error:  # what recipe_from refuses, bytes that are no UTF-8, dates that no calendar has
+    except UserError as error:
         raise UserError(f"{path}: {error}") from None
     return values
 
 
-def parse_yaml(text: str) -> Any:
-    """What a text in YAML says, with `_Loader`'s idea of numbers; yaml.YAMLError if it is none."""
-    return yaml.load(text, Loader=_Loader)
-
-
 def to_yaml(recipe: Recipe) -> str:
     """Write every value of the recipe; `load_recipe` and `recipe_from` make an equal recipe of it again."""
-    return yaml.dump(_plain(asdict(recipe)), Dumper=_Dumper, sort_keys=False, allow_unicode=False, width=120)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML in which 1e-3 is a number, as in YAML 1.2, and no key stands twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} stands twice", key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes a text that `_Loader` would read as a number."""
-
-
-for _class in (_Loader, _Dumper):
-    _class.add_implicit_resolver(
-        "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-    )
+    return yaml_text(plain_values(asdict(recipe)))

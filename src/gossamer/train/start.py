@@ -11,6 +11,7 @@ from typing import Any
 from gossamer.cost.sizes import DIMENSIONS
 from gossamer.data import hub_dataset
 from gossamer.errors import UserError
+from gossamer.reading import user_path
 from gossamer.train.claim import require_unclaimed
 from gossamer.train.recipe import Recipe, flatten, load_recipe, recipe_file, recipe_from
 
@@ -66,7 +67,7 @@ def run_folder(recipe: str | None, chosen: str, paths: Sequence[str]) -> Path:
     """
     text = ""
     if recipe is None and paths:
-        first = Path(paths[0]).expanduser()
+        first = user_path(paths[0])
         name = paths[0] if paths[0].startswith(hub_dataset.PREFIX) else first.resolve().name
         # The kind of a file says nothing; the dots of a folder's name may.
         text = re.sub(r"[^\w.-]+", "-", name.removesuffix(first.suffix) if first.is_file() else name).strip("-.")
@@ -96,7 +97,7 @@ def fresh_recipe(folder: Path, name: str, overrides: Mapping[str, Any]) -> Recip
 def _require_text(paths: Iterable[str], recipe: Path) -> None:
     """A recipe can name text that is not shipped with it; what the command line names is left to whoever opens it."""
     for path in paths:
-        if not path.startswith(hub_dataset.PREFIX) and not Path(path).expanduser().exists():
+        if not path.startswith(hub_dataset.PREFIX) and not user_path(path).exists():
             raise UserError(
                 f"{path}: no such file or folder; it is the corpus.paths of {recipe}, which may say where to get it; "
                 "--data PATH gives other text"
@@ -137,7 +138,7 @@ def _with_absolute_paths(recipe: Recipe) -> Recipe:
     """A run may be resumed and evaluated from another working directory."""
 
     def absolute(path: str) -> str:
-        found = Path(path).expanduser().absolute()
+        found = user_path(path).absolute()
         return str(found) if path and found.exists() else path  # whoever opens it complains in the user's own words
 
     def all_absolute(part: Any) -> dict[str, Any]:

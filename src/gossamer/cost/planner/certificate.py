@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from gossamer import __version__
 from gossamer.cost.planner.catalogue import Chip
 from gossamer.cost.planner.efficiency import Efficiency
 from gossamer.errors import UserError
+from gossamer.reading import read_object
 
 FORMAT = 1
 # Share of its memory's bandwidth that a plain copy reached on an H200 (4.3 of 4.8 TB/s): what the fitted share of
@@ -24,7 +24,7 @@ def certified(path: Path, chip: Chip, rates: Efficiency) -> Efficiency:
     Raises:
         UserError: no certificate, another format, version or device, one that failed, or a figure no chip can have.
     """
-    content = _read(path)
+    content = read_object(path, remedy="gossamer certify writes a certificate")
     if content.get("format") != FORMAT:
         raise UserError(f"{path}: format {content.get('format')!r}; this gossamer reads {FORMAT}: run gossamer certify")
     if content.get("gossamer") != __version__:
@@ -51,20 +51,6 @@ def certified(path: Path, chip: Chip, rates: Efficiency) -> Efficiency:
         memory=rates.memory if copies is None else min(1.0, rates.memory * copies / _COPY),
         links=rates.links if links is None else links,
     )
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; gossamer certify writes a certificate") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error})") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: holds no JSON object")
-    return content
 
 
 def _of(measured: dict[str, Any], section: str, key: str) -> Any:

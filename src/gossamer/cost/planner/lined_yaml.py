@@ -9,6 +9,7 @@ from pathlib import Path
 import yaml
 
 from gossamer.errors import UserError, nearest
+from gossamer.reading import MAX_YAML, compose_yaml, read_text
 
 
 @dataclass(frozen=True)
@@ -72,15 +73,7 @@ def read_lined(path: Path) -> Place:
     Raises:
         UserError: there is none, it cannot be read, or it is no YAML.
     """
-    try:
-        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from None
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise UserError(f"{path}:{line}: {error.problem or 'no YAML'}") from None
+    node = compose_yaml(read_text(path, most=MAX_YAML), str(path))
     if node is None:
         raise UserError(f"{path}: is empty")
     return Place(path, "", node)

@@ -8,8 +8,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import yaml
-
 from gossamer.cost.planner.catalogue import Catalogue, Chip
 from gossamer.cost.planner.efficiency import Efficiency
 from gossamer.cost.planner.families import workload_from
@@ -17,6 +15,7 @@ from gossamer.cost.planner.layout import Layout
 from gossamer.cost.planner.search import options
 from gossamer.cost.planner.timing import Job, StepTimer, micro_batches
 from gossamer.cost.planner.workload import Workload
+from gossamer.reading import parse_yaml, read_text
 
 RUNS = Path(__file__).parent / "runs.yaml"
 FIT, HELD_OUT, SHOWN = "fit", "held-out", "shown"
@@ -82,7 +81,7 @@ class Ratio:
 
 def published(catalogue: Catalogue) -> tuple[list[Run], list[Ratio]]:
     """The runs of runs.yaml, in its order."""
-    content = yaml.safe_load(RUNS.read_text(encoding="utf-8"))
+    content = parse_yaml(read_text(RUNS), str(RUNS))
     runs = [_run(name, values, values["config"], catalogue) for name, values in content["runs"].items()]
     ratios = [
         Ratio(

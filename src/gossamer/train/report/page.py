@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gossamer.errors import UserError
+from gossamer.reading import MAX_YAML, parse_yaml, read_bytes
 from gossamer.train.metrics import write_atomically
 from gossamer.train.report import figures
 
@@ -69,15 +70,13 @@ def visible(text: str) -> str:
 
 def configuration(run: Path) -> tuple[dict[str, Any], str]:
     """The merged configuration of a run, parsed and as its text; what cannot be parsed is still shown as text."""
-    import yaml
-
     path = run / CONFIG_FILE
     if not path.is_file():
         return {}, ""
-    text = visible(path.read_text(encoding="utf-8", errors="replace"))
+    text = visible(read_bytes(path, most=MAX_YAML).decode("utf-8", "replace"))
     try:
-        config = yaml.safe_load(text)
-    except yaml.YAMLError:
+        config = parse_yaml(text, str(path))
+    except UserError:
         return {}, text
     return (config if isinstance(config, dict) else {}), text
 
