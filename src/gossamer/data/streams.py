@@ -41,10 +41,12 @@ class Tally:
 
     Attributes:
         replaced: characters that are U+FFFD because their bytes were none of the encoding
+        encoding: that its byte order mark says
     """
 
     def __init__(self) -> None:
         self.replaced = 0
+        self.encoding = "utf-8"
 
 
 def kind_of(path: Path) -> str:
@@ -72,6 +74,7 @@ def open_stream(path: Path, errors: str, tally: Tally) -> Iterator[BinaryIO]:
         head = plain.peek(4)[:4]
         encoding = next((name for mark, name in _MARKS if head.startswith(mark)), None)
         if encoding is not None:
+            tally.encoding = encoding
             plain = io.BufferedReader(_Recoded(plain, path, encoding, errors, tally), _BLOCK)
         yield cast(BinaryIO, plain)
 

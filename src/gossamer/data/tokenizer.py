@@ -31,7 +31,7 @@ from gossamer.data.tokenizer_files import (
     write_chat_template_files,
 )
 from gossamer.errors import UserError
-from gossamer.reading import MAX_TOKENIZER, read_text
+from gossamer.reading import MAX_TOKENIZER, parse_json, read_text
 
 __all__ = ["EOT", "TextStream", "Tokenizer", "char_tokenizer", "train_bpe"]
 
