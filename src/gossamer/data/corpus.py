@@ -55,6 +55,7 @@ class FileScan:
         held_documents: documents that the hash would hold out.
         held_bytes: UTF-8 bytes of the text of those.
         replaced: characters that are U+FFFD because their bytes were not of the file's encoding.
+        encoding: which that is.
     """
 
     digest: str
@@ -64,6 +65,7 @@ class FileScan:
     held_documents: int
     held_bytes: int
     replaced: int = 0
+    encoding: str = "utf-8"
 
 
 class _Kept(TypedDict):
@@ -182,6 +184,7 @@ def _tell(name: str, files: list[Path], scans: list[FileScan | str], passed: Pas
         UserError: most of the bytes are in files of records without the field that is read: which one is it?
     """
     sizes = {"read": 0, "asked": 0}
+    recoded = Passed()
     first: tuple[Path, str] | None = None
     for file, scan in zip(files, scans, strict=True):
         if isinstance(scan, str):
@@ -191,12 +194,16 @@ def _tell(name: str, files: list[Path], scans: list[FileScan | str], passed: Pas
                 first = first or (file, scan)
             continue
         sizes["read"] += scan.num_bytes
+        if scan.encoding != "utf-8":
+            recoded.add(f"in {scan.encoding.upper()}", file.name)
         if scan.replaced:
             share = f"{scan.replaced / scan.characters:.1%}"
             progress.note(
                 f"{file}: {scan.replaced:,} of {scan.characters:,} characters ({share}) were not of its encoding and "
                 "became U+FFFD"
             )
+    if recoded.kinds:
+        progress.note(f"{name}: read {recoded.describe()}, as the byte order mark says")
     if passed.kinds:
         progress.note(f"{name}: passed over {passed.describe()}")
     if first is not None and sizes["asked"] > sizes["read"]:
@@ -317,7 +324,9 @@ def _summed_up(file: Path, text_field: str, errors: str) -> FileScan:
         num_bytes += size
         held_documents += is_held
         held_bytes += size if is_held else 0
-    return FileScan(digest.hexdigest(), documents, num_bytes, characters, held_documents, held_bytes, tally.replaced)
+    return FileScan(
+        digest.hexdigest(), documents, num_bytes, characters, held_documents, held_bytes, tally.replaced, tally.encoding
+    )
 
 
 def readable_size(num_bytes: int) -> str:
