@@ -202,11 +202,11 @@ def _lenient_whole(text: str) -> float:
     return int(text) if len(text) <= _MAX_DIGITS else math.inf
 
 
-def parse_json(text: str, where: str, remedy: str = "save it anew", strict: bool = True) -> Any:
+def parse_json(text: str | bytes, where: str, remedy: str = "save it anew", strict: bool = True) -> Any:
     """What a text in JSON says.
 
     Args:
-        text: the whole of it
+        text: the whole of it; bytes are UTF-8
         where: it comes from, for the message
         remedy: what to do about what is wrong
         strict: refuse NaN, infinities, numbers that no float can hold and halves of surrogate pairs. Where a record may
@@ -215,6 +215,8 @@ def parse_json(text: str, where: str, remedy: str = "save it anew", strict: bool
     Raises:
         UserError: it is no JSON, is nested more than `MAX_DEPTH` deep, or holds what is refused.
     """
+    if isinstance(text, bytes):
+        text = _decoded(text, where, remedy)
     try:
         if strict:
             value = json.loads(text, parse_int=_whole, parse_float=_fraction, parse_constant=_constant)

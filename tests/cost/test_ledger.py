@@ -149,7 +149,7 @@ def test_the_file_has_the_sums_too(tmp_path):
 )  # fmt: skip
 def test_a_damaged_file_is_named(tmp_path, content):
     (tmp_path / LEDGER_FILE).write_bytes(content.encode("latin-1"))
-    with pytest.raises(UserError, match=r"ledger\.json is damaged .*; restore or delete it"):
+    with pytest.raises(UserError, match=r"ledger\.json: .*; restore or delete it"):
         read_ledger(tmp_path)
 
 

@@ -18,10 +18,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from gossamer.model.config import ModelConfig
-from gossamer.reading import MissingFile, checked, parse_json, read_text
+from gossamer.reading import MissingFile, checked, parse_json, read_bytes
 
 __all__ = [
     "LEDGER_FILE",
@@ -75,6 +75,8 @@ class Work:
         device_seconds: time of all devices together
         possible_flops: what they could have computed in that time at their measured peak
     """
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}  # as reading.checked reads it
 
     steps: int = 0
     tokens: int = 0
@@ -295,7 +297,7 @@ class Ledger:
         return json.dumps(record, indent=1, allow_nan=False).encode() + b"\n"
 
     @classmethod
-    def from_json(cls, content: str, where: str = LEDGER_FILE) -> Ledger:
+    def from_json(cls, content: bytes, where: str = LEDGER_FILE) -> Ledger:
         """What `to_json` has written.
 
         Raises:
@@ -319,6 +321,6 @@ def read_ledger(run: Path) -> Ledger | None:
     """
     path = run / LEDGER_FILE
     try:
-        return Ledger.from_json(read_text(path, _REMEDY), str(path))
+        return Ledger.from_json(read_bytes(path, _REMEDY), str(path))
     except MissingFile:
         return None

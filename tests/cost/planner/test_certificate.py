@@ -59,7 +59,7 @@ def test_measured_rates_replace_assumed_ones(tmp_path: Path, catalogue: Catalogu
         (certificate(measured={"gemm_flops": {"bfloat16": -1}}), "gemm_flops.bfloat16 = -1: must be above 0"),
         (certificate(measured={"copy_bytes_per_second": 1e15}), "copy_bytes_per_second = .* at most 5.76e"),
         ([], "holds no JSON object"),
-        ("{", "not valid JSON"),
+        ("{", "not JSON"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_used(tmp_path: Path, catalogue: Catalogue, shares: Fitted, content: Any, message: str) -> None:
