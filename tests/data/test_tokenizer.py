@@ -254,7 +254,7 @@ def test_loading_failures(tmp_path: Path) -> None:
         Tokenizer.load(tmp_path)
     for content, message in (
         ("{", "not JSON"),
-        ("[]", "not a JSON object"),
+        ("[]", "holds no JSON object"),
         ('{"eos_token": "</s>"}', "'</s>' is not in its vocabulary"),
     ):
         qwen_core().save(str(tmp_path / "tokenizer.json"))

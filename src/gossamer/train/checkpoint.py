@@ -50,22 +50,35 @@ _Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 _Amount = Annotated[float, Field(ge=0)]
 
 
-class Progress(TypedDict):
-    """What progress.json holds: how far the run was, beside the tensors.
+class Position(TypedDict):
+    """How far a run was, as its trainer goes on from.
 
     Attributes:
         step, tokens: that were trained
         elapsed: seconds of training
         data: the place in the data, see `TrainBatches.state_dict`
-        done: share of the run that lay behind, 0 to 1
-        ledger: the work that led to these weights
-        validation_loss: of the evaluation at this step, if there was one
     """
 
     step: _Count
     tokens: _Count
     elapsed: _Amount
     data: dict[str, Any]
+
+
+class _Progress(TypedDict):
+    """What progress.json may hold beside the step.
+
+    Attributes:
+        step, tokens, elapsed, data: see `Position`
+        done: share of the run that lay behind, 0 to 1
+        ledger: the work that led to these weights
+        validation_loss: of the evaluation at this step, if there was one
+    """
+
+    step: _Count
+    tokens: NotRequired[_Count]
+    elapsed: NotRequired[_Amount]
+    data: NotRequired[dict[str, Any]]
     done: NotRequired[_Amount]
     ledger: NotRequired[Work]
     validation_loss: NotRequired[float | None]
@@ -75,7 +88,7 @@ def read_progress(folder: Path) -> dict[str, Any]:
     """A checkpoint's progress.json (UserError: it is damaged; the line names the field)."""
     path = folder / _PROGRESS
     found = read_object(path)
-    checked(found, Progress, str(path))
+    checked(found, _Progress, str(path))
     return found
 
 

@@ -28,10 +28,11 @@ from gossamer.infer.defaults import sampling_for_readers
 from gossamer.infer.request import SamplingParams
 from gossamer.infer.sample import sample_text
 from gossamer.model.causal_lm import CausalLM
+from gossamer.reading import checked
 from gossamer.train.announce import announce, conclude, start_facts, what_next
 from gossamer.train.averages import Averages
 from gossamer.train.balance import describe_load
-from gossamer.train.checkpoint import checkpoint_to_resume, load_checkpoint, newest_checkpoint
+from gossamer.train.checkpoint import Position, checkpoint_to_resume, load_checkpoint, newest_checkpoint
 from gossamer.train.claim import claimed
 from gossamer.train.dial import Plan, choose, read_plan
 from gossamer.train.evaluate import Evaluation
@@ -179,8 +180,9 @@ class _Run:
 
     def _restore(self, checkpoint: Path) -> dict[str, Any]:
         saved = load_checkpoint(checkpoint, self.learner.model, self.learner.optimizers, self.world)
-        self.step, self.tokens, self.elapsed = (saved[name] for name in ("step", "tokens", "elapsed"))
-        self.batches.load_state_dict(saved["data"])
+        position = checked(saved, Position, f"{checkpoint}: its progress.json", "begin the run anew in another folder")
+        self.step, self.tokens, self.elapsed = position["step"], position["tokens"], position["elapsed"]
+        self.batches.load_state_dict(position["data"])
         self._look()
         return saved
 
