@@ -32,7 +32,7 @@ from gossamer.reading import (
 
 PACKAGE = Path(gossamer.__file__).parent
 # What a model or a client of the service has said in JSON is no file, and is answered otherwise than by one line.
-PARSERS_ELSEWHERE = {"serve/turn.py", "serve/grammars.py", "serve/tool_calls.py"}
+ELSEWHERE = "serve/"
 PARSERS = {
     ("json", "load"), ("json", "loads"), ("yaml", "load"), ("yaml", "safe_load"), ("yaml", "compose"),
     ("yaml", "unsafe_load"), ("yaml", "full_load"), ("tomllib", "load"), ("tomllib", "loads"),
@@ -58,7 +58,7 @@ def test_nothing_else_parses_what_others_wrote() -> None:
             name = node.value.id if isinstance(node.value, ast.Name) else ""
             if (name, node.attr) in PARSERS or node.attr == "expanduser":
                 found.add(str(path.relative_to(PACKAGE)))
-    assert found - PARSERS_ELSEWHERE == {"reading.py"}
+    assert {path for path in found if not path.startswith(ELSEWHERE)} == {"reading.py"}
 
 
 @given(
@@ -76,10 +76,11 @@ def test_json_comes_back(value: Any) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"a": NaN}', "x: NaN is no number"),
-        ('{"a": -Infinity}', "x: -Infinity is no number"),
-        ('{"a": 1e999}', "x: 1e999 is beyond every number"),
-        ('{"a": ' + "9" * 5000 + "}", "x: a number of 5000 digits"),
+        ('{"a": NaN}', "x: a: NaN is no number"),
+        ('{"a": -Infinity}', "x: a: -Infinity is no number"),
+        ('{"a": 1e999}', "x: a: 1e999 is beyond every number"),
+        ('{"a": ' + "9" * 5000 + "}", "x: a: a number of 5000 digits"),
+        ('{"a": [1, {"b": [0, NaN]}], "c": 1e999}', "x: a.1.b.1: NaN is"),
         ("[" * 100_000, "x: not JSON (nested more than 64 deep)"),
         ("[" * 65 + "]" * 65, "x: nested more than 64 deep"),
         ('{"a":' * 70 + "1" + "}" * 70, "x: nested more than 64 deep"),

@@ -228,12 +228,26 @@ def parse_json(text: str | bytes, where: str, remedy: str = "save it anew", stri
     except RecursionError:
         raise UserError(f"{where}: not JSON (nested more than {MAX_DEPTH} deep); {remedy}") from None
     except _Wrong as error:
-        raise UserError(f"{where}: {error}; {remedy}") from None
+        field = _first_infinite(json.loads(text, parse_int=_lenient_whole))
+        raise UserError(f"{where}: {f'{field}: ' if field else ''}{error}; {remedy}") from None
     if text.count("[") + text.count("{") > MAX_DEPTH and _deeper(value):
         raise UserError(f"{where}: nested more than {MAX_DEPTH} deep; {remedy}")
     if strict and "\\u" in text and _SURROGATE.search(json.dumps(value, ensure_ascii=False)):
         raise UserError(f"{where}: holds half of a surrogate pair, which is no character; {remedy}")
     return value
+
+
+def _first_infinite(value: Any) -> str:
+    """The dotted name of the first number in a value that is not finite."""
+    stack = [("", value)]
+    while stack:
+        name, item = stack.pop()
+        if isinstance(item, float) and not math.isfinite(item):
+            return _short(name)
+        if isinstance(item, dict | list):
+            parts = list(item.items() if isinstance(item, dict) else enumerate(item))
+            stack += [(f"{name}.{key}".lstrip("."), part) for key, part in reversed(parts)]
+    return ""
 
 
 def _deeper(value: Any) -> bool:

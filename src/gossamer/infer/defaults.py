@@ -28,7 +28,7 @@ def generation_config(folder: Path) -> tuple[dict[str, Any], tuple[int, ...]]:
         UserError: a file holds no JSON object, or a value that no sampler takes.
     """
     path = folder / "generation_config.json"
-    return _sampling(read_object(path) if path.is_file() else {}, path), end_ids(folder)
+    return _sampling(read_object(path, "mend the file") if path.is_file() else {}, path), end_ids(folder)
 
 
 def _sampling(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
