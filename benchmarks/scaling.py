@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 RUNS = Path(__file__).with_name("scaling") / "runs.jsonl"
+BUDGETS = RUNS.with_name("budgets.jsonl")  # of budget_band.py
 
 # Corpus and tokenizer, width, about so many seconds of training. The texts differ in kind and size: the small one is
 # read again and again by the small networks.
@@ -53,6 +54,8 @@ _WATCHING = (
     "price",
     "currency",
 )
+# Options that are younger than the first runs: at these values a run is what it was before there were any.
+_ABSENT = {"head_sample": 0, "pair_steps": 0}
 
 
 def main() -> None:
@@ -70,7 +73,7 @@ def main() -> None:
     elif arguments.fit:
         from scaling_fit import fit_and_write
 
-        fit_and_write([run for run in _recorded(arguments.runs) if run["recipe"] == fingerprint()])
+        fit_and_write([run for run in _recorded(arguments.runs) if run["recipe"] == fingerprint()], _recorded(BUDGETS))
     else:
         _run_grid(arguments)
 
@@ -84,7 +87,11 @@ def fingerprint() -> str:
     base = recipe_from(load_recipe("budget"))
     family = []
     for recipe in (sized_recipe(base, width, tokens) for width in WIDTHS for tokens in (1e5, 1e7)):
-        learning = {name: value for name, value in asdict(recipe.training).items() if not name.startswith(_WATCHING)}
+        learning = {
+            name: value
+            for name, value in asdict(recipe.training).items()
+            if not name.startswith(_WATCHING) and _ABSENT.get(name, ...) != value
+        }
         family.append([asdict(recipe.model), asdict(recipe.optimizer), asdict(recipe.schedule), learning])
     return hashlib.sha256(json.dumps(family, sort_keys=True).encode()).hexdigest()[:12]
 

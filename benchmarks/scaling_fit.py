@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from scipy.optimize import least_squares
+from scipy.stats import t as student
 
 from gossamer.cost.scaling import Law, Text, write_law
 
@@ -60,32 +61,54 @@ def _error(law: Law, run: Run) -> float:
     return math.log(predicted / run["bits_per_byte"])
 
 
-def fit_and_write(runs: list[Run]) -> None:
+def within(errors: Sequence[float]) -> float:
+    """What nine of ten further errors of this kind stay within, about zero, if they are normally distributed.
+
+    Few errors say little of how large others can be: Student's distribution allows for that.
+    """
+    if not errors:
+        return math.nan
+    spread = math.sqrt(statistics.fmean(error**2 for error in errors))
+    return float(spread * student.ppf(0.95, len(errors)) * math.sqrt(1 + 1 / len(errors)))
+
+
+def fit_and_write(runs: list[Run], budgets: Sequence[Run] = ()) -> None:
+    """Fit the law to the runs and write it, with the errors for runs, texts and speeds that it has not seen.
+
+    Args:
+        budgets: runs by a budget of time, as budget_band.py records them; those on texts that the other runs do not
+            know say how far off the law is there
+    """
     if len(runs) < len(PRIOR):
         raise SystemExit(f"{len(runs)} runs by the recipe as it is, too few for {len(PRIOR)} constants")
     names = [f"{run['corpus']} ({run['tokenizer']})" for run in runs]
     most = statistics.mode(run["corpus"] for run in runs)
     c0 = next(run["compressed_bits"] for run in runs if run["corpus"] == most)
     found = fit(runs, c0)
-    unseen = [abs(_error(fit(runs[:i] + runs[i + 1 :], c0), run)) for i, run in enumerate(runs)]
+    unseen = [_error(fit(runs[:i] + runs[i + 1 :], c0), run) for i, run in enumerate(runs)]
     own = [error for run, error in zip(runs, unseen, strict=True) if run["corpus"] == most]
-    others = []
+    others = []  # one for each text: runs on the same one miss in the same direction
     for corpus in sorted({run["corpus"] for run in runs} - {most}):
         without = fit([run for run in runs if run["corpus"] != corpus], c0)
-        others += [abs(_error(without, run)) for run in runs if run["corpus"] == corpus]
+        others.append(statistics.fmean(_error(without, run) for run in runs if run["corpus"] == corpus))
+        print(f"{corpus}: {others[-1]:+.1%} by a fit without it")
+    for text in sorted({run["text"] for run in budgets} - {run["corpus"] for run in runs}):
+        others.append(statistics.fmean(_error(found, run) for run in budgets if run["text"] == text))
+        print(f"{text}: {others[-1]:+.1%} by this fit, which has none of it")
     for name, run, error in zip(names, runs, unseen, strict=True):
         print(
             f"{name:20} width {run['width']:4} {run['bytes'] / 1e6:6.2f} MB  measured {run['bits_per_byte']:.4f}  "
-            f"fitted {run['bits_per_byte'] * math.exp(_error(found, run)):.4f}  left out {error:.2%}"
+            f"fitted {run['bits_per_byte'] * math.exp(_error(found, run)):.4f}  left out {error:+.2%}"
         )
+    speeds = [math.log(run["tokens"] / run["predicted_tokens"]) for run in budgets]
     sizes, lengths = ([run[key] for run in runs] for key in ("trunk_parameters", "bytes"))
     found = replace(
         found,
         trunk_parameters=(min(sizes), max(sizes)),
         bytes=(min(lengths), max(lengths)),
-        error=statistics.fmean(own),
-        worst=max(own),
-        other_text=statistics.fmean(others) if others else math.nan,
+        error=within(own),
+        other_text=within(others),
+        speed_error=math.expm1(within(speeds)) if speeds else 0.0,
         runs=len(runs),
         texts=tuple(sorted(set(names))),
         recipe=runs[0]["recipe"],

@@ -19,6 +19,14 @@ settings.register_profile("gossamer", deadline=None, derandomize="CI" in os.envi
 settings.load_profile("gossamer")
 
 
+@pytest.fixture(autouse=True)
+def floating_point_mode() -> Iterator[None]:
+    """Subnormal numbers are what they are in every test, also behind one that ran a verb in this process."""
+    yield
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_flush_denormal(False)
+
+
 @pytest.fixture(scope="session")
 def on_chip() -> Iterator[Callable[..., Any]]:
     """Calls a function in a process that has the test chip: `on_chip(chip_runs.attempt, "torch.ones(2)")`."""

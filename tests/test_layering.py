@@ -14,7 +14,7 @@ import gossamer
 PACKAGE = Path(gossamer.__file__).parent
 # From the bottom up; rooms of one storey may use one another as long as no circle arises.
 STOREYS = [
-    {"errors"},
+    {"errors", "cores"},
     {"reading"},
     {"cache", "device"},
     {"ops"},

@@ -1,5 +1,6 @@
 """The law behind the budget dial's predictions."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -42,6 +43,29 @@ def test_text_read_again_is_worth_less_each_time():
     assert worth[-1] == pytest.approx(1e6 * (1 + LAW.R))
 
 
+FITTED = replace(LAW, error=0.01, other_text=0.2, speed_error=0.5, trunk_parameters=(1e5, 1e7), bytes=(1e5, 1e7))
+
+
+def test_the_band_grows_with_what_is_not_known():
+    """A text that was not fitted, an unsteady clock, and sizes and lengths beyond the runs."""
+    text, other = Text(1e9, 2.0), Text(1e9, 2.5)
+    assert FITTED.band(1e6, 1e6, text, by_clock=False) == pytest.approx(0.01)
+    assert FITTED.band(1e6, 1e6, other, by_clock=False) == pytest.approx(0.2)
+    slower = FITTED.bits_per_byte(1e6, 1e6 / 1.5, text) / FITTED.bits_per_byte(1e6, 1e6, text) - 1
+    assert FITTED.band(1e6, 1e6, text, by_clock=True) == pytest.approx((0.01**2 + slower**2) ** 0.5)
+
+
+@given(SIZES, LENGTHS, st.floats(1.1, 100), st.sampled_from([2.0, 2.5]), st.booleans())
+def test_further_beyond_the_runs_the_band_is_wider(size, length, further, bits, by_clock):
+    text = Text(1e14, bits)
+    here = FITTED.band(size, length, text, by_clock)
+    assert here >= (0.01 if bits == 2.0 else 0.2)
+    if size >= 1e7 and length >= 1e7:
+        assert FITTED.band(size * further, length * further, text, by_clock=False) > FITTED.band(
+            size, length, text, by_clock=False
+        )
+
+
 def test_the_law_is_read_as_it_was_written(tmp_path, monkeypatch):
     monkeypatch.setattr(scaling, "_FILE", tmp_path / "law.json")
     found = Law(**vars(LAW) | {"texts": ("a", "b"), "bytes": (1.0, 2.0), "trunk_parameters": (3.0, 4.0)})
@@ -55,5 +79,5 @@ def test_the_law_is_read_as_it_was_written(tmp_path, monkeypatch):
 def test_the_law_that_is_shipped_was_fitted_to_enough():
     found = scaling.law()
     assert found.runs >= 12
-    assert 0 < found.error < 0.05
+    assert 0 < found.error < 0.05 < found.other_text < 1 and 0 < found.speed_error < 2
     assert min(found.E, found.A, found.alpha, found.B, found.beta, found.gamma, found.R) > 0

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import gossamer
-from gossamer.device import usable_cores
+from gossamer.cores import usable_cores
 
 # How many of the sums of subnormal numbers are not zero, over all of PyTorch's threads; looked at as bits.
 COUNT = """
@@ -77,6 +77,8 @@ def test_every_parallel_region_of_the_kernels_flushes_subnormals() -> None:
     sources = Path(gossamer.__file__).parent / "ops" / "native"
     regions = 0
     for path in sorted([*sources.glob("*.cpp"), *sources.glob("*.h")]):
+        if path.name == "waiting.cpp":
+            continue  # its threads only sleep
         for region in re.finditer(r"#pragma omp parallel\b[^\n]*\n(.*\n.*)\n", path.read_text(encoding="utf-8")):
             assert "const FlushSubnormals" in region[1], f"{path.name}: {region[0]}"
             regions += 1

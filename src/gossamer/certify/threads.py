@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from gossamer import device as devices
+from gossamer.cores import cpu_quota
 
 __all__ = ["Finding", "ThreadUse", "thread_findings", "thread_use"]
 
@@ -79,7 +80,7 @@ def thread_use() -> ThreadUse:
         wanted=os.environ.get("OMP_NUM_THREADS", ""),
         machine=machine,
         bound=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else machine,
-        quota=devices.cpu_quota(),
+        quota=cpu_quota(),
         threads_per_core=devices.processor().threads_per_core,
         load=os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0,
     )

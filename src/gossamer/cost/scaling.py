@@ -25,6 +25,8 @@ __all__ = ["Law", "Text", "law", "write_law"]
 
 _FILE = Path(__file__).with_name("scaling.json")
 _MILLION = 1e6
+_SAME_TEXT = 0.02  # relative difference in what a compressor needs, below which a text is like that of the runs
+_DOUBT_BEYOND = 0.5  # of the difference that the law makes between the fitted runs and what lies beyond them
 
 
 @dataclass(frozen=True)
@@ -49,9 +51,10 @@ class Law:
         c0: bits that bzip2 needs for a byte of the text that most runs read
         trunk_parameters: fewest and most of the runs' networks
         bytes: least and most text that a run read
-        error: mean relative error for a run on the text that most read, left out of the fit
-        worst: the largest of these
-        other_text: mean relative error for the runs on a text none of which was in the fit
+        error: relative error that nine of ten runs stay within on the text that most read, by runs left out of the fit
+        other_text: the same on another text, by texts left out of the fit
+        speed_error: factor less one by which nine of ten runs read less or more text than a machine's speed, measured
+            for a moment before they began, had promised
         runs: how many
         texts: what they read
         recipe: fingerprint of the recipe that they are runs of
@@ -68,8 +71,8 @@ class Law:
     trunk_parameters: tuple[float, float] = (0.0, math.inf)
     bytes: tuple[float, float] = (0.0, math.inf)
     error: float = 0.0
-    worst: float = 0.0
     other_text: float = 0.0
+    speed_error: float = 0.0
     runs: int = 0
     texts: tuple[str, ...] = ()
     recipe: str = ""
@@ -89,6 +92,28 @@ class Law:
             return read_bytes
         again = read_bytes / unique_bytes - 1
         return unique_bytes * (1 + self.R * -math.expm1(-again / self.R))
+
+    def band(self, trunk_parameters: float, read_bytes: float, text: Text, by_clock: bool) -> float:
+        """Relative error of a prediction that nine of ten runs stay within.
+
+        It joins, as independent errors are joined, what the law misses of a text; where the run's end is a time, how
+        far off its speed may be; and beyond the runs that were fitted, a part of what the law says is gained there.
+
+        Args:
+            trunk_parameters, read_bytes, text: as for `bits_per_byte`
+            by_clock: whether the run ends at a time, so that its speed decides how much it reads
+        """
+        predicted = self.bits_per_byte(trunk_parameters, read_bytes, text)
+        same_text = abs(text.compressed_bits / self.c0 - 1) < _SAME_TEXT
+        errors = [self.error if same_text else self.other_text]
+        if by_clock:
+            slower = self.bits_per_byte(trunk_parameters, read_bytes / (1 + self.speed_error), text)
+            errors.append(slower / predicted - 1)
+        inside = (min(max(x, least), most) for x, (least, most) in (
+            (trunk_parameters, self.trunk_parameters), (read_bytes, self.bytes)
+        ))  # fmt: skip
+        errors.append(_DOUBT_BEYOND * abs(math.log(self.bits_per_byte(*inside, text) / predicted)))
+        return math.hypot(*errors)
 
     def covers(self, trunk_parameters: float, read_bytes: float) -> bool:
         """Whether runs of such a size and length were fitted, or smaller and larger ones."""

@@ -25,7 +25,7 @@ from gossamer.data.progress import Progress
 from gossamer.data.shards import Shard, ShardMeta, ShardWriter, open_shard
 from gossamer.data.tokenizer import Tokenizer
 from gossamer.data.workers import Encoders
-from gossamer.device import usable_cores
+from gossamer.cores import usable_cores
 from gossamer.errors import UserError
 from gossamer.reading import read_json
 

@@ -7,7 +7,6 @@ and here at most one in the table of `backends`.
 
 from gossamer.device.backends import BACKENDS, Backend, backend_of
 from gossamer.device.calls import synchronize
-from gossamer.device.cores import cpu_quota, usable_cores
 from gossamer.device.find import available_devices, default_device, device_count, load_plugins, resolve
 from gossamer.device.flags import Capabilities, can_hold, capabilities, collective_backend, has_fast_bfloat16
 from gossamer.device.huge_pages import use_huge_pages
@@ -41,7 +40,6 @@ __all__ = [
     "capabilities",
     "collective_backend",
     "compute_dtype",
-    "cpu_quota",
     "current",
     "default_device",
     "describe",
@@ -70,6 +68,5 @@ __all__ = [
     "synchronize",
     "triton_dot_precisions",
     "triton_obstacle",
-    "usable_cores",
     "use_huge_pages",
 ]

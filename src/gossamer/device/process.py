@@ -6,7 +6,7 @@ import os
 
 import torch
 
-from gossamer.device.cores import usable_cores
+from gossamer.cores import usable_cores
 
 
 def prepare_process() -> None:

@@ -112,7 +112,7 @@ class Router(nn.Module):
         else:
             tokens, counts = counted.sum().to(dtype), counted.to(dtype)
             expert_ids = expert_ids.masked_fill(~counted.unsqueeze(1), experts)  # one more, which is left out
-            sums = counts @ probabilities, counts @ squares
+            sums = (counts.unsqueeze(1) * probabilities).sum(0), (counts * squares).sum()
         divisor = tokens.clamp(min=1)
         load = torch.bincount(expert_ids.flatten(), minlength=experts + 1)[:experts].to(dtype) / divisor
         return Routing(load, sums[0] / divisor, sums[1] / divisor, tokens)

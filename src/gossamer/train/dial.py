@@ -37,7 +37,6 @@ MOST_EPOCHS = 4
 _MEASURING = 0.03  # of the budget's time, at most
 _TRAINING = 0.94  # of what is then left; evaluations, samples and checkpoints have the rest
 _FEWEST_STEPS = 20
-_SAME_TEXT = 0.02  # relative difference in what a compressor needs, below which a text is like that of the runs
 _GUESS = 0.3  # of the device's peak, before anything is measured
 
 
@@ -50,7 +49,7 @@ class Plan:
         tokens: to be trained on
         epochs: how often that reads the training text
         bits_per_byte: predicted for held-out text of the same kind
-        error: relative error to expect of that, by the runs that the law was tested on
+        error: relative error of that which nine of ten runs stay within (`Law.band`)
         extrapolated: the network or its training is beyond those runs
         tokens_per_second: measured; None for a budget of FLOPs, which needs no clock
         measured: widths that were, in this order
@@ -211,13 +210,12 @@ class _Choice:
                 f"and {_FEWEST_STEPS} are the least; a larger one, or the same again, now that the text is in the cache"
             )
         read, size = tokens * self.bytes_per_token, trunk_parameters(recipe.model)
-        own_text = abs(self.text.compressed_bits / self.law.c0 - 1) < _SAME_TEXT
         return Plan(
             width=width,
             tokens=tokens,
             epochs=read / self.text.unique_bytes,
             bits_per_byte=self._predicted(width, tokens),
-            error=self.law.error if own_text else self.law.other_text,
+            error=self.law.band(size, read, self.text, by_clock=self.seconds is not None),
             extrapolated=not self.law.covers(size, read),
             tokens_per_second=None if self.seconds is None else self._rate(width) / self._flops_per_token(width),
             measured=tuple(self.rates),

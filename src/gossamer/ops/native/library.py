@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from gossamer.cache import alone, cache_folder, cached_folder
-from gossamer.device import usable_cores
+from gossamer.cores import usable_cores
 from gossamer.errors import UserError
 
 log = logging.getLogger("gossamer")

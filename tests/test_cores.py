@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gossamer.device import usable_cores
-from gossamer.device.cores import cpu_quota
+from gossamer.cores import cpu_quota, usable_cores
 
 
 def put(path: Path, text: str) -> None:

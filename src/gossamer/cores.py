@@ -1,4 +1,4 @@
-"""How many of the machine's CPU cores this process may use."""
+"""How many of the machine's CPU cores this process may use, told without importing PyTorch."""
 
 from __future__ import annotations
 
