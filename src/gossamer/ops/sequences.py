@@ -73,14 +73,24 @@ class Sequences:
         if pages:
             if self.page_size != page_size:
                 raise UserError(f"{operation}: pages are of {page_size} tokens, not {self.page_size}")
-            for number, (table, past, length) in enumerate(zip(self.tables, self.past, self.lengths, strict=True)):
+            for table, past, length in zip(self.tables, self.past, self.lengths, strict=True):
                 if past + length > len(table) * page_size:
                     raise UserError(
-                        f"{operation}: {past} + {length} tokens of sequence {number} need more than its {len(table)} "
-                        f"pages of {page_size}"
+                        f"{operation}: {past} + {length} tokens of a sequence need more than its {len(table)} pages of "
+                        f"{page_size}"
                     )
-                if table and not 0 <= min(table) <= max(table) < pages:
-                    raise UserError(f"{operation}: sequence {number} has a page outside the {pages} of the memory")
+            low, high = self._page_bounds
+            if low < 0 or high >= pages:
+                raise UserError(f"{operation}: page {low if low < 0 else high} is outside the {pages} of the memory")
+
+    @cached_property
+    def _page_bounds(self) -> tuple[int, int]:
+        """The smallest and the largest page of all tables."""
+        tables = [table for table in self.tables if table]
+        if len(tables) < 4:  # a tensor would take longer
+            return min(map(min, tables), default=0), max(map(max, tables), default=0)
+        low, high = torch.aminmax(self.page_table)
+        return int(low), int(high)
 
     @cached_property
     def cu_seqlens(self) -> Tensor:

@@ -156,13 +156,19 @@ class Layers:
         """Of the memory; 0 if no layer has any."""
         return next((len(layer.k_pages) for layer in self.tensors if layer.k_pages is not None), 0)
 
+    @cached_property
+    def _wanted(self) -> tuple[int, torch.dtype, torch.device]:
+        """Width, type and device of the hidden states."""
+        return len(self.final_norm), self.final_norm.dtype, self.final_norm.device
+
     def check(self, operation: str, x: Tensor, sequences: Sequences) -> None:
         """Refuse tokens that these layers cannot take, and sequences that do not lie in their memory (UserError)."""
-        norm = self.final_norm
-        if x.ndim != 2 or x.shape[1] != len(norm) or x.device != norm.device or x.dtype != norm.dtype:
-            wanted = f"[tokens, {len(norm)}] of {norm.dtype} on {norm.device}".replace("torch.", "")
+        hidden, dtype, device = self._wanted
+        shape = x.shape
+        if len(shape) != 2 or shape[1] != hidden or x.dtype != dtype or x.device != device:
+            wanted = f"[tokens, {hidden}] of {dtype} on {device}".replace("torch.", "")
             raise UserError(f"{operation}: hidden states must be {wanted}, not {describe(x)}")
-        sequences.check(operation, len(x), self.slots, self.pages, self.sizes.page_size, self.sizes.most)
+        sequences.check(operation, shape[0], self.slots, self.pages, self.sizes.page_size, self.sizes.most)
 
     @cached_property
     def addresses(self) -> Tensor:

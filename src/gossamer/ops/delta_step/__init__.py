@@ -100,6 +100,8 @@ def _check(qkvz: Tensor, ba: Tensor, weights: DeltaWeights, memory: DeltaMemory)
     parts = {f"memory.{name}": x for name, x in memory._asdict().items()}
     check_floats("delta_step", qkvz=qkvz, ba=ba, **dict(zip(weights._fields[:-1], weights[:-1], strict=True)), **parts)
     check_same_dtype("delta_step", qkvz=qkvz, ba=ba)
+    _, *states = memory
+    check_same_dtype("delta_step", **dict(zip(memory._fields[1:], states, strict=True)))
     check_number("delta_step", "eps", weights.eps)
     conv, recurrent, keys = memory.conv, memory.recurrent, memory.keys
     if conv.ndim != 3 or recurrent.ndim != 4 or keys.ndim != 4 or weights.conv.ndim != 2:

@@ -49,7 +49,12 @@ def draft_tokens(following: Tensor, hidden: Tensor, head: Head, sequences: Seque
     following = check_indices("draft_tokens", "following", following, vocab, hidden.device, of="vocabulary")
     if following.shape != hidden.shape[:1]:
         raise UserError(f"draft_tokens: following must be [{len(hidden)}] ids, not {describe(following)}")
-    if keys.ndim != 2 or len(counts) != len(sequences.slots) or min(sequences.lengths, default=1) < 1:
+    if (
+        not isinstance(keys, Tensor)
+        or keys.ndim != 2
+        or len(counts) != len(sequences.slots)
+        or min(sequences.lengths, default=1) < 1
+    ):
         raise UserError("draft_tokens: every sequence must have a place, a count and keys")
     if min(counts, default=0) < 0 or max(counts, default=0) > keys.shape[1]:
         raise UserError(f"draft_tokens: counts {counts} do not fit keys {list(keys.shape)}")

@@ -64,7 +64,7 @@ def _argument(value: Tensor | int | float | None) -> object:
         return ctypes.c_void_p(None)
     if isinstance(value, Tensor):
         address = value.data_ptr()
-        if value.device.type != "cpu" or value.is_neg() or (not address and value.numel()):
+        if not value.is_cpu or value.is_neg() or (not address and value.numel()):
             raise UserError(f"a native kernel cannot read a {type(value).__name__} on {value.device}, no plain tensor")
         return ctypes.c_void_p(address)
     assert isinstance(value, (int, float)), value
