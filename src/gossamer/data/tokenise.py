@@ -19,13 +19,13 @@ from typing import Any
 import numpy.typing as npt
 
 from gossamer.cache import cached_folder, key_of
+from gossamer.cores import usable_cores
 from gossamer.data.config import CorpusConfig
 from gossamer.data.corpus import Piece, readable_size
 from gossamer.data.progress import Progress
 from gossamer.data.shards import Shard, ShardMeta, ShardWriter, open_shard
 from gossamer.data.tokenizer import Tokenizer
 from gossamer.data.workers import Encoders
-from gossamer.cores import usable_cores
 from gossamer.errors import UserError
 from gossamer.reading import read_json
 
