@@ -109,10 +109,11 @@ class Law:
         if by_clock:
             slower = self.bits_per_byte(trunk_parameters, read_bytes / (1 + self.speed_error), text)
             errors.append(slower / predicted - 1)
-        inside = (min(max(x, least), most) for x, (least, most) in (
-            (trunk_parameters, self.trunk_parameters), (read_bytes, self.bytes)
-        ))  # fmt: skip
-        errors.append(_DOUBT_BEYOND * abs(math.log(self.bits_per_byte(*inside, text) / predicted)))
+        size, length = (
+            min(max(value, least), most)
+            for value, (least, most) in ((trunk_parameters, self.trunk_parameters), (read_bytes, self.bytes))
+        )
+        errors.append(_DOUBT_BEYOND * abs(math.log(self.bits_per_byte(size, length, text) / predicted)))
         return math.hypot(*errors)
 
     def covers(self, trunk_parameters: float, read_bytes: float) -> bool:
