@@ -83,7 +83,8 @@ RULES = {
         "x = torch.zeros(3, dtype=torch.float64); y = x.double()",
         TRAINING,
         (
-            ("train/evaluate.py", 1, "sums over a held-out set, on the host"),
+            ("ops/checks.py", 1, "a type that tensors may come in; none is made"),
+            ("train/evaluate.py", 2, "sums over a held-out set, on the host"),
             ("train/loop.py", 1, "seconds, on the host"),
             ("train/meter.py", 2, "rates and joules, on the host"),
             ("train/length.py", 2, "seconds, on the host"),
@@ -103,6 +104,7 @@ RULES = {
         "x.item(); x.tolist(); x.nonzero(); x.numpy()",
         STEP,
         (
+            ("ops/checks.py", 1, "which id is wrong, on a CPU, in a message"),
             ("ops/grouped_mlp/sorted.py", 1, "how many tokens each expert has decides the shapes of its products"),
             ("ops/draft_tokens/native.py", 1, "tokens, on the host"),
             ("model/sampled_vocabulary.py", 2, "which tokens a batch has is found on the host"),
