@@ -80,7 +80,7 @@ class _Progress(TypedDict):
     elapsed: NotRequired[_Amount]
     data: NotRequired[dict[str, Any]]
     done: NotRequired[_Amount]
-    ledger: NotRequired[Work]
+    ledger: NotRequired[Work | None]
     validation_loss: NotRequired[float | None]
 
 
