@@ -153,9 +153,11 @@ def _forward_backward(model: CausalLM, case: Case, seed: int, world: World) -> t
         loss = loss + 0.3 * out.mtp_loss
     load = None
     if out.routing is not None:
-        load = world.sum_(out.routing.load.clone()) / world.size
-        balance = load_balancing_loss(load, out.routing.probability) + 0.1 * out.routing.z.sum()
-        loss = loss + 0.01 * balance / world.size
+        tokens = out.routing.tokens.unsqueeze(1)  # padding is in one process's rows alone
+        share = tokens / world.sum_(tokens.clone())
+        load = world.sum_(out.routing.load * share)
+        balance = load_balancing_loss(load, out.routing.probability * share) + 0.1 * (out.routing.z * share[:, 0]).sum()
+        loss = loss + 0.01 * balance
     loss.backward()
     return world.sum_(loss.detach()), load
 
