@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -10,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from gossamer import __version__
 from gossamer.cli.shared import Verb
 from gossamer.errors import UserError, is_out_of_memory, nearest
+from gossamer.streams import ReaderGone, usable_streams
 
 
 def run(verbs: Mapping[str, Verb], argv: Sequence[str] | None = None) -> int:
@@ -19,7 +19,11 @@ def run(verbs: Mapping[str, Verb], argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
-    arguments = [argument for argument in arguments if argument != "--debug"]
+    with usable_streams():
+        return _run(verbs, [argument for argument in arguments if argument != "--debug"], debug)
+
+
+def _run(verbs: Mapping[str, Verb], arguments: Sequence[str], debug: bool) -> int:
     try:
         status = _call(verbs, arguments)
         sys.stdout.flush()
@@ -28,9 +32,7 @@ def run(verbs: Mapping[str, Verb], argv: Sequence[str] | None = None) -> int:
         return int(stop.code or 0)
     except KeyboardInterrupt:
         return _fail(130, "interrupted", debug)
-    except BrokenPipeError:
-        # The reader has gone; without this the interpreter would complain once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except ReaderGone:
         return 141
     except Exception as error:
         reason = _reason(error)

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
-from gossamer.cli.shared import answer, existing
+from gossamer.cli.shared import answer, existing, made
 from gossamer.errors import UserError
 from gossamer.reading import user_path
 
@@ -112,7 +112,7 @@ def report(run: tuple[str, ...], out: str | None = None) -> None:
         raise UserError(f"--out {out}: there is no folder {path.parent}")
     from gossamer.train.report import write_comparison, write_report
 
-    print(write_report(folders[0], path) if len(folders) == 1 else write_comparison(folders, path))
+    made(write_report(folders[0], path) if len(folders) == 1 else write_comparison(folders, path))
 
 
 def export(run: str, out: str, to: Literal["hf", "gguf"] = "hf") -> None:
@@ -132,4 +132,4 @@ def export(run: str, out: str, to: Literal["hf", "gguf"] = "hf") -> None:
         hub.export_gguf(folder, Path(out))
     else:
         hub.export(folder, Path(out))
-    print(out)
+    made(out)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json as jsonlib
+import os
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from gossamer.errors import UserError, nearest_path
 from gossamer.reading import user_path
+from gossamer.streams import ReaderGone
 
 Verb = Callable[..., int | None]
 """A function whose arguments are a command's options; it returns an exit status, or None for 0."""
@@ -24,10 +28,29 @@ def existing(run: str, what: str = "a folder that `gossamer train` wrote, or a H
     return folder
 
 
+def typed_text(text: str) -> str:
+    """Text of an argument that is no path, which a terminal writes in UTF-8 whatever the locale says of names."""
+    try:
+        return os.fsencode(text).decode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return text
+
+
+def made(path: str | Path) -> None:
+    """Print where a verb has put what it was asked for; that is there, whether or not the line can be written."""
+    with suppress(UserError, ReaderGone):
+        print(path, flush=True)
+
+
 def answer(values: dict[str, Any], json: bool) -> None:
     """Print a verb's answer: one JSON object, or a line a value."""
     if json:
-        print(jsonlib.dumps(values, ensure_ascii=False, default=str))
+        line = jsonlib.dumps(values, ensure_ascii=False, default=str)
+        try:
+            line.encode(sys.stdout.encoding or "utf-8")
+        except UnicodeEncodeError:
+            line = jsonlib.dumps(values, default=str)  # escapes that JSON's readers know
+        print(line)
         return
     lines: dict[str, Any] = {}
     for name, value in values.items():

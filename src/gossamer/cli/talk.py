@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Literal
 
-from gossamer.cli.shared import existing
+from gossamer.cli.shared import existing, typed_text
 from gossamer.errors import UserError
 from gossamer.reading import user_path
 
@@ -41,7 +41,7 @@ def sample(
 
     prepare_process()
     pieces = sample_run(
-        folder, prompt=prompt, tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed, device=device
+        folder, prompt=typed_text(prompt), tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed, device=device
     )
     for piece in pieces:
         sys.stdout.write(piece)
@@ -78,6 +78,7 @@ def chat(
     from gossamer.serve.terminal import chat as talk
 
     prepare_process()
+    system = None if system is None else typed_text(system)
     return talk(folder, system, max_tokens, {"temperature": temperature, "top_p": top_p, "seed": seed}, device)
 
 

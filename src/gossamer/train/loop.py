@@ -29,6 +29,7 @@ from gossamer.infer.request import SamplingParams
 from gossamer.infer.sample import sample_text
 from gossamer.model.causal_lm import CausalLM
 from gossamer.reading import checked
+from gossamer.streams import outliving_readers
 from gossamer.train.announce import announce, conclude, start_facts, what_next
 from gossamer.train.averages import Averages
 from gossamer.train.balance import describe_load
@@ -41,7 +42,6 @@ from gossamer.train.journal import Journal
 from gossamer.train.length import Length
 from gossamer.train.memory import MemoryEstimate, estimate_peak
 from gossamer.train.meter import Meter
-from gossamer.train.outlive import outliving_readers
 from gossamer.train.pairs import begin_with_pairs
 from gossamer.train.parallel import gathered_model
 from gossamer.train.profile import StepProfile
