@@ -18,6 +18,9 @@ _ALIKE = 0.75
 nothing else were offered: eps for epochs, price for force, report for import."""
 
 
+_STARVED = "out of memory|can't allocate memory|cannot allocate memory|bad_alloc|failed to map segment"
+
+
 class UserError(ValueError):
     """A user's mistake: one line that names the thing and the remedy.
 
@@ -27,8 +30,11 @@ class UserError(ValueError):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that there is no memory left, on the host or on a device of whatever kind."""
-    starved = isinstance(error, RuntimeError) and re.search("out of memory|can't allocate memory", str(error), re.I)
+    """Whether an exception says that there is no memory left, on the host or on a device of whatever kind.
+
+    A library that could not be mapped, and a thread that found no room for its stack, say so, too.
+    """
+    starved = isinstance(error, RuntimeError | ImportError) and re.search(_STARVED, str(error), re.I)
     return isinstance(error, MemoryError) or bool(starved)
 
 

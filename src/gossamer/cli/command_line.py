@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from gossamer import __version__
+from gossamer.cli.room import limit, require_room
 from gossamer.cli.shared import Verb
 from gossamer.errors import UserError, is_out_of_memory, nearest
 from gossamer.streams import ReaderGone, usable_streams
@@ -51,6 +52,8 @@ def _call(verbs: Mapping[str, Verb], arguments: Sequence[str]) -> int:
     elif verb == "--version":
         print(f"gossamer {__version__}")
     elif verb in verbs:
+        if not {"--help", "-h"} & set(rest):
+            require_room("gossamer.serve.server" if verb in ("serve", "chat") else "gossamer.train.loop")
         from gossamer.cli.options import parse
 
         return verbs[verb](**parse(verb, verbs[verb], rest)) or 0
@@ -87,6 +90,13 @@ def _fail(status: int, message: str, debug: bool) -> int:
     return status
 
 
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception and those that it came of."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
 def _reason(error: BaseException) -> str | None:
     """One line for an error that is no programmer's mistake; None for one that is."""
     if isinstance(error, UserError):
@@ -95,8 +105,12 @@ def _reason(error: BaseException) -> str | None:
         return "no space left on the disk"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    if "can't start new thread" in str(error):
+        return f"no more threads can be started: {limit() or 'their number is limited (ulimit -u)'}; raise it"
     if missing := re.search(r"Could not run '(\S+)' with arguments from the '(\w+)' backend", str(error)):
         return f"{missing[2]!r} has no operator {missing[1]}; docs/new-chip.md says what to do about it"
-    if is_out_of_memory(error):
+    if any(map(is_out_of_memory, _chain(error))):
+        if limited := limit():
+            return f"out of memory: {limited}; raise it"
         return "out of memory; training needs less with a smaller --training.batch_size or --training.sequence_length"
     return None
