@@ -1,8 +1,8 @@
 """The process's standard streams, made fit to be written to in whatever state they were inherited.
 
-They may be closed, a pipe whose reader has left, a file on a full disk, or take ASCII alone. What is told on the way, on
-standard error, is never worth the work: it is thrown away where it cannot be written. An answer, on standard output, is
-what the program was asked for: where it cannot be written, that is the end, told in a line.
+They may be closed, a pipe whose reader has left, a file on a full disk, or take ASCII alone. What is told on the way,
+on standard error, is never worth the work: it is thrown away where it cannot be written. An answer, on standard output,
+is what the program was asked for: where it cannot be written, that is the end, told in a line.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ except ImportError:  # no Unix, and no such limits
 __all__ = ["limit", "require_room"]
 
 _SPARE = 64 << 20  # bytes: of the first threads and buffers, without which nothing is computed
-_PATIENCE = 120  # seconds
+_PATIENCE = 30  # seconds
 _AMPLE = 16 << 30  # bytes, beyond which nobody fails at the start
 
 

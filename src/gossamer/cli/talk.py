@@ -41,7 +41,13 @@ def sample(
 
     prepare_process()
     pieces = sample_run(
-        folder, prompt=typed_text(prompt), tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed, device=device
+        folder,
+        prompt=typed_text(prompt),
+        tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+        device=device,
     )
     for piece in pieces:
         sys.stdout.write(piece)
