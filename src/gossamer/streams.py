@@ -48,7 +48,7 @@ def usable_streams() -> Iterator[None]:
         sys.stdin = open(0, closefd=False, encoding="utf-8", errors="surrogateescape")  # noqa: SIM115
     elif getattr(sys.stdin, "encoding", None) == "ascii" and hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
-    sys.stdout = _Answer(_legible(sys.stdout or _text(1), "gossamer.answer"))  # type: ignore[assignment]
+    sys.stdout = _Answer(_legible(sys.stdout or _text(1), "gossamer.answer"))
     try:
         with outliving_readers():
             yield
@@ -63,7 +63,7 @@ def outliving_readers() -> Iterator[None]:
     """While this holds, what cannot be written to standard error is thrown away: who watches may leave at any time."""
     before = sys.stderr
     if not isinstance(before, _Told):
-        sys.stderr = _Told(_legible(before or _text(2), "gossamer.told"))  # type: ignore[assignment]
+        sys.stderr = _Told(_legible(before or _text(2), "gossamer.told"))
     try:
         yield
     finally:
