@@ -35,6 +35,16 @@ class Goal:
 
 
 GOALS = {
+    "speed-micro": Goal(
+        "micro",
+        {
+            "as chosen": AS_CHOSEN,
+            "experts one by one through the BLAS": Variant(operations={"grouped_mlp": "sorted"}),
+            "attention through PyTorch": Variant(operations={"attention": "sdpa"}),
+            "delta rule through PyTorch, all chunks at once": Variant(operations={"delta_rule": "chunked"}),
+            "one thread": Variant(threads=1),
+        },
+    ),
     "speed-512-experts": Goal(
         "micro-512-experts",
         {
@@ -60,6 +70,7 @@ GOALS = {
             "recomputation": Variant(recompute=True),
             "freed memory goes back to the system": Variant(fresh_memory=True),
             "both": Variant(recompute=True, fresh_memory=True),
+            "every tensor of a MiB in a mapping of its own": Variant(fresh_memory=True, mapped_from=1 << 20),
         },
     ),
 }
@@ -72,7 +83,7 @@ def measure(goal: Goal, turns: int) -> dict[str, Any]:
     subjects = [
         Subject(name, gossamer_step, config, size.rows, size.length, variant) for name, variant in goal.attempts.items()
     ]
-    subjects.append(Subject(PEER, qwen3_next_step, config, "grouped_mm", size.rows, size.length))
+    subjects.append(Subject(PEER, qwen3_next_step, config, "grouped_mm", size.rows, size.length, peer=True))
     take_turns(subjects, turns, warm_up=2)
     results = {
         one.name: {"failure": one.failure} if one.failure else {"seconds": one.median, "peak_bytes": one.peak_bytes}

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import math
 import multiprocessing
+import os
 import time
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
+from unittest import mock
 
-import environment  # noqa: F401 (every contestant's process inherits it)
+import environment  # (before PyTorch; every contestant's process inherits it)
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -93,6 +95,7 @@ class Gossamer(Contestant):
 
     def __init__(self, recipe: Recipe, seconds: float) -> None:
         from gossamer import device as devices
+        from gossamer import ops
         from gossamer.data.packing import TrainBatches, validation_batches
         from gossamer.model.causal_lm import CausalLM
         from gossamer.train.step import Learner
@@ -101,6 +104,7 @@ class Gossamer(Contestant):
         devices.prepare_process()  # as the command does
         devices.keep_freed_memory()
         training, device = recipe.training, devices.resolve(recipe.training.device)
+        ops.describe(device)  # builds the native kernels if nobody has yet
         self.dataset = prepare(recipe.corpus, progress=False)
         recipe = replace(recipe, model=replace(recipe.model, vocab_size=self.dataset.tokenizer.vocab_size))
         devices.seed_everything(training.seed)
@@ -254,7 +258,8 @@ class Runner:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, build, arguments), daemon=True)
-        self._process.start()
+        with mock.patch.dict(os.environ, environment.AS_USERS_HAVE_THEM if build is Peer else {}):
+            self._process.start()
         theirs.close()
 
     def advance(self, until: float) -> Progress:
@@ -276,12 +281,8 @@ class Runner:
 
 
 def _serve(pipe: Any, build: Callable[..., Contestant], arguments: tuple[Any, ...]) -> None:
-    from gossamer import device as devices
-    from gossamer import ops
-
     began = time.perf_counter()
     try:
-        ops.describe(devices.default_device())  # builds the native kernels if nobody has yet
         one = build(*arguments)
         set_up = time.perf_counter() - began
         while True:

@@ -45,6 +45,7 @@ def random_network(config: ModelConfig) -> tuple[Any, Any]:
     from gossamer.data.tokenizer import char_tokenizer
     from gossamer.model.causal_lm import CausalLM
 
+    devices.prepare_process()  # as the command does
     devices.keep_freed_memory()
     devices.seed_everything(0)
     model = CausalLM(config).to(devices.default_device()).eval().requires_grad_(False)
@@ -127,6 +128,7 @@ def gossamer_run(folder: str, draft_length: int | str) -> Call:
     from gossamer.data.tokenizer import Tokenizer
     from gossamer.infer.engine import Engine, EngineOptions
 
+    devices.prepare_process()  # as the command does
     devices.keep_freed_memory()
     directory = hub.find_model(Path(folder))
     model, tokenizer = hub.load(directory, device=devices.default_device()).eval(), Tokenizer.load(directory)
@@ -234,10 +236,8 @@ def _measure(size: str, turns: int, run: str | None, llama_folder: Path | None, 
             ("one request, llama.cpp", ANSWER, llama.llama_requests, (str(file), SHORT, ANSWER)),
             ("long prompt, llama.cpp", LONG + SHORT, llama.llama_requests, (str(file), LONG + SHORT, 1)),
         ]
-    started = [
-        Subject(name, build, *arguments, variables=llama.VARIABLES if build is llama.llama_requests else {})
-        for name, _, build, arguments in subjects
-    ]
+    peers = (transformers_requests, llama.llama_requests)
+    started = [Subject(name, build, *arguments, peer=build in peers) for name, _, build, arguments in subjects]
     take_turns(started, turns, warm_up=1, waking=True)
     results = {}
     for (name, tokens, _, _), subject in zip(subjects, started, strict=True):

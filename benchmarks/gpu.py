@@ -64,7 +64,7 @@ def steps(config: ModelConfig, rows: int, length: int, recompute: bool, turns: i
     ]
     flops, found = config.counts(length).training_flops, {}
     for name, build, arguments in subjects:
-        subject = Subject(name, build, *arguments)
+        subject = Subject(name, build, *arguments, peer=build is qwen3_next_step)
         take_turns([subject], turns, warm_up=3)
         if subject.failure:
             found[name] = {"failure": subject.failure}

@@ -19,9 +19,6 @@ from peers import random_tokens
 
 from gossamer.model.config import ModelConfig
 
-# libgomp's own patience, which llama.cpp is built for: its threads wait for one another hundreds of times a token, and
-# with what gossamer sets for itself llama.cpp was measured to decode at a fraction of its speed.
-VARIABLES = {"GOMP_SPINCOUNT": "300000"}
 CHECKED = 64  # tokens whose logits are compared before anything is timed
 CLOSE = 1e-3  # of logits, against the largest
 

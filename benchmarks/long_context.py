@@ -130,7 +130,7 @@ def _subject(config: ModelConfig, program: str, kind: str, length: int) -> Subje
         ("transformers", "training step"): (qwen3_next_step, (config, EXPERTS, 1, length)),
     }
     build, arguments = builders[program, kind]
-    return Subject(program, build, *arguments)
+    return Subject(program, build, *arguments, peer=program == "transformers")
 
 
 def _of(record: dict[str, Any], kind: str, length: int, program: str) -> dict[str, Any]:

@@ -17,11 +17,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from importlib import metadata
 from multiprocessing.connection import Connection
-from types import MappingProxyType
 from typing import Any
 from unittest import mock
 
-import environment  # noqa: F401 (every subject's process inherits it)
+import environment  # (before PyTorch; every subject's process inherits it)
 import torch
 
 from gossamer.certify.rates import Call, copy_rate, seconds_of
@@ -36,7 +35,7 @@ class Subject:
         name: for the table
         build: a function of a module's top level; called in the new process with `arguments`, it gives what is timed
         arguments: for `build`; plain values, they travel to the process
-        variables: of the process' environment, where it has to differ
+        peer: another program's; its process has the environment that its own users have, not gossamer's
     """
 
     def __init__(
@@ -44,7 +43,7 @@ class Subject:
         name: str,
         build: Callable[..., Call],
         *arguments: Any,
-        variables: Mapping[str, str] = MappingProxyType({}),
+        peer: bool = False,
     ) -> None:
         self.name = name
         self.seconds: list[float] = []
@@ -54,7 +53,7 @@ class Subject:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, build, arguments), daemon=True)
-        with mock.patch.dict(os.environ, variables):
+        with mock.patch.dict(os.environ, environment.AS_USERS_HAVE_THEM if peer else {}):
             self._process.start()
         theirs.close()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -37,6 +38,7 @@ class Variant:
         operations: implementations by operation
         recompute: each block's activations are made again in the backward pass
         fresh_memory: freed memory goes back to the system
+        mapped_from: bytes of a tensor from which it gets a mapping of its own, given back when it is freed; 0: by glibc
         threads: of PyTorch and the native kernels; 0: as many as there are
         compiled: the network under torch.compile
     """
@@ -45,6 +47,7 @@ class Variant:
     operations: Mapping[str, str] = field(default_factory=dict)
     recompute: bool = False
     fresh_memory: bool = False
+    mapped_from: int = 0
     threads: int = 0
     compiled: bool = False
 
@@ -64,6 +67,9 @@ def gossamer_step(config: ModelConfig, rows: int, length: int, variant: Variant 
     devices.prepare_process()  # as the command does
     if not variant.fresh_memory:
         devices.keep_freed_memory()
+    if variant.mapped_from:
+        mmap_threshold = -3  # a number of glibc's malloc.h
+        ctypes.CDLL("libc.so.6").mallopt(mmap_threshold, variant.mapped_from)
     if variant.threads:
         torch.set_num_threads(variant.threads)
     devices.seed_everything(0)

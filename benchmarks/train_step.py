@@ -64,16 +64,16 @@ def measure(name: str, turns: int, quick: bool) -> dict[str, Any]:
     for experts in EXPERTS:
         if experts in size.left_out:
             continue
-        subjects.append(Subject(f"transformers {experts}", qwen3_next_step, config, experts, rows, length))
+        subjects.append(Subject(f"transformers {experts}", qwen3_next_step, config, experts, rows, length, peer=True))
         flops[subjects[-1].name] = counts.training_flops
     if not quick:
-        subjects.append(
-            Subject("transformers grouped_mm, compiled", qwen3_next_step, config, "grouped_mm", rows, length, True)
-        )
+        name, compiled = "transformers grouped_mm, compiled", True
+        subjects.append(Subject(name, qwen3_next_step, config, "grouped_mm", rows, length, compiled, peer=True))
         flops[subjects[-1].name] = counts.training_flops
         for kind, parameters in (("active", equal_active(config)), ("total", counts.parameters)):
             dense = dense_config(config, parameters)
-            subjects.append(Subject(f"dense Qwen3, equal {kind} size", dense_step, config, parameters, rows, length))
+            name = f"dense Qwen3, equal {kind} size"
+            subjects.append(Subject(name, dense_step, config, parameters, rows, length, peer=True))
             flops[subjects[-1].name] = dense_flops(dense, length)
     take_turns([products, *subjects], turns, warm_up=2)
     found = machine() | {"gemm_gflops": LARGE_PRODUCTS_FLOPS / products.median / 1e9}

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 
 import measure
 import pytest
+
+from gossamer.cli import ENVIRONMENT
 
 
 def slow_at_first(first: float) -> Callable[[], object]:
@@ -37,3 +40,17 @@ def test_a_failure_is_kept_and_ends_the_turns() -> None:
     measure.take_turns([subject], turns=2)
     assert "no such network" in subject.failure
     assert not subject.seconds
+
+
+def spin_count() -> Callable[[], object]:
+    raise ValueError(os.environ["GOMP_SPINCOUNT"])
+
+
+def test_a_peer_has_the_environment_that_its_users_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GOMP_SPINCOUNT", ENVIRONMENT["GOMP_SPINCOUNT"])
+    subjects = [measure.Subject("ours", spin_count), measure.Subject("theirs", spin_count, peer=True)]
+    measure.take_turns(subjects, turns=1)
+    ours, theirs = (subject.failure for subject in subjects)
+    assert ours.endswith(ENVIRONMENT["GOMP_SPINCOUNT"])
+    assert theirs.endswith(measure.environment.AS_USERS_HAVE_THEM["GOMP_SPINCOUNT"])
+    assert ours != theirs
