@@ -6,17 +6,22 @@ A programmer's mistake is an assertion, never one of these.
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
+import functools
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any, TypeVar, cast
 
-__all__ = ["UserError", "is_out_of_memory", "nearest", "nearest_path"]
+__all__ = ["UserError", "is_out_of_memory", "names_meant", "nearest", "nearest_path"]
 
 _ALIKE = 0.75
 """Of two names, by difflib's ratio: one letter of four may be another. Below it, names that share a few letters and
 nothing else were offered: eps for epochs, price for force, report for import."""
 
+
+T = TypeVar("T")
 
 _STARVED = "out of memory|can't allocate memory|cannot allocate memory|bad_alloc|failed to map segment"
 
@@ -36,6 +41,23 @@ def is_out_of_memory(error: BaseException) -> bool:
     """
     starved = isinstance(error, RuntimeError | ImportError) and re.search(_STARVED, str(error), re.I)
     return isinstance(error, MemoryError) or bool(starved)
+
+
+def names_meant(kind: type[T]) -> type[T]:
+    """A decorator of dataclasses: a keyword that no field has is refused with the name that was probably meant."""
+    construct = kind.__init__
+
+    @functools.wraps(construct)
+    def checked(self: T, *values: Any, **named: Any) -> None:
+        known = [field.name for field in dataclasses.fields(cast(Any, kind))]
+        for name in named:
+            if name not in known:
+                hint = nearest(name, known) or f" (there are {', '.join(known)})"
+                raise UserError(f"{kind.__name__} has no {name!r}{hint}")
+        construct(self, *values, **named)
+
+    kind.__init__ = checked  # type: ignore[assignment]
+    return kind
 
 
 def nearest(name: str, candidates: Iterable[str]) -> str:

@@ -60,6 +60,20 @@ def test_serving_and_fine_tuning(capsys: pytest.CaptureFixture[str]) -> None:
     assert memory[1] < 0.1 * memory[0]
 
 
+def test_adapters_cost_two_thirds_of_the_whole_network(capsys: pytest.CaptureFixture[str]) -> None:
+    flops = []
+    for kind in ("full", "lora"):
+        words = ["plan", *SHORT, "--finetune", kind, "--tokens", "1B", "--batch-tokens", "1M"]
+        assert main([*words, "--json"]) == 0
+        [plan] = json.loads(capsys.readouterr().out)["plans"]
+        assert plan["tokens"] == 1e9 and plan["batch_tokens"] == 10**6
+        flops.append(sum(plan["training_flops_per_token"].values()))
+        assert main(words) == 0
+        out = capsys.readouterr().out
+        assert f"by {6 if kind == 'full' else 4}·N·D" in out and ("adapters of" in out) == (kind == "lora")
+    assert flops[1] == pytest.approx(2.005 / 3 * flops[0])
+
+
 @pytest.mark.parametrize(
     "words, message",
     [

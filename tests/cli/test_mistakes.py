@@ -43,6 +43,8 @@ MISTAKES = [
     ("eval runs/mine --json=3", "--json takes no value, got '3'"),
     ("eval runs/mine --data", "--data needs at least one value"),
     ("export runs/mine out --to pdf", "--to pdf: expected one of hf, gguf"),
+    ("export runs/mine x.gguf", "x.gguf: names a GGUF file, but --to hf writes a folder; add --to gguf"),
+    ("export runs/mine x.safetensors", "x.safetensors: names a file, but --to hf writes a folder; name that"),
     ("serve runs/mien", "no run 'runs/mien'; did you mean 'runs/mine'?"),
     ("serve runs/mine --host 0.0.0.0", "--host 0.0.0.0 lets other machines in: give --keys FILE"),
     ("serve runs/mine --port 99999", "--port 99999: must be 0 to 65535"),

@@ -14,7 +14,7 @@ from stand_in import Calls, replace
 def test_every_option_of_a_verb_has_a_help_with_type_and_default(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([verb, "--help"]) == 0
     out = capsys.readouterr().out
-    options = re.split(r"\n  (?=--\w)", out)[1:]
+    options = re.split(r"\n  (?=--(?!help )\w)", out.partition("values of the recipe")[0])[1:]
     assert options
     for option in options:
         assert re.search(r"\((.*type: .*|default: \w+)\)", " ".join(option.split())), option
@@ -25,12 +25,46 @@ def test_train_help_names_every_recipe(capsys: pytest.CaptureFixture[str]) -> No
     assert f"comes with gossamer ({', '.join(recipe_names())})" in " ".join(capsys.readouterr().out.split())
 
 
-def test_train_help_shows_every_value_with_the_chosen_recipes_default(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", "--recipe", "micro", "--help"]) == 0
+def test_train_help_all_shows_every_value_with_the_chosen_recipes_default(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--recipe", "micro", "--help", "all"]) == 0
     out = " ".join(capsys.readouterr().out.split())
-    for key in field_types():
+    for key in ["recipe", *field_types()]:
         assert key == "description" or f"--{key} " in out
     assert "routed experts of a layer; 0 for a dense network (type: int, default: 64)" in out
+
+
+def test_train_help_is_short_and_leads_to_the_sections(capsys: pytest.CaptureFixture[str]) -> None:
+    sections = {key.partition(".")[0] for key in field_types() if "." in key}
+    for words in (["--help"], ["-h"], ["--help", "--out", "x"], ["--recipe", "micro", "--help"]):
+        assert main(["train", *words]) == 0
+        out = capsys.readouterr().out
+        assert out.count("\n") < 60 and "--model." not in out
+        assert {line.split()[1] for line in out.splitlines() if line.startswith("  --help ")} == sections | {"all"}
+
+
+def test_train_help_of_a_section_shows_its_values_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    for topic in ("model", "model.num_experts", "--model.num_experts"):
+        assert main(["train", "--recipe", "micro", "--help", topic]) == 0
+        out = capsys.readouterr().out
+        assert set(re.findall(r"\n  --([\w.]+) ", out)) == {key for key in field_types() if key.startswith("model.")}
+        assert "(type: int, default: 64)" in out
+    assert main(["train", "--help", "modle"]) == 2
+    assert capsys.readouterr().err == "gossamer: --help modle: no section of a recipe; did you mean 'model'?\n"
+
+
+@pytest.mark.parametrize("spelt", ["1.5M", "1.5m", "1500K", "0.0015B"])
+def test_counts_may_be_written_short(spelt: str, training: Calls) -> None:
+    words = ["--training.tokens", spelt, f"--training.eval_tokens={spelt}", "--training.sample_prompt", spelt]
+    assert main(["train", *words]) == 0
+    (((recipe, *_), _),) = training
+    assert (recipe.training.tokens, recipe.training.eval_tokens) == (1_500_000, 1_500_000)
+    assert recipe.training.sample_prompt == spelt
+
+
+def test_a_short_count_that_is_none(training: Calls, capsys: pytest.CaptureFixture[str]) -> None:
+    for spelt in ("1.0005K", "15X", "K", "-5K"):
+        assert main(["train", f"--training.tokens={spelt}"]) == 2
+        assert capsys.readouterr().err.startswith(f"gossamer: --training.tokens={spelt}: expected a whole number")
 
 
 def test_options_take_dashes_for_underscores(training: Calls, run: str, monkeypatch: pytest.MonkeyPatch) -> None:

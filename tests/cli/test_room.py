@@ -39,7 +39,7 @@ def test_help_needs_no_trial() -> None:
 def test_nothing_is_tried_where_nothing_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     monkeypatch.setattr(room.os, "fork", None)
-    room.require_room("no.such.module")
+    room.require_room()
 
 
 def test_the_narrowest_bound_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ import re
 import pytest
 
 from gossamer import UserError, hub
+from gossamer.cli import main
 from gossamer.reading import read_object
 
 
@@ -45,3 +46,14 @@ def test_json_that_is_none(tmp_path, content, message) -> None:
 def test_json(tmp_path) -> None:
     (tmp_path / "a.json").write_text(json.dumps({"ä": 1}), encoding="utf-8")
     assert read_object(tmp_path / "a.json") == {"ä": 1}
+
+
+@pytest.mark.parametrize("kind", ["qwen3_5_moe", "llama", "gemma3", "qwen3_moe"])
+def test_another_architecture_is_refused_before_all_else(tmp_path, kind: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind, "text_config": {}}))
+    assert hub.find_model(tmp_path, of_any_kind=True) == tmp_path
+    with pytest.raises(UserError, match=f"config.json: model_type '{kind}' is another architecture"):
+        hub.find_model(tmp_path)
+    for verb in ("sample", "eval", "serve", "chat", "export"):
+        out = [str(tmp_path / "out")] if verb == "export" else []
+        assert main([verb, str(tmp_path), *out]) == 2

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from gossamer.data.config import CorpusConfig, SetConfig
 from gossamer.errors import UserError
+from gossamer.infer.options import EngineOptions
+from gossamer.infer.request import SamplingParams
 from gossamer.model.config import ModelConfig
 from gossamer.train.config import OptimizerConfig, ScheduleConfig, TrainingConfig
 from gossamer.train.recipe import (
@@ -284,3 +286,20 @@ def test_annotations_are_ones_that_values_can_be_checked_against() -> None:
 
     hints = [hint for section in SECTIONS for hint in get_type_hints(section).values()]
     assert set().union(*map(leaves, hints)) <= {int, float, bool, str, type(None), Ellipsis}
+
+
+def test_counts_may_be_written_short_in_yaml() -> None:
+    recipe = recipe_from({"training": {"tokens": "15B", "seconds": "1.5k", "sample_prompt": "15B"}})
+    assert (recipe.training.tokens, recipe.training.seconds) == (15_000_000_000, 1500.0)
+    assert recipe.training.sample_prompt == "15B"
+    with pytest.raises(UserError, match=r"tokens = '1\.5': expected a whole number"):
+        recipe_from({"training": {"tokens": "1.5"}})
+
+
+@pytest.mark.parametrize("kind", [ModelConfig, CorpusConfig, TrainingConfig, SamplingParams, EngineOptions, Recipe])
+def test_a_keyword_that_no_field_has_is_refused_with_the_nearest(kind: type) -> None:
+    real = fields(kind)[0].name
+    with pytest.raises(UserError, match=f"{kind.__name__} has no '{real}s'; did you mean '{real}'"):
+        kind(**{f"{real}s": 3})
+    with pytest.raises(UserError, match=f"{kind.__name__} has no 'zzzzzzz' .there are {real}, "):
+        kind(zzzzzzz=3)

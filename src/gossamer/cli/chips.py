@@ -38,7 +38,7 @@ def plan(
             this family or another (llama, qwen3, qwen3_moe, olmo2, deepseek_v3 …)
         chip: what it runs on (h100, h200, h20, ppu-810e, 910c, p800 …); several with commas between are compared
         count: chips (default: 2048 to train; the fewest that hold the network to serve)
-        tokens: length of the run (tokens)
+        tokens: length of the run (tokens; 300B and 15T may be written, as all counts may with K, M, B or T)
         compare: more chips to compare with, commas between
         sequence_length: length of a row, one document each (tokens)
         batch_tokens: size of an optimizer step over all chips (tokens)

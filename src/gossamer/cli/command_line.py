@@ -53,7 +53,7 @@ def _call(verbs: Mapping[str, Verb], arguments: Sequence[str]) -> int:
         print(f"gossamer {__version__}")
     elif verb in verbs:
         if not {"--help", "-h"} & set(rest):
-            require_room("gossamer.serve.server" if verb in ("serve", "chat") else "gossamer.train.loop")
+            require_room()
         from gossamer.cli.options import parse
 
         return verbs[verb](**parse(verb, verbs[verb], rest)) or 0

@@ -9,7 +9,7 @@ import inspect
 import itertools
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import is_dataclass
 from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
@@ -20,7 +20,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from gossamer.cli.shared import Verb
 from gossamer.errors import UserError, nearest
 from gossamer.reading import parse_yaml
-from gossamer.train.typed import convert, expected
+from gossamer.train.typed import convert, count_of, expected
 
 # What `--help` cannot tell from the type alone.
 _METAVARS = {
@@ -40,7 +40,7 @@ def parse(verb: str, function: Verb, arguments: Sequence[str]) -> dict[str, Any]
     Words of an option's name may be joined by dashes as well as by underscores, which is how they are shown.
 
     A function with a parameter `overrides` takes every value of a recipe as an option too, and gets those that were
-    given there, by dotted name.
+    given there, by dotted name. Its `--help` names the recipe's sections, `--help SECTION` lists one, `--help all` all.
 
     Raises:
         UserError: an unknown option, a value of another type, too many words or too few.
@@ -58,10 +58,13 @@ def parse(verb: str, function: Verb, arguments: Sequence[str]) -> dict[str, Any]
     ]
     parser.usage = " ".join([parser.prog, *positional, "[options]"])  # argparse would list a hundred options
     overridable = "overrides" in inspect.signature(function).parameters
+    if overridable and {"--help", "-h"} & set(arguments):
+        print(_recipe_help(parser, arguments))
+        raise SystemExit(0)
     dotted: dict[str, Any] = {}
     if overridable:
         types |= _add_recipe(parser, arguments)
-    arguments = [_spelt(word, types) for word in arguments]
+    arguments = _counted([_spelt(word, types) for word in arguments], types)
     rest = list(arguments)
     if overridable:
         dotted, rest = _take_mappings(parser, types, rest)
@@ -87,6 +90,21 @@ def _spelt(word: str, types: dict[str, Any]) -> str:
             own, dot, part = option[len(f"--{key}.") :].partition(".")
             return f"--{key}.{own}{dot}{part.replace('-', '_')}{equals}{value}"
     return word
+
+
+def _counted(arguments: list[str], types: dict[str, Any]) -> list[str]:
+    """The words, with numbers written out where one like 15T is given for an option that takes a number."""
+    words = list[str]()
+    for index, word in enumerate(arguments):
+        option, equals, value = word.partition("=")
+        if option.startswith("--"):
+            count = count_of(value, types.get(option[2:])) if equals else None
+            words.append(word if count is None else f"{option}={count}")
+        else:
+            before = arguments[index - 1] if index else ""
+            count = count_of(word, types.get(before[2:])) if before.startswith("--") else None
+            words.append(word if count is None else str(count))
+    return words
 
 
 def _summary(function: Verb) -> str:
@@ -125,8 +143,50 @@ def _add_parameters(parser: ArgumentParser, function: Verb) -> dict[str, Any]:
     return types
 
 
-def _add_recipe(parser: ArgumentParser, arguments: Sequence[str]) -> dict[str, Any]:
-    """Add every value of a recipe by its dotted name, with the chosen recipe's as defaults. Returns their types."""
+def _recipe_help(parser: ArgumentParser, arguments: Sequence[str]) -> str:
+    """The help that is asked for: the verb's own options and the recipe's sections, the values of one, or everything.
+
+    Raises:
+        UserError: there is no such section.
+    """
+    from gossamer.train.recipe import Recipe, field_types
+
+    sections = dict.fromkeys(key.partition(".")[0] for key in field_types() if "." in key)
+    after = next(index for index, word in enumerate(arguments) if word in ("--help", "-h")) + 1
+    word = "".join(arguments[after : after + 1])
+    topic = word.strip("-").partition(".")[0]  # of --help model.num_experts, too
+    if word.startswith("-") and topic not in sections:
+        topic = ""
+    if topic == "all":
+        _add_recipe(parser, arguments)
+        return parser.format_help()
+    if topic in sections:
+        own = ArgumentParser(prog=parser.prog, usage=f"{parser.prog} [--{topic}.NAME VALUE …]", add_help=False)
+        _add_recipe(own, arguments, topic)
+        return own.format_help()
+    if topic:
+        raise UserError(f"--help {topic}: no section of a recipe{nearest(topic, sections) or _one_of(sections)}")
+    lines = [f"  {f'--help {name}':<18} {_helps(Recipe)[name]}" for name in sections]
+    return "\n".join(
+        [
+            parser.format_help(),
+            "values of the recipe, each an option by its dotted name, as --training.steps 500:",
+            *lines,
+            f"  {'--help all':<18} all of them, and the options above",
+        ]
+    )
+
+
+def _one_of(names: Iterable[str]) -> str:
+    return f" (one of {', '.join(names)}, all)"
+
+
+def _add_recipe(parser: ArgumentParser, arguments: Sequence[str], only: str = "") -> dict[str, Any]:
+    """Add every value of a recipe, or of one section, by its dotted name, with the chosen recipe's as defaults.
+
+    Returns:
+        Their types.
+    """
     from gossamer.train.recipe import Recipe, field_types, flatten, recipe_from
 
     defaults = flatten(recipe_from(_chosen_recipe(arguments)))
@@ -135,6 +195,8 @@ def _add_recipe(parser: ArgumentParser, arguments: Sequence[str]) -> dict[str, A
     helps: dict[str, dict[str, str]] = {}
     for key in [key for key in types if "." in key]:
         section, _, name = key.partition(".")
+        if only and section != only:
+            continue
         if section not in groups:
             groups[section] = parser.add_argument_group(section, _helps(Recipe)[section])
             helps[section] = _helps(sections[section])

@@ -126,6 +126,10 @@ def export(run: str, out: str, to: Literal["hf", "gguf"] = "hf") -> None:
             gguf, the file that llama.cpp reads, which begins prompts so by itself
     """
     folder = existing(run)
+    if to != "gguf" and out.lower().endswith(".gguf"):
+        raise UserError(f"{out}: names a GGUF file, but --to {to} writes a folder; add --to gguf")
+    if to == "hf" and out.lower().endswith((".safetensors", ".bin", ".pt")):
+        raise UserError(f"{out}: names a file, but --to hf writes a folder; name that")
     from gossamer import hub
 
     if to == "gguf":

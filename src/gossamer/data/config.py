@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gossamer.cache import cache_folder
-from gossamer.errors import UserError, nearest
+from gossamer.errors import UserError, names_meant, nearest
 from gossamer.reading import user_path
 
 __all__ = ["HELD_OUT_NAME", "MIN_BPE_VOCAB", "CorpusConfig", "SetConfig"]
@@ -20,6 +20,7 @@ MIN_BPE_VOCAB = 257
 """256 byte symbols, so that any text can be written, and the document delimiter."""
 
 
+@names_meant
 @dataclass(frozen=True)
 class SetConfig:
     """One of the named sets of text that a corpus is mixed from.
@@ -35,6 +36,7 @@ class SetConfig:
     validation_paths: tuple[str, ...] = ()
 
 
+@names_meant
 @dataclass(frozen=True)
 class CorpusConfig:
     """The corpus, its tokenizer and its held-out part.

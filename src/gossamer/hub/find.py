@@ -4,22 +4,47 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 from gossamer.errors import UserError
-from gossamer.reading import user_path
+from gossamer.model.config import ModelConfig
+from gossamer.reading import read_object, user_path
 
 CONFIG = "config.json"
 
 
-def find_model(path: str | Path) -> Path:
-    """A run's folder gives its model/ folder, a Hugging Face directory itself.
+def read_config(folder: Path) -> tuple[dict[str, Any], ModelConfig]:
+    """What a model's config.json says, as it stands there and as gossamer's own.
 
     Raises:
-        UserError: there is no such folder, or no model in it.
+        UserError: it cannot be read, or describes what gossamer does not compute; the line names the file.
+    """
+    file = folder / CONFIG
+    values = read_object(file)
+    if "quantization_config" in values:
+        raise UserError(f"{file}: a quantised checkpoint; gossamer reads float32, bfloat16 and float16 ones")
+    try:
+        return values, ModelConfig.from_dict(values)
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from error
+
+
+def find_model(path: str | Path, of_any_kind: bool = False) -> Path:
+    """A run's folder gives its model/ folder, a Hugging Face directory itself.
+
+    Args:
+        path: folder
+        of_any_kind: take models that gossamer does not compute, too
+
+    Raises:
+        UserError: there is no such folder, no model in it, or one of another architecture, which is said before
+            anything else that may be wrong with it.
     """
     folder = user_path(path)
     for candidate in (folder, folder / "model"):
         if (candidate / CONFIG).is_file():
+            if not of_any_kind:
+                read_config(candidate)
             return candidate
     if (folder / "config.yaml").is_file():
         raise UserError(f"{path}: this run holds no model yet; continue it with: gossamer train --out {path} --resume")

@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from gossamer import device as devices
 from gossamer.errors import UserError
 from gossamer.hub.files import DTYPES, REMEDY, Stored, read_header, read_headers, read_rows
-from gossamer.hub.find import CONFIG, find_model
+from gossamer.hub.find import find_model, read_config
 from gossamer.hub.names import (
     EMBEDDING,
     HEAD,
@@ -35,7 +35,6 @@ from gossamer.hub.names import (
 from gossamer.model.causal_lm import CausalLM
 from gossamer.model.config import ModelConfig
 from gossamer.model.experts import Router
-from gossamer.reading import read_object
 
 log = logging.getLogger("gossamer")
 
@@ -66,7 +65,8 @@ def load(path: str | Path, dtype: torch.dtype | None = None, device: str | torch
         raise UserError(f"dtype = {dtype!r}: must be torch.float32, bfloat16, float16 or float64")
     where = devices.resolve(device) if isinstance(device, str) else device
     folder = find_model(path)
-    values, config = _read_config(folder)
+    values, config = read_config(folder)
+    config = _by_interval(config)
     stored = read_headers(folder)
     mtp = any(name.startswith(MTP_PREFIX) for name in stored)
     with torch.device("meta"), _Uninitialised():
@@ -101,18 +101,10 @@ def _announce(folder: Path, model: CausalLM, promised: bool) -> None:
 # What the files say.
 
 
-def _read_config(folder: Path) -> tuple[dict[str, Any], ModelConfig]:
-    file = folder / CONFIG
-    values = read_object(file)
-    if "quantization_config" in values:
-        raise UserError(f"{file}: a quantised checkpoint; gossamer reads float32, bfloat16 and float16 ones")
-    try:
-        config = ModelConfig.from_dict(values)
-    except UserError as error:
-        raise UserError(f"{file}: {error}") from error
-    # Files spell the layers out; where the interval says the same, the configuration is the one that was saved.
+def _by_interval(config: ModelConfig) -> ModelConfig:
+    """Files spell the layers out; where the interval says the same, the configuration is the one that was saved."""
     by_interval = replace(config, layer_types=None)
-    return values, by_interval if by_interval.mixers == config.mixers else config
+    return by_interval if by_interval.mixers == config.mixers else config
 
 
 # Which tensor goes where.

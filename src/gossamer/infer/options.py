@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from gossamer.errors import UserError
+from gossamer.errors import UserError, names_meant
 
 
+@names_meant
 @dataclass(frozen=True)
 class EngineOptions:
     """Attributes:

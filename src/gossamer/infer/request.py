@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from gossamer.errors import UserError, nearest
+from gossamer.errors import UserError, names_meant, nearest
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 GrammarKind = Literal["json_schema", "json_object", "regex", "lark"]
@@ -35,6 +35,7 @@ class Grammar:
             )
 
 
+@names_meant
 @dataclass(frozen=True)
 class SamplingParams:
     """How tokens are chosen. Logits are changed in the order of this list, then one token is drawn.

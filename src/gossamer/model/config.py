@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from gossamer.errors import UserError, nearest
+from gossamer.errors import UserError, names_meant, nearest
 
 if TYPE_CHECKING:
     from gossamer.model.counts import Counts
@@ -34,6 +34,7 @@ _FIXED_KEYS: dict[str, tuple[Any, ...]] = {
 MODEL_TYPE = "qwen3_next"
 
 
+@names_meant
 @dataclass(frozen=True)
 class ModelConfig:
     """A Qwen3-Next network.

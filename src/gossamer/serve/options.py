@@ -6,11 +6,12 @@ import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
 
-from gossamer.errors import UserError
+from gossamer.errors import UserError, names_meant
 
 __all__ = ["ServeOptions", "is_loopback"]
 
 
+@names_meant
 @dataclass(frozen=True)
 class ServeOptions:
     """Attributes:

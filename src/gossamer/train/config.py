@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from gossamer.cost.budget import parse_budget
-from gossamer.errors import UserError
+from gossamer.errors import UserError, names_meant
 
 
 def require(key: str, value: Any, condition: bool, allowed: str) -> None:
@@ -15,6 +15,7 @@ def require(key: str, value: Any, condition: bool, allowed: str) -> None:
         raise UserError(f"{key} = {value!r}: must be {allowed}")
 
 
+@names_meant
 @dataclass(frozen=True)
 class OptimizerConfig:
     """How a gradient becomes a step.
@@ -49,6 +50,7 @@ class OptimizerConfig:
             require(f"optimizer.{name}", getattr(self, name), getattr(self, name) >= 0, ">= 0")
 
 
+@names_meant
 @dataclass(frozen=True)
 class ScheduleConfig:
     """The learning rate over a run: it climbs in a straight line, may stay, and falls to a fraction of its peak.
@@ -71,6 +73,7 @@ class ScheduleConfig:
             require(f"schedule.{name}", getattr(self, name), 0 <= getattr(self, name) <= 1, "in [0, 1]")
 
 
+@names_meant
 @dataclass(frozen=True)
 class TrainingConfig:
     """What a step is made of, how many there are, and what happens between them.

@@ -41,7 +41,7 @@ def planned_network(word: str) -> Workload:
     """
     path = user_path(word)
     if path.is_dir():
-        return workload_from(read_object(find_model(path) / CONFIG), word)
+        return workload_from(read_object(find_model(path, of_any_kind=True) / CONFIG), word)
     if path.suffix == ".json" and path.is_file():
         return workload_from(read_object(path), word)
     names = recipe_names()

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
 from gossamer.data.config import CorpusConfig
-from gossamer.errors import UserError, nearest
+from gossamer.errors import UserError, names_meant, nearest
 from gossamer.model.config import ModelConfig
 from gossamer.reading import MAX_YAML, parse_yaml, plain_values, read_text, user_path, yaml_text
 from gossamer.train.config import OptimizerConfig, ScheduleConfig, TrainingConfig, require
 from gossamer.train.typed import convert
 
 
+@names_meant
 @dataclass(frozen=True)
 class Recipe:
     """One training run.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import is_dataclass
+from fractions import Fraction
 from math import isfinite
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -16,8 +18,8 @@ class _Mismatch(Exception):
 
 
 def convert(value: Any, annotation: Any, key: str) -> Any:
-    """Return `value` as the annotated type: whole numbers become floats, lists become tuples, sections of keys become
-    dataclasses, nothing else is bent.
+    """Return `value` as the annotated type: whole numbers become floats, 4k and 15T become numbers, lists become
+    tuples, sections of keys become dataclasses, nothing else is bent.
 
     Raises:
         UserError: it is of another type; the line names the key, the value and what was expected.
@@ -26,6 +28,22 @@ def convert(value: Any, annotation: Any, key: str) -> Any:
         return _convert(value, annotation, key)
     except _Mismatch:
         raise UserError(f"{key} = {value!r}: expected {expected(annotation)}") from None
+
+
+_SUFFIXED = re.compile(r"(\d+(?:\.\d+)?)([KMBGT])", re.IGNORECASE)
+_MULTIPLES = {"K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9, "T": 10**12}
+
+
+def count_of(text: str, annotation: Any) -> int | float | None:
+    """The number that a text such as 300B, 1.5M or 4k stands for, where a number is expected; None for other texts."""
+    kinds = {annotation, *get_args(annotation)}
+    found = _SUFFIXED.fullmatch(text)
+    if found is None or not kinds & {int, float}:
+        return None
+    exact = Fraction(found[1]) * _MULTIPLES[found[2].upper()]
+    if exact.denominator == 1:
+        return int(exact)
+    return float(exact) if float in kinds else None
 
 
 def _convert(value: Any, annotation: Any, key: str) -> Any:
@@ -62,6 +80,8 @@ def _convert(value: Any, annotation: Any, key: str) -> Any:
             if name not in types:
                 raise UserError(f"unknown key '{key}.{name}'{nearest(str(name), types)}")
         return annotation(**{name: convert(item, types[name], f"{key}.{name}") for name, item in value.items()})
+    if annotation in (int, float) and isinstance(value, str) and (count := count_of(value, annotation)) is not None:
+        value = count
     if annotation is float and type(value) in (int, float) and isfinite(value):
         return float(value)
     if annotation in (int, bool, str, NoneType) and type(value) is annotation:  # True is an int to isinstance

@@ -51,20 +51,26 @@ class Plan:
         return option.rows * self.job.length / option.seconds
 
     @property
+    def passes(self) -> float:
+        """Forward passes that a step is worth: one forward, one for the gradients of activations, and one for the
+        gradients of weights as far as they are trained: 3 of the whole network, hardly more than 2 of adapters."""
+        return 2 + self.job.trained
+
+    @property
     def flops(self) -> dict[str, float]:
-        """Training FLOPs a token by part."""
-        return self.work.flops(self.job.length, self.job.mtp_steps if self.work.drafts else 0)
+        """FLOPs a token of a training step by part."""
+        whole = self.work.flops(self.job.length, self.job.mtp_steps if self.work.drafts else 0)
+        return {part: flops * self.passes / 3 for part, flops in whole.items()}
 
     def mfu(self, option: Option | None = None) -> float:
         """The model's FLOPs, as a share of the chips' bfloat16 peak, while steps are taken."""
-        trained = (1 + self.job.trained + 1) / 3  # adapters alone have gradients of their own
-        flops = sum(self.flops.values()) * trained * self.tokens_per_second(option)
+        flops = sum(self.flops.values()) * self.tokens_per_second(option)
         return flops / (self.count * self.chip.flops.value)
 
     @property
     def simple_mfu(self) -> float:
-        """The same by 6·N·D, N being the active parameters: for comparison with others' figures."""
-        flops = 6 * self.work.active_parameters * self.tokens_per_second()
+        """The same by 6·N·D, or 4·N·D of adapters, N being the active parameters: to compare with others' figures."""
+        flops = 2 * self.passes * self.work.active_parameters * self.tokens_per_second()
         return flops / (self.count * self.chip.flops.value)
 
     @property
@@ -104,7 +110,7 @@ class Plan:
             "batch_tokens": self.job.batch,
             "tokens_per_second": self.tokens_per_second(),
             "mfu": self.mfu(),
-            "mfu_6nd": self.simple_mfu,
+            "mfu_by_parameters": self.simple_mfu,
             "days": self.days,
             "days_range": self.between(self.days),
             "device_hours": self.device_hours,

@@ -23,17 +23,22 @@ def describe_plan(plan: Plan) -> str:
     low, high = plan.between(plan.days)
     work, job = plan.work, plan.job
     lines = [
-        f"{work.name}: {human(work.parameters)} parameters, {human(work.active_parameters)} active; "
+        f"{work.name}: {human(work.parameters)} parameters, {human(work.active_parameters)} active{_adapters(plan)}; "
         f"{human(plan.tokens)} tokens in rows of {job.length:,}, {human(job.batch)} a step",
         f"{plan.count:,} × {plan.chip.name} (figures: {plan.chip.worst_grade} at worst)",
         "",
         f"{_time(plan.days)} ({_time(low)} to {_time(high)}), {human(plan.device_hours)} device-hours, "
         f"{plan.availability:.0%} of them in steps",
         f"{human(plan.tokens_per_second())} tokens/s, {human(plan.tokens_per_second() / plan.count)} a chip; "
-        f"MFU {percent(plan.mfu())} ({percent(plan.simple_mfu)} by 6·N·D)",
+        f"MFU {percent(plan.mfu())} ({percent(plan.simple_mfu)} by {2 * plan.passes:.2g}·N·D)",
         f"{_dollars(plan)}; energy {_energy(plan)}",
     ]
     return "\n".join(lines) + "\n" + _printed(_layouts(plan)) + _printed(_parts(plan.best), _memory(plan))
+
+
+def _adapters(plan: Plan) -> str:
+    trained = plan.job.trained
+    return f", adapters of {human(trained * plan.work.parameters)} trained" if trained < 1 else ""
 
 
 def describe_plans(plans: Sequence[Plan]) -> str:
