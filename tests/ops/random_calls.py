@@ -45,6 +45,13 @@ DTYPES = (
     torch.complex64,
 )
 NARROW = (torch.bfloat16, torch.float16)
+STRANGE: tuple[Any, ...] = (
+    None, "1", 0.5, 3, True, float("nan"), [], (), {}, [1.0], (0, 1), torch.tensor(1.0), torch.zeros(0),
+    torch.ones(2, 3, 4, 5, 6), torch.tensor([0, 1]), torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+    torch.quantize_per_tensor(torch.ones(2, 3), 0.1, 0, torch.qint8), torch.ones(2, 2, dtype=torch.int8),
+    Int8(torch.ones(32, dtype=torch.int8), torch.tensor(1.0)), Int8(torch.ones(2, 3, dtype=torch.int8), torch.ones(2)),
+    Int8(None, None),  # type: ignore[arg-type]
+)  # fmt: skip
 ODD = (-1, 0, 1, 2, 7, 100, 2**31, 2**40, -(2**63))
 
 
@@ -88,6 +95,8 @@ class Made:
         return Sequences(tuple(chosen), tuple(self.whole(0, most) for _ in chosen), past, lengths, tables, page_size)
 
     def spoilt(self, value: Any) -> Any:
+        if self.random.random() < 0.2:
+            return self.random.choice(STRANGE)
         if isinstance(value, Tensor):
             return self.spoilt_tensor(value)
         if isinstance(value, Sequences):
@@ -98,7 +107,7 @@ class Made:
         if isinstance(value, (bool, type(None))):
             return value
         if isinstance(value, tuple):
-            return tuple(self.random.choice(ODD) for _ in value)
+            return tuple(self.random.choice((*ODD, *STRANGE)) for _ in value)
         return self.random.choice((*ODD, 0.5, -0.5, float("nan"), float("inf"), "1", True))
 
     def spoilt_tensor(self, x: Tensor) -> Any:
@@ -146,13 +155,14 @@ class Made:
         field = self.random.choice(("slots", "kept", "past", "lengths", "tables", "page_size"))
         now = getattr(value, field)
         if field == "page_size":
-            new: Any = self.random.choice(ODD)
+            new: Any = self.random.choice((*ODD, *STRANGE))
         elif field == "tables":
             new = tuple(tuple(self.random.choice((*ODD, page)) for page in table) for table in now)
-            new = self.random.choice((new, tuple(table[:1] for table in now), now[1:]))
+            odd = tuple((*table[1:], self.random.choice(STRANGE)) for table in now)
+            new = self.random.choice((new, odd, tuple(table[:1] for table in now), now[1:]))
         else:
             place = self.whole(0, len(now) - 1)
-            new = self.random.choice(((*now[:place], self.random.choice(ODD), *now[place + 1 :]), now[1:]))
+            new = self.random.choice(((*now[:place], self.random.choice((*ODD, *STRANGE)), *now[place + 1 :]), now[1:]))
         return lambda: replace(value, **{field: new})  # made where an error is seen
 
     def call(self) -> Any:

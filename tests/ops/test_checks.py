@@ -6,13 +6,22 @@ import os
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from engines import CONFIG
 from gossamer import ops
 from gossamer.errors import UserError
+from gossamer.model.causal_lm import CausalLM
+from gossamer.model.decoder import Decoder
+from gossamer.model.pool import StatePool
+from gossamer.ops.decode_layers import Int8
+from gossamer.ops.draft_tokens import Draws
+from gossamer.ops.sequences import Sequences
 
 CALLS = Path(__file__).parent / "random_calls.py"
 
@@ -49,3 +58,59 @@ def test_a_view_that_stands_for_other_numbers_does_not_reach_a_kernel() -> None:
     x = torch._neg_view(torch.ones(2, 4))  # holds 1, means −1
     with ops.forced(few_rows="native"), pytest.raises(UserError, match="no plain tensor"):
         ops.few_rows(x, torch.ones(3, 4))
+
+
+@pytest.fixture(scope="module")
+def decoder() -> Decoder:
+    return Decoder(CausalLM(CONFIG).eval().requires_grad_(False), StatePool(CONFIG, 4, 12, 4, 3, "cpu", torch.float32))
+
+
+def test_a_layer_has_all_that_belongs_to_its_kind_and_nothing_else(decoder: Decoder) -> None:
+    """A kernel is handed addresses alone: what is not there would be read at 0."""
+    trunk = decoder._trunk
+    names, bias = set(trunk.tensors[0]._fields), {"q_bias", "k_bias", "v_bias", "o_bias", "router_bias"}
+    for number, layer in enumerate(trunk.tensors):
+        for name in names - bias:
+            value = torch.ones(3) if (missing := getattr(layer, name) is None) else None
+            changed = (*trunk.tensors[:number], layer._replace(**{name: value}), *trunk.tensors[number + 1 :])
+            with pytest.raises(UserError, match="decode_layers: " if missing else "missing|belongs to no|fit"):
+                replace(trunk, tensors=changed)
+
+
+def test_only_a_matrix_is_of_int8(decoder: Decoder) -> None:
+    """The kernel takes the numbers of whatever else for float32, four times as long."""
+    trunk, head = decoder._trunk, decoder._head
+    assert head is not None
+    narrow = Int8(torch.ones(CONFIG.hidden_size, dtype=torch.int8), torch.tensor(1.0))
+    for name in ("input_norm", "post_norm"):
+        with pytest.raises(UserError, match=f"{name} must be a dense tensor of floating-point numbers"):
+            replace(trunk, tensors=(trunk.tensors[0]._replace(**{name: narrow}), *trunk.tensors[1:]))
+    for name in ("embedding_norm", "hidden_norm"):
+        with pytest.raises(UserError, match=f"{name} must be a dense tensor of floating-point numbers"):
+            replace(head, **{name: narrow})
+
+
+@pytest.mark.parametrize("wrong", [0.5, True, None, "1", float("nan")])
+def test_counts_and_places_are_whole_numbers(decoder: Decoder, wrong: Any) -> None:
+    """A tensor made of others has another type than the kernel reads."""
+    whole: dict[str, Any] = dict(slots=(0,), kept=(0,), past=(0,), lengths=(1,), tables=((0,),), page_size=4)
+    for name in whole:
+        bad = {"page_size": wrong, "tables": ((wrong,),)}.get(name, (wrong,))
+        with pytest.raises(UserError, match="must be of whole numbers"):
+            Sequences(**whole | {name: bad})
+    assert decoder._head is not None
+    draws = Draws((wrong,), torch.zeros(1), torch.zeros(1, 2, dtype=torch.int64))
+    with pytest.raises(UserError, match="a count"):
+        ops.draft_tokens(torch.tensor([1]), torch.ones(1, CONFIG.hidden_size), decoder._head, Sequences(**whole), draws)
+
+
+def test_a_batch_without_a_row_is_refused_by_all_implementations() -> None:
+    nothing = {
+        "attention": [torch.ones(0, 3, 1, 2)] * 3,
+        "short_conv": [torch.ones(0, 3, 2), torch.ones(2, 4)],
+        "delta_rule": [torch.ones(0, 3, 1, 2)] * 3 + [torch.ones(0, 3, 1)] * 2,
+    }
+    for name, arguments in nothing.items():
+        for one in ops.OPERATIONS[name].implementations:
+            with ops.forced(**{name: one.name}), pytest.raises(UserError, match="one row at least"):
+                getattr(ops, name)(*arguments)

@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, ParamSpec
+from typing import Any, ParamSpec, TypeGuard
 
 import torch
 from torch import Tensor
@@ -36,6 +36,26 @@ def given(**tensors: Tensor | None) -> dict[str, Tensor]:
     return {name: x for name, x in tensors.items() if x is not None}
 
 
+def check_kind(operation: str, name: str, x: object, kind: type) -> None:
+    """Refuse what is no `kind`.
+
+    Raises:
+        UserError: names the operation, the argument and what it is.
+    """
+    if not isinstance(x, kind):
+        raise UserError(f"{operation}: {name} must be of type {kind.__name__}, not {describe(x)}")
+
+
+def whole_numbers(x: object) -> bool:
+    """Whether this is a tuple or a list of nothing but whole numbers, which a tensor of integers takes as they are."""
+    return isinstance(x, (tuple, list)) and {int}.issuperset(map(type, x))
+
+
+def is_dense(x: object) -> TypeGuard[Tensor]:
+    """Whether this is a tensor that has a shape and all of its numbers: not sparse, not nested."""
+    return isinstance(x, Tensor) and x.layout is torch.strided and not x.is_nested
+
+
 def check_floats(operation: str, **tensors: Tensor) -> None:
     """Refuse what is no dense tensor of floating-point numbers, or lies elsewhere than the first one.
 
@@ -44,7 +64,7 @@ def check_floats(operation: str, **tensors: Tensor) -> None:
     """
     device, first = None, ""
     for name, x in tensors.items():
-        if not isinstance(x, Tensor) or x.dtype not in FLOATS or x.layout is not torch.strided or x.is_nested:
+        if not is_dense(x) or x.dtype not in FLOATS:
             raise UserError(f"{operation}: {name} must be a dense tensor of floating-point numbers, not {describe(x)}")
         if device is None:
             if x.is_meta:
@@ -92,7 +112,7 @@ def check_indices(
     Raises:
         UserError: names the operation, the argument, and its shape, type and device or the first index that is wrong.
     """
-    if not isinstance(x, Tensor) or x.dtype not in INTEGERS or x.layout is not torch.strided or x.is_nested:
+    if not is_dense(x) or x.dtype not in INTEGERS:
         raise UserError(f"{operation}: {name} must be a dense tensor of integers, not {describe(x)}")
     if x.device != device:
         raise UserError(f"{operation}: {name} lies on {x.device}, but what it belongs to on {device}; move one of them")

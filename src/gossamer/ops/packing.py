@@ -41,8 +41,11 @@ def document_lengths(batch: int, length: int, cu_seqlens: Tensor | None) -> tupl
     """Lengths of the documents in a batch of `batch` rows of `length` tokens.
 
     Raises:
-        UserError: `cu_seqlens` is no row of integers that runs from 0 to batch · length without falling.
+        UserError: the batch has no row, or `cu_seqlens` is no row of integers that runs from 0 to batch · length
+            without falling.
     """
+    if not batch:
+        raise UserError("a batch must have one row at least")
     if cu_seqlens is None:
         return (length,) * batch
     if not isinstance(cu_seqlens, Tensor) or cu_seqlens.ndim != 1 or cu_seqlens.dtype not in INTEGERS:

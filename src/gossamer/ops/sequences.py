@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gossamer.errors import UserError
-from gossamer.ops.checks import LIMIT
+from gossamer.ops.checks import LIMIT, whole_numbers
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,8 @@ class Sequences:
         page_size: tokens a page
 
     Raises:
-        UserError: the sequences' parts are not as many as the sequences, a slot is there twice, or a number is below 0.
+        UserError: the sequences' parts are not as many as the sequences, a slot is there twice, or a number is below 0
+            or none.
     """
 
     slots: tuple[int, ...]
@@ -37,6 +38,9 @@ class Sequences:
     page_size: int
 
     def __post_init__(self) -> None:
+        parts = (self.slots, self.kept, self.past, self.lengths, (self.page_size,))
+        if not isinstance(self.tables, (tuple, list)) or not all(map(whole_numbers, (*parts, *self.tables))):
+            raise UserError("sequences: slots, kept, past, lengths, tables and page_size must be of whole numbers")
         number = len(self.slots)
         if not len(self.kept) == len(self.past) == len(self.lengths) == len(self.tables) == number:
             raise UserError(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gossamer.errors import UserError
 from gossamer.ops import native as kernels
-from gossamer.ops.checks import check_floats
+from gossamer.ops.checks import check_floats, check_kind
 from gossamer.ops.decode_layers.layers import Int8, Layers, LayerSizes, LayerTensors, Matrix
 from gossamer.ops.decode_layers.native import native
 from gossamer.ops.registry import Operation
@@ -48,6 +48,9 @@ def decode_layers(x: Tensor, layers: Layers, sequences: Sequences, stay: bool = 
         UserError: shapes, types, devices or places that do not fit.
     """
     check_floats("decode_layers", x=x)
+    check_kind("decode_layers", "layers", layers, Layers)
+    check_kind("decode_layers", "sequences", sequences, Sequences)
+    check_kind("decode_layers", "stay", stay, bool)
     layers.check("decode_layers", x, sequences)
     longest, most = max(sequences.lengths, default=0), layers.sizes.most
     if not stay and layers.slots and longest > most:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from gossamer.errors import UserError
-from gossamer.ops.checks import LIMIT, check_floats, check_number, describe, shape
+from gossamer.ops.checks import LIMIT, check_floats, check_kind, check_number, describe, is_dense, shape, whole_numbers
+from gossamer.ops.native import address
 from gossamer.ops.sequences import Sequences
 
 
@@ -34,9 +35,9 @@ def check_matrix(operation: str, name: str, matrix: Matrix) -> None:
     if not isinstance(matrix, Int8):
         return
     values, scales = matrix
-    if not isinstance(values, Tensor) or values.dtype != torch.int8 or values.layout is not torch.strided:
+    if not is_dense(values) or values.dtype != torch.int8:
         raise UserError(f"{operation}: {name} must be of int8, not {describe(values)}")
-    if not isinstance(scales, Tensor) or scales.dtype != torch.float32 or scales.shape != values.shape[:-1]:
+    if not is_dense(scales) or scales.dtype != torch.float32 or scales.shape != values.shape[:-1]:
         raise UserError(
             f"{operation}: {name} of {shape(values)} must have scales {list(values.shape[:-1])} of float32, not "
             f"{describe(scales)}"
@@ -90,6 +91,7 @@ class LayerTensors(NamedTuple):
 
 
 MATRICES = frozenset("qkvz ba linear_out q k v o router gate_up down shared_gate gate up shared_down".split())
+OPTIONAL = frozenset("q_bias k_bias v_bias o_bias router_bias".split())  # of layers that have what they are added to
 
 
 class LayerSizes(NamedTuple):
@@ -178,7 +180,7 @@ class Layers:
             row = []
             for name, entry in zip(layer._fields, layer, strict=True):
                 values, scales = _parts(entry)
-                row += [_address(values), _address(scales)] if name in MATRICES else [_address(values)]
+                row += [address(values), address(scales)] if name in MATRICES else [address(values)]
             width, _ = _parts(layer.gate)
             assert width is not None
             rows.append([*row, width.shape[0]])
@@ -194,10 +196,6 @@ def _parts(entry: Matrix | None) -> tuple[Tensor | None, Tensor | None]:
     return (entry.values, entry.scales) if isinstance(entry, Int8) else (entry, None)
 
 
-def _address(x: Tensor | None) -> int:
-    return 0 if x is None else x.data_ptr()
-
-
 def in_one_piece(matrix: Matrix) -> bool:
     """Whether the native kernels can read it: float32 or, with scales, int8, without gaps."""
     wanted = torch.int8 if isinstance(matrix, Int8) else torch.float32
@@ -208,26 +206,42 @@ def in_one_piece(matrix: Matrix) -> bool:
 def _check(layers: Layers) -> None:
     """Refuse tensors that are not of the shapes that `sizes` says (UserError)."""
     s, norm = layers.sizes, layers.final_norm
-    if not all(isinstance(size, int) and 0 <= size < LIMIT for size in s):
+    check_kind("decode_layers", "sizes", s, LayerSizes)
+    check_kind("decode_layers", "tensors", layers.tensors, tuple)
+    if not whole_numbers(s) or not all(0 <= size < LIMIT for size in s):
         raise UserError(f"decode_layers: sizes must be whole numbers from 0 to {LIMIT - 1}, not {s}")
     check_number("decode_layers", "eps", layers.eps)
     if len(layers.tensors) != s.layers or not min(s.hidden, s.page_size, s.most):
         raise UserError(f"decode_layers: {len(layers.tensors)} layers do not fit {s}")
     check_floats("decode_layers", final_norm=norm)
+    check_floats("decode_layers", frequencies=layers.frequencies)  # on the CPU, whatever the device
     _fit("final_norm", norm, s.hidden)
     _fit("frequencies", layers.frequencies, s.rotary_half)
     for number, layer in enumerate(layers.tensors):
-        for name, wanted in _shapes(layer, s, layers.slots, layers.pages).items():
-            entry, where = getattr(layer, name), f"layer {number}: {name}"
-            if entry is None:
-                if not name.endswith("_bias"):
-                    raise UserError(f"decode_layers: {where} is missing")
-                continue
-            check_matrix("decode_layers", where, entry)
-            values, scales = _parts(entry)
-            assert values is not None
-            check_floats("decode_layers", **{"final_norm": norm, where: values if scales is None else scales})
-            _fit(where, values, *wanted)
+        check_kind("decode_layers", f"layer {number}", layer, LayerTensors)
+        for name, entry in layer._asdict().items():
+            if entry is not None:
+                _check_entry(f"layer {number}: {name}", entry, name in MATRICES, norm)
+    for number, layer in enumerate(layers.tensors):
+        shapes = _shapes(layer, s, layers.slots, layers.pages)
+        for name, entry in layer._asdict().items():
+            values, _ = _parts(entry)
+            if values is not None and name in shapes:
+                _fit(f"layer {number}: {name}", values, *shapes[name])
+            elif values is not None or name in shapes.keys() - OPTIONAL:
+                told = "is missing" if values is None else "belongs to no layer of this kind"
+                raise UserError(f"decode_layers: layer {number}: {name} {told}")
+
+
+def _check_entry(where: str, entry: Matrix, matrix: bool, norm: Tensor) -> None:
+    """Refuse what are no numbers where the norm's are, and int8 that is no matrix's (UserError)."""
+    values = numbers = cast(Tensor, entry)
+    if matrix and isinstance(entry, Int8):
+        check_matrix("decode_layers", where, entry)
+        values, numbers = entry
+    check_floats("decode_layers", **{"final_norm": norm, where: numbers})
+    if not values.ndim:
+        raise UserError(f"decode_layers: {where} must have a dimension")
 
 
 def _shapes(layer: LayerTensors, s: LayerSizes, slots: int, pages: int) -> dict[str, tuple[int, ...]]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gossamer.errors import UserError
 from gossamer.ops import native as kernels
-from gossamer.ops.checks import check_floats, check_number, check_same_dtype, shape
+from gossamer.ops.checks import check_floats, check_kind, check_number, check_same_dtype, shape
 from gossamer.ops.delta_step.native import native
 from gossamer.ops.delta_step.padded import padded
 from gossamer.ops.delta_step.reference import reference
@@ -82,6 +82,9 @@ def delta_step(qkvz: Tensor, ba: Tensor, weights: DeltaWeights, memory: DeltaMem
     Raises:
         UserError: shapes, types, devices or places that do not fit.
     """
+    check_kind("delta_step", "weights", weights, DeltaWeights)
+    check_kind("delta_step", "memory", memory, DeltaMemory)
+    check_kind("delta_step", "sequences", sequences, Sequences)
     _check(qkvz, ba, weights, memory)
     weights = weights._replace(eps=float(weights.eps))
     (slots, value_heads, key_dim, value_dim), (_, most, key_heads, _) = memory.recurrent.shape, memory.keys.shape

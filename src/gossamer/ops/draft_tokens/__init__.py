@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gossamer.errors import UserError
 from gossamer.ops import native as kernels
-from gossamer.ops.checks import check_floats, check_indices, describe
+from gossamer.ops.checks import check_floats, check_indices, check_kind, describe, is_dense, whole_numbers
 from gossamer.ops.draft_tokens.head import Draws, Head
 from gossamer.ops.draft_tokens.native import native
 from gossamer.ops.draft_tokens.reference import reference
@@ -44,14 +44,18 @@ def draft_tokens(following: Tensor, hidden: Tensor, head: Head, sequences: Seque
         UserError: shapes, types, devices, ids or places that do not fit.
     """
     check_floats("draft_tokens", hidden=hidden)
+    check_kind("draft_tokens", "head", head, Head)
+    check_kind("draft_tokens", "sequences", sequences, Sequences)
+    check_kind("draft_tokens", "draws", draws, Draws)
     head.layers.check("draft_tokens", hidden, sequences)
     vocab, counts, keys = len(head.embedding), draws.counts, draws.keys
     following = check_indices("draft_tokens", "following", following, vocab, hidden.device, of="vocabulary")
     if following.shape != hidden.shape[:1]:
         raise UserError(f"draft_tokens: following must be [{len(hidden)}] ids, not {describe(following)}")
     if (
-        not isinstance(keys, Tensor)
+        not is_dense(keys)
         or keys.ndim != 2
+        or not whole_numbers(counts)
         or len(counts) != len(sequences.slots)
         or min(sequences.lengths, default=1) < 1
     ):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from gossamer.errors import UserError
-from gossamer.ops.checks import check_floats, shape
+from gossamer.ops.checks import check_floats, check_kind, shape
 from gossamer.ops.decode_layers.layers import Int8, Layers, Matrix, check_matrix, in_one_piece
 from gossamer.ops.sequences import Sequences
 
@@ -38,14 +38,16 @@ class Head:
 
     def __post_init__(self) -> None:
         """Refuse what does not belong together (UserError): no step looks again."""
+        check_kind("draft_tokens", "layers", self.layers, Layers)
         check_floats("draft_tokens", final_norm=self.layers.final_norm, embedding=self.embedding)
-        hidden, vocab = len(self.layers.final_norm), len(self.embedding)
+        hidden, vocab = len(self.layers.final_norm), self.embedding.shape[0] if self.embedding.ndim else 0
         shapes = {"embedding": (vocab, hidden), "embedding_norm": (hidden,), "hidden_norm": (hidden,)}
         shapes |= {"joint": (hidden, 2 * hidden), "logits": (vocab, hidden)}
         for name, wanted in shapes.items():
-            matrix = getattr(self, name)
-            check_matrix("draft_tokens", name, matrix)
-            values, numbers = (matrix.values, matrix.scales) if isinstance(matrix, Int8) else (matrix, matrix)
+            matrix = values = numbers = getattr(self, name)
+            if name in ("joint", "logits") and isinstance(matrix, Int8):
+                check_matrix("draft_tokens", name, matrix)
+                values, numbers = matrix
             check_floats("draft_tokens", **{"final_norm": self.layers.final_norm, name: numbers})
             if tuple(values.shape) != wanted:
                 raise UserError(f"draft_tokens: {name} {shape(values)} must be {list(wanted)}")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gossamer.errors import UserError
 from gossamer.ops import native as kernels
-from gossamer.ops.checks import check_floats, describe
+from gossamer.ops.checks import check_floats, describe, is_dense
 from gossamer.ops.draw.native import native
 from gossamer.ops.draw.reference import reference
 from gossamer.ops.registry import Operation
@@ -57,7 +57,7 @@ def check_draws(operation: str, temperatures: Tensor, keys: Tensor, sizes: tuple
         ("temperatures", temperatures, sizes[:1], torch.float32),
         ("keys", keys, sizes, torch.int64),
     ):
-        fits = isinstance(x, Tensor) and x.shape == torch.Size(wanted) and x.dtype == dtype
+        fits = is_dense(x) and x.shape == torch.Size(wanted) and x.dtype == dtype
         if not fits or x.device.type != "cpu" or not x.is_contiguous():
             told = f"{list(wanted)} of {str(dtype).removeprefix('torch.')} on the CPU, in one piece"
             raise UserError(f"{operation}: {name} must be {told}, not {describe(x)}")

@@ -60,15 +60,24 @@ def call(name: str, *arguments: Tensor | int | float | None) -> None:
 
 
 def _argument(value: Tensor | int | float | None) -> object:
-    if value is None:
-        return ctypes.c_void_p(None)
-    if isinstance(value, Tensor):
-        address = value.data_ptr()
-        if not value.is_cpu or value.is_neg() or (not address and value.numel()):
-            raise UserError(f"a native kernel cannot read a {type(value).__name__} on {value.device}, no plain tensor")
-        return ctypes.c_void_p(address)
+    if value is None or isinstance(value, Tensor):
+        return ctypes.c_void_p(address(value))
     assert isinstance(value, (int, float)), value
     return ctypes.c_int64(value) if isinstance(value, int) else ctypes.c_float(value)
+
+
+def address(x: Tensor | None) -> int:
+    """Where a tensor's numbers lie; 0 for None.
+
+    Raises:
+        UserError: they lie where a kernel cannot read them, or stand for others.
+    """
+    if x is None:
+        return 0
+    found = x.data_ptr()
+    if not x.is_cpu or x.is_neg() or (not found and x.numel()):
+        raise UserError(f"a native kernel cannot read a {type(x).__name__} on {x.device}, no plain tensor")
+    return found
 
 
 @cache

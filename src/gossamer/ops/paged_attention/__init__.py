@@ -6,7 +6,7 @@ from torch import Tensor
 
 from gossamer.errors import UserError
 from gossamer.ops import native as kernels
-from gossamer.ops.checks import check_floats, check_same_dtype, shape
+from gossamer.ops.checks import check_floats, check_kind, check_same_dtype, shape
 from gossamer.ops.paged_attention.native import native
 from gossamer.ops.paged_attention.reference import reference
 from gossamer.ops.paged_attention.sdpa import sdpa
@@ -41,6 +41,7 @@ def paged_attention(q: Tensor, k_pages: Tensor, v_pages: Tensor, sequences: Sequ
         raise UserError(f"paged_attention: q {shape(q)} and pages {shape(k_pages)} and {shape(v_pages)} do not fit")
     if not (k_pages.is_contiguous() and v_pages.is_contiguous()):
         raise UserError("paged_attention: pages must lie in one piece")
+    check_kind("paged_attention", "sequences", sequences, Sequences)
     sequences.check("paged_attention", len(q), 0, len(k_pages), k_pages.shape[1], 0)
     y: Tensor = PAGED_ATTENTION(q.device, q, k_pages, v_pages, sequences)
     return y
