@@ -6,14 +6,18 @@ forbids it to load anything.
 
 from __future__ import annotations
 
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gossamer.errors import UserError
 from gossamer.reading import MAX_YAML, parse_yaml, read_bytes
 from gossamer.train.metrics import write_atomically
 from gossamer.train.report import figures
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 __all__ = ["CONFIG_FILE", "configuration", "render", "sections", "visible", "write_page"]
 
@@ -32,10 +36,16 @@ def render(template: str, package: str = _HOME, **values: Any) -> str:
     Args:
         package: whose folder that is
     """
-    from jinja2 import Environment, FunctionLoader, StrictUndefined
-
     from gossamer.train.report.curves import PALETTE
     from gossamer.train.report.heat import HEAT
+
+    return _environment(package).get_template(template).render(palette=PALETTE | HEAT, **values)
+
+
+@cache
+def _environment(package: str) -> Environment:
+    """What holds a package's templates, each compiled once in a process, which takes as long as filling it."""
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
 
     folders = [files(name).joinpath("pages") for name in dict.fromkeys([package, _HOME])]
 
@@ -47,7 +57,7 @@ def render(template: str, package: str = _HOME, **values: Any) -> str:
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.globals |= {name: getattr(figures, name) for name in _FIGURES}
-    return environment.get_template(template).render(palette=PALETTE | HEAT, **values)
+    return environment
 
 
 def write_page(path: Path, page: str) -> Path:
