@@ -14,9 +14,21 @@ from hypothesis import settings
 TESTS = Path(__file__).parent
 sys.path[:0] = [str(TESTS), str(TESTS.parent / "benchmarks")]
 
+# The many processes that tests start would each compile the sources again where Python is told to keep no byte code.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 # No deadline: the machine may be busy. On a CI machine the examples are the same in every run.
 settings.register_profile("gossamer", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("gossamer")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Each process takes a part of the files, and then what another has left: what a file sets up is made once."""
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log)
 
 
 @pytest.fixture(autouse=True)

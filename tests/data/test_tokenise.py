@@ -80,8 +80,10 @@ def test_a_dead_process_leaves_nothing_half_written(tmp_path: Path, monkeypatch:
 
 MEASURED = """
 import sys
+from gossamer.data import tokenise
 from gossamer.data.config import CorpusConfig
 from gossamer.data.dataset import prepare
+tokenise._LEAST = int(sys.argv[3])
 data = prepare(CorpusConfig(paths=(sys.argv[1],), vocab_size=2048, cache_dir=sys.argv[2], workers=2), progress=False)
 print(data.train.num_bytes, sum(shard.num_bytes for shard in data.validation.values()), data.train.num_tokens)
 """
@@ -103,10 +105,16 @@ def resident(root: int) -> int:
     return sum(parents[pid][1] for pid in family if pid in parents)
 
 
-def measured(folder: Path, cache: Path) -> tuple[list[int], int, float]:
-    """Prepare a folder in a process of its own; what it printed, its peak of resident bytes, and the seconds."""
+def measured(folder: Path, cache: Path, least: int = module._LEAST) -> tuple[list[int], int, float]:
+    """Prepare a folder in a process of its own; what it printed, its peak of resident bytes, and the seconds.
+
+    Args:
+        folder: of texts
+        cache: for what is made of them
+        least: bytes of text that are worth a process of their own
+    """
     environment = os.environ | {"PYTHONPATH": str(Path(gossamer.__file__).parents[1])}
-    command = [sys.executable, "-c", MEASURED, str(folder), str(cache)]
+    command = [sys.executable, "-c", MEASURED, str(folder), str(cache), str(least)]
     began, peak = time.monotonic(), 0
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         while process.poll() is None:
@@ -144,8 +152,8 @@ def write_corpus(folder: Path, size: int) -> int:
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="resident memory is read from /proc")
 def test_memory_of_a_small_corpus(tmp_path: Path) -> None:
-    total = write_corpus(tmp_path / "text", 9_000_000)  # two processes
-    (train, held_out, _), peak, _ = measured(tmp_path / "text", tmp_path / "cache")
+    total = write_corpus(tmp_path / "text", 3_000_000)  # two processes
+    (train, held_out, _), peak, _ = measured(tmp_path / "text", tmp_path / "cache", 1 << 20)
     assert train + held_out == total and peak < 1_000_000_000
 
 

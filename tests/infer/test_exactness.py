@@ -60,6 +60,8 @@ def test_greedy_answers_are_those_of_the_full_forward(
 ) -> None:
     if which == "pytorch alone" and (max_batch, prefill_chunk) != (4, 7):
         pytest.skip("one batch and chunk are enough for the slower operations")
+    if max_batch == 1 and prefill_chunk == 7:
+        pytest.skip("one chunk is enough where nobody runs beside: a prompt's chunks are the same in a batch")
     expected = answers()
     tried = engine(
         max_batch=max_batch, draft_length=draft_length, prefill_chunk=prefill_chunk, cache_tokens=memory,

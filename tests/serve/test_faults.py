@@ -6,8 +6,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,6 +13,7 @@ import httpx2
 import pytest
 
 from engine_double import write_tokenizer
+from gossamer.cli import main
 from live_process import Process, alive, children
 from live_service import Live, live
 
@@ -185,13 +184,12 @@ def stream_until_first(client: httpx2.Client, url: str, body: dict):
     return lines
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_lets_running_requests_end_and_takes_no_new_ones(own_folder, number):
+def test_a_signal_lets_running_requests_end_and_takes_no_new_ones(own_folder):
     service = Process.double(own_folder)
     url = service.url()
     with httpx2.Client(timeout=20) as client:
         lines = stream_until_first(client, url, asking("SLOW SAY " + "x" * 50, stream=True))
-        service.process.send_signal(number)
+        service.process.terminate()
         time.sleep(0.3)
         with pytest.raises(httpx2.ConnectError):
             httpx2.get(url + "/health")
@@ -201,11 +199,12 @@ def test_a_signal_lets_running_requests_end_and_takes_no_new_ones(own_folder, nu
 
 
 def test_what_outlasts_the_drain_gets_an_honest_error(own_folder):
+    """Ctrl+C drains, too."""
     service = Process.double(own_folder, drain=0.3)
     url = service.url()
     with httpx2.Client(timeout=20) as client:
         lines = stream_until_first(client, url, asking("SLOW x", stream=True))
-        service.process.terminate()
+        service.process.send_signal(signal.SIGINT)
         last = [line for line in lines if line][-1]
     assert json.loads(last.removeprefix("data: "))["error"]["code"] == "shutting_down"
     status, log = service.end()
@@ -236,12 +235,9 @@ def test_a_model_that_cannot_be_loaded_ends_the_service_with_one_line(own_folder
     assert status == 1 and log.splitlines()[-1].startswith(message)
 
 
-def test_an_address_that_is_taken_is_a_users_mistake(own_folder, server):
+def test_an_address_that_is_taken_is_a_users_mistake(own_folder, server, capsys):
     port = server.url.rsplit(":", 1)[1]
     (own_folder / "config.json").write_text("{}")
-    done = subprocess.run(
-        [sys.executable, "-m", "gossamer.cli", "serve", str(own_folder), "--port", port],
-        capture_output=True, text=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}, timeout=60,
-    )  # fmt: skip
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert f"--port {port}: Address already in use" in done.stderr
+    assert main(["serve", str(own_folder), "--port", port]) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and f"--port {port}: Address already in use" in told
