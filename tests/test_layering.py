@@ -15,7 +15,7 @@ PACKAGE = Path(gossamer.__file__).parent
 # From the bottom up; rooms of one storey may use one another as long as no circle arises.
 STOREYS = [
     {"errors", "cores"},
-    {"reading", "streams"},
+    {"reading", "streams", "typed"},
     {"cache", "device"},
     {"ops"},
     {"model"},

@@ -35,6 +35,7 @@ __all__ = [
     "open_to_append",
     "open_to_read",
     "parse_json",
+    "parse_number",
     "parse_yaml",
     "plain_values",
     "read_bytes",
@@ -61,6 +62,9 @@ _MAX_YAML_NODES = 200_000  # with every alias written out: a few lines of aliase
 _MAX_DIGITS = 308  # of a whole number: what has more is beyond every float
 _READ_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_CLOEXEC", 0)
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_WHOLE = re.compile(r"[-+]?[0-9]+(_[0-9]+)*")
+_HEXADECIMAL = re.compile(r"[-+]?0x[0-9a-fA-F]+")
+_FRACTION = re.compile(r"[-+]?([0-9]+(_[0-9]+)*\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
 
 T = TypeVar("T")
 
@@ -322,6 +326,22 @@ def _short(text: str, most: int = 80) -> str:
     return text if len(text) <= most else f"{text[:most]} …"
 
 
+def parse_number(text: str) -> int | float | None:
+    """The number that a text is, wherever people write one; None: it is none, or one that no float can hold.
+
+    Digits may stand in groups with underscores between. 1_000_000, -3, 1e-3, .5 and 0x10 are numbers, 010 is ten; 1:30,
+    nan and inf are none.
+    """
+    if len(text) > _MAX_DIGITS:
+        return None
+    if _WHOLE.fullmatch(text):
+        return int(text)
+    if _HEXADECIMAL.fullmatch(text):
+        return int(text, 16)
+    value = float(text) if _FRACTION.fullmatch(text) else math.inf
+    return value if math.isfinite(value) else None
+
+
 # YAML.
 
 
@@ -340,11 +360,10 @@ class _Loader(yaml.SafeLoader):
         """A number that a float can hold."""
         if len(node.value) > _MAX_DIGITS:
             raise _at(node, f"a number of {len(node.value)} digits")
-        is_whole = node.tag.endswith(":int")
-        value = self.construct_yaml_int(node) if is_whole else self.construct_yaml_float(node)
-        if not math.isfinite(value):
+        value = parse_number(node.value)
+        if value is None or (isinstance(value, float) and node.tag.endswith(":int")):
             raise _at(node, f"{_short(node.value)} is no number, or beyond every one")
-        return value
+        return value if node.tag.endswith(":int") else float(value)
 
 
 class _Dumper(yaml.SafeDumper):

@@ -79,3 +79,31 @@ def test_options_take_dashes_for_underscores(training: Calls, run: str, monkeypa
     calls.answer = iter(())
     assert main(["sample", run, "--max-tokens", "5", "--top-p=0.5", "--prompt=--top-k"]) == 0
     assert (calls[0][1]["tokens"], calls[0][1]["top_p"], calls[0][1]["prompt"]) == (5, 0.5, "--top-k")
+
+
+@pytest.mark.parametrize(
+    "word", ["1:30", "nan", ".inf", "1e400", "!!int 5", "5 # x", "[5]", "٣", "", "true", "9" * 5000]
+)
+def test_what_is_no_number_is_none_for_any_option(
+    word: str, training: Calls, run: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for line in (
+        ["sample", run, "--max_tokens"],
+        ["train", "--price"],
+        ["train", "--training.steps"],
+        ["plan", "--tokens"],
+    ):
+        assert main([*line, word]) == 2
+        message = capsys.readouterr().err
+        assert message.startswith(f"gossamer: {line[-1]} {word[:180]}") and ": expected a " in message
+        assert len(message) < 300 and message.count("\n") == 1
+    assert not training
+
+
+def test_numbers_are_read_as_in_a_recipe(training: Calls) -> None:
+    line = "train --training.steps 1_000 --optimizer.learning_rate 1e-3 --training.price null"
+    line += " --model.mlp_only_layers 0 1"
+    assert main(line.split()) == 0
+    (((recipe, *_), _),) = training
+    assert (recipe.training.steps, recipe.optimizer.learning_rate, recipe.training.price) == (1000, 1e-3, None)
+    assert recipe.model.mlp_only_layers == (0, 1)

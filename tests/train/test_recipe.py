@@ -29,7 +29,7 @@ from gossamer.train.recipe import (
 
 SECTIONS = (ModelConfig, CorpusConfig, OptimizerConfig, ScheduleConfig, TrainingConfig)
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
-positive = st.floats(0, exclude_min=True, allow_infinity=False)
+positive = st.floats(0, 1, exclude_min=True)
 fractions = st.floats(0, 1)
 
 
@@ -49,8 +49,8 @@ recipes = st.builds(
     model=st.builds(
         ModelConfig,
         num_hidden_layers=st.just(2),
-        rms_norm_eps=positive,
-        rope_theta=positive,
+        rms_norm_eps=st.floats(1e-30, 1),
+        rope_theta=st.floats(1, 1e12),
         norm_topk_prob=st.booleans(),
         mlp_only_layers=st.sampled_from([(), (0,), (0, 1)]),
         layer_types=st.sampled_from([None, ("full_attention", "linear_attention")]),
@@ -77,12 +77,14 @@ recipes = st.builds(
     optimizer=st.builds(
         OptimizerConfig, learning_rate=positive, betas=st.tuples(*[st.floats(0, 1, exclude_max=True)] * 2), eps=positive
     ),
-    schedule=st.builds(ScheduleConfig, warmup_steps=st.integers(0), decay_fraction=fractions, final_fraction=fractions),
+    schedule=st.builds(
+        ScheduleConfig, warmup_steps=st.integers(0, 10**12), decay_fraction=fractions, final_fraction=fractions
+    ),
     training=st.builds(
         TrainingConfig,
         sequence_length=st.integers(2, 10**6),
-        steps=st.integers(1),
-        seed=st.integers(0),
+        steps=st.integers(1, 10**12),
+        seed=st.integers(0, 2**63 - 1),
         sample_prompt=texts | st.from_regex(r"[-+]?\d+(\.\d*)?([eE][-+]?\d+)?", fullmatch=True),
     ),
     description=texts,
@@ -201,12 +203,12 @@ def test_an_empty_section_is_the_default() -> None:
         ({"model": {3: 1}}, "unknown key 'model.3'"),
         ({"model": 3}, "model = 3: expected a section of keys"),
         ({"optimizer": {"betas": [0.9]}}, "optimizer.betas = [0.9]: expected a list of 2, each a number"),
-        ({"optimizer": {"betas": [0.9, 1]}}, "optimizer.betas = [0.9, 1.0]: must be two numbers in [0, 1)"),
-        ({"optimizer": {"learning_rate": 0}}, "optimizer.learning_rate = 0.0: must be > 0"),
-        ({"schedule": {"decay_fraction": 1.5}}, "schedule.decay_fraction = 1.5: must be in [0, 1]"),
-        ({"training": {"steps": 0}}, "training.steps = 0: must be >= 1"),
-        ({"training": {"eval_every": -1}}, "training.eval_every = -1: must be >= 0"),
-        ({"model": {"hidden_size": 0}}, "model.hidden_size = 0: must be > 0"),
+        ({"optimizer": {"betas": [0.9, 1]}}, "optimizer.betas = 1.0: must be from 0 to below 1"),
+        ({"optimizer": {"learning_rate": 0}}, "optimizer.learning_rate = 0.0: must be above 0 and at most 1,000"),
+        ({"schedule": {"decay_fraction": 1.5}}, "schedule.decay_fraction = 1.5: must be from 0 to 1"),
+        ({"training": {"steps": 0}}, "training.steps = 0: must be from 1 to 1,000,000,000,000"),
+        ({"training": {"eval_every": -1}}, "training.eval_every = -1: must be from 0 to 1,000,000,000,000"),
+        ({"model": {"hidden_size": 0}}, "model.hidden_size = 0: must be from 1 to 4,194,304"),
         (
             {"model": {"max_position_embeddings": 64}, "training": {"sequence_length": 65}},
             "training.sequence_length = 65: must be <= model.max_position_embeddings = 64",
@@ -303,3 +305,24 @@ def test_a_keyword_that_no_field_has_is_refused_with_the_nearest(kind: type) -> 
         kind(**{f"{real}s": 3})
     with pytest.raises(UserError, match=f"{kind.__name__} has no 'zzzzzzz' .there are {real}, "):
         kind(zzzzzzz=3)
+
+
+def test_sizes_that_nobody_gave_follow_from_those_that_were() -> None:
+    nano = load_recipe("nano")
+    dense = recipe_from(nano, {"model.num_experts": 0}).model
+    assert dense.intermediate_size == 352 and dense.counts().parameters < 3e6
+    assert recipe_from(nano, {"model.num_experts": 0, "model.intermediate_size": 96}).model.intermediate_size == 96
+    mixed = recipe_from(nano, {"model.mlp_only_layers": [0], "model.hidden_size": 64}).model
+    assert (mixed.intermediate_size, mixed.moe_intermediate_size) == (176, 64)
+    sparse = recipe_from({"model": {"hidden_size": 128, "num_experts": 4}}).model
+    assert (sparse.moe_intermediate_size, sparse.shared_expert_intermediate_size) == (32, 32)
+    assert sparse.num_experts_per_tok == 4
+    assert recipe_from({}).model == ModelConfig()
+
+
+def test_a_step_has_a_bound_of_tokens() -> None:
+    assert recipe_from({"training": {"gradient_accumulation": 65536}}).training.gradient_accumulation == 65536
+    with pytest.raises(UserError, match="gradient_accumulation = 1000000000000: must be from 1 to 65,536"):
+        recipe_from({"training": {"gradient_accumulation": 10**12}})
+    with pytest.raises(UserError, match="must be at most 4,096 with micro-batches of 65,536 tokens"):
+        recipe_from({"training": {"gradient_accumulation": 65536, "batch_size": 128}})

@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from gossamer import __version__
 from gossamer.cli.shared import answer
 from gossamer.errors import UserError
 from gossamer.reading import user_path
+from gossamer.typed import Range
+
+_Tokens = Annotated[int, Range(1, 1 << 40)]
 
 
 def plan(
     model: str = "80b-a3b",
     chip: str = "h100",
-    count: int | None = None,
-    tokens: float = 15e12,
+    count: Annotated[int, Range(1, 1 << 20)] | None = None,
+    tokens: Annotated[float, Range(1, 1e20)] = 15e12,
     compare: str | None = None,
-    sequence_length: int = 4096,
-    batch_tokens: int = 16_777_216,
-    mtp_steps: int = 1,
+    sequence_length: Annotated[int, Range(2, 1 << 30)] = 4096,
+    batch_tokens: Annotated[int, Range(2, 1 << 40)] = 16_777_216,
+    mtp_steps: Annotated[int, Range(0, 64)] = 1,
     fp8: bool = False,
     finetune: Literal["full", "lora"] | None = None,
     serve: bool = False,
-    batch: int = 64,
-    context: int = 32_768,
-    price: float | None = None,
+    batch: Annotated[int, Range(1, 1 << 24)] = 64,
+    context: _Tokens = 32_768,
+    price: Annotated[float, Range(0, 10**9, above=True)] | None = None,
     catalogue: str | None = None,
     certificate: str | None = None,
     out: str | None = None,
@@ -68,8 +71,6 @@ def plan(
         else:
             print(plan_text.describe_serving(services), end="")
         return
-    if mtp_steps < 0:
-        raise UserError(f"--mtp_steps {mtp_steps}: must be >= 0")
     steps, trained = (0, planned.LORA_SHARE if finetune == "lora" else 1.0) if finetune else (mtp_steps, 1.0)
     job = Job(sequence_length, batch_tokens, steps, fp8, trained)
     plans = planned.training_plans(work, wanted, 2048 if count is None else count, tokens, job)

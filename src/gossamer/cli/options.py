@@ -19,9 +19,10 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from gossamer.cli.shared import Verb
 from gossamer.errors import UserError, nearest
-from gossamer.reading import parse_yaml
-from gossamer.train.typed import convert, count_of, expected
+from gossamer.reading import parse_number, parse_yaml
+from gossamer.typed import convert, count_of, expected
 
+_LONGEST = 200  # characters of an option and its values in a message
 # What `--help` cannot tell from the type alone.
 _METAVARS = {
     "data": "PATH",
@@ -32,6 +33,35 @@ _METAVARS = {
     "plan.out": "FILE",
     "keys": "FILE",
 }
+
+
+class _Number:
+    """Reads a word as a number, as files are read; --help shows it as the type's name.
+
+    jsonargparse, which calls it for its own results as well, would read 1:30 as 90.
+    """
+
+    def __init__(self, annotation: Any) -> None:
+        options = get_args(annotation) or (annotation,)
+        self._kinds = tuple(option for option in options if option is not NoneType)
+        self._optional = NoneType in options
+
+    def __repr__(self) -> str:
+        return " | ".join([*(kind.__name__ for kind in self._kinds), *(["null"] if self._optional else [])])
+
+    def __call__(self, word: Any) -> Any:
+        value = parse_number(word) if isinstance(word, str) else word
+        if word == "null" and self._optional:
+            return None
+        if value is None or (isinstance(value, float) and float not in self._kinds):
+            raise ValueError
+        return value
+
+
+def _read_as(annotation: Any) -> Any:
+    """What jsonargparse reads a word of such a type with."""
+    options = {option for option in get_args(annotation) or (annotation,) if option is not NoneType}
+    return _Number(annotation) if options and options <= {int, float} else annotation
 
 
 def parse(verb: str, function: Verb, arguments: Sequence[str]) -> dict[str, Any]:
@@ -119,16 +149,16 @@ def _helps(documented: Any) -> dict[str, str]:
 
 def _add_parameters(parser: ArgumentParser, function: Verb) -> dict[str, Any]:
     """Add the function's parameters: required ones by position, the others by name. Returns their types."""
-    hints, helps = get_type_hints(function), _helps(function)
+    hints, declared, helps = get_type_hints(function), get_type_hints(function, include_extras=True), _helps(function)
     types: dict[str, Any] = {}
     for name, parameter in inspect.signature(function).parameters.items():
         if name == "overrides":
             continue
         # None stands for an option that was not given, it cannot be typed.
-        types[name] = annotation = _without_none(hints[name])
-        shape: dict[str, Any] = {"type": annotation}
+        types[name], annotation = _without_none(declared[name]), _without_none(hints[name])
+        shape: dict[str, Any] = {"type": _read_as(annotation)}
         if get_origin(annotation) is tuple:
-            shape = {"type": get_args(annotation)[0], "nargs": "+"}
+            shape = {"type": _read_as(get_args(annotation)[0]), "nargs": "+"}
         if (metavar := _METAVARS.get(f"{function.__name__}.{name}", _METAVARS.get(name))) is not None:
             shape["metavar"] = metavar
         if parameter.default is parameter.empty:
@@ -201,10 +231,10 @@ def _add_recipe(parser: ArgumentParser, arguments: Sequence[str], only: str = ""
             groups[section] = parser.add_argument_group(section, _helps(Recipe)[section])
             helps[section] = _helps(sections[section])
         annotation = types[key]
-        shape: dict[str, Any] = {"type": annotation}
+        shape: dict[str, Any] = {"type": _read_as(annotation)}
         if get_origin(whole := _without_none(annotation)) is tuple:
             kinds = get_args(whole)
-            shape = {"type": kinds[0], "nargs": "*" if kinds[-1] is Ellipsis else len(kinds)}
+            shape = {"type": _read_as(kinds[0]), "nargs": "*" if kinds[-1] is Ellipsis else len(kinds)}
         elif get_origin(annotation) is dict:
             shape = {"type": str, "metavar": "YAML"}
         default = defaults[key] if defaults[key] != {} else None
@@ -281,7 +311,7 @@ def _plain(value: Any, annotation: Any, key: str) -> Any:
 def _one_line(message: str, parser: ArgumentParser, types: dict[str, Any], arguments: Sequence[str]) -> str:
     """Say jsonargparse's and argparse's complaint in one line that names the option and the remedy."""
     known = parser._option_string_actions
-    if found := re.match(r'Parser key "([\w.]+)"', message):
+    if found := re.match(r'Parser key "([\w.]+)"', message) or re.match(r"argument --([\w.]+): invalid ", message):
         key = found.group(1)
         return f"{_as_typed(f'--{key}', arguments, types[key])}: expected {expected(types[key])}"
     if found := re.match(r"unrecognized arguments: (.*)", message, re.DOTALL):
@@ -309,7 +339,8 @@ def _as_typed(option: str, arguments: Sequence[str], annotation: Any) -> str:
     for index, word in enumerate(arguments):
         if word.split("=")[0] == option:
             values = itertools.takewhile(lambda value: not value.startswith("--"), arguments[index + 1 :][:most])
-            return word if "=" in word else " ".join([word, *values])
+            typed = word if "=" in word else " ".join([word, *values])
+            return typed if len(typed) <= _LONGEST else f"{typed[:_LONGEST]} …"
     return option
 
 

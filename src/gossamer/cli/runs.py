@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from gossamer.cli.shared import answer, existing, made
 from gossamer.errors import UserError
 from gossamer.reading import user_path
+from gossamer.typed import Range
 
 
 def train(
@@ -21,7 +22,7 @@ def train(
     profile: bool = False,
     device: str | None = None,
     budget: str | None = None,
-    price: float | None = None,
+    price: Annotated[float, Range(0, 10**9, above=True)] | None = None,
     overrides: dict[str, Any] | None = None,
 ) -> None:
     """Train a model by a recipe, or for a budget; any value of the recipe can be overridden by its dotted name.

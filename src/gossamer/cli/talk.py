@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import sys
-from typing import Literal
+from typing import Annotated, Literal
 
 from gossamer.cli.shared import existing, typed_text
-from gossamer.errors import UserError
 from gossamer.reading import user_path
+from gossamer.typed import Range
+
+_Tokens = Annotated[int, Range(1, 1 << 40)]
+_Temperature = Annotated[float, Range(0, 100)]
+_Probability = Annotated[float, Range(0, 1, above=True)]
+_Seed = Annotated[int, Range(-(1 << 63), (1 << 63) - 1)]
 
 
 def sample(
     run: str,
     prompt: str = "",
-    max_tokens: int = 200,
-    temperature: float | None = None,
-    top_p: float | None = None,
-    seed: int = 0,
+    max_tokens: _Tokens = 200,
+    temperature: _Temperature | None = None,
+    top_p: _Probability | None = None,
+    seed: _Seed = 0,
     device: str = "auto",
 ) -> None:
     """Continue a prompt with a trained model; the text appears as it is made.
@@ -32,9 +37,6 @@ def sample(
         seed: same seed, same text
         device: auto, cpu, cuda, cuda:1, npu …
     """
-    if max_tokens < 1:
-        raise UserError(f"--max_tokens {max_tokens}: must be >= 1")
-    _check_sampling(temperature, top_p)
     folder = existing(run)
     from gossamer.device import prepare_process
     from gossamer.infer.sample import sample_run
@@ -58,10 +60,10 @@ def sample(
 def chat(
     run: str,
     system: str | None = None,
-    max_tokens: int | None = None,
-    temperature: float | None = None,
-    top_p: float | None = None,
-    seed: int | None = None,
+    max_tokens: _Tokens | None = None,
+    temperature: _Temperature | None = None,
+    top_p: _Probability | None = None,
+    seed: _Seed | None = None,
     device: str = "auto",
 ) -> int:
     """Talk with a trained model in the terminal; /help lists what can be done besides.
@@ -76,9 +78,6 @@ def chat(
         seed: same seed, same answers (default: others each time)
         device: auto, cpu, cuda, cuda:1, npu …
     """
-    if max_tokens is not None and max_tokens < 1:
-        raise UserError(f"--max_tokens {max_tokens}: must be >= 1")
-    _check_sampling(temperature, top_p)
     folder = existing(run)
     from gossamer.device import prepare_process
     from gossamer.serve.terminal import chat as talk
@@ -164,10 +163,3 @@ def serve(
     from gossamer.serve.server import serve as run_service
 
     run_service(folder, options, EngineConfig(device, engine))
-
-
-def _check_sampling(temperature: float | None, top_p: float | None) -> None:
-    if temperature is not None and temperature < 0:
-        raise UserError(f"--temperature {temperature}: must be >= 0")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise UserError(f"--top_p {top_p}: must be above 0 and at most 1")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 from gossamer.cache import cache_folder
 from gossamer.errors import UserError, names_meant, nearest
 from gossamer.reading import user_path
+from gossamer.typed import Range, check_fields
 
 __all__ = ["HELD_OUT_NAME", "MIN_BPE_VOCAB", "CorpusConfig", "SetConfig"]
 
@@ -32,8 +33,12 @@ class SetConfig:
     """
 
     paths: tuple[str, ...] = ()
-    weight: float = 1.0
+    weight: Annotated[float, Range(0, 1e12)] = 1.0
     validation_paths: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse values of another type or out of range (UserError)."""
+        check_fields(self)
 
 
 @names_meant
@@ -66,14 +71,15 @@ class CorpusConfig:
     sets: dict[str, SetConfig] = field(default_factory=dict)
     validation_sets: dict[str, tuple[str, ...]] = field(default_factory=dict)
     tokenizer: str = "bpe"
-    vocab_size: int = 4096
+    vocab_size: Annotated[int, Range(1, 1 << 24)] = 4096
     text_field: str = "text"
     errors: str = "strict"
     cache_dir: str | None = None
-    workers: int = 0
+    workers: Annotated[int, Range(0, 1024)] = 0
 
     def __post_init__(self) -> None:
         """Refuse values that no corpus could be prepared with (UserError)."""
+        check_fields(self)
         if self.errors not in ("strict", "replace"):
             raise UserError(
                 f"errors: {self.errors!r} is not 'strict' or 'replace'{nearest(self.errors, ['strict', 'replace'])}"
@@ -83,8 +89,6 @@ class CorpusConfig:
                 f"vocab_size: {self.vocab_size} is too small for byte-level BPE; give at least {MIN_BPE_VOCAB} "
                 "(256 bytes and the document delimiter)"
             )
-        if self.workers < 0:
-            raise UserError(f"workers: {self.workers} is less than none; give 1 or more, or 0 for one on each core")
         self._check_sets()
 
     def _check_sets(self) -> None:
@@ -99,8 +103,6 @@ class CorpusConfig:
         for name, one in self.sets.items():
             if not one.paths:
                 raise UserError(f"sets.{name}: names no paths{nearest(name, full) or '; give its files and folders'}")
-            if not (math.isfinite(one.weight) and one.weight >= 0):
-                raise UserError(f"sets.{name}.weight = {one.weight}: must be >= 0")
         if self.sets and not any(one.weight for one in self.sets.values()):
             raise UserError("sets: all weights are 0, and nothing is left to train on; give one of them a weight > 0")
         for name, paths in self.validation_sets.items():

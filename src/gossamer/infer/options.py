@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from gossamer.errors import UserError, names_meant
+from gossamer.typed import Range, check_fields
 
 
 @names_meant
@@ -26,34 +27,24 @@ class EngineOptions:
         less to read on a CPU, for answers that are not quite the stored model's; "stored" leaves them
     """
 
-    max_batch: int = 16
-    cache_tokens: int | None = None
-    prefill_chunk: int = 1024
-    page_size: int = 64
-    prefix_cache_bytes: int = 256 << 20
-    snapshot_interval: int = 1024
-    draft_length: int | Literal["auto"] = "auto"
-    max_draft: int = 4
+    max_batch: Annotated[int, Range(1, 1 << 16)] = 16
+    cache_tokens: Annotated[int, Range(1, 1 << 40)] | None = None
+    prefill_chunk: Annotated[int, Range(1, 1 << 24)] = 1024
+    page_size: Annotated[int, Range(1, 1 << 20)] = 64
+    prefix_cache_bytes: Annotated[int, Range(0, 1 << 50)] = 256 << 20
+    snapshot_interval: Annotated[int, Range(1, 1 << 40)] = 1024
+    draft_length: Annotated[int, Range(0, 64)] | Literal["auto"] = "auto"
+    max_draft: Annotated[int, Range(1, 64)] = 4
     weights: Literal["stored", "int8"] = "stored"
 
     def __post_init__(self) -> None:
-        for name in ("max_batch", "prefill_chunk", "page_size", "snapshot_interval"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}: {getattr(self, name)} must be at least 1")
+        check_fields(self)
         if self.snapshot_interval % self.page_size:
             raise UserError(
                 f"snapshot_interval: {self.snapshot_interval} must be a multiple of the page size, {self.page_size}"
             )
-        if self.prefix_cache_bytes < 0:
-            raise UserError(f"prefix_cache_bytes: {self.prefix_cache_bytes} must be 0 (no prefix reuse) or more")
         if self.cache_tokens is not None and self.cache_tokens < self.page_size:
             raise UserError(f"cache_tokens: {self.cache_tokens} must hold at least one page of {self.page_size}")
-        if self.draft_length != "auto" and not (isinstance(self.draft_length, int) and self.draft_length >= 0):
-            raise UserError(f"draft_length: {self.draft_length!r} must be 'auto', 0 or more")
-        if self.weights not in ("stored", "int8"):
-            raise UserError(f"weights: {self.weights!r} must be 'stored' or 'int8'")
-        if self.max_draft < 1:
-            raise UserError(f"max_draft: {self.max_draft} must be at least 1 (draft_length 0 turns drafts off)")
 
 
 @dataclass(frozen=True)

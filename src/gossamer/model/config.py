@@ -8,30 +8,46 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from gossamer.errors import UserError, names_meant, nearest
+from gossamer.typed import Range, check_fields, shown
 
 if TYPE_CHECKING:
     from gossamer.model.counts import Counts
 
 LINEAR, FULL = "linear_attention", "full_attention"
 
-# Keys of a config.json that say nothing about the network itself.
+# Keys of a config.json that say nothing about the network itself: today's, and those that transformers once wrote out.
 _IGNORED_KEYS = frozenset(
     "architectures model_type torch_dtype dtype transformers_version use_cache output_router_logits "
-    "bos_token_id eos_token_id pad_token_id sliding_window max_window_layers "
-    "output_attentions output_hidden_states return_dict chunk_size_feed_forward is_encoder_decoder id2label label2id "
-    "problem_type _name_or_path".split()
+    "bos_token_id eos_token_id pad_token_id sep_token_id decoder_start_token_id sliding_window max_window_layers "
+    "output_attentions output_hidden_states return_dict chunk_size_feed_forward is_encoder_decoder is_decoder id2label "
+    "label2id problem_type finetuning_task task_specific_params tokenizer_class prefix auto_map torchscript "
+    "use_bfloat16 tf_legacy_loss pruned_heads add_cross_attention cross_attention_hidden_size tie_encoder_decoder "
+    "max_length min_length do_sample early_stopping num_beams num_beam_groups diversity_penalty temperature top_k "
+    "top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids "
+    "num_return_sequences output_scores return_dict_in_generate forced_bos_token_id forced_eos_token_id "
+    "remove_invalid_values exponential_decay_length_penalty suppress_tokens begin_suppress_tokens".split()
 )
 # Keys whose only accepted values are these: any other would change the mathematics that is implemented.
 _FIXED_KEYS: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu",),
-    "attention_dropout": (0, 0.0),
-    "rope_scaling": (None,),
+    "attention_dropout": (0, 0.0, None),
+    "rope_scaling": (None, {"type": "default"}, {"rope_type": "default"}),
     "use_sliding_window": (False, None),
 }
 MODEL_TYPE = "qwen3_next"
+
+# Ranges some orders of magnitude beyond every network that was trained or planned, and within what can be counted.
+_Vocabulary = Annotated[int, Range(1, 1 << 24)]
+_Width = Annotated[int, Range(1, 1 << 22)]
+_Heads = Annotated[int, Range(1, 1 << 16)]
+_Depth = Annotated[int, Range(1, 1 << 12)]
+_Tokens = Annotated[int, Range(1, 1 << 40)]
+_Taps = Annotated[int, Range(1, 1 << 10)]
+_Every = Annotated[int, Range(1, 1 << 20)]
+_Coefficient = Annotated[float, Range(0, 1_000_000)]
 
 
 @names_meant
@@ -72,63 +88,44 @@ class ModelConfig:
         num_nextn_predict_layers: 1 for a multi-token-prediction head, 0 for none
     """
 
-    vocab_size: int = 151936
-    hidden_size: int = 2048
-    intermediate_size: int = 5632
-    num_hidden_layers: int = 48
-    num_attention_heads: int = 16
-    num_key_value_heads: int = 2
-    head_dim: int = 256
-    max_position_embeddings: int = 32768
-    initializer_range: float = 0.02
-    rms_norm_eps: float = 1e-6
+    vocab_size: _Vocabulary = 151936
+    hidden_size: _Width = 2048
+    intermediate_size: _Width = 5632
+    num_hidden_layers: _Depth = 48
+    num_attention_heads: _Heads = 16
+    num_key_value_heads: _Heads = 2
+    head_dim: _Width = 256
+    max_position_embeddings: _Tokens = 32768
+    initializer_range: Annotated[float, Range(0, 1000)] = 0.02
+    rms_norm_eps: Annotated[float, Range(1e-30, 1)] = 1e-6
     tie_word_embeddings: bool = False
-    rope_theta: float = 10000.0
-    partial_rotary_factor: float = 0.25
+    rope_theta: Annotated[float, Range(1, 1e12)] = 10000.0
+    partial_rotary_factor: Annotated[float, Range(0, 1, above=True)] = 0.25
     attention_bias: bool = False
-    full_attention_interval: int = 4
+    full_attention_interval: _Every = 4
     layer_types: tuple[str, ...] | None = None
-    linear_conv_kernel_dim: int = 4
-    linear_key_head_dim: int = 128
-    linear_value_head_dim: int = 128
-    linear_num_key_heads: int = 16
-    linear_num_value_heads: int = 32
-    num_experts: int = 512
-    num_experts_per_tok: int = 10
-    moe_intermediate_size: int = 512
-    shared_expert_intermediate_size: int = 512
+    linear_conv_kernel_dim: _Taps = 4
+    linear_key_head_dim: _Width = 128
+    linear_value_head_dim: _Width = 128
+    linear_num_key_heads: _Heads = 16
+    linear_num_value_heads: _Heads = 32
+    num_experts: Annotated[int, Range(0, 1 << 20)] = 512
+    num_experts_per_tok: Annotated[int, Range(1, 1 << 20)] = 10
+    moe_intermediate_size: _Width = 512
+    shared_expert_intermediate_size: _Width = 512
     norm_topk_prob: bool = True
-    decoder_sparse_step: int = 1
+    decoder_sparse_step: _Every = 1
     mlp_only_layers: tuple[int, ...] = ()
-    router_aux_loss_coef: float = 0.001
-    num_nextn_predict_layers: int = 1
+    router_aux_loss_coef: _Coefficient = 0.001
+    num_nextn_predict_layers: Annotated[int, Range(0, 1)] = 1
 
     def __post_init__(self) -> None:
-        # Lists come from JSON and YAML; tuples keep the frozen class hashable.
-        object.__setattr__(self, "mlp_only_layers", tuple(self.mlp_only_layers or ()))
-        if self.layer_types is not None:
-            object.__setattr__(self, "layer_types", tuple(self.layer_types))
-        self._check_types()
-        self._check_ranges()
+        if self.mlp_only_layers is None:  # as some files have it
+            object.__setattr__(self, "mlp_only_layers", ())
+        check_fields(self)
         self._check_dimensions()
         if self.layer_types == self._mixers_by_interval():  # a config.json spells them out; equal networks are equal
             object.__setattr__(self, "layer_types", None)
-
-    def _check_types(self) -> None:
-        kinds: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,)}
-        for field in fields(self):
-            value, allowed = getattr(self, field.name), kinds.get(str(field.type))
-            if allowed and (not isinstance(value, allowed) or isinstance(value, bool) != (bool in allowed)):
-                raise UserError(f"{field.name} = {value!r}: must be of type {field.type}")
-
-    def _check_ranges(self) -> None:
-        zero_allowed = {"num_experts", "num_nextn_predict_layers", "initializer_range", "router_aux_loss_coef"}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                continue
-            if value < 0 or (value == 0 and field.name not in zero_allowed):
-                raise UserError(f"{field.name} = {value}: must be {'>= 0' if field.name in zero_allowed else '> 0'}")
 
     def _check_dimensions(self) -> None:
         def require(condition: bool, message: str) -> None:
@@ -145,7 +142,6 @@ class ModelConfig:
             value_heads % key_heads == 0,
             f"linear_num_value_heads = {value_heads} is not a multiple of linear_num_key_heads = {key_heads}",
         )
-        require(self.partial_rotary_factor <= 1, f"partial_rotary_factor = {self.partial_rotary_factor}: must be <= 1")
         require(
             self.rotary_dim >= 2 and self.rotary_dim % 2 == 0,
             f"head_dim = {self.head_dim} times partial_rotary_factor = {self.partial_rotary_factor} "
@@ -156,13 +152,13 @@ class ModelConfig:
             f"num_experts_per_tok = {self.num_experts_per_tok} exceeds num_experts = {self.num_experts}",
         )
         require(
-            self.num_nextn_predict_layers in (0, 1),
-            f"num_nextn_predict_layers = {self.num_nextn_predict_layers}: must be 0 or 1",
+            len(set(self.mlp_only_layers)) == len(self.mlp_only_layers),
+            f"mlp_only_layers = {shown(self.mlp_only_layers)}: names a layer twice",
         )
         for index in self.mlp_only_layers:
             require(
                 0 <= index < self.num_hidden_layers,
-                f"mlp_only_layers names layer {index}, but the layers are 0 to {self.num_hidden_layers - 1}",
+                f"mlp_only_layers names layer {shown(index)}, but the layers are 0 to {self.num_hidden_layers - 1}",
             )
         if self.layer_types is not None:
             require(
@@ -170,7 +166,7 @@ class ModelConfig:
                 f"layer_types has {len(self.layer_types)} entries for num_hidden_layers = {self.num_hidden_layers}",
             )
             for kind in self.layer_types:
-                require(kind in (LINEAR, FULL), f"layer_types: {kind!r} is neither {LINEAR!r} nor {FULL!r}")
+                require(kind in (LINEAR, FULL), f"layer_types: {shown(kind)} is neither {LINEAR!r} nor {FULL!r}")
 
     # What follows from the fields.
 
@@ -227,18 +223,21 @@ class ModelConfig:
         values = dict(values)
         model_type = values.get("model_type", MODEL_TYPE)
         if model_type != MODEL_TYPE:
-            raise UserError(f"model_type {model_type!r} is another architecture; gossamer reads {MODEL_TYPE!r}")
-        rope = values.pop("rope_parameters", None) or {}
-        if rope.get("rope_type", "default") != "default":
-            raise UserError(f"rope_type {rope['rope_type']!r} is not supported; gossamer computes 'default'")
+            raise UserError(f"model_type {shown(model_type)} is another architecture; gossamer reads {MODEL_TYPE!r}")
+        rope = values.pop("rope_parameters", None)
+        if not isinstance(rope, dict | None):
+            raise UserError(f"rope_parameters = {shown(rope)}: expected an object")
+        rope = rope or {}
+        if rope.get("rope_type") not in (None, "default"):
+            raise UserError(f"rope_type {shown(rope['rope_type'])} is not supported; gossamer computes 'default'")
         values.update({key: rope[key] for key in ("rope_theta", "partial_rotary_factor") if key in rope})
         for key, allowed in _FIXED_KEYS.items():
             if key in values and (value := values.pop(key)) not in allowed:
-                raise UserError(f"{key} = {value!r} is not supported; gossamer computes {key} = {allowed[0]!r}")
+                raise UserError(f"{key} = {shown(value)} is not supported; gossamer computes {key} = {allowed[0]!r}")
         known = {field.name for field in fields(cls)}
         for key in [key for key in values if key not in known]:
-            if key not in _IGNORED_KEYS:
-                raise UserError(f"unknown model key {key!r}{nearest(key, known)}")
+            if key not in _IGNORED_KEYS and not key.startswith("_"):
+                raise UserError(f"unknown model key {shown(key)}{nearest(key, known)}")
             del values[key]
         return cls(**values)
 

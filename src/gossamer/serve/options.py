@@ -5,10 +5,14 @@ from __future__ import annotations
 import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from gossamer.errors import UserError, names_meant
+from gossamer.typed import Range, check_fields
 
 __all__ = ["ServeOptions", "is_loopback"]
+
+_Seconds = Annotated[float, Range(0, 1_000_000, above=True)]
 
 
 @names_meant
@@ -36,41 +40,26 @@ class ServeOptions:
     """
 
     host: str = "127.0.0.1"
-    port: int = 8000
+    port: Annotated[int, Range(0, 65535)] = 8000
     keys: Path | None = None
     name: str = "gossamer"
     cors: tuple[str, ...] = ()
-    max_queue: int = 128
-    max_connections: int = 1024
-    max_body: int = 4 * 2**20
-    max_tokens: int = 32768
-    max_choices: int = 16
-    queue_timeout: float = 120.0
-    request_timeout: float = 1800.0
-    header_timeout: float = 10.0
-    body_timeout: float = 30.0
-    write_timeout: float = 60.0
-    ping: float = 15.0
-    drain: float = 30.0
+    max_queue: Annotated[int, Range(0, 1_000_000)] = 128
+    max_connections: Annotated[int, Range(16, 1_000_000)] = 1024
+    max_body: Annotated[int, Range(1, 1 << 30)] = 4 * 2**20
+    max_tokens: Annotated[int, Range(1, 1 << 40)] = 32768
+    max_choices: Annotated[int, Range(1, 1024)] = 16
+    queue_timeout: _Seconds = 120.0
+    request_timeout: _Seconds = 1800.0
+    header_timeout: _Seconds = 10.0
+    body_timeout: _Seconds = 30.0
+    write_timeout: _Seconds = 60.0
+    ping: _Seconds = 15.0
+    drain: Annotated[float, Range(0, 1_000_000)] = 30.0
     log_prompts: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.port <= 65535:
-            raise UserError(f"--port {self.port}: must be 0 to 65535")
-        for name, least in (
-            ("max_queue", 0),
-            ("max_connections", 16),
-            ("max_body", 1),
-            ("max_tokens", 1),
-            ("max_choices", 1),
-        ):
-            if getattr(self, name) < least:
-                raise UserError(f"--{name} {getattr(self, name)}: must be >= {least}")
-        for name in ("queue_timeout", "request_timeout", "header_timeout", "body_timeout", "write_timeout", "ping"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"--{name} {getattr(self, name)}: must be > 0")
-        if self.drain < 0:
-            raise UserError(f"--drain {self.drain}: must be >= 0")
+        check_fields(self, "--")
         if not is_loopback(self.host) and self.keys is None:
             raise UserError(
                 f"--host {self.host} lets other machines in: give --keys FILE, a line with an API key for each user; "

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 from gossamer.cost.budget import parse_budget
 from gossamer.errors import UserError, names_meant
+from gossamer.typed import Range, check_fields
 
 
 def require(key: str, value: Any, condition: bool, allowed: str) -> None:
     if not condition:
         raise UserError(f"{key} = {value!r}: must be {allowed}")
+
+
+_STEP_TOKENS = 1 << 28  # of an optimizer step; the largest that are known have a quarter of it
+_Steps = Annotated[int, Range(0, 10**12)]
+_SomeSteps = Annotated[int, Range(1, 10**12)]
+_Text = Annotated[int, Range(2, 10**15)]  # tokens that an evaluation reads
+_Share = Annotated[float, Range(0, 1)]
+_Decay = Annotated[float, Range(0, 1, below=True)]
+_Weight = Annotated[float, Range(0, 1_000_000)]
 
 
 @names_meant
@@ -33,21 +42,16 @@ class OptimizerConfig:
     """
 
     kind: Literal["muon", "adamw"] = "muon"
-    learning_rate: float = 3e-3
-    embedding_lr_factor: float = 1.0
-    momentum: float = 0.95
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-8
-    weight_decay: float = 0.1
-    grad_clip: float = 1.0
+    learning_rate: Annotated[float, Range(0, 1000, above=True)] = 3e-3
+    embedding_lr_factor: Annotated[float, Range(0, 1_000_000, above=True)] = 1.0
+    momentum: _Decay = 0.95
+    betas: tuple[_Decay, _Decay] = (0.9, 0.95)
+    eps: _Share = 1e-8
+    weight_decay: Annotated[float, Range(0, 1000)] = 0.1
+    grad_clip: Annotated[float, Range(0, 1e12)] = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("learning_rate", "embedding_lr_factor"):
-            require(f"optimizer.{name}", getattr(self, name), getattr(self, name) > 0, "> 0")
-        require("optimizer.momentum", self.momentum, 0 <= self.momentum < 1, "in [0, 1)")
-        require("optimizer.betas", list(self.betas), all(0 <= beta < 1 for beta in self.betas), "two numbers in [0, 1)")
-        for name in ("eps", "weight_decay", "grad_clip"):
-            require(f"optimizer.{name}", getattr(self, name), getattr(self, name) >= 0, ">= 0")
+        check_fields(self, "optimizer.")
 
 
 @names_meant
@@ -63,14 +67,12 @@ class ScheduleConfig:
     """
 
     kind: Literal["wsd", "cosine"] = "wsd"
-    warmup_steps: int = 0
-    decay_fraction: float = 0.3
-    final_fraction: float = 0.0
+    warmup_steps: _Steps = 0
+    decay_fraction: _Share = 0.3
+    final_fraction: _Share = 0.0
 
     def __post_init__(self) -> None:
-        require("schedule.warmup_steps", self.warmup_steps, self.warmup_steps >= 0, ">= 0")
-        for name in ("decay_fraction", "final_fraction"):
-            require(f"schedule.{name}", getattr(self, name), 0 <= getattr(self, name) <= 1, "in [0, 1]")
+        check_fields(self, "schedule.")
 
 
 @names_meant
@@ -120,56 +122,51 @@ class TrainingConfig:
         device: auto, cpu, or a device type that PyTorch sees here, with an index if wanted (cuda:1)
     """
 
-    sequence_length: int = 512
-    batch_size: int = 8
-    gradient_accumulation: int = 1
+    sequence_length: Annotated[int, Range(2, 1 << 30)] = 512
+    batch_size: Annotated[int, Range(1, 1 << 24)] = 8
+    gradient_accumulation: Annotated[int, Range(1, 1 << 16)] = 1
     packing: Literal["split", "best_fit"] = "split"
-    steps: int = 1000
-    tokens: int = 0
-    seconds: float = 0.0
+    steps: _SomeSteps = 1000
+    tokens: Annotated[int, Range(0, 10**18)] = 0
+    seconds: Annotated[float, Range(0, 10**10)] = 0.0
     budget: str = ""
-    seed: int = 0
+    seed: Annotated[int, Range(0, (1 << 63) - 1)] = 0
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     recompute: bool = False
-    expert_parallel: int = 1
-    head_sample: int = 0
-    pair_steps: int = 0
-    mtp_steps: int = 1
-    mtp_decay: float = 0.6
+    expert_parallel: Annotated[int, Range(1, 1 << 20)] = 1
+    head_sample: Annotated[int, Range(0, 1 << 24)] = 0
+    pair_steps: Annotated[int, Range(0, 1_000_000)] = 0
+    mtp_steps: Annotated[int, Range(0, 64)] = 1
+    mtp_decay: Annotated[float, Range(1e-6, 1)] = 0.6
     mtp_trunk_gradient: bool = True
-    mtp_loss_weight: float = 0.1
+    mtp_loss_weight: _Weight = 0.1
     balance: Literal["loss", "bias", "none"] = "loss"
-    balance_rate: float = 1e-3
-    router_z_loss_weight: float = 0.0
-    max_skips: int = 3
-    eval_every: int = 100
-    eval_tokens: int = 65_536
-    final_eval_tokens: int = 4_194_304
-    sample_every: int = 0
+    balance_rate: _Weight = 1e-3
+    router_z_loss_weight: _Weight = 0.0
+    max_skips: Annotated[int, Range(1, 1_000_000)] = 3
+    eval_every: _Steps = 100
+    eval_tokens: _Text = 65_536
+    final_eval_tokens: _Text = 4_194_304
+    sample_every: _Steps = 0
     sample_prompt: str = ""
-    sample_tokens: int = 128
-    checkpoint_every: int = 500
-    keep_checkpoints: int = 2
+    sample_tokens: Annotated[int, Range(1, 1 << 20)] = 128
+    checkpoint_every: _Steps = 500
+    keep_checkpoints: Annotated[int, Range(1, 1_000_000)] = 2
     best_by: str = ""
-    log_every: int = 10
+    log_every: _SomeSteps = 10
     wandb_project: str = ""
-    price: float | None = None
+    price: Annotated[float, Range(0, 10**9, above=True)] | None = None
     currency: str = "USD"
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        least = {"sequence_length": 2, "mtp_decay": 1e-6, "eval_tokens": 2, "final_eval_tokens": 2}
-        least |= dict.fromkeys(
-            "seed tokens seconds head_sample pair_steps mtp_steps mtp_loss_weight balance_rate router_z_loss_weight "
-            "eval_every sample_every checkpoint_every".split(),
-            0,
-        )
-        for name, value in asdict(self).items():
-            if not isinstance(value, str | bool) and name != "price":
-                require(f"training.{name}", value, value >= least.get(name, 1), f">= {least.get(name, 1)}")
-        require("training.price", self.price, self.price is None or 0 < self.price < math.inf, "> 0, or null")
+        check_fields(self, "training.")
+        # All of a step's rows are drawn before it begins.
+        accumulated, rows = self.gradient_accumulation, self.batch_size * self.sequence_length
+        most = f"at most {max(1, _STEP_TOKENS // rows):,} with micro-batches of {rows:,} tokens"
+        fits = accumulated == 1 or accumulated * rows <= _STEP_TOKENS
+        require("training.gradient_accumulation", accumulated, fits, most)
         label = self.currency.isprintable() and 1 <= len(self.currency) <= 8
         require("training.currency", self.currency, label, "1 to 8 characters")
-        require("training.mtp_decay", self.mtp_decay, self.mtp_decay <= 1, "<= 1")
         if self.budget:
             parse_budget(self.budget, self.price, self.currency)

@@ -38,6 +38,7 @@ _HOLES = 1.1
 _LARGE = 32 << 20
 # How far above the truth the estimate may be: what is more than a device has by this much cannot fit.
 _ERROR = 1.15
+_MOST_PARAMETERS = 1 << 50
 _FLOAT = 4  # bytes of a float32, which weights, gradients and optimizer state are in
 
 
@@ -112,8 +113,11 @@ def estimate_peak(recipe: Recipe, device: torch.device, processes: int = 1) -> M
     On a CPU, call it before the network is built: the process as it stands is taken to be the base.
 
     Raises:
-        UserError: the device cannot compute in the recipe's precision.
+        UserError: the device cannot compute in the recipe's precision, or the network is beyond every machine.
     """
+    parameters = recipe.model.counts().parameters
+    if parameters > _MOST_PARAMETERS:  # whose sizes PyTorch cannot count
+        raise UserError(f"model: {parameters:.3g} parameters are more than any machine holds; make its sizes smaller")
     training, on_cpu = recipe.training, device.type == "cpu"
     base = _base() if on_cpu else 0  # before this function adds to it
     itemsize = devices.compute_dtype(device, training.precision).itemsize

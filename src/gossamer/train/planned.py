@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,7 +21,6 @@ from gossamer.cost.planner import (
     workload_from,
     workload_of,
 )
-from gossamer.cost.planner.search import MOST_CHIPS
 from gossamer.errors import UserError, nearest
 from gossamer.hub.find import CONFIG, find_model
 from gossamer.reading import read_object, user_path
@@ -91,8 +89,6 @@ def wanted_chips(
     Raises:
         UserError: an unknown name, a file that is not what it should be, or a price that is none.
     """
-    if price is not None and not (math.isfinite(price) and price > 0):
-        raise UserError(f"--price {price}: must be > 0")
     known = load_catalogue([user_path(catalogue)] if catalogue else [])
     names = [name.strip() for word in words for name in word.split(",") if name.strip()]
     if not names:
@@ -112,16 +108,8 @@ def training_plans(work: Workload, wanted: Wanted, count: int, tokens: float, jo
     Raises:
         UserError: a number that none can be, or chips that no layout fits.
     """
-    for option, value, least in (
-        ("count", count, 1),
-        ("tokens", tokens, 1),
-        ("sequence_length", job.length, 2),
-        ("batch_tokens", job.batch, job.length),
-    ):
-        if not (math.isfinite(value) and value >= least):
-            raise UserError(f"--{option} {value:g}: must be >= {least:,}")
-    if count > MOST_CHIPS:
-        raise UserError(f"--count {count}: must be <= {MOST_CHIPS:,}")
+    if job.batch < job.length:
+        raise UserError(f"--batch_tokens {job.batch}: must be >= --sequence_length {job.length:,}")
     return [make_plan(work, chip, count, job, tokens, shares, *wanted.price_of(chip)) for chip, shares in wanted.chips]
 
 
@@ -131,9 +119,6 @@ def serving_plans(work: Workload, wanted: Wanted, count: int, batch: int, contex
     Raises:
         UserError: a number that none can be, or chips that do not hold it.
     """
-    for option, value, least in (("count", count, 0), ("batch", batch, 1), ("context", context, 1)):
-        if value < least:
-            raise UserError(f"--{option} {value}: must be >= {least}")
     return [
         serve(work, chip, count, batch, context, shares.rates, wanted.price_of(chip)[0])
         for chip, shares in wanted.chips

@@ -17,7 +17,7 @@ from gossamer.errors import UserError, names_meant, nearest
 from gossamer.model.config import ModelConfig
 from gossamer.reading import MAX_YAML, parse_yaml, plain_values, read_text, user_path, yaml_text
 from gossamer.train.config import OptimizerConfig, ScheduleConfig, TrainingConfig, require
-from gossamer.train.typed import convert
+from gossamer.typed import convert, count_of
 
 
 @names_meant
@@ -98,9 +98,26 @@ def recipe_from(values: Mapping[str, Any], overrides: Mapping[str, Any] | None =
         if key not in types:
             raise UserError(f"unknown key {key!r}{nearest(key, [*types, *sections])}")
         section, _, name = key.rpartition(".")
+        count = count_of(value, types[key]) if isinstance(value, str) else None  # 15T
+        value = value if count is None else count
         (parts[section] if section else top)[name] = convert(value, types[key], key)
+    _derive(parts["model"])
     hints = get_type_hints(Recipe)
     return Recipe(**{name: _build(hints[name], parts[name], name) for name in sections}, **top)
+
+
+def _derive(model: dict[str, Any]) -> None:
+    """Sizes that nobody gave follow from those that were given: the defaults are those of one network, 80B-A3B.
+
+    Beside a width of 128, its dense layer of 5,632 would be most of the network.
+    """
+    usual = ModelConfig()
+    width, experts = model.get("hidden_size"), model.get("num_experts")
+    if width is not None:
+        for name in ("intermediate_size", "moe_intermediate_size", "shared_expert_intermediate_size"):
+            model.setdefault(name, max(1, width * getattr(usual, name) // usual.hidden_size))
+    if experts is not None:
+        model.setdefault("num_experts_per_tok", max(1, min(usual.num_experts_per_tok, experts)))
 
 
 def _fold(flat: dict[str, Any], types: Mapping[str, Any]) -> None:

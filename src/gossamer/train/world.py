@@ -21,9 +21,12 @@ from torch.distributed.tensor import DTensor
 
 from gossamer import device as devices
 from gossamer.errors import UserError
+from gossamer.reading import parse_number
+from gossamer.typed import Range, shown
 
 # Main may tokenise a corpus while the others wait for it; a process that dies is noticed by torchrun, not by this.
 _PATIENCE = timedelta(hours=2)
+_NUMBERS = Range(0, 1 << 20)  # of processes and restarts
 
 T = TypeVar("T")
 
@@ -176,6 +179,9 @@ def local(tensor: Tensor) -> Tensor:
 
 def _variable(name: str, default: int | None = None) -> int:
     text = os.environ.get(name, "" if default is None else str(default))
-    if not text.isdecimal():
-        raise UserError(f"environment variable {name} is {text!r}: start the processes with torchrun, which sets it")
-    return int(text)
+    value = parse_number(text)
+    if not isinstance(value, int) or value not in _NUMBERS:
+        raise UserError(
+            f"environment variable {name} is {shown(text)}: start the processes with torchrun, which sets it"
+        )
+    return value

@@ -77,8 +77,8 @@ def test_a_sliding_window_sees_fewer_keys() -> None:
     [
         ({"model_type": "lama"}, r"^net: model_type 'lama' is not counted; did you mean 'llama'\?"),
         ({"hidden_size": None}, "^net: no key 'hidden_size'"),
-        ({"vocab_size": "many"}, "^net: vocab_size = 'many': must be a whole number"),
-        ({"num_hidden_layers": -2}, "^net: num_hidden_layers = -2: must be a whole number"),
+        ({"vocab_size": "many"}, "^net: vocab_size = 'many': expected a whole number"),
+        ({"num_hidden_layers": -2}, "^net: num_hidden_layers = -2: must be from 1 to 4,096"),
     ],
 )
 def test_a_config_that_cannot_be_counted(change: dict, message: str) -> None:

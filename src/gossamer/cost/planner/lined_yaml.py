@@ -9,7 +9,8 @@ from pathlib import Path
 import yaml
 
 from gossamer.errors import UserError, nearest
-from gossamer.reading import MAX_YAML, compose_yaml, read_text
+from gossamer.reading import MAX_YAML, compose_yaml, parse_number, read_text
+from gossamer.typed import shown
 
 
 @dataclass(frozen=True)
@@ -53,13 +54,12 @@ class Place:
 
     def number(self, least: float, most: float) -> float:
         """A number between two others; YAML's text `4e12` is one too."""
-        try:
-            value = float(self.text().replace("_", ""))
-        except ValueError:
-            raise self.wrong(f"{self.text()!r} is no number") from None
+        value = parse_number(self.text())
+        if value is None:
+            raise self.wrong(f"{shown(self.text())} is no number")
         if not least <= value <= most:
             raise self.wrong(f"{self.text()} is absurd; must be from {least:g} to {most:g}")
-        return value
+        return float(value)
 
     def texts(self) -> tuple[str, ...]:
         if not isinstance(self.node, yaml.SequenceNode):
