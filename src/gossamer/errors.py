@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-__all__ = ["UserError", "is_out_of_memory", "names_meant", "nearest", "nearest_path"]
+__all__ = ["UserError", "is_out_of_memory", "names_meant", "nearest", "nearest_path", "shorten"]
 
 _ALIKE = 0.75
 """Of two names, by difflib's ratio: one letter of four may be another. Below it, names that share a few letters and
@@ -58,6 +58,12 @@ def names_meant(kind: type[T]) -> type[T]:
 
     kind.__init__ = checked  # type: ignore[assignment]
     return kind
+
+
+def shorten(text: object, most: int = 80) -> str:
+    """What others wrote, as a message of one line may show it: printable, and not longer than `most` and a mark."""
+    line = " ".join(str(text).encode("utf-8", "backslashreplace").decode().split())
+    return line if len(line) <= most else f"{line[:most]} …"
 
 
 def nearest(name: str, candidates: Iterable[str]) -> str:

@@ -22,7 +22,7 @@ from typing import Any, TypeVar, cast
 
 import yaml
 
-from gossamer.errors import UserError
+from gossamer.errors import UserError, shorten
 
 __all__ = [
     "MAX_DEPTH",
@@ -194,7 +194,7 @@ def _whole(text: str) -> int:
 def _fraction(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise _Wrong(f"{_short(text)} is beyond every number")
+        raise _Wrong(f"{shorten(text)} is beyond every number")
     return value
 
 
@@ -232,7 +232,7 @@ def parse_json(text: str | bytes, where: str, remedy: str = "save it anew", stri
     except RecursionError:
         raise UserError(f"{where}: not JSON (nested more than {MAX_DEPTH} deep); {remedy}") from None
     except _Wrong as error:
-        field = _first_infinite(json.loads(text, parse_int=_lenient_whole))
+        field = _first_infinite(text)
         raise UserError(f"{where}: {f'{field}: ' if field else ''}{error}; {remedy}") from None
     if text.count("[") + text.count("{") > MAX_DEPTH and _deeper(value):
         raise UserError(f"{where}: nested more than {MAX_DEPTH} deep; {remedy}")
@@ -241,13 +241,16 @@ def parse_json(text: str | bytes, where: str, remedy: str = "save it anew", stri
     return value
 
 
-def _first_infinite(value: Any) -> str:
-    """The dotted name of the first number in a value that is not finite."""
-    stack = [("", value)]
+def _first_infinite(text: str) -> str:
+    """The dotted name of the first number that is not finite, of a JSON text that is read as far as that."""
+    try:
+        stack = [("", json.loads(text, parse_int=_lenient_whole))]
+    except (ValueError, RecursionError):  # what follows is no JSON
+        return ""
     while stack:
         name, item = stack.pop()
         if isinstance(item, float) and not math.isfinite(item):
-            return _short(name)
+            return shorten(name)
         if isinstance(item, dict | list):
             parts = list(item.items() if isinstance(item, dict) else enumerate(item))
             stack += [(f"{name}.{key}".lstrip("."), part) for key, part in reversed(parts)]
@@ -304,9 +307,10 @@ def checked(value: Any, kind: type[T], where: str, remedy: str = "save it anew")
     except pydantic.ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         field = ".".join(str(part) for part in first["loc"])
-        found = "" if first["type"] == "missing" else f", not {_short(repr(first['input']))}"
-        what = first["msg"][0].lower() + first["msg"][1:]
-        raise UserError(f"{where}: {f'{_short(field)}: ' if field else ''}{what}{found}; {remedy}") from None
+        found = "" if first["type"] == "missing" else f", not {shorten(repr(first['input']))}"
+        what = first["msg"].removeprefix("Value error, ")
+        what = what[0].lower() + what[1:]
+        raise UserError(f"{where}: {f'{shorten(field)}: ' if field else ''}{what}{found}; {remedy}") from None
 
 
 @lru_cache
@@ -319,11 +323,6 @@ def _adapter(kind: Any) -> Any:
 def is_number(value: Any) -> bool:
     """Whether a value is a finite number; True and False are none."""
     return type(value) is int or (type(value) is float and math.isfinite(value))
-
-
-def _short(text: str, most: int = 80) -> str:
-    text = text.encode("utf-8", "backslashreplace").decode()
-    return text if len(text) <= most else f"{text[:most]} …"
 
 
 def parse_number(text: str) -> int | float | None:
@@ -352,7 +351,7 @@ class _Loader(yaml.SafeLoader):
         seen: set[str] = set()
         for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
             if key.value in seen:
-                raise _at(key, f"key {_short(repr(key.value))} stands twice")
+                raise _at(key, f"key {shorten(repr(key.value))} stands twice")
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
@@ -362,7 +361,7 @@ class _Loader(yaml.SafeLoader):
             raise _at(node, f"a number of {len(node.value)} digits")
         value = parse_number(node.value)
         if value is None or (isinstance(value, float) and node.tag.endswith(":int")):
-            raise _at(node, f"{_short(node.value)} is no number, or beyond every one")
+            raise _at(node, f"{shorten(node.value)} is no number, or beyond every one")
         return value if node.tag.endswith(":int") else float(value)
 
 
@@ -435,7 +434,7 @@ class _yaml_errors:
             " ".join(str(error).split()) if isinstance(error, ValueError | yaml.YAMLError) else "a value is not YAML"
         )
         place = f"{self.where}:{mark.line + 1}" if mark else self.where
-        raise UserError(f"{place}: {_short(str(what), 200)}") from None
+        raise UserError(f"{place}: {shorten(str(what), 200)}") from None
 
 
 def _expanded(node: yaml.Node, known: dict[int, float]) -> float:

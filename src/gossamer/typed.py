@@ -16,7 +16,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from gossamer.errors import UserError, nearest
+from gossamer.errors import UserError, nearest, shorten
 
 __all__ = ["Range", "check_fields", "convert", "count_of", "expected", "shown"]
 
@@ -42,6 +42,17 @@ class Range:
     def __contains__(self, value: float) -> bool:
         enough = value > self.least if self.above else value >= self.least
         return enough and (value < self.most if self.below else value <= self.most)
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        """The same for what `reading.checked` reads."""
+        from pydantic_core import core_schema
+
+        return core_schema.no_info_after_validator_function(self._held, handler(source))
+
+    def _held(self, value: float) -> float:
+        if value not in self:
+            raise ValueError(f"must be {self}")
+        return value
 
     def __str__(self) -> str:
         least = f"above {_digits(self.least)}" if self.above else f"from {_digits(self.least)}"
@@ -187,8 +198,7 @@ def shown(value: Any) -> str:
         text = repr(list(value) if isinstance(value, tuple) else value)
     except ValueError:  # Python writes no whole number of more than 4,300 digits
         return "a number of thousands of digits"
-    text = text.encode("utf-8", "backslashreplace").decode()
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} …"
+    return shorten(text, _LONGEST)
 
 
 def _digits(value: float) -> str:

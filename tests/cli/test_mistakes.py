@@ -51,7 +51,7 @@ MISTAKES = [
     ("serve runs/mine --max_queue=-1", "--max_queue = -1: must be from 0 to 1,000,000"),
     ("serve runs/mine --queue_timeout 0", "--queue_timeout = 0.0: must be above 0 and at most 1,000,000"),
     ("serve runs/mine --max_batch 0", "max_batch = 0: must be from 1 to 65,536"),
-    ("serve runs/mine --keys nowhere", "--keys nowhere: No such file or directory; write a line with a key"),
+    ("serve runs/mine --keys nowhere", "--keys nowhere: no such file; write a line with a key"),
     ("serve runs/mine", "runs/mine: holds no config.json"),
     ("chat runs/mine", "runs/mine: holds no config.json"),
     ("chat runs/mine --temperature=-1", "--temperature = -1: must be from 0 to 100"),

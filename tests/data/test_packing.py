@@ -117,6 +117,34 @@ def test_state_is_tiny_and_leaves_no_doubt() -> None:
     TrainBatches(Mixture({"train": shard}, {"train": 2}), 4, 16, 1).load_state_dict(state)  # it is all of it anyhow
 
 
+@pytest.mark.parametrize("packing", PACKINGS)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rest_index": 10**6}, "lies beyond the end of the data"),
+        ({"rest_offset": 10**6}, "lies beyond the end of the data"),
+        ({"rest_index": -1}, "sets.train.position.rest_index: must be from 0 to"),
+        ({"full_done": 10**30}, "sets.train.position.full_done: "),
+        ({"rest_epoch": "1"}, "sets.train.position.rest_epoch: input should be a valid integer, not '1'"),
+        ({"full_done": None}, "sets.train.position.full_done: "),
+    ],
+)
+def test_a_damaged_position_is_refused(packing: str, change: dict[str, object], message: str) -> None:
+    batches = TrainBatches(alone(shard_of([50, 7] * 9)), 4, 16, 1, packing)
+    state = json.loads(json.dumps(batches.state_dict()))
+    state["sets"]["train"]["position"] |= change
+    with pytest.raises(UserError, match="the checkpoint's position") as caught:
+        batches.load_state_dict(state)
+    assert message in str(caught.value)
+
+
+def test_what_else_stands_in_a_position_is_passed_over() -> None:
+    batches = TrainBatches(alone(shard_of([50] * 9)), 4, 16, 1)
+    state = json.loads(json.dumps(batches.state_dict()))
+    state["sets"]["train"]["position"]["more"] = 5
+    batches.load_state_dict(state)
+
+
 def test_a_changed_set_of_several_is_named() -> None:
     shards = {"a": shard_of([50] * 9), "b": shard_of([50] * 9)}
     state = TrainBatches(Mixture(shards), 4, 16, 1).state_dict()

@@ -9,6 +9,7 @@ import tracemalloc
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -243,6 +244,18 @@ def test_arrow_files(tmp_path: Path) -> None:
     assert documents(tmp_path / "a.arrow") == documents(tmp_path / "b.feather") == ["one", "two"]
     assert "no field 'body'" in refusal(tmp_path / "a.arrow", field="body")
     assert "no whole Arrow file" in refusal(write(tmp_path / "c.arrow", b"ARROW1\0\0 and nothing else"))
+
+
+def test_arrow_texts_that_lie_outside_of_the_file(tmp_path: Path) -> None:
+    offsets = np.array([0, 3, 6, 6], np.int32)
+    whole = pa.array(["one", "two", ""])
+    with pa.ipc.new_file(tmp_path / "a.arrow", pa.schema({"text": pa.string()})) as file:
+        file.write_table(pa.table({"text": whole}))
+    content = (tmp_path / "a.arrow").read_bytes()
+    assert content.count(offsets.tobytes()) == 1
+    for wrong in ([0, 3, 1 << 30, 1 << 30], [0, -(1 << 30), 6, 6], [0, 6, 3, 6]):
+        damaged = content.replace(offsets.tobytes(), np.array(wrong, np.int32).tobytes())
+        assert "no whole Arrow file" in refusal(write(tmp_path / "b.arrow", damaged))
 
 
 @pytest.mark.parametrize(

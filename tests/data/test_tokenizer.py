@@ -263,6 +263,25 @@ def test_loading_failures(tmp_path: Path) -> None:
             Tokenizer.load(tmp_path)
 
 
+def test_an_id_that_no_table_holds_is_refused(tmp_path: Path) -> None:
+    train_bpe(["one two"], 260).save(tmp_path)
+    values = json.loads((tmp_path / "tokenizer.json").read_text())
+    values["model"]["vocab"] |= {"strange": 2**31}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(values))
+    with pytest.raises(UserError, match=r"has the id 2147483648; ids must be below 16,777,216"):
+        Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "special_tokens_map.json"])
+@pytest.mark.parametrize("token", [5, [], {"text": "x"}, True])
+def test_a_token_that_is_no_text_is_named(tmp_path: Path, file: str, token: object) -> None:
+    train_bpe(["one two"], 260).save(tmp_path)
+    (tmp_path / "tokenizer_config.json").unlink()
+    (tmp_path / file).write_text(json.dumps({"eos_token": token}))
+    with pytest.raises(UserError, match=rf"{file}: eos_token.*; mend the file"):
+        Tokenizer.load(tmp_path)
+
+
 def test_no_end_of_text_at_all(tmp_path: Path) -> None:
     tokenizers.Tokenizer(models.BPE({"a": 0}, [])).save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(UserError, match="names no eos_token; add one"):

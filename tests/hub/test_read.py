@@ -249,6 +249,13 @@ def test_missing_tensors_are_counted_and_named(saved) -> None:
     refused(saved, "5 tensors are missing", EXPERT, *more[:2], "…")
 
 
+@pytest.mark.parametrize("changes", [{"num_experts": 1 << 20}, {"num_hidden_layers": 4096, "layer_types": ...}])
+def test_a_network_far_larger_than_its_files_is_not_laid_out(saved, changes, monkeypatch) -> None:
+    monkeypatch.setattr("gossamer.hub.read.CausalLM", None)
+    edit_config(saved, **changes)
+    refused(saved, "config.json describes a network of", "the files hold")
+
+
 def test_unexpected_tensors_are_named(saved) -> None:
     edit_weights(saved, lambda tensors: tensors.update({"model.layers.9.norm.weight": torch.zeros(2)}))
     refused(saved, "1 tensor is not in the network", "model.layers.9.norm.weight")

@@ -53,6 +53,7 @@ def test_an_end_counts_whichever_file_names_it_if_the_network_has_it(tmp_path: P
     [
         ("eos_token_id", "</s>"), ("eos_token_id", [True]), ("eos_token_id", -1), ("top_p", "much"), ("top_k", 1.5),
         ("temperature", float("nan")), ("temperature", -1), ("min_p", True), ("top_k", float("inf")),
+        ("top_k", 10**30), ("temperature", 1e300), ("eos_token_id", 10**30), ("do_sample", "yes"), ("min_p", [0.1]),
     ],
 )  # fmt: skip
 def test_what_no_sampler_takes_is_named_with_its_file(tmp_path: Path, name: str, value: object) -> None:

@@ -133,6 +133,14 @@ def test_a_plan_is_read_back_from_the_run(tmp_path):
     assert found.describe("1m") == PLAN.describe("1m")
 
 
+def test_a_damaged_plan_is_named(tmp_path):
+    from gossamer.errors import UserError
+
+    (tmp_path / "metrics.jsonl").write_text('{"event": "plan", "step": 0, "width": "wide"}\n')
+    with pytest.raises(UserError, match=r"metrics\.jsonl: the event 'plan': width: .*, not 'wide'; restore it"):
+        dial.read_plan(tmp_path)
+
+
 def test_harder_text_needs_more_bits(tmp_path):
     import random
 

@@ -9,8 +9,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from gossamer import __version__
 from gossamer.cli.room import limit, require_room
 from gossamer.cli.shared import Verb
-from gossamer.errors import UserError, is_out_of_memory, nearest
+from gossamer.errors import UserError, is_out_of_memory, nearest, shorten
 from gossamer.streams import ReaderGone, usable_streams
+
+_LONGEST = 2000  # characters of a message
 
 
 def run(verbs: Mapping[str, Verb], argv: Sequence[str] | None = None) -> int:
@@ -86,7 +88,7 @@ def _fail(status: int, message: str, debug: bool) -> int:
         import traceback
 
         traceback.print_exc()
-    print("gossamer:", " ".join(message.split()), file=sys.stderr)
+    print("gossamer:", shorten(message, _LONGEST), file=sys.stderr)
     return status
 
 

@@ -18,10 +18,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from gossamer.model.config import ModelConfig
 from gossamer.reading import MissingFile, checked, parse_json, read_bytes
+from gossamer.typed import Range
 
 __all__ = [
     "LEDGER_FILE",
@@ -42,6 +43,8 @@ STEPS = ("useful", "repeated", "failed")
 OVERHEADS = ("start", "evaluation", "samples", "checkpoints")
 Overhead = Literal["start", "evaluation", "samples", "checkpoints"]
 
+_Count = Annotated[int, Range(0, (1 << 63) - 1)]
+_Amount = Annotated[float, Range(0, 1e60)]
 _HOUR = 3600.0
 _KWH = 3.6e6  # joules
 _PARTS = {"full_attention": "attention", "router": "experts"}  # the other kinds go by their own names
@@ -78,11 +81,11 @@ class Work:
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}  # as reading.checked reads it
 
-    steps: int = 0
-    tokens: int = 0
-    flops: dict[str, float] = field(default_factory=dict)
-    device_seconds: float = 0.0
-    possible_flops: float = 0.0
+    steps: _Count = 0
+    tokens: _Count = 0
+    flops: dict[str, _Amount] = field(default_factory=dict)
+    device_seconds: _Amount = 0.0
+    possible_flops: _Amount = 0.0
 
     @property
     def all_flops(self) -> float:
@@ -147,17 +150,17 @@ class Ledger:
     """
 
     device: str = ""
-    devices: int = 1
+    devices: _Count = 1
     dtype: str = "float32"
-    peak: float = 0.0
-    earlier_possible: dict[str, float] = field(default_factory=dict)
-    price: float | None = None
+    peak: _Amount = 0.0
+    earlier_possible: dict[str, _Amount] = field(default_factory=dict)
+    price: _Amount | None = None
     currency: str = "USD"
     accounts: dict[str, Work] = field(default_factory=lambda: {name: Work() for name in (*STEPS, *OVERHEADS)})
-    joules: float | None = None
-    joules_seconds: float = 0.0
-    begun_after: int = 0
-    done: float = 0.0
+    joules: _Amount | None = None
+    joules_seconds: _Amount = 0.0
+    begun_after: _Count = 0
+    done: _Amount = 0.0
 
     # The devices.
 

@@ -10,20 +10,23 @@ same batches in the same order on any number of processes, and its position mean
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from typing_extensions import TypedDict  # Python 3.11 has one that pydantic cannot read
 
 from gossamer.data.mixture import Mixture
-from gossamer.data.rows import BestFitRows, SplitRows, Stretch
+from gossamer.data.rows import BestFitRows, RowsPlace, SplitRows, Stretch
 from gossamer.data.shards import Shard
 from gossamer.errors import UserError, nearest
+from gossamer.reading import checked
+from gossamer.typed import Range
 
-__all__ = ["IGNORE", "PACKINGS", "Batch", "TrainBatches", "validation_batches"]
+__all__ = ["IGNORE", "PACKINGS", "Batch", "Place", "TrainBatches", "validation_batches"]
 
 IGNORE = -100
 """The label of padding: Hugging Face's and PyTorch's mark of what has no loss."""
@@ -32,6 +35,24 @@ PACKINGS = {"split": SplitRows, "best_fit": BestFitRows}
 """Ways to put documents into rows, by name."""
 
 Row = tuple[Shard, list[Stretch]]
+
+
+class SetPlace(TypedDict):
+    """How far one set was read: of which text, at which weight, how many tokens, and where its rows were."""
+
+    fingerprint: str
+    weight: float
+    drawn: Annotated[int, Range(0, (1 << 62) - 1)]
+    position: RowsPlace
+
+
+class Place(TypedDict):
+    """The position between two batches, the same on every process."""
+
+    packing: str
+    sequence_length: int
+    seed: int
+    sets: dict[str, SetPlace]
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,8 +141,8 @@ class TrainBatches:
         self._places += self.sequence_length
         return self._data.shards[name], row
 
-    def state_dict(self) -> dict[str, Any]:
-        """The position between two batches: a few JSON values, the same on every process."""
+    def state_dict(self) -> Place:
+        """The position between two batches: a few JSON values."""
         data = self._data
         return {
             "packing": self.packing,
@@ -138,7 +159,7 @@ class TrainBatches:
             },
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where ``state`` was taken; the batch size and the number of processes may be others.
 
         Raises:
@@ -147,6 +168,7 @@ class TrainBatches:
         mine = self.state_dict()
         if state.keys() != mine.keys():
             raise UserError("the checkpoint's position in the data is of another gossamer version; start a new run")
+        state = checked(dict(state), Place, "the checkpoint's position in the data", "start a new run")
         for name in ("packing", "sequence_length", "seed"):
             _refuse_other(name, state[name], mine[name])
         saved, own = state["sets"], mine["sets"]

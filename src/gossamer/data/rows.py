@@ -24,19 +24,35 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, insort
 from collections.abc import Iterator
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
+from typing_extensions import TypedDict  # Python 3.11 has one that pydantic cannot read
 
 from gossamer.data.shards import Shard
+from gossamer.errors import UserError
+from gossamer.typed import Range
 
-__all__ = ["BestFitRows", "SplitRows", "Stretch", "best_fit"]
+__all__ = ["BestFitRows", "RowsPlace", "SplitRows", "Stretch", "best_fit"]
 
 Stretch = tuple[int, int]
 """(first token, number of tokens) in a shard; all of one document."""
 
 _GOLDEN = (math.sqrt(5) - 1) / 2
 _WINDOW = 1 << 16  # pieces that best-fit chooses among: the more, the less padding; a tenth of a second to sort out
+
+
+_Count = Annotated[int, Range(0, (1 << 62) - 1)]
+
+
+class RowsPlace(TypedDict):
+    """A position that ``tell`` gives."""
+
+    full_done: _Count
+    rest_epoch: _Count
+    rest_index: _Count
+    rest_offset: _Count
 
 
 class SplitRows:
@@ -63,19 +79,33 @@ class SplitRows:
         self.seek(full_done=0, rest_epoch=0, rest_index=0, rest_offset=0)
 
     def seek(self, full_done: int, rest_epoch: int, rest_index: int, rest_offset: int) -> None:
-        """Continue at a position that ``tell`` gave."""
+        """Continue at a position that ``tell`` gave.
+
+        Raises:
+            UserError: it lies beyond these rows.
+        """
         self.full_done, self.rest_epoch = full_done, rest_epoch
         self.rest_index, self.rest_offset = rest_index, rest_offset
         self._order_full()
         self._order_rest()
+        if rest_index > len(self.rest_sizes) or (rest_offset and rest_offset >= self._steps_here()):
+            raise UserError("the checkpoint's position lies beyond the end of the data; start a new run")
         self.rest_done = rest_epoch * self.num_rest + int(self.rest_sizes[:rest_index].sum()) + self._within()
 
-    def tell(self) -> dict[str, int]:
+    def _steps_here(self) -> int:
+        """How far ``rest_offset`` may go at ``rest_index``."""
+        return int(self.rest_sizes[self.rest_index]) if self.rest_index < len(self.rest_sizes) else 0
+
+    def tell(self) -> RowsPlace:
         """The position: full rows taken; of the rest the epoch, the piece in its order, and what is done from there:
         targets of that piece (split), rows of the window that begins with it (best fit).
         """
-        names = ("full_done", "rest_epoch", "rest_index", "rest_offset")
-        return {name: getattr(self, name) for name in names}
+        return RowsPlace(
+            full_done=self.full_done,
+            rest_epoch=self.rest_epoch,
+            rest_index=self.rest_index,
+            rest_offset=self.rest_offset,
+        )
 
     def __iter__(self) -> Iterator[list[Stretch]]:
         return self
@@ -176,6 +206,9 @@ class BestFitRows(SplitRows):
             self.rest_index, self.rest_offset = min(self.rest_index + _WINDOW, len(self.rest_sizes)), 0
             self.window = []
         return row
+
+    def _steps_here(self) -> int:
+        return len(self._sort_out())
 
     def _within(self) -> int:
         self.window = self._sort_out() if self.rest_offset else []

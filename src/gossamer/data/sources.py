@@ -312,8 +312,9 @@ def _column(path: Path, field: str, batches: Iterable[Any], arrow: Any, errors: 
     row = 0
     for batch in batches:
         column = batch.column(batch.schema.names.index(field))
+        sound = _sound(column, arrow)
         try:
-            values = column.cast(arrow.large_binary())
+            values = sound.cast(arrow.large_binary())
         except (arrow.ArrowInvalid, arrow.ArrowNotImplementedError) as error:
             raise UserError(
                 f"{path}: column {field!r} holds {column.type}, not text; name another --corpus.text_field"
@@ -327,6 +328,14 @@ def _column(path: Path, field: str, batches: Iterable[Any], arrow: Any, errors: 
                 yield _as_text(value, errors, tally)[0]
             except UnicodeDecodeError as error:
                 raise UserError(f"{path}, row {row}: not UTF-8; mend it, or read on with --errors replace") from error
+
+
+def _sound(column: Any, arrow: Any) -> Any:
+    """A column whose texts lie inside of the file; Arrow would follow its offsets anywhere. Text comes as bytes."""
+    as_bytes = {arrow.string(): arrow.binary(), arrow.large_string(): arrow.large_binary()}
+    plain = column.view(as_bytes[column.type]) if column.type in as_bytes else column
+    plain.validate(full=True)
+    return plain
 
 
 def _no_field(where: str, field: str, known: Iterable[str] | Mapping[str, Any], what: str, first: bool) -> UserError:

@@ -27,10 +27,10 @@ from gossamer.data.tokenizer_files import (
     find_tokenizer,
     prefix_of,
     read_chat_template_files,
-    read_json,
+    read_token_names,
     write_chat_template_files,
 )
-from gossamer.errors import UserError
+from gossamer.errors import UserError, shorten
 from gossamer.reading import MAX_TOKENIZER, parse_json, read_text
 
 __all__ = ["EOT", "TextStream", "Tokenizer", "char_tokenizer", "train_bpe"]
@@ -55,6 +55,10 @@ _CONFIG = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_
 # What a model writes around its thoughts and calls. Some checkpoints register these as special tokens, others as
 # ordinary ones. Either way they are part of the text, since whoever parses an answer looks for them there.
 _TAGS = frozenset("<think> </think> <tool_call> </tool_call> <function= </function> <parameter= </parameter>".split())
+
+
+MAX_VOCABULARY = 1 << 24
+"""Ids that a tokenizer, and a network, may have; the largest vocabularies have a sixteenth of it."""
 
 
 class Tokenizer:
@@ -97,6 +101,8 @@ class Tokenizer:
             self._config["eos_token"] = eot
         vocab = core.get_vocab(with_added_tokens=True)
         self.vocab_size: int = max(vocab.values()) + 1
+        if self.vocab_size > MAX_VOCABULARY:  # of which tables are made
+            raise UserError(f"tokenizer: has the id {self.vocab_size - 1}; ids must be below {MAX_VOCABULARY:,}")
         model = core.model
         is_char = isinstance(model, models.WordLevel) and all(len(token) == 1 for token in vocab if token != eot)
         # a dictionary does for characters what the library does, eighty times faster
@@ -118,8 +124,10 @@ class Tokenizer:
         try:
             core = tokenizers.Tokenizer.from_str(text)
         except Exception as error:  # the library raises bare Exception
-            raise UserError(f"{file}: not a tokenizer that can be read ({error}); save it anew") from error
-        config = read_json(file.with_name("tokenizer_config.json"))
+            raise UserError(
+                f"{file}: not a tokenizer that can be read ({shorten(error, 300)}); save it anew"
+            ) from error
+        config = read_token_names(file.with_name("tokenizer_config.json"))
         eot = end_of_text(file.parent, config, core, EOT)
         return cls(core, eot, config, read_chat_template_files(file.parent))
 

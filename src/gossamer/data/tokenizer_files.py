@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tokenizers
+from typing_extensions import TypedDict  # Python 3.11 has one that pydantic cannot read
 
 from gossamer import reading
 from gossamer.errors import UserError, nearest
+from gossamer.typed import Range, convert
 
 TEMPLATE_FILE = "chat_template.jinja"
 TEMPLATE_FOLDER = "additional_chat_templates"
+_TokenId = Annotated[int, Range(0, (1 << 31) - 1)]
 
 
 def find_tokenizer(folder: str | Path) -> Path:
@@ -32,9 +35,29 @@ def find_tokenizer(folder: str | Path) -> Path:
     return file
 
 
+class _Token(TypedDict):
+    """A token with its settings, as some files spell it."""
+
+    content: str
+
+
+class _TokenNames(TypedDict, total=False):
+    """What is read of tokenizer_config.json and special_tokens_map.json; they may hold anything beside it."""
+
+    eos_token: str | _Token | None
+    bos_token: str | _Token | None
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """What a file holds, nothing where there is none (UserError: it holds no JSON object)."""
     return reading.read_object(path, remedy="mend the file") if path.is_file() else {}
+
+
+def read_token_names(path: Path) -> dict[str, Any]:
+    """The same of a file that names tokens (UserError: a token is neither a text nor an object with one)."""
+    found = read_json(path)
+    reading.checked(found, _TokenNames, str(path), "mend the file")
+    return found
 
 
 def end_of_text(folder: Path, config: dict[str, Any], core: tokenizers.Tokenizer, usual: str) -> str:
@@ -43,7 +66,7 @@ def end_of_text(folder: Path, config: dict[str, Any], core: tokenizers.Tokenizer
     Raises:
         UserError: neither is so.
     """
-    for names in (config, read_json(folder / "special_tokens_map.json")):
+    for names in (config, read_token_names(folder / "special_tokens_map.json")):
         token = names.get("eos_token")
         token = token.get("content") if isinstance(token, dict) else token
         if isinstance(token, str):
@@ -151,7 +174,8 @@ def end_ids(folder: Path) -> tuple[int, ...]:
     ):
         value = config.get("eos_token_id")
         for index in value if isinstance(value, list) else [] if value is None else [value]:
-            if type(index) is not int or index < 0:
-                raise UserError(f"{folder / file}: eos_token_id {index!r} must be a token id, 0 or more; mend the file")
-            ids[index] = None
+            try:
+                ids[convert(index, _TokenId, "eos_token_id")] = None
+            except UserError as error:
+                raise UserError(f"{folder / file}: {error}; mend the file") from None
     return tuple(index for index in ids if type(size) is not int or index < size)

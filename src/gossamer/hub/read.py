@@ -8,6 +8,7 @@ the model and one window of a file.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -69,8 +70,10 @@ def load(path: str | Path, dtype: torch.dtype | None = None, device: str | torch
     config = _by_interval(config)
     stored = read_headers(folder)
     mtp = any(name.startswith(MTP_PREFIX) for name in stored)
+    config = replace(config, num_nextn_predict_layers=int(mtp))
+    _require_size(config, stored, folder)
     with torch.device("meta"), _Uninitialised():
-        model = CausalLM(replace(config, num_nextn_predict_layers=int(mtp)), random_weights=False)
+        model = CausalLM(config, random_weights=False)
         _add_router_biases(model, stored)
     places = _match(model, stored, folder)
     held = _held_dtypes(stored, places, dtype)
@@ -105,6 +108,16 @@ def _by_interval(config: ModelConfig) -> ModelConfig:
     """Files spell the layers out; where the interval says the same, the configuration is the one that was saved."""
     by_interval = replace(config, layer_types=None)
     return by_interval if by_interval.mixers == config.mixers else config
+
+
+def _require_size(config: ModelConfig, stored: dict[str, Stored], folder: Path) -> None:
+    """Refuse a config.json of a network that is far larger than what the files hold, before it is laid out."""
+    wanted, held = config.counts().parameters, sum(math.prod(tensor.shape) for tensor in stored.values())
+    if wanted > 2 * held + 1_000_000:
+        raise UserError(
+            f"{folder}: config.json describes a network of {wanted:.3g} parameters, and the files hold {held:.3g}; "
+            f"{REMEDY}"
+        )
 
 
 # Which tensor goes where.

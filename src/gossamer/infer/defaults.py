@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from gossamer.data.tokenizer_files import end_ids
 from gossamer.errors import UserError
-from gossamer.infer.request import SamplingParams
 from gossamer.reading import read_object
+from gossamer.typed import Range, convert
 
 __all__ = ["SAMPLING", "generation_config", "sampling_for_readers"]
 
@@ -18,7 +18,13 @@ SAMPLING: Mapping[str, float] = {"temperature": 0.8, "top_p": 0.95}
 recommends nothing. At temperature 1 the long tail of unlikely tokens derails a small model within a line. The API has
 no part in it: a program that names no temperature was written for OpenAI's 1."""
 
-_RECOMMENDED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+_RECOMMENDED = {
+    "temperature": Annotated[float, Range(0, 100)],
+    "top_p": Annotated[float, Range(0, 1, above=True)],
+    "top_k": Annotated[int, Range(-1, (1 << 31) - 1)],  # some write -1 for all tokens
+    "min_p": Annotated[float, Range(0, 1)],
+    "repetition_penalty": Annotated[float, Range(0, 100, above=True)],
+}
 
 
 def generation_config(folder: Path) -> tuple[dict[str, Any], tuple[int, ...]]:
@@ -33,18 +39,19 @@ def generation_config(folder: Path) -> tuple[dict[str, Any], tuple[int, ...]]:
 
 def _sampling(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
     values: dict[str, Any] = {}
-    for name in _RECOMMENDED:
-        value = config.get(name)
-        if value is None:
-            continue
-        if type(value) not in (int, float) or (name == "top_k" and value % 1 != 0):
-            raise UserError(f"{path}: {name} {value!r} must be a number; mend the file")
-        values[name] = max(int(value), 0) if name == "top_k" else value  # some write -1 for all tokens
     try:
-        SamplingParams(1, **values)
+        for name, kind in _RECOMMENDED.items():
+            value = config.get(name)
+            if name == "top_k" and isinstance(value, float) and value.is_integer():
+                value = int(value)
+            if value is not None:
+                values[name] = convert(value, kind, name)
+        if values.get("top_k") == -1:
+            values["top_k"] = 0
+        is_sampled = convert(config.get("do_sample"), bool | None, "do_sample")
     except UserError as error:
-        raise UserError(f"{path}: {error}; mend the file") from error
-    return {} if config.get("do_sample") is False else values
+        raise UserError(f"{path}: {error}; mend the file") from None
+    return {} if is_sampled is False else values
 
 
 def sampling_for_readers(recommended: Mapping[str, Any], given: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import stat
 from pathlib import Path
 
 from gossamer.errors import UserError
+from gossamer.reading import read_text
 
 __all__ = ["ApiKeys"]
 
@@ -74,11 +75,9 @@ def _digest(key: str) -> bytes:
 
 def _read(path: Path) -> dict[str, bytes]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise UserError(f"--keys {path}: {error.strerror or error}; write a line with a key for each user") from error
-    except ValueError as error:
-        raise UserError(f"--keys {path}: not UTF-8 text; write a line with a key for each user") from error
+        lines = read_text(path, "write a line with a key for each user").splitlines()
+    except UserError as error:
+        raise UserError(f"--keys {error}") from None
     digests: dict[str, bytes] = {}
     for number, line in enumerate(lines, 1):
         words = line.split()

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Annotated, Any, NotRequired
 
 import torch.distributed.checkpoint as dcp
-from pydantic import Field
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.optim import Optimizer
@@ -28,9 +27,11 @@ from typing_extensions import TypedDict  # Python 3.11 has one that pydantic can
 
 from gossamer import device as devices
 from gossamer.cost.ledger import Work
+from gossamer.data.packing import Place
 from gossamer.errors import UserError
 from gossamer.reading import checked, open_to_read, read_json, read_object
 from gossamer.train.world import ALONE, World
+from gossamer.typed import Range
 
 log = logging.getLogger("gossamer")
 
@@ -46,8 +47,8 @@ class _Manifest(TypedDict):
     files: dict[str, str]
 
 
-_Count = Annotated[int, Field(ge=0, lt=1 << 63)]
-_Amount = Annotated[float, Field(ge=0)]
+_Count = Annotated[int, Range(0, (1 << 63) - 1)]
+_Amount = Annotated[float, Range(0, 1e30)]
 
 
 class Position(TypedDict):
@@ -56,13 +57,13 @@ class Position(TypedDict):
     Attributes:
         step, tokens: that were trained
         elapsed: seconds of training
-        data: the place in the data, see `TrainBatches.state_dict`
+        data: the place in the data
     """
 
     step: _Count
     tokens: _Count
     elapsed: _Amount
-    data: dict[str, Any]
+    data: Place
 
 
 class _Progress(TypedDict):
@@ -81,7 +82,7 @@ class _Progress(TypedDict):
     data: NotRequired[dict[str, Any]]
     done: NotRequired[_Amount]
     ledger: NotRequired[Work | None]
-    validation_loss: NotRequired[float | None]
+    validation_loss: NotRequired[Annotated[float, Range(-1e30, 1e30)] | None]
 
 
 def read_progress(folder: Path) -> dict[str, Any]:

@@ -11,7 +11,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
 
 from gossamer import device as devices
 from gossamer.cost.budget import parse_budget
@@ -20,6 +19,7 @@ from gossamer.cost.scaling import Law, Text, law
 from gossamer.cost.sizes import WIDTHS, sized, trunk_parameters
 from gossamer.data.dataset import Dataset
 from gossamer.errors import UserError
+from gossamer.reading import checked
 from gossamer.train.compressed import compressed_bits
 from gossamer.train.memory import estimate_peak
 from gossamer.train.metrics import METRICS_FILE, read_metrics
@@ -110,14 +110,18 @@ def choose(base: Recipe, dataset: Dataset, world: World, began: float) -> tuple[
 
 
 def read_plan(run: Path) -> Plan | None:
-    """The plan that a run in this folder was begun with; None if it was begun without."""
+    """The plan that a run in this folder was begun with; None if it was begun without.
+
+    Raises:
+        UserError: it is damaged.
+    """
     if not (run / METRICS_FILE).is_file():
         return None
     found = next((event for event in read_metrics(run) if event["event"] == "plan"), None)
     if found is None:
         return None
-    values: dict[str, Any] = {item.name: found.get(item.name) for item in fields(Plan)}
-    return Plan(**values)
+    values = {item.name: found.get(item.name) for item in fields(Plan)}
+    return checked(values, Plan, f"{run / METRICS_FILE}: the event 'plan'", "restore it")
 
 
 class _Choice:

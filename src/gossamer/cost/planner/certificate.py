@@ -9,8 +9,9 @@ from typing import Any
 from gossamer import __version__
 from gossamer.cost.planner.catalogue import Chip
 from gossamer.cost.planner.efficiency import Efficiency
-from gossamer.errors import UserError
+from gossamer.errors import UserError, shorten
 from gossamer.reading import read_object
+from gossamer.typed import shown
 
 FORMAT = 1
 # Share of its memory's bandwidth that a plain copy reached on an H200 (4.3 of 4.8 TB/s): what the fitted share of
@@ -26,17 +27,22 @@ def certified(path: Path, chip: Chip, rates: Efficiency) -> Efficiency:
     """
     content = read_object(path, remedy="gossamer certify writes a certificate")
     if content.get("format") != FORMAT:
-        raise UserError(f"{path}: format {content.get('format')!r}; this gossamer reads {FORMAT}: run gossamer certify")
+        raise UserError(
+            f"{path}: format {shown(content.get('format'))}; this gossamer reads {FORMAT}: run gossamer certify"
+        )
     if content.get("gossamer") != __version__:
         raise UserError(
-            f"{path}: written by gossamer {content.get('gossamer')}, this is {__version__}: run gossamer certify again"
+            f"{path}: written by gossamer {shorten(content.get('gossamer'))}, this is {__version__}: "
+            "run gossamer certify again"
         )
     device = content.get("device")
     name = str(device.get("name", "")) if isinstance(device, dict) else ""
     if not chip.is_device(name):
-        raise UserError(f"{path}: is of {name or 'no device'}, not of {chip.name} (--chip {chip.key})")
+        raise UserError(f"{path}: is of {shorten(name) or 'no device'}, not of {chip.name} (--chip {chip.key})")
     if content.get("verdict") != "pass":
-        raise UserError(f"{path}: {name} did not pass ({content.get('verdict')!r}): its speed says nothing yet")
+        raise UserError(
+            f"{path}: {shorten(name)} did not pass ({shown(content.get('verdict'))}): its speed says nothing yet"
+        )
     measured = content.get("measured")
     if not isinstance(measured, dict):
         raise UserError(f"{path}: holds no section 'measured'")
@@ -63,5 +69,5 @@ def _share(path: Path, key: str, value: Any, whole: float) -> float | None:
     if value is None:
         return None
     if type(value) not in (int, float) or not 0 < value <= 1.2 * whole:
-        raise UserError(f"{path}: measured.{key} = {value!r}: must be above 0 and at most {1.2 * whole:.3g}")
+        raise UserError(f"{path}: measured.{key} = {shown(value)}: must be above 0 and at most {1.2 * whole:.3g}")
     return min(float(value) / whole, 1.0)
