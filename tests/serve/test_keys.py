@@ -55,7 +55,7 @@ def test_every_key_is_compared_in_constant_time(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "No such file"),
+        (None, "no such file"),
         ("", "holds no key"),
         ("# nothing\n", "holds no key"),
         ("short\n", "line 1: a key has at least 16 characters"),
