@@ -57,3 +57,7 @@ def test_a_slip_in_three_letters() -> None:
     assert nearest("h2o", ["h100", "h20"]) == "; did you mean 'h20'?"
     assert nearest("eps", ["epochs", "ups"]) == "; did you mean 'ups'?"
     assert nearest("eps", ["epochs"]) == ""
+
+
+def test_a_hint_stays_short_whatever_the_name() -> None:
+    assert len(nearest("a" * 5000, ["a" * 5001])) < 120

@@ -120,7 +120,7 @@ def _abbreviates(name: str, candidate: str) -> bool:
 
 
 def _hint(found: str | None) -> str:
-    return "" if found is None else f"; did you mean {found!r}?"
+    return "" if found is None else f"; did you mean {shorten(repr(found))}?"
 
 
 def _split(name: str) -> tuple[str, str]:
