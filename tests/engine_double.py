@@ -153,13 +153,16 @@ def build(folder: Path, max_batch: int = 4, max_model_len: int = 4096, first: st
     """What ``gossamer.serve.build.build_engine`` is for the real one.
 
     Args:
-        first: a file with an order for the loading: "die", or what the user did wrong.
+        first: a file with an order for the loading: "die", "wait" until the file is gone, or what the user did wrong.
     """
     if first and Path(first).exists():
         order = Path(first).read_text()
         if order == "die":
             os._exit(3)
-        raise UserError(order)
+        if order != "wait":
+            raise UserError(order)
+        while Path(first).exists():
+            time.sleep(0.01)
     tokenizer = Tokenizer.load(folder)
     return lambda: (EngineDouble(tokenizer, max_batch), ModelInfo(max_model_len, tokenizer.vocab_size, max_batch))
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -16,6 +19,18 @@ from gossamer.data.tokenizer import Tokenizer
 from gossamer.model.causal_lm import CausalLM
 from gossamer.model.config import ModelConfig
 from live_service import Live, live
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_engines() -> Iterator[None]:
+    """Engines of services in this process fork from one that has imported PyTorch, instead of importing it each.
+
+    A service in a process of its own starts its engine as it does for everybody.
+    """
+    forking = multiprocessing.get_context("forkserver")
+    forking.set_forkserver_preload(["gossamer.serve.worker", "gossamer.infer.engine"])
+    with mock.patch("gossamer.serve.engine.multiprocessing", SimpleNamespace(get_context=lambda method: forking)):
+        yield
 
 
 @pytest.fixture(scope="session")

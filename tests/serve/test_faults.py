@@ -156,14 +156,17 @@ def test_responses_tell_of_a_failure_in_their_own_way(server):
     assert last["type"] == "response.failed" and last["response"]["error"]["code"] == "engine_error"
 
 
-def test_while_the_model_is_loaded_the_service_says_so(folder):
-    with live(folder) as service:
+def test_while_the_model_is_loaded_the_service_says_so(folder, tmp_path):
+    order = tmp_path / "order"
+    with live(folder, build={"first": str(order)}) as service:
+        order.write_text("wait")
         os.kill(service.service.engine.pid, signal.SIGKILL)
         until(lambda: service.service.engine.state == "loading")
         for answer in (service.get("/ready"), service.say("SAY x")):
             assert answer.status_code == 503 and answer.headers["retry-after"]
             assert answer.json()["error"]["code"] == "loading"
         assert service.get("/health").status_code == 200
+        order.unlink()
         service.wait()
         assert service.get("/ready").status_code == 200
 
