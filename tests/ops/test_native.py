@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -13,22 +14,37 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gossamer.ops.native import library
 from gossamer.ops.native.layout import rows_in_place
 
 needs_compiler = pytest.mark.skipif(not (shutil.which("c++") or shutil.which("g++")), reason="no C++ compiler")
-DESCRIBE = "import torch, gossamer.ops as ops; print(ops.describe(torch.device('cpu'))['delta_rule'])"
+DESCRIBE = """
+import json, os, sys
+import torch
+from gossamer import ops
+from gossamer.ops.native import library
+
+for environment in json.loads(sys.argv[1]):
+    os.environ |= environment
+    library.load.cache_clear()
+    print(ops.describe(torch.device("cpu"))["delta_rule"], flush=True)
+    for stream in (sys.stdout, sys.stderr):
+        print("---", file=stream, flush=True)
+"""
+
+
+def describe_each(*environments: dict[str, str]) -> list[tuple[str, str]]:
+    """What a fresh process says of the delta rule, on standard output and on standard error, in each environment."""
+    done = subprocess.run(
+        [sys.executable, "-c", DESCRIBE, json.dumps(environments)], capture_output=True, text=True, check=True
+    )
+    out, said = (text.split("---\n")[:-1] for text in (done.stdout, done.stderr))
+    return list(zip(out, said, strict=True))
 
 
 def describe(cache: Path, **environment: str) -> tuple[str, str]:
-    """What a fresh process says of the delta rule, on standard output and on standard error."""
-    done = subprocess.run(
-        [sys.executable, "-c", DESCRIBE],
-        env=os.environ | {"GOSSAMER_CACHE": str(cache)} | environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return done.stdout, done.stderr
+    """The same in one environment."""
+    return describe_each({"GOSSAMER_CACHE": str(cache)} | environment)[0]
 
 
 @pytest.fixture(scope="module")
@@ -55,33 +71,37 @@ def test_built_once_and_announced(built: tuple[Path, str]) -> None:
     cache, said = built
     announced, told = said.splitlines()
     assert "building the native CPU kernels" in announced and "took longest" in told
-    [library] = libraries(cache)
-    before = library.stat()
+    [kernels] = libraries(cache)
+    before = kernels.stat()
     out, said = describe(cache)
     assert "'runs': 'native'" in out and said == ""
-    assert [library] == libraries(cache) and library.stat() == before
-    assert {path.name for path in (cache / "native").iterdir()} == {library.parent.name, "building"}
+    assert [kernels] == libraries(cache) and kernels.stat() == before
+    assert {path.name for path in (cache / "native").iterdir()} == {kernels.parent.name, "building"}
 
 
 @needs_compiler
-@pytest.mark.parametrize("damage", ["cut", "zeros", "empty", "gone", "digest"])
-def test_a_damaged_library_is_never_mapped(built: tuple[Path, str], tmp_path: Path, damage: str) -> None:
+def test_a_damaged_library_is_never_mapped(built: tuple[Path, str], tmp_path: Path) -> None:
     """Mapping one that was cut, as a full disk leaves it, ends the process by SIGBUS; here the compiler fails after."""
-    shutil.copytree(built[0] / "native", tmp_path / "native")
-    [library] = libraries(tmp_path)
-    content = library.read_bytes()
-    if damage == "digest":
-        (library.parent / "kernels.sha256").unlink()
-    elif damage == "gone":
-        library.unlink()
-    else:
-        half = content[: len(content) // 2]
-        library.write_bytes({"cut": half, "zeros": half + bytes(len(content) - len(half)), "empty": b""}[damage])
+    kinds = ("gone", "digest", "empty", "zeros", "cut")
+    for damage in kinds:
+        shutil.copytree(built[0] / "native", tmp_path / damage / "native")
+        [kernels] = libraries(tmp_path / damage)
+        content = kernels.read_bytes()
+        if damage == "digest":
+            (kernels.parent / "kernels.sha256").unlink()
+        elif damage == "gone":
+            kernels.unlink()
+        else:
+            half = content[: len(content) // 2]
+            kernels.write_bytes({"cut": half, "zeros": half + bytes(len(content) - len(half)), "empty": b""}[damage])
     # The same compiler, that is, what it says of itself, but without the means to build: so that the test is quick.
     real = shutil.which("c++") or shutil.which("g++")
-    out, said = describe(tmp_path, CXX=compiler_that(tmp_path, "exit 1", f'exec {real} "$@"'))
-    assert "'runs': 'chunked'" in out
-    assert "damaged" in said.splitlines()[0] and "PyTorch's own functions serve instead" in said.splitlines()[-1]
+    same = compiler_that(tmp_path, "exit 1", f'exec {real} "$@"')
+    found = describe_each(*({"GOSSAMER_CACHE": str(tmp_path / damage), "CXX": same} for damage in kinds))
+    for damage, (out, said) in zip(kinds, found, strict=True):
+        assert "'runs': 'chunked'" in out, damage
+        told = said.splitlines()
+        assert "damaged" in told[0] and "PyTorch's own functions serve instead" in told[-1], damage
 
 
 @needs_compiler
@@ -95,22 +115,13 @@ def test_what_cannot_be_loaded_is_not_kept(tmp_path: Path) -> None:
 
 
 @needs_compiler
-def test_processors_of_one_name_do_not_share_a_library(tmp_path: Path) -> None:
+def test_processors_of_one_name_do_not_share_a_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The folder is named by what the compiler makes use of, not by the processor's name alone."""
     real = shutil.which("c++") or shutil.which("g++")
     narrow = compiler_that(tmp_path, f'exec {real} "$@" -mno-avx512f -DOTHER', f'exec {real} "$@" -DOTHER')
-    script = "import os; from gossamer.ops.native import library; print(library._folder(library._compiler()))"
-    folders = {
-        subprocess.run(
-            [sys.executable, "-c", script],
-            env=os.environ | {"GOSSAMER_CACHE": str(tmp_path)} | more,
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for more in ({}, {"CXX": narrow})
-    }
-    assert len(folders) == 2
+    usual = library._folder(library._compiler())
+    monkeypatch.setenv("CXX", narrow)
+    assert library._folder(library._compiler()) != usual
 
 
 WAITING = """
@@ -169,16 +180,23 @@ def compiler_that(tmp_path: Path, does: str, asked: str = "echo '#define X 1'") 
     return str(script)
 
 
-@pytest.mark.parametrize(
-    "does", ["echo 'x.cpp:1: error: no such thing' >&2; exit 1", "exit 1", 'for last; do :; done; echo junk >"$last"']
-)
-def test_a_failed_build_is_told_in_one_line(tmp_path: Path, does: str) -> None:
+def test_a_failed_build_is_told_in_one_line(tmp_path: Path) -> None:
     """The compiler fails with a message, without one, or makes no library."""
-    out, said = describe(tmp_path, CXX=compiler_that(tmp_path, does))
-    assert "'runs': 'chunked'" in out
-    building, told = said.splitlines()
-    assert "building" in building and "PyTorch's own functions serve instead" in told
-    assert {path.name for path in tmp_path.glob("native/*")} == {"building"}  # the lock
+    ways = ("echo 'x.cpp:1: error: no such thing' >&2; exit 1", "exit 1", 'for last; do :; done; echo junk >"$last"')
+    folders = [tmp_path / str(number) for number in range(len(ways))]
+    for folder in folders:
+        folder.mkdir()
+    found = describe_each(
+        *(
+            {"GOSSAMER_CACHE": str(folder), "CXX": compiler_that(folder, does)}
+            for folder, does in zip(folders, ways, strict=True)
+        )
+    )
+    for folder, (out, said) in zip(folders, found, strict=True):
+        assert "'runs': 'chunked'" in out
+        building, told = said.splitlines()
+        assert "building" in building and "PyTorch's own functions serve instead" in told
+        assert {path.name for path in folder.glob("native/*")} == {"building"}  # the lock
 
 
 def test_a_cache_that_cannot_be_written_is_told_in_one_line(tmp_path: Path) -> None:
