@@ -74,8 +74,9 @@ def test_every_way_to_spread_a_network_gives_one_process_curve(processes, tmp_pa
 
 @pytest.mark.slow
 def test_in_float32_and_with_weights_gathered_in_bfloat16(tmp_path):
-    plain = Case(dtype="float32", expert_parallel=2, last=4)  # later, AdamW has made rounding errors large
-    narrow = Case(dtype="float32", compute_dtype="bfloat16", last=8)
+    # Few steps: later, AdamW, whose steps are of one size however small a gradient is, has made rounding errors large.
+    plain = Case(dtype="float32", expert_parallel=2, last=4)
+    narrow = Case(dtype="float32", compute_dtype="bfloat16", last=4)
     results = launch(2, [plain, narrow], tmp_path)
     assert results[0]["losses"] == pytest.approx(alone(plain)["losses"], abs=1e-3)
     assert results[1]["losses"] == pytest.approx(alone(narrow)["losses"], abs=0.1)
