@@ -16,6 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from gossamer.errors import shorten
+
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 SHARD_PATTERN = "model{suffix}.safetensors"
@@ -77,4 +79,4 @@ def is_weight_file(path: Path) -> bool:
 def some(names: Iterable[str], limit: int = 3) -> str:
     """The first few names, for a message of one line."""
     names = list(names)
-    return ", ".join(names[:limit]) + (", …" if len(names) > limit else "")
+    return ", ".join(map(shorten, names[:limit])) + (", …" if len(names) > limit else "")
