@@ -12,17 +12,19 @@ if TYPE_CHECKING:
     from gossamer.data.tokenizer import Tokenizer
     from gossamer.errors import UserError
     from gossamer.hub import load, save
+    from gossamer.infer.sample import generate
     from gossamer.model.causal_lm import CausalLM
     from gossamer.model.config import ModelConfig
 
 __version__ = "0.1.0"
-__all__ = ["CausalLM", "ModelConfig", "Tokenizer", "UserError", "__version__", "load", "save"]
+__all__ = ["CausalLM", "ModelConfig", "Tokenizer", "UserError", "__version__", "generate", "load", "save"]
 
 _HOMES = {
     "CausalLM": "gossamer.model.causal_lm",
     "ModelConfig": "gossamer.model.config",
     "Tokenizer": "gossamer.data.tokenizer",
     "UserError": "gossamer.errors",
+    "generate": "gossamer.infer.sample",
     "load": "gossamer.hub",
     "save": "gossamer.hub",
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from gossamer import device as devices
 from gossamer import hub
@@ -53,6 +54,23 @@ def sample_text(
                     yield delta.text
     finally:
         model.train(training)
+
+
+def generate(model: CausalLM, tokenizer: Tokenizer, prompt: str = "", max_tokens: int = 200, **sampling: Any) -> str:
+    """The continuation of a prompt, whole; see `Engine` for many at once and for streams.
+
+    Args:
+        model: as `gossamer.load` gives it
+        tokenizer: of the model
+        prompt: the beginning of a document
+        max_tokens: of the continuation at most
+        sampling: keywords of `SamplingParams`; without any, those of `gossamer sample`
+
+    Raises:
+        UserError: a keyword that there is not, or a text that would outgrow the model's context.
+    """
+    chosen = SamplingParams(max_tokens, **sampling_for_readers({}, sampling))
+    return "".join(sample_text(model, tokenizer, prompt, chosen))
 
 
 def sample_run(
