@@ -24,6 +24,17 @@ def test_one_line_a_stage_off_a_terminal(capsys: pytest.CaptureFixture[str]) -> 
     assert capsys.readouterr() == ("", "reading\n")
 
 
+def test_a_long_stage_off_a_terminal_tells_how_far_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = iter([0.0, 5.0, 20.0, 21.0, 40.0])
+    monkeypatch.setattr("gossamer.data.progress.time.monotonic", lambda: next(clock))
+    with Progress(True).stage("reading", 10) as advance:
+        for done in (1, 4, 1, 4):
+            advance(done)
+    assert capsys.readouterr().err == "reading\n  50%, 0:00:20 left\n"
+
+
 def test_silent(capsys: pytest.CaptureFixture[str]) -> None:
     run(False)
     assert capsys.readouterr() == ("", "")

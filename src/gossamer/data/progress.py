@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 __all__ = ["Progress"]
+
+_SILENCE = 10  # seconds
 
 
 class Progress:
@@ -35,7 +39,7 @@ class Progress:
         if not (self.enabled and sys.stderr.isatty()):
             if self.enabled:
                 print(title, file=sys.stderr, flush=True)
-            yield lambda done: None
+            yield _Lines(total).advance if self.enabled else lambda done: None
             return
         # rich takes a tenth of a second to import: only where a bar is drawn
         from rich.console import Console
@@ -46,3 +50,22 @@ class Progress:
         with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
             task = bar.add_task(title, total=total)
             yield lambda done: bar.advance(task, done)
+
+
+class _Lines:
+    """A line now and then, in a log file, that tells how far a long stage has come."""
+
+    def __init__(self, total: int | None) -> None:
+        self._total, self._done = total, 0
+        self._began = self._told = time.monotonic()
+
+    def advance(self, done: int) -> None:
+        """So much more is done."""
+        self._done += done
+        now = time.monotonic()
+        if now - self._told < _SILENCE or not self._total or not 0 < self._done < self._total:
+            return
+        self._told = now
+        left = (now - self._began) * (self._total / self._done - 1)
+        line = f"  {self._done / self._total:.0%}, {timedelta(seconds=round(left))} left"
+        print(line, file=sys.stderr, flush=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shlex
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -62,8 +63,10 @@ def announce(
     say(estimate.describe())
     if not estimate.fits(world.device, world.sharing):
         warn("that is more than the device has; a smaller training.batch_size, or training.recompute, needs less")
-    runs = ", ".join(f"{name}: {found['runs']}" for name, found in ops.describe(learner.device).items())
-    say(f"operations: {runs}")
+    runs = Counter(found["runs"] for found in ops.describe(learner.device).values())
+    say(
+        f"operations: {', '.join(f'{count} {name}' for name, count in runs.most_common())} (gossamer doctor lists them)"
+    )
     say(meter.describe_peak())
 
 

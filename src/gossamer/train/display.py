@@ -9,11 +9,14 @@ from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import Progress, ProgressColumn, Task
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
 
 from gossamer.train.config import TrainingConfig
 
-_WIDE = 130  # characters
+_LEAST_BAR, _MOST_BAR = 8, 40  # characters
 
 
 class Display:
@@ -32,18 +35,8 @@ class Display:
         self._steps = "" if elsewise else f"/{training.steps}"
         self._values = dict[str, Any]()  # the newest, for the bar
         self._fresh = dict[str, Any]()  # those that no line has shown
-        # What there is to tell takes two lines of a narrow terminal.
-        self._between = "\n" if self.console.is_terminal and self.console.width < _WIDE else "  "
-        self._bar = Progress(
-            TextColumn("{task.fields[step]}"),
-            BarColumn(bar_width=None),
-            TextColumn("{task.fields[numbers]}"),
-            TimeElapsedColumn(),
-            TextColumn("left {task.fields[left]}"),
-            console=self.console,
-            disable=not self.console.is_terminal,
-        )
-        self._task = self._bar.add_task("train", total=1.0, step=f"step {done}{self._steps}", numbers="", left="-")
+        self._bar = Progress(_Line(self.console), console=self.console, disable=not self.console.is_terminal)
+        self._task = self._bar.add_task("train", total=1.0, step=f"step {done}{self._steps}", numbers=[], left="-")
 
     def say(self, line: str) -> None:
         """Print a line above the bar."""
@@ -59,9 +52,9 @@ class Display:
         self._fresh |= values
         left = timedelta(seconds=round(elapsed / done * (1 - done)))
         shown = f"step {step}{self._steps}"
-        self._bar.update(self._task, completed=done, step=shown, numbers=self._numbers(self._values), left=str(left))
+        self._bar.update(self._task, completed=done, step=shown, numbers=_numbers(self._values), left=str(left))
         if not self.console.is_terminal and not self._quiet and ("validation" in values or self._is_time()):
-            print(f"{shown}  {self._numbers(self._fresh)}  left {left}", file=sys.stderr, flush=True)
+            print("  ".join([shown, *_numbers(self._fresh), f"left {left}"]), file=sys.stderr, flush=True)
             self._fresh.clear()
 
     def _is_time(self) -> bool:
@@ -71,16 +64,6 @@ class Display:
             self._printed = now
         return due
 
-    def _numbers(self, values: dict[str, Any]) -> str:
-        loss, validation, speed = (values.get(name) for name in ("loss", "validation", "speed"))
-        parts = [
-            "" if loss is None else f"loss {loss:.3f}",
-            "" if validation is None else f"validation {validation:.3f}",
-            "" if speed is None else f"{speed:,.0f} tokens/s",
-        ]
-        learned = "  ".join(part for part in parts if part)
-        return self._between.join(part for part in (learned, values.get("cost", "")) if part)
-
     def __enter__(self) -> Self:
         self._bar.start()
         return self
@@ -89,3 +72,58 @@ class Display:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.stop()
+
+
+def _numbers(values: dict[str, Any]) -> list[str]:
+    """What there is to tell, the most important first."""
+    loss, validation, speed = (values.get(name) for name in ("loss", "validation", "speed"))
+    parts = [
+        "" if loss is None else f"loss {loss:.3f}",
+        "" if validation is None else f"validation {validation:.3f}",
+        "" if speed is None else f"{speed:,.0f} tokens/s",
+        *values.get("cost", "").split("  "),
+    ]
+    return [part for part in parts if part]
+
+
+def fitting(width: int, step: str, numbers: list[str], elapsed: str, left: str) -> tuple[str, int, str]:
+    """What of a progress line there is room for: the step and the time left always, numbers as they come, then the time
+    that has passed, then a bar.
+
+    Returns:
+        What stands before the bar, the bar's width, and what stands behind it.
+    """
+    shown = list[str]()
+    end = f"left {left}"
+    room = width - len(step) - len(end) - 2
+    for number in numbers:
+        if len(number) + 2 > room:
+            break  # what matters less is not shown without what matters more
+        shown.append(number)
+        room -= len(number) + 2
+    else:
+        if len(elapsed) + 2 <= room:
+            shown.append(elapsed)
+            room -= len(elapsed) + 2
+    bar = min(room - 2, _MOST_BAR)
+    return step, bar if bar >= _LEAST_BAR else 0, "  ".join([*shown, end])
+
+
+class _Line(ProgressColumn):
+    """The whole line, made to the width that the terminal has at the moment."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console = console
+
+    def render(self, task: Task) -> Table:
+        """See rich."""
+        elapsed = str(timedelta(seconds=int(task.elapsed or 0)))
+        fields = task.fields
+        step, bar, rest = fitting(self._console.width - 1, fields["step"], fields["numbers"], elapsed, fields["left"])
+        parts: list[Text | ProgressBar] = [Text(step, no_wrap=True, overflow="crop"), Text(rest, no_wrap=True)]
+        if bar:
+            parts.insert(1, ProgressBar(total=1.0, completed=task.completed, width=bar))
+        line = Table.grid(padding=(0, 2, 0, 0), pad_edge=False)
+        line.add_row(*parts)
+        return line

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,10 @@ from torch import Tensor
 from gossamer import device as devices
 from gossamer import hub
 from gossamer.data.config import CorpusConfig
+from gossamer.data.corpus import readable_size
 from gossamer.data.dataset import prepare, prepare_one
 from gossamer.data.packing import Batch, validation_batches
+from gossamer.data.progress import Progress
 from gossamer.data.shards import Shard
 from gossamer.data.tokenizer import Tokenizer
 from gossamer.errors import UserError
@@ -176,8 +178,23 @@ def _acceptance(greedy: list[Tensor], labels: Tensor, lengths: tuple[int, ...]) 
     return torch.stack(counts, dim=1)
 
 
+def _told(batches: Iterable[Batch], shard: Shard, name: str, progress: bool) -> Iterator[Batch]:
+    """The batches; progress tells how much of the text they have been."""
+    title = f"measuring on {readable_size(shard.num_bytes)}{f' of {name}' if name else ''}"
+    with Progress(progress).stage(title, shard.num_bytes) as advance:
+        for batch in batches:
+            yield batch
+            share = int((batch.labels != IGNORED).sum()) / shard.num_tokens
+            advance(round(share * shard.num_bytes))
+
+
 def evaluate_run(
-    run: Path, paths: Sequence[str] = (), errors: str = "strict", device: str = "auto", weights: str = "stored"
+    run: Path,
+    paths: Sequence[str] = (),
+    errors: str = "strict",
+    device: str = "auto",
+    weights: str = "stored",
+    progress: bool = True,
 ) -> dict[str, Any]:
     """Measure a run, or any Hugging Face directory of the family, on text; see `Evaluation`.
 
@@ -187,6 +204,7 @@ def evaluate_run(
         errors: strict or replace, for text that is not UTF-8
         device: auto, cpu, cuda …
         weights: stored, or int8 for what the engine makes of them under that option
+        progress: tell on standard error how far it is
 
     Returns:
         An `Evaluation`'s values with the text's documents and bytes, mtp_acceptance only of a model with such a head;
@@ -200,7 +218,7 @@ def evaluate_run(
         round_to_int8(model)
     length, rows = 512, 8
     if paths:
-        sets = {"": prepare_one(tuple(paths), CorpusConfig(errors=errors), tokenizer)}
+        sets = {"": prepare_one(tuple(paths), CorpusConfig(errors=errors), tokenizer, progress)}
     else:
         from gossamer.train.recipe import load_recipe, recipe_from
 
@@ -208,11 +226,12 @@ def evaluate_run(
             raise UserError(f"{run} is a model without held-out text of its own; name text with --data PATH")
         recipe = recipe_from(load_recipe(run / "config.yaml"))
         length, rows = recipe.training.sequence_length, recipe.training.batch_size
-        sets = prepare(recipe.corpus, tokenizer).validation
+        sets = prepare(recipe.corpus, tokenizer, progress).validation
     mtp = None if model.mtp is None else MTPTraining()
     results: dict[str, dict[str, Any]] = {}
     for name, shard in sets.items():
-        found = evaluate(model, validation_batches(shard, rows, length), bytes_of_tokens(shard, tokenizer), mtp)
+        batches = _told(validation_batches(shard, rows, length), shard, name, progress)
+        found = evaluate(model, batches, bytes_of_tokens(shard, tokenizer), mtp)
         if not math.isfinite(found.loss):
             raise UserError(_why_not_finite(model, validation_batches(shard, rows, length), where))
         results[name] = asdict(found) | {"documents": shard.num_documents, "bytes": shard.num_bytes}
