@@ -1,5 +1,6 @@
 """Recipes: merging, refusing, and the way to YAML and back."""
 
+import re
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -22,10 +23,12 @@ from gossamer.train.recipe import (
     field_types,
     flatten,
     load_recipe,
+    recipe_file,
     recipe_from,
     recipe_names,
     to_yaml,
 )
+from gossamer.train.report.figures import network_words
 
 SECTIONS = (ModelConfig, CorpusConfig, OptimizerConfig, ScheduleConfig, TrainingConfig)
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
@@ -117,20 +120,21 @@ def test_the_default_recipe_exists() -> None:
     assert DEFAULT_RECIPE in recipe_names()
 
 
-@pytest.mark.parametrize(
-    ("name", "parameters", "active"),
-    [
-        ("nano", 2.5e6, 1.27e6),
-        ("micro", 64e6, 9.7e6),
-        ("mini", 0.29e9, 45e6),
-        ("small", 2.35e9, 0.30e9),
-        ("80b-a3b", 81.3e9, 3.63e9),
-    ],
-)
-def test_presets_have_their_size(name: str, parameters: float, active: float) -> None:
-    counts = recipe_from(load_recipe(name)).model.counts()
-    assert counts.parameters == pytest.approx(parameters, rel=0.02)
-    assert counts.active_parameters == pytest.approx(active, rel=0.02)
+@pytest.mark.parametrize("name", ["nano", "demo", "micro", "mini", "small", "80b-a3b"])
+def test_presets_say_their_size_in_the_words_of_every_other_place(name: str) -> None:
+    words = network_words(*recipe_from(load_recipe(name)).model.counts().sizes)
+    comment = " ".join(line.lstrip("# ") for line in recipe_file(name).read_text().split("\n") if line.startswith("#"))
+    assert words in comment
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_descriptions_tell_the_size_without_the_head(name: str) -> None:
+    recipe = recipe_from(load_recipe(name))
+    parameters, active, mtp, mtp_active = recipe.model.counts().sizes
+    letters = {"M": 1e6, "B": 1e9}
+    told = [float(value) * letters[unit] for value, unit in re.findall(r"(\d[\d.]*)([MB])\b", recipe.description)]
+    for value, real in zip(told, (parameters - mtp, active - mtp_active), strict=False):
+        assert value == pytest.approx(real, rel=0.02)
 
 
 @pytest.mark.parametrize("section", [*SECTIONS, Recipe])

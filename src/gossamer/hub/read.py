@@ -97,8 +97,7 @@ def _announce(folder: Path, model: CausalLM, promised: bool) -> None:
         )
         return
     head = "with" if model.mtp is not None else "without"
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    log.info("%s: %.1fM parameters, %s a multi-token-prediction head", folder, parameters / 1e6, head)
+    log.info("%s: %s a multi-token-prediction head", folder, head)
 
 
 # What the files say.

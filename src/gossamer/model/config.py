@@ -39,6 +39,9 @@ _FIXED_KEYS: dict[str, tuple[Any, ...]] = {
 }
 MODEL_TYPE = "qwen3_next"
 
+SIZES = ("parameters", "active_parameters", "mtp_parameters", "mtp_active_parameters")
+"""What `Counts.sizes` tells of a network, by the names that records give it."""
+
 # Ranges some orders of magnitude beyond every network that was trained or planned, and within what can be counted.
 _Vocabulary = Annotated[int, Range(1, 1 << 24)]
 _Width = Annotated[int, Range(1, 1 << 22)]

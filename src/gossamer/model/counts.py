@@ -52,6 +52,16 @@ class Counts:
         return sum(part.active_parameters for part in self.parts)
 
     @property
+    def mtp(self) -> Counts:
+        """The multi-token-prediction head's part."""
+        return Counts(tuple(part for part in self.parts if part.kind == "mtp"))
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int]:
+        """All parameters, those that one token passes, and the same of the multi-token-prediction head alone."""
+        return self.parameters, self.active_parameters, self.mtp.parameters, self.mtp.active_parameters
+
+    @property
     def forward_flops(self) -> float:
         """FLOPs a token in the forward pass."""
         return sum(part.forward_flops for part in self.parts)

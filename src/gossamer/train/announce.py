@@ -14,12 +14,14 @@ import torch
 from gossamer import __version__, ops
 from gossamer import device as devices
 from gossamer.data.dataset import Dataset
+from gossamer.model.config import SIZES
 from gossamer.train.dial import Plan
 from gossamer.train.evaluate import Evaluation
 from gossamer.train.memory import MemoryEstimate
 from gossamer.train.meter import Meter
 from gossamer.train.prompt import misfit
 from gossamer.train.recipe import Recipe
+from gossamer.train.report.figures import network_words
 from gossamer.train.step import Learner
 from gossamer.train.world import World
 
@@ -53,10 +55,8 @@ def announce(
         warn(f"samples begin without training.sample_prompt: {reason}")
     counts = recipe.model.counts(recipe.training.sequence_length)
     dtype = str(learner.dtype).removeprefix("torch.")
-    say(
-        f"{counts.parameters:,} parameters, {counts.active_parameters:,} active; steps of "
-        f"{meter.tokens_per_step:,} tokens in {dtype} on {world.size} x {devices.device_name(learner.device)}"
-    )
+    say(network_words(*counts.sizes))
+    say(f"steps of {meter.tokens_per_step:,} tokens in {dtype} on {world.size} x {devices.device_name(learner.device)}")
     if plan is not None:
         say(plan.describe(recipe.training.budget))
         warn(plan.warning(recipe.training.budget, dataset.train.num_bytes))
@@ -77,8 +77,7 @@ def start_facts(recipe: Recipe, dataset: Dataset, learner: Learner, meter: Meter
         "gossamer": __version__,
         "torch": torch.__version__,
         "device": devices.device_name(learner.device),
-        "parameters": counts.parameters,
-        "active_parameters": counts.active_parameters,
+        **dict(zip(SIZES, counts.sizes, strict=True)),
         "flops_per_token": meter.flops_per_token,
         "tokens_per_step": meter.tokens_per_step,
         "steps": recipe.training.steps,

@@ -7,8 +7,9 @@ pandas, jq and polars already read as a missing number.
 
 The events, all but ``step`` optional for a reader; ``tokens`` and ``elapsed`` (seconds of training) say where it was:
 
-    start       time, gossamer, torch, device, parameters, active_parameters, flops_per_token, tokens_per_step, steps,
-                corpus
+    start       time, gossamer, torch, device, parameters, active_parameters (that one token passes; both with the
+                multi-token-prediction head), mtp_parameters, mtp_active_parameters (of that head alone),
+                flops_per_token, tokens_per_step, steps, corpus
     pairs       loss, seconds (what the embedding and the head learned alone, before the first step, and in what time)
     train       tokens, elapsed, loss, mtp_loss, aux_loss, z_loss, grad_norm, learning_rate, tokens_per_second,
                 mfu (share of the device's measured peak), memory (peak bytes)

@@ -18,6 +18,7 @@ from model_configs import configs
 def test_parameters_and_flops_are_the_models(config: ModelConfig, context: int) -> None:
     work, counts = workload_of(config), config.counts(context)
     assert work.parameters == counts.parameters
+    assert work.sizes == counts.sizes
     assert work.flops(context) == pytest.approx({part: flops for part, flops in counts.by_kind().items() if flops})
 
 

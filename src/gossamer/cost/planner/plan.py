@@ -12,6 +12,7 @@ from gossamer.cost.planner.search import Option, least_chips, options
 from gossamer.cost.planner.timing import Job, StepTimer
 from gossamer.cost.planner.workload import Workload
 from gossamer.errors import UserError
+from gossamer.model.config import SIZES
 
 _HOUR, _DAY = 3600.0, 86400.0
 
@@ -99,8 +100,7 @@ class Plan:
         """What a program may want of it; money in US dollars, bytes, seconds."""
         return {
             "model": self.work.name,
-            "parameters": self.work.parameters,
-            "active_parameters": self.work.active_parameters,
+            **dict(zip(SIZES, self.work.sizes, strict=True)),
             "training_flops_per_token": self.flops,
             "chip": self.chip.key,
             "grade": self.chip.worst_grade,

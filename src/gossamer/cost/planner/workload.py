@@ -130,13 +130,20 @@ class Workload:
 
     @cached_property
     def active_parameters(self) -> int:
-        """Those a token is multiplied with in the trunk, the head included and the embedding not: N of 6·N·D."""
-        chosen = sum(
-            count * (_dense(layer, self.hidden) + layer.feed_forward.chosen * 3 * self.hidden
-                     * layer.feed_forward.expert_width)
-            for layer, count in self.layers
-        )  # fmt: skip
-        return chosen + self.vocab * self.hidden
+        """Those a token passes in the trunk, the output head and one row of the embedding included: N of 6·N·D."""
+        chosen = sum(count * _active(layer, self.hidden) for layer, count in self.layers)
+        return chosen + self.vocab * self.hidden + 2 * self.hidden
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int]:
+        """All parameters, those that one token passes, and the same of the multi-token-prediction head alone."""
+        own = len(self.drafts) * (2 * self.hidden**2 + 3 * self.hidden)
+        everything = own + sum(
+            _dense(layer, self.hidden) + 3 * self.hidden * layer.feed_forward.experts * layer.feed_forward.expert_width
+            for layer in self.drafts
+        )
+        active = own + sum(_active(layer, self.hidden) for layer in self.drafts)
+        return self.parameters, self.active_parameters + active, everything, active
 
     def flops(self, context: int, drafts: int | None = None) -> dict[str, float]:
         """Training FLOPs a token by part, for sequences of `context` tokens.
@@ -160,6 +167,11 @@ def _dense(layer: Layer, hidden: int) -> int:
     """Parameters of a layer outside of its routed experts."""
     ffn = layer.feed_forward
     return layer.mixer.parameters + 2 * hidden + hidden * (3 * ffn.width + ffn.experts + ffn.gated)
+
+
+def _active(layer: Layer, hidden: int) -> int:
+    """Parameters of a layer that one token passes."""
+    return _dense(layer, hidden) + layer.feed_forward.chosen * 3 * hidden * layer.feed_forward.expert_width
 
 
 def _layer_flops(layer: Layer, hidden: int, context: int) -> Iterator[tuple[str, float]]:

@@ -15,6 +15,8 @@ __all__ = [
     "human",
     "known",
     "money",
+    "network_size",
+    "network_words",
     "number",
     "percent",
     "size",
@@ -54,6 +56,33 @@ def count(value: Any) -> str:
         if abs(value) >= 0.9995 * unit:
             return f"{value / unit:#.3g}".rstrip(".") + letter
     return f"{value:.4g}"
+
+
+def network_size(parameters: Any, active: Any, mtp_parameters: Any = None, mtp_active: Any = None) -> tuple[str, str]:
+    """A network's size in words, the same wherever it is told: how many parameters, and what there is to say of them.
+
+    "57.1M" and "8.84M active a token; 63.9M and 9.74M with the multi-token-prediction head". Active are those that one
+    token passes, of the routed experts only the chosen ones.
+
+    Args:
+        parameters: all of them, with the head
+        active: likewise
+        mtp_parameters: those of the multi-token-prediction head; None: it is not known whether there is one
+        mtp_active: likewise
+    """
+    if not (known(mtp_parameters) and known(mtp_active) and known(parameters) and known(active)):
+        return count(parameters), f"{count(active)} active a token" if known(active) else ""
+    if not mtp_parameters:
+        return count(parameters), f"{count(active)} active a token; no multi-token-prediction head"
+    own, own_active = parameters - mtp_parameters, active - mtp_active
+    both = f"{count(parameters)} and {count(active)} with the multi-token-prediction head"
+    return count(own), f"{count(own_active)} active a token; {both}"
+
+
+def network_words(*sizes: Any) -> str:
+    """`network_size` as a part of a sentence: "57.1M parameters, 8.84M active a token; …"."""
+    whole, remark = network_size(*sizes)
+    return f"{whole} parameters, {remark}" if remark else f"{whole} parameters"
 
 
 def amount(things: int, name: str) -> str:

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from gossamer.cost.planner import Plan, Serving
 from gossamer.cost.planner.search import Option
-from gossamer.train.report.figures import duration, human, number, percent, size
+from gossamer.train.report.figures import duration, human, network_words, number, percent, size
 
 __all__ = ["describe_plan", "describe_plans", "describe_serving"]
 
@@ -23,7 +23,7 @@ def describe_plan(plan: Plan) -> str:
     low, high = plan.between(plan.days)
     work, job = plan.work, plan.job
     lines = [
-        f"{work.name}: {human(work.parameters)} parameters, {human(work.active_parameters)} active{_adapters(plan)}; "
+        f"{work.name}: {network_words(*work.sizes)}{_adapters(plan)}",
         f"{human(plan.tokens)} tokens in rows of {job.length:,}, {human(job.batch)} a step",
         f"{plan.count:,} × {plan.chip.name} (figures: {plan.chip.worst_grade} at worst)",
         "",

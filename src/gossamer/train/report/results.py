@@ -7,7 +7,20 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from gossamer.cost.ledger import Ledger
-from gossamer.train.report.figures import count, duration, energy, flops, hours, known, money, number, percent, size
+from gossamer.model.config import SIZES
+from gossamer.train.report.figures import (
+    count,
+    duration,
+    energy,
+    flops,
+    hours,
+    known,
+    money,
+    network_size,
+    number,
+    percent,
+    size,
+)
 from gossamer.train.report.history import Event, History, numbers
 
 __all__ = ["Cell", "Row", "Run", "best", "best_before", "over", "reached", "result_rows", "vocabularies", "with_best"]
@@ -116,8 +129,7 @@ def _accepted(run: Run) -> Cell:
 
 def _parameters(run: Run) -> Cell:
     start = run.history.last("start")
-    active = start.get("active_parameters")
-    return Cell(count(start.get("parameters")), f"{count(active)} active" if known(active) else "")
+    return Cell(*network_size(*map(start.get, SIZES)))
 
 
 def _tokens(run: Run) -> Cell:

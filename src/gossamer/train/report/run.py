@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gossamer.cost.ledger import Ledger, read_ledger
+from gossamer.model.config import SIZES
 from gossamer.train.metrics import write_atomically
 from gossamer.train.report.costs import costs
 from gossamer.train.report.figures import (
@@ -21,6 +22,8 @@ from gossamer.train.report.figures import (
     hours,
     known,
     money,
+    network_size,
+    network_words,
     number,
     percent,
     size,
@@ -108,9 +111,7 @@ def loss_curve_png(run: Path, path: Path) -> None:
     start, measured = history.last("start"), _measured(history)
     parts = []
     if known(start.get("parameters")):
-        parts.append(f"{count(start['parameters'])} parameters")
-    if known(start.get("active_parameters")):
-        parts.append(f"{count(start['active_parameters'])} active")
+        parts.append(network_words(*map(start.get, SIZES)).partition(";")[0])
     if known(measured.get("loss")):
         parts.append(f"validation loss {number(measured['loss'])}")
     if known(measured.get("bits_per_byte")):
@@ -179,10 +180,7 @@ def _effort(history: History) -> list[Fact]:
         speed = f"{count(round(tokens / elapsed))} tokens/s" if known(tokens) and elapsed > 0 else ""
         facts.append(Fact("training time", duration(elapsed), speed))
     if known(start.get("parameters")):
-        active = start.get("active_parameters")
-        facts.append(
-            Fact("parameters", count(start["parameters"]), f"{count(active)} active a token" if known(active) else "")
-        )
+        facts.append(Fact("parameters", *network_size(*map(start.get, SIZES))))
     if known(start.get("flops_per_token")) and known(tokens):
         total = start["flops_per_token"] * tokens
         rate = f"{flops(total / elapsed)}/s" if known(elapsed) and elapsed > 0 else ""
