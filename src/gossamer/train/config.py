@@ -110,7 +110,7 @@ class TrainingConfig:
         eval_tokens: text that an evaluation during the run reads at most of each held-out set (tokens)
         final_eval_tokens: the same for the last evaluation (tokens)
         sample_every: distance of written samples (optimizer steps); 0 writes one at the end alone
-        sample_prompt: text that a sample continues
+        sample_prompt: text that a sample continues; empty: held-out words where documents are long, else it begins one
         sample_tokens: length of a sample (tokens)
         checkpoint_every: distance of checkpoints (optimizer steps); 0 writes one at the end alone
         keep_checkpoints: newest checkpoints that stay on disk, beside the best

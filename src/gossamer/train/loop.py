@@ -45,7 +45,7 @@ from gossamer.train.meter import Meter
 from gossamer.train.pairs import begin_with_pairs
 from gossamer.train.parallel import gathered_model
 from gossamer.train.profile import StepProfile
-from gossamer.train.prompt import misfit, occurs
+from gossamer.train.prompt import held_out_words, misfit, occurs
 from gossamer.train.recipe import Recipe
 from gossamer.train.report import write_report
 from gossamer.train.saver import Saver
@@ -139,6 +139,7 @@ class _Run:
         self.held_out = HeldOut(training, dataset, self.learner, world)
         # A recipe's prompt may be none of the text's: no reason to lose a run at its first sample.
         self.prompt = "" if misfit(training.sample_prompt, dataset.tokenizer) else training.sample_prompt
+        self.unread = "" if self.prompt else held_out_words(dataset, training.sequence_length)
         self.length = Length(training, self.meter, world)
         self.saver = Saver(out, dataset.tokenizer, training.keep_checkpoints, world)
         self.step = self.tokens = self.skipped = 0
@@ -176,6 +177,8 @@ class _Run:
         announce(
             self.journal.say, self.recipe, self.dataset, self.learner, self.meter, self.estimate, self.plan, self.world
         )
+        if self.unread:
+            self.journal.say(f"samples go on from held-out words: {self.unread!r}")
         self.meter.begin(saved)
 
     def _restore(self, checkpoint: Path) -> dict[str, Any]:
@@ -249,7 +252,8 @@ class _Run:
                 self.journal.say(f"report: {write_report(self.out)}")
             if not stopped_by:
                 with self._optional("word on what comes next"):
-                    self.journal.say(what_next(self.out, self.prompt if occurs(self.prompt, self.dataset) else ""))
+                    known = self.prompt if occurs(self.prompt, self.dataset) else ""
+                    self.journal.say(what_next(self.out, known or self.unread))
         return stopped_by
 
     @contextmanager
@@ -395,7 +399,8 @@ class _Run:
         sampling = SamplingParams(training.sample_tokens, seed=training.seed, **sampling_for_readers({}))
         text = None
         with self._optional("sample"):
-            text = self.prompt + "".join(sample_text(model, tokenizer, self.prompt, sampling))
+            prompt = self.prompt or self.unread
+            text = prompt + "".join(sample_text(model, tokenizer, prompt, sampling))
         if text is not None:
             self.journal.sample(self.step, text)
         self.length.took("sample", self.meter.lap("samples"))

@@ -1,14 +1,24 @@
-"""Whether a prompt suits the text that a run has read: a recipe's own prompt is meant for the recipe's own text."""
+"""What a run's samples go on from: a prompt that suits its text, words that it has not read, or nothing.
+
+A recipe's own prompt is meant for the recipe's own text. Without one a sample begins a document, as those of training
+do; where there are but few, long ones, their beginnings are hardly ever seen, and what the model makes of one tells
+nothing. There a sample goes on from held-out words.
+"""
 
 from __future__ import annotations
+
+import re
 
 from gossamer.data.dataset import Dataset
 from gossamer.data.tokenizer import Tokenizer
 from gossamer.errors import UserError
 
-__all__ = ["misfit", "occurs"]
+__all__ = ["held_out_words", "misfit", "occurs"]
 
 _LOOKED_AT = 1 << 18  # tokens of each set
+_LONG = 16  # rows that a document fills in the mean, beyond which beginnings are rare
+_WORDS, _CHARACTERS = 12, 80
+_READ = 256  # tokens that hold so many words
 
 
 def misfit(prompt: str, tokenizer: Tokenizer) -> str | None:
@@ -18,6 +28,22 @@ def misfit(prompt: str, tokenizer: Tokenizer) -> str | None:
     except UserError as error:
         return str(error)
     return None
+
+
+def held_out_words(dataset: Dataset, sequence_length: int) -> str:
+    """The words in the middle of the most important held-out set, where documents are long; else nothing."""
+    learnt = dataset.train.shards.values()
+    documents, tokens = sum(shard.num_documents for shard in learnt), sum(shard.num_tokens for shard in learnt)
+    held_out = next(iter(dataset.validation.values()))
+    if documents * _LONG * sequence_length > tokens or not held_out.num_tokens:
+        return ""
+    begin = held_out.num_tokens // 2
+    text = dataset.tokenizer.decode(held_out.read(begin, min(_READ, held_out.num_tokens - begin)).tolist())
+    whole = re.search(rf"(?<=\s)(?:\S+\s+){{{_WORDS - 1}}}\S+(?=\s)", text)  # the first word may have been cut
+    words = " ".join((whole.group() if whole else text).split())
+    if len(words) > _CHARACTERS:
+        words = words[:_CHARACTERS].rpartition(" ")[0] or words[:_CHARACTERS]
+    return "" if "\ufffd" in words or misfit(words, dataset.tokenizer) else words
 
 
 def occurs(prompt: str, dataset: Dataset) -> bool:
