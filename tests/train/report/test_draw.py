@@ -11,9 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gossamer.train.report.charts import learning_charts
 from gossamer.train.report.curves import PALETTE, Chart, Curve, Mark
 from gossamer.train.report.draw import draw_png, draw_svg
+from gossamer.train.report.history import History
 from gossamer.train.report.scales import nice, x_scale, y_scale
+from pages import train
 
 
 def make(values: list[float], **style: bool) -> Curve:
@@ -136,11 +139,11 @@ def test_history_does_not_set_the_axis() -> None:
 def test_marks_stand_above_the_plot_and_hundreds_do_not_pile_up() -> None:
     curves = (make([3.0, 2.0]),)
     plain = draw_svg(Chart("Loss", "", curves), "tokens", 100, 440, 270)
-    marks = tuple(Mark("skip", 50 + index / 1000, 1.0, "skipped") for index in range(200))
+    marks = tuple(Mark("skip", 50 + index / 1000, 1.0, 5.0, "skipped") for index in range(200))
     marked = draw_svg(Chart("Loss", "", curves, marks), "tokens", 100, 440, 270)
     assert marked.top > plain.top
     assert 1 <= marked.svg.count("var(--alarm)") <= 2
-    both = (Mark("rollback", 50.0, 1.0, ""), Mark("resume", 50.0, 1.0, ""))
+    both = (Mark("rollback", 50.0, 1.0, 5.0, ""), Mark("resume", 50.0, 1.0, 5.0, ""))
     assert draw_svg(Chart("Loss", "", curves, both), "tokens", 100, 440, 270).svg.count("stroke-dasharray") == 2
 
 
@@ -156,3 +159,16 @@ def test_png(logarithmic: bool) -> None:
     png = draw_png(Chart("Loss", "nats a token", curves, logarithmic=logarithmic), 100.0, "costs $5 or $6", "")
     assert png[:8] == b"\x89PNG\r\n\x1a\n"
     assert int.from_bytes(png[16:20], "big") == 1600
+
+
+@pytest.mark.parametrize(("most", "logarithmic"), [(3.0, False), (300.0, True)])
+def test_the_gradient_norm_has_a_straight_axis_or_says_that_it_has_none(most: float, logarithmic: bool) -> None:
+    history = History([train(step, grad_norm=most if step == 1 else 0.5) for step in range(1, 9)], [])
+    chart = next(chart for chart in learning_charts(history) if chart.title == "Gradient norm")
+    assert (chart.logarithmic, "logarithmic" in chart.unit) == (logarithmic, logarithmic)
+    assert y_scale(chart).logarithmic == logarithmic
+
+
+def test_an_axis_of_steps() -> None:
+    found = labels(Chart("Loss", "", (make([3.0, 1.0]),)), "steps", 800.0)
+    assert {"steps", "0", "200", "800"} <= found

@@ -7,7 +7,19 @@ import math
 import pytest
 
 from gossamer.train.report import figures
-from gossamer.train.report.figures import amount, count, duration, flops, human, known, number, percent, size, size_unit
+from gossamer.train.report.figures import (
+    amount,
+    count,
+    duration,
+    flops,
+    human,
+    known,
+    network_words,
+    number,
+    percent,
+    size,
+    size_unit,
+)
 
 
 def test_figures_are_written_for_people() -> None:
@@ -58,3 +70,12 @@ def test_costs() -> None:
     assert [figures.energy(value) for value in (0.0123, 12.34, None)] == ["12.3 Wh", "12.3 kWh", "–"]
     assert [figures.money(value, "EUR") for value in (1234.5, 0.5, 0.0123)] == ["1,234.50 EUR", "0.50 EUR", "0.012 EUR"]
     assert (figures.money(2.0), figures.money(None)) == ("2.00", "–")
+
+
+def test_a_networks_size_is_told_without_and_with_its_head() -> None:
+    assert network_words(63_873_632, 9_741_152, 6_801_024, 902_784) == (
+        "57.1M parameters, 8.84M active a token; 63.9M and 9.74M with the multi-token-prediction head"
+    )
+    assert network_words(3e6, 1e6, 0, 0) == "3.00M parameters, 1.00M active a token; no multi-token-prediction head"
+    assert network_words(57_012_736, 9_134_080) == "57.0M parameters, 9.13M active a token"
+    assert network_words(None, None) == "– parameters"

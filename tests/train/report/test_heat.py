@@ -66,7 +66,7 @@ def test_over_time_every_moment_lies_at_its_place_of_the_axis() -> None:
     events = [event(step, max_over_mean=[1.0 if step < 8 else 4.0]) for step in (4, 6, 8, 10)]
     found = load_over_time(History(events, []), ["0"])
     assert found is not None
-    assert [image.axis for image in found.images] == ["tokens", "elapsed"]
+    assert [image.axis for image in found.images] == ["tokens", "elapsed", "steps"]
     assert found.table["steps"] == [4, 6, 8, 10]
     assert found.table["tokens"] == [400, 600, 800, 1000]
     for image in found.images:

@@ -101,3 +101,13 @@ def test_a_strange_time_does_no_harm(tmp_path: Path, moment: object) -> None:
     history = read(tmp_path, {"event": "resume", "step": 1, "time": moment})
     assert history.date() is None
     assert history.incidents()[0]["what"] == "resumed"
+
+
+def test_what_was_only_planned_is_no_place_on_an_axis(tmp_path: Path) -> None:
+    plan = {"event": "plan", "step": 0, "tokens": 10_000_000.0}
+    record(tmp_path, [START, plan])
+    assert read_history(tmp_path).newest("tokens") is None
+    record(tmp_path, [START, plan, train(1), train(2)])
+    history = read_history(tmp_path)
+    assert history.ends() == {"tokens": 8192, "elapsed": 5.0, "steps": 2}
+    assert history.newest("tokens") == 8192

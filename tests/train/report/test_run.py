@@ -36,7 +36,9 @@ def test_a_whole_run(tmp_path: Path) -> None:
     assert page.text("h2") == ["Learning", "Experts", "Machine", "Samples"]
     titles = ["Loss", "Bits per byte", "Learning rate", "Gradient norm", "Multi-token prediction"]
     assert page.text("h3") == [*titles, "Load balance", "Throughput"]
-    pictures = 2 * 7 + 2 * 3  # each over tokens and over time; three span the page and have others for narrow screens
+    pictures = (
+        3 * 7 + 3 * 3
+    )  # each over tokens, over time and over steps; three span the page and have others for narrow screens
     assert page.tags.count("svg") == 2 * pictures, "each holds a second one, which cuts off what leaves the plot"
     assert [text.strip() for text in page.text("pre")] == ["a time", "once upon"], "newest first"
 
@@ -272,7 +274,12 @@ def test_everything_that_can_be_measured(tmp_path: Path) -> None:
     assert page.text("td").count("web") == page.text("td").count("code") == 1 + 2, "newest figures, and each evaluation"
     loss, by_set, *_ = (json.loads(text) for text in page.text("script") if text.startswith("{"))
     assert [curve["label"] for curve in by_set["curves"]] == ["web", "code"]
-    assert loss["marks"][0] == {"text": "step 7: update skipped: loss is <nan>", "tokens": 7 * 4096.0, "elapsed": 17.5}
+    assert loss["marks"][0] == {
+        "text": "step 7: update skipped: loss is <nan>",
+        "tokens": 7 * 4096.0,
+        "elapsed": 17.5,
+        "steps": 7,
+    }
 
 
 def test_a_list_of_one_may_be_a_number(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from gossamer.train.report.curves import SERIES, Chart, Curve, Mark, curve, table
 from gossamer.train.report.draw import Picture, draw_svg
 from gossamer.train.report.figures import known, size_unit
-from gossamer.train.report.history import AXES, Axis, Event, History, nth, numbers
+from gossamer.train.report.history import AXES, PLACES, Axis, Event, History, nth, numbers
 
 __all__ = [
     "NARROW",
@@ -28,6 +28,7 @@ __all__ = [
 ]
 
 WIDE, LOW, NARROW = (1040, 330), (1040, 230), (440, 270)  # sizes of the pictures, CSS pixels
+WIDE_RANGE = 30  # from the least to the most, beyond which a straight axis shows the most alone
 START = 0.03  # of a run: what falls so steeply that it hides the rest
 
 # The primary held-out set is orange wherever it appears.
@@ -87,7 +88,7 @@ def learning_charts(history: History) -> list[Chart]:
         Chart("Validation loss", "nats a token", by_set, skip_start=START),
         Chart("Bits per byte", "validation", tuple(_by_set(evaluations, "bits_per_byte")), skip_start=START),
         Chart("Learning rate", "", (curve(train, "learning_rate", "learning rate", "train"),), from_zero=True),
-        _single(history, "grad_norm", "Gradient norm", "before clipping", "gradient norm", logarithmic=True),
+        _gradient_norm(history),
         _single(history, "mtp_loss", "Multi-token prediction", "nats a token", "MTP loss", skip_start=START),
         Chart("Accepted drafts", "share, by the head's step", tuple(_acceptance(evaluations)), from_zero=True),
         _single(history, "z_loss", "z-loss", "", "z-loss", skip_start=START),
@@ -146,6 +147,16 @@ def _single(history: History, key: str, title: str, unit: str, label: str, **sty
     return Chart(title, unit, (curve(_train(history), key, label, "train", smoothed=True),), **style)
 
 
+def _gradient_norm(history: History) -> Chart:
+    """Over a wide range on a logarithmic axis, which says that it is one."""
+    norms = [
+        event["grad_norm"] for event in _train(history) if known(event.get("grad_norm")) and event["grad_norm"] > 0
+    ]
+    wide = bool(norms) and max(norms) > WIDE_RANGE * min(norms)
+    unit = "before clipping, logarithmic axis" if wide else "before clipping"
+    return _single(history, "grad_norm", "Gradient norm", unit, "gradient norm", logarithmic=wide, from_zero=not wide)
+
+
 def _by_set(evaluations: dict[str, list[Event]], key: str) -> Iterator[Curve]:
     for index, (name, events) in enumerate(evaluations.items()):
         color, dashed = _SET_COLORS[index % len(_SET_COLORS)], index >= len(_SET_COLORS)
@@ -178,7 +189,13 @@ def _undone(history: History) -> Curve:
 
 def _marks(history: History) -> tuple[Mark, ...]:
     return tuple(
-        Mark(event["event"], event["tokens"], event["elapsed"], f"step {event['step']:,}: {event['what']}")
+        Mark(
+            kind=event["event"],
+            tokens=event["tokens"],
+            elapsed=event["elapsed"],
+            steps=event["step"],
+            text=f"step {event['step']:,}: {event['what']}",
+        )
         for event in history.incidents()
-        if all(known(event.get(axis)) for axis in AXES)
+        if all(map(known, map(event.get, PLACES)))
     )

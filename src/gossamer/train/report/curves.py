@@ -59,7 +59,7 @@ class Curve:
     faint: bool = False  # a thin line, of what is only history
 
     def x(self, axis: Axis) -> Floats:
-        return self.tokens if axis == "tokens" else self.elapsed
+        return {"tokens": self.tokens, "elapsed": self.elapsed, "steps": self.steps}[axis]
 
     @property
     def measured(self) -> bool:
@@ -74,10 +74,11 @@ class Mark:
     kind: str
     tokens: float
     elapsed: float
+    steps: float
     text: str
 
     def x(self, axis: Axis) -> float:
-        return self.tokens if axis == "tokens" else self.elapsed
+        return {"tokens": self.tokens, "elapsed": self.elapsed, "steps": self.steps}[axis]
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ def draw_svg(chart: Chart, axis: Axis, end: float, width: int, height: int) -> P
 
     Args:
         axis: what to draw the curves over.
-        end: where that axis ends, in tokens or seconds; it begins at 0.
+        end: where that axis ends, in tokens, steps or seconds; it begins at 0.
         width, height: of the picture, in CSS pixels at which its text is 12 pixels high.
     """
     across, up = x_scale(axis, end), y_scale(chart)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from gossamer.train.report.curves import Floats, brief
 from gossamer.train.report.figures import known
-from gossamer.train.report.history import AXES, Axis, Event, History, numbers, spread
+from gossamer.train.report.history import AXES, PLACES, Axis, Event, History, numbers, spread, where
 from gossamer.train.report.scales import Scale, nice, x_scale
 
 __all__ = ["HEAT", "HeatMap", "Image", "latest_load", "layer_names", "load_over_time"]
@@ -84,7 +84,7 @@ def load_over_time(history: History, names: list[str]) -> HeatMap | None:
     images = []
     for axis in AXES:
         scale = x_scale(axis, history.ends()[axis])
-        at = _nearest(np.array([event[axis] for event in moments], dtype=np.float64), scale)
+        at = _nearest(np.array([where(event, axis) for event in moments], dtype=np.float64), scale)
         pixels = np.where(at >= 0, _levels(values, top)[:, at], _EMPTY)
         images.append(
             _image(axis, pixels, [(float(scale.place(tick)), label) for tick, label in scale.ticks], scale.name)
@@ -168,7 +168,7 @@ def _heat_map(
 
 def _moments(events: list[Event], key: str) -> list[Event]:
     """The newest evaluation of each step that has a place, thinned evenly."""
-    placed = {event["step"]: event for event in events if key in event and all(known(event.get(axis)) for axis in AXES)}
+    placed = {event["step"]: event for event in events if key in event and all(map(known, map(event.get, PLACES)))}
     return spread(placed.values(), _MOMENTS)
 
 

@@ -11,14 +11,17 @@ from typing import Any, Literal, TypeAlias
 from gossamer.train.metrics import read_metrics
 from gossamer.train.report.figures import known
 
-__all__ = ["AXES", "Axis", "Event", "History", "nth", "numbers", "read_history", "spread"]
+__all__ = ["AXES", "PLACES", "Axis", "Event", "History", "nth", "numbers", "read_history", "spread", "where"]
 
 Event: TypeAlias = dict[str, Any]
-Axis = Literal["tokens", "elapsed"]
-AXES: tuple[Axis, ...] = ("tokens", "elapsed")
+Axis = Literal["tokens", "elapsed", "steps"]
+AXES: tuple[Axis, ...] = ("tokens", "elapsed", "steps")
+PLACES = ("tokens", "elapsed")  # an event's, beside its step; either may be missing
 
 # What a rollback undoes; the rest, such as the rollback itself, has happened all the same.
 _MEASURED = frozenset({"train", "eval", "end", "experts", "sample"})
+# What only tells what is meant to come.
+_PLANNED = frozenset({"start", "plan"})
 # What may come without tokens or time of training, and gets them from its step.
 _PLACED = frozenset({"experts", "sample", "checkpoint", "skip", "rollback", "resume"})
 _UNNAMED = "held-out"
@@ -46,13 +49,18 @@ class History:
 
     def newest(self, key: str) -> Any:
         """The newest finite value of ``key`` in any event."""
-        return next((event[key] for event in reversed(self.events) if known(event.get(key))), None)
+        return next((event[key] for event in reversed(self._past) if known(event.get(key))), None)
 
     def ends(self) -> dict[Axis, float]:
         """Where the curves end, the same for all charts: a page is read along a common axis."""
         return {
-            axis: max((event[axis] for event in self.events if known(event.get(axis))), default=0.0) for axis in AXES
+            axis: max((at for event in self._past if known(at := where(event, axis))), default=0.0) for axis in AXES
         }
+
+    @property
+    def _past(self) -> list[Event]:
+        """What has happened."""
+        return [event for event in self.events if event["event"] not in _PLANNED]
 
     def measurements(self) -> dict[str, list[Event]]:
         """Every measurement on held-out text by the name of the set, the primary one first; the newest last."""
@@ -115,6 +123,11 @@ def read_history(run: Path) -> History:
     return History(_placed(live), undone)
 
 
+def where(event: Event, axis: Axis) -> Any:
+    """An event's place on an axis, None where it is not known."""
+    return event.get("step" if axis == "steps" else axis)
+
+
 def numbers(value: Any) -> list[float]:
     """A list of numbers as it was measured, NaN for what was not finite; one number is a list of one."""
     items = value if isinstance(value, list) else [] if value is None else [value]
@@ -131,16 +144,16 @@ def _placed(events: list[Event]) -> list[Event]:
     """Give the events that lack them their tokens and time of training, between those of the steps around."""
     import numpy as np
 
-    known_places = [event for event in events if all(known(event.get(axis)) for axis in AXES)]
+    known_places = [event for event in events if all(known(event.get(axis)) for axis in PLACES)]
     if not known_places:
         return events
-    by_step = {0: dict.fromkeys(AXES, 0)} | {event["step"]: event for event in known_places}
+    by_step = {0: dict.fromkeys(PLACES, 0)} | {event["step"]: event for event in known_places}
     steps = sorted(by_step)
-    columns = {axis: [by_step[step][axis] for step in steps] for axis in AXES}
+    columns = {axis: [by_step[step][axis] for step in steps] for axis in PLACES}
 
     def place(event: Event) -> Event:
         between = {axis: float(np.interp(event["step"], steps, column)) for axis, column in columns.items()}
-        return between | {name: value for name, value in event.items() if name not in AXES or known(value)}
+        return between | {name: value for name, value in event.items() if name not in PLACES or known(value)}
 
     return [place(event) if event["event"] in _PLACED else event for event in events]
 

@@ -36,14 +36,14 @@ class Scale:
 
 
 def x_scale(axis: Axis, end: float) -> Scale:
-    """The horizontal axis of all charts of a page, in tokens or seconds, from 0 to the page's end."""
+    """The horizontal axis of all charts of a page, in tokens, steps or seconds, from 0 to the page's end."""
     end = end or 1.0
-    unit, name = (1.0, "tokens")
+    unit, name = 1.0, str(axis)
     if axis == "elapsed":
         unit, name = next(((size, name) for size, name in _TIME_UNITS if end >= 2 * size), _TIME_UNITS[-1])
         name += " of training"
     ticks = nice(0.0, end / unit, 6, (1.0, 2.0, 5.0, 10.0))
-    labels = _labels(ticks) if axis == "tokens" else [f"{tick:.6g}" for tick in ticks]
+    labels = [f"{tick:.6g}" for tick in ticks] if axis == "elapsed" else _labels(ticks)
     placed = tuple((tick * unit, label) for tick, label in zip(ticks, labels, strict=True))
     return Scale(-0.015 * end, 1.015 * end, placed, name)
 
