@@ -26,6 +26,7 @@ from gossamer.reading import (
     read_json,
     read_object,
     read_text,
+    text_of_name,
     user_path,
     yaml_text,
 )
@@ -224,3 +225,8 @@ def test_a_file_has_a_bound(tmp_path: Path) -> None:
     (tmp_path / "c").write_bytes(b"\xef\xbb\xbf{}")
     assert read_object(tmp_path / "c") == {}
     assert reading.read_bytes(tmp_path / "b") == b"ab\xff"
+
+
+def test_a_name_that_is_no_text_can_be_written_down() -> None:
+    assert text_of_name(os.fsdecode(b"runs/\xff\xc3\xa9")) == "runs/\ufffdé"
+    assert text_of_name("\ud800").encode("utf-8")

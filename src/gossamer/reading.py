@@ -42,6 +42,7 @@ __all__ = [
     "read_json",
     "read_object",
     "read_text",
+    "text_of_name",
     "user_path",
     "yaml_text",
 ]
@@ -89,6 +90,14 @@ def user_path(text: str | Path) -> Path:
     except RuntimeError:
         whose = "its home folder is not known (HOME is not set)" if re.match(r"~(/|$)", str(text)) else "no such user"
         raise UserError(f"{text}: {whose}; write the path out") from None
+
+
+def text_of_name(name: str) -> str:
+    """A file's name as text that can be written in UTF-8: what is none in it becomes U+FFFD."""
+    try:
+        return os.fsencode(name).decode("utf-8", "replace")
+    except UnicodeEncodeError:  # of a system whose names are no bytes
+        return name.encode("utf-8", "replace").decode()
 
 
 def open_to_read(path: Path, remedy: str = "") -> BufferedReader:

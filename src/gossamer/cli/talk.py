@@ -6,7 +6,7 @@ import sys
 from typing import Annotated, Literal
 
 from gossamer.cli.shared import existing, typed_text
-from gossamer.reading import user_path
+from gossamer.reading import text_of_name, user_path
 from gossamer.typed import Range
 
 _Tokens = Annotated[int, Range(1, 1 << 40)]
@@ -149,7 +149,7 @@ def serve(
         host=host,
         port=port,
         keys=None if keys is None else user_path(keys),
-        name=name or folder.resolve().name,
+        name=text_of_name(name or folder.resolve().name),
         cors=cors,
         max_queue=max_queue,
         max_connections=max_connections,

@@ -19,7 +19,7 @@ from gossamer.hub.names import EMBEDDING, tensors_of
 from gossamer.hub.read import load
 from gossamer.hub.write import disk_errors, sync
 from gossamer.model.config import FULL, LINEAR, ModelConfig
-from gossamer.reading import user_path
+from gossamer.reading import text_of_name, user_path
 
 _ARCHITECTURE = "qwen3next"
 _TYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
@@ -59,7 +59,8 @@ def export_gguf(run: str | Path, file: str | Path) -> None:
             writer.add_type(gguf.GGUFType.MODEL)
             writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
             _describe_network(writer, model.config)
-            writer.add_string("general.name", source.parent.name if source.name == "model" else source.name)
+            name = source.parent.name if source.name == "model" else source.name
+            writer.add_string("general.name", text_of_name(name))
             writer.add_file_type(gguf.LlamaFileType[_FILE_TYPES.get(parameters[EMBEDDING].dtype, "ALL_F32")])
             _describe_tokenizer(writer, vocabulary)
             _write_tensors(writer, parameters, model.config, gguf)

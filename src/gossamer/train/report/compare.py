@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from gossamer import __version__
 from gossamer.cost.ledger import read_ledger
 from gossamer.errors import UserError
+from gossamer.reading import text_of_name
 from gossamer.train.report.costs import costs_to_losses
 from gossamer.train.report.figures import known
 from gossamer.train.report.history import AXES, Event, History, nth, read_history
@@ -88,7 +89,7 @@ def _names(runs: Sequence[Path]) -> list[str]:
     """The last part of each path, and as many before it as tell the runs apart."""
     parts = [folder.resolve().parts for folder in runs]
     for length in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(part[-length:]) for part in parts]
+        names = [text_of_name("/".join(part[-length:])) for part in parts]
         if len(set(names)) == len(names):
             break
     return names

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from gossamer.cost.ledger import Ledger, read_ledger
 from gossamer.model.config import SIZES
+from gossamer.reading import text_of_name
 from gossamer.train.metrics import write_atomically
 from gossamer.train.report.costs import costs
 from gossamer.train.report.figures import (
@@ -73,7 +74,7 @@ def write_report(run: Path, path: Path | None = None) -> Path:
     incidents = history.incidents()
     page = render(
         "run.html.jinja",
-        title=run.resolve().name,
+        title=text_of_name(run.resolve().name),
         description=config.pop("description", None),
         start=history.last("start"),
         date=history.date(),
@@ -116,8 +117,8 @@ def loss_curve_png(run: Path, path: Path) -> None:
         parts.append(f"validation loss {number(measured['loss'])}")
     if known(measured.get("bits_per_byte")):
         parts.append(f"{number(measured['bits_per_byte'])} bits per byte")
-    picture = draw_png(loss_chart(history), history.ends()["tokens"], run.resolve().name[:60], " · ".join(parts))
-    write_atomically(path, picture)
+    name = text_of_name(run.resolve().name)[:60]
+    write_atomically(path, draw_png(loss_chart(history), history.ends()["tokens"], name, " · ".join(parts)))
 
 
 def _measured(history: History) -> Event:

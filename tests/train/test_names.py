@@ -1,0 +1,41 @@
+"""Text and runs whose names are no UTF-8, as on disks that other systems wrote."""
+
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from gossamer import hub
+from gossamer.cli import main
+from gossamer.train.evaluate import evaluate_run
+from gossamer.train.loop import train
+from gossamer.train.report import loss_curve_png, write_comparison, write_report
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+
+
+def test_a_run_of_such_names(tiny_recipe, tmp_path, capsys):
+    place = tmp_path / os.fsdecode(b"\xff\xe9")
+    place.mkdir()
+    text = place / os.fsdecode(b"t\xfe.txt")
+    text.write_text(Path(tiny_recipe.corpus.paths[0]).read_text())
+    recipe = replace(
+        tiny_recipe,
+        corpus=replace(tiny_recipe.corpus, paths=(str(place),)),
+        training=replace(tiny_recipe.training, steps=2),
+    )
+    run = place / os.fsdecode(b"run\xfd")
+    train(recipe, run)
+    train(replace(recipe, training=replace(recipe.training, steps=3)), run, resume=True)
+    assert evaluate_run(run, device="cpu")["tokens"]
+    assert "run\ufffd" in write_report(run).read_text(encoding="utf-8")
+    loss_curve_png(run, place / "loss.png")
+    write_comparison([run, run], place / "both.html")
+    hub.export(run, place / os.fsdecode(b"out\xfd"))
+    capsys.readouterr()
+    assert main(["eval", str(run), "--json", "--device", "cpu"]) == 0
+    assert main(["sample", str(place / os.fsdecode(b"out\xfd")), "--max_tokens", "2", "--device", "cpu"]) == 0
+    assert main(["plan", "--model", str(run), "--json"]) == 0
+    assert main(["report", str(run / "no")]) == 2
