@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gossamer.errors import UserError
-from gossamer.reading import read_text
+from gossamer.reading import read_text, text_of_name
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -117,7 +117,7 @@ class WeightsAndBiases:
             raise UserError(
                 f"Weights & Biases (project {project!r}) needs a package that is not installed: pip install wandb"
             ) from error
-        name, identity = run_dir.resolve().name, _identity(run_dir)
+        name, identity = text_of_name(run_dir.resolve().name), _identity(run_dir)
         try:
             self._run = wandb.init(project=project, name=name, id=identity, resume="allow", dir=str(run_dir))
         except wandb.errors.Error as error:

@@ -80,7 +80,11 @@ class MetricsWriter:
         if begun:
             write_atomically(path, b"".join(line + b"\n" for line, _ in kept))
         self._file = open_to_append(path)
-        self._boards: list[Board] = [TensorBoard(run_dir, resume_step), *others]
+        self._boards: list[Board] = others
+        try:
+            self._boards.insert(0, TensorBoard(run_dir, resume_step))
+        except Exception as error:
+            _tell_of_lost(TensorBoard.__name__, error)
 
     def write(self, event: str, step: int, **values: Any) -> None:
         """Append one event and hand the line to the operating system before returning.
@@ -106,9 +110,9 @@ class MetricsWriter:
                 board.show(event, record["step"], record)
                 if event == "rollback":
                     board.rewind(record["to"])
-            except Exception as error:  # a picture of the run must not end the run
+            except Exception as error:
                 self._boards.remove(board)
-                log.warning("%s shows no more of this run: %s: %s", type(board).__name__, type(error).__name__, error)
+                _tell_of_lost(type(board).__name__, error)
 
     def close(self, failed: bool = False) -> None:
         """Close all records; ``failed``: the run did not end well. A second call does nothing."""
@@ -190,6 +194,11 @@ def _is_value(value: Any, inside: int = 2) -> bool:
     if isinstance(value, list):
         return inside > 0 and all(_is_value(item, inside - 1) for item in value)
     return value is None or isinstance(value, str | bool) or is_number(value)
+
+
+def _tell_of_lost(board: str, error: Exception) -> None:
+    """A picture of the run must not end the run."""
+    log.warning("%s shows no more of this run: %s: %s", board, type(error).__name__, error)
 
 
 def _until(lines: list[tuple[bytes, dict[str, Any]]], step: int) -> list[tuple[bytes, dict[str, Any]]]:
