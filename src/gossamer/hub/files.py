@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -74,9 +75,37 @@ def read_header(file: Path) -> dict[str, Stored]:
 
 
 @contextmanager
+def spelt_in_utf8(file: Path) -> Iterator[str]:
+    """A path to the same file for safetensors, which takes no other: by its folder's descriptor if need be.
+
+    Raises:
+        UserError: there is none.
+    """
+    if _is_utf8(str(file)):
+        yield str(file)
+        return
+    descriptors = Path("/proc/self/fd")
+    if not _is_utf8(file.name) or not descriptors.is_dir():
+        raise UserError(f"{file}: its name is no UTF-8; rename it")
+    folder = os.open(file.parent, os.O_RDONLY)
+    try:
+        yield str(descriptors / str(folder) / file.name)
+    finally:
+        os.close(folder)
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+@contextmanager
 def _opened(file: Path) -> Iterator[Any]:
     try:
-        with safe_open(file, framework="pt") as handle:
+        with spelt_in_utf8(file) as path, safe_open(path, framework="pt") as handle:
             yield handle
     except SafetensorError as error:
         raise UserError(f"{file}: not a whole safetensors file ({error}); {REMEDY}") from error

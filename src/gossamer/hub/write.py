@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from gossamer.errors import UserError
+from gossamer.hub.files import spelt_in_utf8
 from gossamer.hub.find import CONFIG, find_model
 from gossamer.hub.names import EMBEDDING, INDEX, SHARD_PATTERN, is_weight_file, released_tensors
 from gossamer.hub.read import load
@@ -149,7 +150,8 @@ def _write_weights(model: CausalLM, folder: Path) -> None:
         # On the host, since safetensors asks tensors for addresses that a plug-in's may not have. Contiguous already,
         # unless somebody set a parameter to a view of his own; then it is copied.
         shard = {name: tensors[name].cpu().contiguous() for name in names}
-        save_file(shard, folder / file, metadata={"format": "pt"})
+        with spelt_in_utf8(folder / file) as path:
+            save_file(shard, path, metadata={"format": "pt"})
         shutil.copymode(folder / CONFIG, folder / file)  # safetensors lets nobody else read it, whatever the umask
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
