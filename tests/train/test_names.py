@@ -19,11 +19,12 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="other systems r
 def test_a_run_of_such_names(tiny_recipe, tmp_path, capsys):
     place = tmp_path / os.fsdecode(b"\xff\xe9")
     place.mkdir()
-    text = place / os.fsdecode(b"t\xfe.txt")
-    text.write_text(Path(tiny_recipe.corpus.paths[0]).read_text())
+    texts = place / os.fsdecode(b"texts\xfe")
+    texts.mkdir()
+    (texts / os.fsdecode(b"t\xfe.txt")).write_text(Path(tiny_recipe.corpus.paths[0]).read_text())
     recipe = replace(
         tiny_recipe,
-        corpus=replace(tiny_recipe.corpus, paths=(str(place),)),
+        corpus=replace(tiny_recipe.corpus, paths=(str(texts),)),
         training=replace(tiny_recipe.training, steps=2),
     )
     run = place / os.fsdecode(b"run\xfd")
