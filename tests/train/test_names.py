@@ -11,7 +11,7 @@ from gossamer import hub
 from gossamer.cli import main
 from gossamer.train.evaluate import evaluate_run
 from gossamer.train.loop import train
-from gossamer.train.report import loss_curve_png, write_comparison, write_report
+from gossamer.train.report import loss_curve_png, write_report
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
 
@@ -33,7 +33,6 @@ def test_a_run_of_such_names(tiny_recipe, tmp_path, capsys):
     assert evaluate_run(run, device="cpu")["tokens"]
     assert "run\ufffd" in write_report(run).read_text(encoding="utf-8")
     loss_curve_png(run, place / "loss.png")
-    write_comparison([run, run], place / "both.html")
     hub.export(run, place / os.fsdecode(b"out\xfd"))
     capsys.readouterr()
     assert main(["eval", str(run), "--json", "--device", "cpu"]) == 0
