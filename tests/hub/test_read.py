@@ -213,7 +213,15 @@ def test_a_shard_of_another_checkpoint(sharded) -> None:
 
 
 @pytest.mark.parametrize(
-    "index", ["{}", '{"weight_map": [1]}', '{"weight_map": {"a": 1}}', '{"weight_map": {"a": "../b"}}']
+    "index",
+    [
+        "{}",
+        '{"weight_map": [1]}',
+        '{"weight_map": {"a": 1}}',
+        '{"weight_map": {"a": "../b"}}',
+        '{"weight_map": {"a": "' + "b" * 300 + '"}}',
+    ],
+    ids=["empty", "list", "number", "outside", "long"],
 )
 def test_an_index_that_is_none(sharded, index) -> None:
     (sharded / names.INDEX).write_text(index)

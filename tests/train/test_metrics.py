@@ -120,8 +120,17 @@ def test_a_resume_after_a_torn_line_starts_a_new_one(tmp_path: Path, no_board: N
 
 @pytest.mark.parametrize(
     "damage",
-    [b"{", b"\x00\x00", b"\xff", b"[]", b'{"event": "train"}', b'{"event": "train", "step": "1"}', b"[" * 99999],
-    ids=["torn", "zeros", "bytes", "list", "no step", "step as text", "deep"],
+    [
+        b"{",
+        b"\x00\x00",
+        b"\xff",
+        b"[]",
+        b'{"event": "train"}',
+        b'{"event": "train", "step": "1"}',
+        b"[" * 99999,
+        b'{"event": "train", "step": 2, "tokens": 9223372036854775808}',
+    ],
+    ids=["torn", "zeros", "bytes", "list", "no step", "step as text", "deep", "beyond 64 bits"],
 )
 def test_damage_in_the_middle_names_file_and_line(tmp_path: Path, no_board: None, damage: bytes) -> None:
     write_run(tmp_path, 3)

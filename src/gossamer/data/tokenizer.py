@@ -32,6 +32,7 @@ from gossamer.data.tokenizer_files import (
 )
 from gossamer.errors import UserError, shorten
 from gossamer.reading import MAX_TOKENIZER, parse_json, read_text
+from gossamer.typed import shown
 
 __all__ = ["EOT", "TextStream", "Tokenizer", "char_tokenizer", "train_bpe"]
 
@@ -84,7 +85,7 @@ class Tokenizer:
         delimiter = core.token_to_id(eot)
         if delimiter is None:
             raise UserError(
-                f"tokenizer: its end-of-text token {eot!r} is not in its vocabulary; mend tokenizer_config.json"
+                f"tokenizer: its end-of-text token {shown(eot)} is not in its vocabulary; mend tokenizer_config.json"
             )
         self.eot_id: int = delimiter
         self._core = core
@@ -165,9 +166,8 @@ class Tokenizer:
             return None
         name = "tool_use" if tools and "tool_use" in templates else "default"
         if name not in templates:
-            raise UserError(
-                f"tokenizer: none of its chat templates {', '.join(sorted(templates))} is named default; name one so"
-            )
+            named = shorten(", ".join(sorted(templates)))
+            raise UserError(f"tokenizer: none of its chat templates {named} is named default; name one so")
         return templates[name]
 
     @property

@@ -16,8 +16,10 @@ from torch import Tensor
 from gossamer.errors import UserError
 from gossamer.hub.names import INDEX, WEIGHTS, some
 from gossamer.reading import read_object
+from gossamer.typed import shown
 
 REMEDY = "download or save it again"
+_LONGEST_NAME = 255  # bytes that a file system's names have at most
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
@@ -48,8 +50,8 @@ def read_headers(folder: Path) -> dict[str, Stored]:
         raise UserError(f"{folder / INDEX}: holds no weight_map from tensors to files; {REMEDY}")
     stored: dict[str, Stored] = {}
     for shard in sorted(set(weight_map.values())):
-        if Path(shard).name != shard:
-            raise UserError(f"{folder / INDEX}: names {shard!r}, which is no file of this folder; {REMEDY}")
+        if Path(shard).name != shard or len(shard.encode()) > _LONGEST_NAME:
+            raise UserError(f"{folder / INDEX}: names {shown(shard)}, which is no file of this folder; {REMEDY}")
         if not (folder / shard).is_file():
             raise UserError(f"{folder / shard}: this shard is missing, {INDEX} names it; {REMEDY}")
         header = read_header(folder / shard)

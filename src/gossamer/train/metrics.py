@@ -193,6 +193,8 @@ def _is_value(value: Any, inside: int = 2) -> bool:
     """Whether a value is what an event may hold: a number, text, or lists of numbers."""
     if isinstance(value, list):
         return inside > 0 and all(_is_value(item, inside - 1) for item in value)
+    if type(value) is int and abs(value) >= 1 << 63:  # NumPy would make an object of it
+        return False
     return value is None or isinstance(value, str | bool) or is_number(value)
 
 
