@@ -21,7 +21,7 @@ from gossamer.data.packing import Batch
 from gossamer.errors import UserError
 from gossamer.model.causal_lm import CausalLM
 from gossamer.ops import native
-from gossamer.train.memory import MemoryEstimate, estimate_peak
+from gossamer.train.memory import MemoryEstimate, estimate_peak, require_weights
 from gossamer.train.recipe import Recipe, load_recipe, recipe_from
 from gossamer.train.step import Learner
 
@@ -239,3 +239,16 @@ def test_what_is_too_much_for_any_error_of_the_estimate_is_refused(monkeypatch) 
         replace(found, weights=760 * MIB).require(CPU)
     with pytest.raises(UserError, match=r"^training would take about 2\.0 GiB"):
         found.require(CPU, processes=2)
+
+
+def test_what_the_weights_alone_exceed_is_refused_before_a_network_is_laid_out(monkeypatch) -> None:
+    config = recipe_of("nano").model
+    needed = 12 * config.counts().parameters  # weights, gradients and one running mean in float32
+    monkeypatch.setattr(devices, "memory_bytes", lambda device: needed)
+    require_weights(config, 1, CPU)
+    require_weights(config, 2, CPU, processes=2)
+    with pytest.raises(UserError, match=r"^training would take more than .* and cpu has"):
+        require_weights(config, 1, CPU, processes=2)
+    monkeypatch.setattr(CausalLM, "__init__", lambda *_: pytest.fail("laid out"))
+    with pytest.raises(UserError, match="smaller model"):
+        require_weights(replace(config, num_hidden_layers=4096, layer_types=None), 1, CPU)

@@ -234,17 +234,6 @@ def test_a_bad_price_is_one_line_and_nothing_is_begun(tiny_recipe, tmp_path, cap
     assert not run.exists()
 
 
-def test_the_bar_of_a_narrow_terminal_tells_cost_in_a_second_line(tiny_recipe, monkeypatch):
-    from gossamer.train.display import Display
-
-    for columns, between in (("80", "\n"), ("200", "  ")):
-        monkeypatch.setenv("COLUMNS", columns)
-        monkeypatch.setenv("FORCE_COLOR", "1")
-        display = Display(tiny_recipe.training)
-        display.step(1, 0.5, 1.0, loss=2.0, cost="MFU 30%")
-        assert display._numbers(display._values) == f"loss 2.000{between}MFU 30%"
-
-
 def test_the_head_counts_as_often_as_it_is_applied(tiny_recipe, tmp_path):
     from gossamer.train.world import ALONE
 

@@ -40,7 +40,7 @@ from gossamer.train.evaluate import Evaluation
 from gossamer.train.held_out import HeldOut, judge
 from gossamer.train.journal import Journal
 from gossamer.train.length import Length
-from gossamer.train.memory import MemoryEstimate, estimate_peak
+from gossamer.train.memory import MemoryEstimate, estimate_peak, require_weights
 from gossamer.train.meter import Meter
 from gossamer.train.pairs import begin_with_pairs
 from gossamer.train.parallel import gathered_model
@@ -106,6 +106,7 @@ def _with_vocabulary(recipe: Recipe, size: int) -> Recipe:
 
 def _estimate(recipe: Recipe, world: World) -> MemoryEstimate:
     """What a process will take, which the device must have (UserError)."""
+    require_weights(recipe.model, world.size, world.device, world.sharing)
     estimate = estimate_peak(recipe, world.device, world.size)
     estimate.require(world.device, world.sharing)
     return estimate

@@ -23,6 +23,7 @@ from gossamer.cost.activations import Shape
 from gossamer.cost.step_memory import Moment, Step, gathered, moments, weight_bytes
 from gossamer.errors import UserError
 from gossamer.model.causal_lm import CausalLM
+from gossamer.model.config import ModelConfig
 from gossamer.ops.orthogonalize.native import LARGEST
 from gossamer.ops.registry import OPERATIONS
 from gossamer.train.muon import Split, matrix_splits
@@ -89,13 +90,7 @@ class MemoryEstimate:
 
     def require(self, device: torch.device, processes: int = 1) -> None:
         """Refuse (UserError) what so many processes on the device cannot have, however wrong the estimate."""
-        needed, there = self.most * processes, devices.memory_bytes(device)
-        if needed > _ERROR * there:
-            raise UserError(
-                f"training would take about {_gib(needed)} GiB of memory, and {device} has {_gib(there)} GiB; a "
-                "smaller model, --training.batch_size or --training.sequence_length, --training.recompute true, and "
-                "more devices (docs/cluster.md) need less"
-            )
+        _require("about", self.most * processes, device)
 
     def describe(self) -> str:
         """One line for people, in GiB."""
@@ -105,6 +100,28 @@ class MemoryEstimate:
         if self.most > self.total:
             line += f"; {_gib(self.checkpoint)} more while a checkpoint is written"
         return line
+
+
+def require_weights(config: ModelConfig, world_size: int, device: torch.device, processes: int = 1) -> None:
+    """Refuse (UserError) a network whose weights, gradients and running means alone are too many for the device.
+
+    It takes no time: `estimate_peak` lays the network out first, half a minute for some thousand layers.
+
+    Args:
+        world_size: all processes, which share the network
+        processes: of them on this device
+    """
+    _require("more than", 3 * _FLOAT * config.counts().parameters // world_size * processes, device)
+
+
+def _require(about: str, needed: int, device: torch.device) -> None:
+    there = devices.memory_bytes(device)
+    if needed > _ERROR * there:
+        raise UserError(
+            f"training would take {about} {_gib(needed)} GiB of memory, and {device} has {_gib(there)} GiB; a "
+            "smaller model, --training.batch_size or --training.sequence_length, --training.recompute true, and "
+            "more devices (docs/cluster.md) need less"
+        )
 
 
 def estimate_peak(recipe: Recipe, device: torch.device, processes: int = 1) -> MemoryEstimate:
