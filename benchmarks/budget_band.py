@@ -66,7 +66,8 @@ def run(name: str, path: str, budget: str) -> dict[str, Any]:
         for wanted in ("2e11flop", budget):
             out = Path(folder) / wanted
             command = [sys.executable, "-m", "gossamer.cli", "train", "--budget", wanted, "--out", str(out)]
-            subprocess.run(command + (["--data", path] if path else []), check=True)
+            # Some system's headers are no UTF-8 in places.
+            subprocess.run(command + (["--data", path, "--errors", "replace"] if path else []), check=True)
         return line_of(out, name, budget)
 
 
