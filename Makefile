@@ -39,8 +39,8 @@ test-slow: $(VENV)/.installed-dev ## run the slow tests
 
 test-faults: $(VENV)/.installed-dev ## kill and resume, damaged disks, and one process against two and four
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "slow or not slow" tests/test_cluster_files.py tests/train/test_parallel.py \
-	  tests/train/test_kill_and_resume.py tests/train/test_disk_faults.py tests/train/test_restarts.py \
-	  tests/train/test_loop.py
+	  tests/run/test_kill_and_resume.py tests/run/test_disk_faults.py tests/run/test_restarts.py \
+	  tests/run/test_loop.py
 
 test-cpus: $(VENV)/.installed-dev ## run the native kernels as built for older x86 processors and, emulated, for ARM
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs -m "slow or not slow" tests/ops/test_native_processors.py

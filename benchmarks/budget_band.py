@@ -23,7 +23,7 @@ from measure import table
 
 from gossamer.cost.scaling import Law, Text, law
 from gossamer.device import processor
-from gossamer.train.metrics import read_metrics
+from gossamer.run.metrics import read_metrics
 
 RECORD = Path(__file__).with_name("scaling") / "budgets.jsonl"
 _HEADERS = Path("/usr/include")
@@ -75,7 +75,7 @@ def line_of(folder: Path, name: str, budget: str) -> dict[str, Any]:
     """The line of a run that lies in a folder."""
     from gossamer.cost.sizes import trunk_parameters
     from gossamer.data.dataset import prepare
-    from gossamer.train.compressed import compressed_bits
+    from gossamer.run.compressed import compressed_bits
     from gossamer.train.recipe import load_recipe, recipe_from
 
     events = {event["event"]: event for event in read_metrics(folder)}

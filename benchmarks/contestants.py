@@ -130,7 +130,7 @@ class Gossamer(Contestant):
         learner.step(batches, rate * factor)
 
     def held_out_loss(self) -> float:
-        from gossamer.train.evaluate import evaluate
+        from gossamer.run.evaluate import evaluate
 
         return evaluate(self.learner.model, self.held_out, self.dataset.tokenizer.token_bytes()).loss
 

@@ -138,7 +138,7 @@ def gossamer_run(folder: str, draft_length: int | str) -> Call:
 
 def losses(folder: str) -> dict[str, float]:
     """A run's loss on its held-out text, the mean over its sets, with weights as the engine may have them."""
-    from gossamer.train.evaluate import evaluate_run
+    from gossamer.run.evaluate import evaluate_run
 
     found = {}
     for weights in ("stored", "int8"):

@@ -18,13 +18,13 @@ from pathlib import Path
 
 import numpy as np
 
-from gossamer.cost.planner import Job, Plan
-from gossamer.cost.planner.catalogue import load_catalogue
-from gossamer.cost.planner.efficiency import FITTED, Efficiency, fitted
-from gossamer.cost.planner.layout import Layout
-from gossamer.cost.planner.validation import FIT, Check, Run, checks, published, spread, table
-from gossamer.train.planned import planned_network, training_plans, wanted_chips
-from gossamer.train.report.plan_picture import draw_plans
+from gossamer.plan import Job, Plan
+from gossamer.plan.catalogue import load_catalogue
+from gossamer.plan.efficiency import FITTED, Efficiency, fitted
+from gossamer.plan.layout import Layout
+from gossamer.plan.picture import draw_plans
+from gossamer.plan.planned import planned_network, training_plans, wanted_chips
+from gossamer.plan.validation import FIT, Check, Run, checks, published, spread, table
 
 PRIOR = Efficiency(products=0.75, memory=0.5, links=0.6, availability=0.9)
 # How far a share may be from its prior, as a standard deviation of its logarithm; and how far a run from the planner.

@@ -3,7 +3,7 @@
     python benchmarks/scaling.py --novels PATH --shakespeare FILE    trains what runs.jsonl lacks
     python benchmarks/scaling.py --fit                               writes src/gossamer/cost/scaling.json
 
-Every run is one by recipes/budget.yaml, sized by train/sized.py as the dial would, for the tokens that so many seconds
+Every run is one by recipes/budget.yaml, sized by run/sized.py as the dial would, for the tokens that so many seconds
 buy here, in a process of its own; a line in benchmarks/scaling/runs.jsonl tells what went in and what came out. Lines
 of another recipe or family stay there and are left out of a fit. The fit tells how well it predicts runs it has not
 seen.
@@ -81,8 +81,8 @@ def main() -> None:
 def fingerprint() -> str:
     """Of the recipe and of what the family's sizes make of it: runs of different ones do not mix."""
     from gossamer.cost.sizes import WIDTHS
+    from gossamer.run.sized import sized_recipe
     from gossamer.train.recipe import load_recipe, recipe_from
-    from gossamer.train.sized import sized_recipe
 
     base = recipe_from(load_recipe("budget"))
     family = []
@@ -135,12 +135,12 @@ def _train(corpus: str, tokenizer: str, width: int, seconds: float, recipe: str,
     from gossamer import device as devices
     from gossamer.cost.sizes import trunk_parameters
     from gossamer.data.dataset import prepare
-    from gossamer.train.compressed import compressed_bits
-    from gossamer.train.loop import train
-    from gossamer.train.metrics import read_metrics
+    from gossamer.run.compressed import compressed_bits
+    from gossamer.run.loop import train
+    from gossamer.run.metrics import read_metrics
+    from gossamer.run.sized import sized_recipe
+    from gossamer.run.throughput import tokens_per_second
     from gossamer.train.recipe import load_recipe, recipe_from
-    from gossamer.train.sized import sized_recipe
-    from gossamer.train.throughput import tokens_per_second
     from gossamer.train.world import World
 
     text = {"corpus.paths": (path,)} if path else {}

@@ -85,7 +85,7 @@ RIVALS = [NANO_GPT, ACTIVE, TOTAL, OWN]
 def recipe_for(race: Race, file: Path, text: RaceText, seed: int, seconds: float = 0.0) -> Recipe:
     """The recipe on a race's text, with its budget or another; the batch grows with the budget's root, in powers of 2.
 
-    That is the budget dial's rule (train/sized.py).
+    That is the budget dial's rule (run/sized.py).
     """
     recipe, seconds = recipe_from(load_recipe(str(file))), seconds or race.seconds
     growth = math.sqrt(seconds / recipe.training.seconds)

@@ -16,8 +16,8 @@ import chip
 from gossamer import device as devices
 from gossamer import ops
 from gossamer.infer.sample import sample_run
-from gossamer.train.loop import train
-from gossamer.train.metrics import read_metrics
+from gossamer.run.loop import train
+from gossamer.run.metrics import read_metrics
 from gossamer.train.recipe import Recipe
 
 # Of a step repeated, the cost comes twice.

@@ -13,6 +13,7 @@ from hypothesis import settings
 
 TESTS = Path(__file__).parent
 sys.path[:0] = [str(TESTS), str(TESTS.parent / "benchmarks")]
+pytest_plugins = ["tiny_runs"]
 
 # The many processes that tests start would each compile the sources again where Python is told to keep no byte code.
 sys.dont_write_bytecode = False

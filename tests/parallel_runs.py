@@ -28,7 +28,7 @@ from gossamer.model.experts import Experts, load_balancing_loss
 from gossamer.model.mtp import MTPTraining
 from gossamer.ops.linear_cross_entropy import IGNORED
 from gossamer.ops.packing import document_lengths
-from gossamer.train.checkpoint import load_checkpoint, save_checkpoint, snapshot
+from gossamer.run.checkpoint import load_checkpoint, save_checkpoint, snapshot
 from gossamer.train.config import OptimizerConfig
 from gossamer.train.expert_parallel import SpreadExperts
 from gossamer.train.optimizer import build_optimizers, step_clipped

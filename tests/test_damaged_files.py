@@ -26,9 +26,6 @@ import gossamer
 from damage import Damage, damaged_bytes, damaged_json, damaged_lines, damaged_text, damaged_yaml
 from gossamer.cache import cached_folder, read_sealed, write_sealed
 from gossamer.cost.ledger import Ledger, read_ledger
-from gossamer.cost.planner import fitted, load_catalogue, workload_from
-from gossamer.cost.planner.catalogue import SHIPPED
-from gossamer.cost.planner.certificate import FORMAT, certified
 from gossamer.data.config import CorpusConfig
 from gossamer.data.files import find_files
 from gossamer.data.mixture import Mixture
@@ -43,12 +40,15 @@ from gossamer.hub.gguf_vocabulary import read_vocabulary
 from gossamer.infer.defaults import generation_config
 from gossamer.model.causal_lm import CausalLM
 from gossamer.model.config import ModelConfig
+from gossamer.plan import fitted, load_catalogue, workload_from
+from gossamer.plan.catalogue import SHIPPED
+from gossamer.plan.certificate import FORMAT, certified
 from gossamer.reading import read_json, read_object
+from gossamer.report import write_report
+from gossamer.run.checkpoint import best_checkpoint, newest_checkpoint
+from gossamer.run.dial import read_plan
 from gossamer.serve.keys import ApiKeys
-from gossamer.train.checkpoint import best_checkpoint, newest_checkpoint
-from gossamer.train.dial import read_plan
 from gossamer.train.recipe import Recipe, load_recipe, to_yaml
-from gossamer.train.report import write_report
 
 SEED = 20_261
 SLOWEST = 20  # seconds of computing after which a reader hangs

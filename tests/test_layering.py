@@ -15,13 +15,15 @@ PACKAGE = Path(gossamer.__file__).parent
 # From the bottom up; rooms of one storey may use one another as long as no circle arises.
 STOREYS = [
     {"errors", "cores"},
-    {"reading", "streams", "typed"},
+    {"reading", "streams", "typed", "units"},
     {"cache", "device"},
     {"ops"},
     {"model"},
     {"data", "hub", "cost"},
     {"train", "infer"},
-    {"serve", "certify"},
+    {"run"},
+    {"report", "serve"},
+    {"plan", "certify"},
     {"cli"},
 ]
 HEIGHT = {room: height for height, rooms in enumerate(STOREYS) for room in rooms}

@@ -8,8 +8,8 @@ from itertools import pairwise
 import planner_fit
 import pytest
 
-from gossamer.cost.planner import fitted, load_catalogue
-from gossamer.cost.planner.validation import FIT, HELD_OUT, checks, published, spread
+from gossamer.plan import fitted, load_catalogue
+from gossamer.plan.validation import FIT, HELD_OUT, checks, published, spread
 
 
 @pytest.fixture(scope="module")

@@ -20,4 +20,4 @@ def run(tmp_path: Path) -> str:
 
 @pytest.fixture
 def training(monkeypatch: pytest.MonkeyPatch) -> Calls:
-    return replace(monkeypatch, "gossamer.train.loop", "train")
+    return replace(monkeypatch, "gossamer.run.loop", "train")

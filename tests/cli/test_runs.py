@@ -9,6 +9,7 @@ import pytest
 
 from gossamer.cli import main
 from gossamer.data.config import SetConfig
+from gossamer.report import write_report
 from gossamer.train.recipe import Recipe, load_recipe, recipe_from, to_yaml
 from stand_in import Calls, replace
 
@@ -18,6 +19,7 @@ def trained(calls: Calls) -> tuple[Recipe, Path, bool]:
     assert not calls and not profile
     assert rest.pop("began") <= time.perf_counter()
     assert rest.pop("dial") is (recipe.training.budget != "" and not resume)
+    assert rest.pop("report") is write_report
     assert not rest
     return recipe, folder, resume
 
@@ -129,7 +131,7 @@ def test_train_refuses_a_changed_network_on_resume(
 def test_eval_answers_people_and_programs(
     run: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    calls = replace(monkeypatch, "gossamer.train.evaluate", "evaluate_run")
+    calls = replace(monkeypatch, "gossamer.run.evaluate", "evaluate_run")
     calls.answer = {"loss": 1.23456789, "tokens": 7}
     assert main(["eval", run, "--data", "a", "b", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == calls.answer
@@ -144,9 +146,9 @@ def test_eval_answers_people_and_programs(
 def test_report_prints_where_it_is(
     run: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    calls = replace(monkeypatch, "gossamer.train.report", "write_report")
+    calls = replace(monkeypatch, "gossamer.report", "write_report")
     comparisons = Calls()
-    monkeypatch.setattr(sys.modules["gossamer.train.report"], "write_comparison", comparisons, raising=False)
+    monkeypatch.setattr(sys.modules["gossamer.report"], "write_comparison", comparisons, raising=False)
     calls.answer, comparisons.answer = Path(run, "report.html"), Path("runs/comparison.html")
     assert main(["report", run]) == 0
     assert main(["report", run, "--out", "page.html"]) == 0

@@ -9,9 +9,9 @@ import pytest
 
 from gossamer import hub
 from gossamer.cli import main
-from gossamer.train.evaluate import evaluate_run
-from gossamer.train.loop import train
-from gossamer.train.report import loss_curve_png, write_report
+from gossamer.report import loss_curve_png, write_report
+from gossamer.run.evaluate import evaluate_run
+from gossamer.run.loop import train
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
 

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from gossamer.data.mixture import Mixture
 from gossamer.data.shards import Shard
 from gossamer.model.causal_lm import CausalLM
-from gossamer.train import loop, pairs
+from gossamer.run import loop
+from gossamer.run.metrics import read_metrics
+from gossamer.train import pairs
 from gossamer.train.config import OptimizerConfig
-from gossamer.train.metrics import read_metrics
 from gossamer.train.optimizer import build_optimizers
 
 VOCABULARY = 12

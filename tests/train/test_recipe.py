@@ -28,7 +28,7 @@ from gossamer.train.recipe import (
     recipe_names,
     to_yaml,
 )
-from gossamer.train.report.figures import network_words
+from gossamer.units import network_words
 
 SECTIONS = (ModelConfig, CorpusConfig, OptimizerConfig, ScheduleConfig, TrainingConfig)
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)

@@ -18,7 +18,7 @@ from gossamer import device as devices
 from gossamer.certify.checks import verdict
 from gossamer.certify.run import Findings
 from gossamer.errors import UserError
-from gossamer.train.metrics import write_atomically
+from gossamer.run.metrics import write_atomically
 
 __all__ = [
     "CERTIFICATE_FILE",

@@ -23,7 +23,7 @@ from gossamer.certify.timing import BOTH, FRESH, Rates, operation_of, time_opera
 from gossamer.model.config import ModelConfig
 from gossamer.reading import read_object
 from gossamer.train.recipe import load_recipe, recipe_from
-from gossamer.train.report.figures import flops
+from gossamer.units import flops
 
 SHARES = Path(__file__).with_name("shares.json")
 RECIPE, ROWS, LENGTH, THREADS = "micro", 2, 256, 2  # what operations are timed with

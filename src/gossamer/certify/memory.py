@@ -18,7 +18,7 @@ from gossamer.certify.speed import preset_recipe, synthetic_batches
 from gossamer.errors import is_out_of_memory
 from gossamer.model.causal_lm import CausalLM
 from gossamer.reading import parse_json
-from gossamer.train.memory import estimate_peak
+from gossamer.run.memory import estimate_peak
 from gossamer.train.step import Learner
 
 # Of the estimate; a device's libraries also keep some tens of MiB, which count little in what is at least this large.
@@ -34,7 +34,7 @@ def check_memory(device: torch.device, quick: bool) -> Iterator[Check]:
 
 
 def _peak(device: torch.device, preset: str) -> Check:
-    name, where = f"peak of {preset}", "src/gossamer/train/memory.py"
+    name, where = f"peak of {preset}", "src/gossamer/run/memory.py"
     if reason := _uncounted(device):
         return Check("memory", name, "not run", reason)
     if reason := _too_little(device, preset):

@@ -13,8 +13,8 @@ from gossamer.certify.certificate import PAGE_FILE
 from gossamer.certify.checks import GROUPS, Check, failed
 from gossamer.certify.run import Findings
 from gossamer.certify.table import worst_of
-from gossamer.train.report import page
-from gossamer.train.report.figures import amount, duration, flops, size
+from gossamer.report import page
+from gossamer.units import amount, duration, flops, size
 
 __all__ = ["write_page"]
 

@@ -13,9 +13,9 @@ from markupsafe import Markup, escape
 from gossamer.certify import network
 from gossamer.certify.checks import Check
 from gossamer.certify.training import TOLERANCE
-from gossamer.train.report.charts import NARROW, WIDE, Drawn
-from gossamer.train.report.curves import SERIES, Chart, Curve, table
-from gossamer.train.report.draw import draw_svg
+from gossamer.report.charts import NARROW, WIDE, Drawn
+from gossamer.report.curves import SERIES, Chart, Curve, table
+from gossamer.report.draw import draw_svg
 
 __all__ = ["colors", "difference_chart", "drawn_over_tokens", "error_picture", "loss_chart"]
 

@@ -16,10 +16,10 @@ from gossamer.certify.rates import copy_rate
 from gossamer.cost.ledger import flops_by_part
 from gossamer.data.packing import Batch
 from gossamer.model.causal_lm import CausalLM
-from gossamer.train.memory import estimate_peak
+from gossamer.run.memory import estimate_peak
 from gossamer.train.recipe import Recipe, load_recipe, recipe_from, recipe_names
-from gossamer.train.report.figures import flops
 from gossamer.train.step import Learner
+from gossamer.units import flops
 
 PRESETS = ("nano", "micro", "mini", "small")
 MOST_SECONDS = {True: 1.0, False: 30.0}  # of a step, in a quick certification and a whole one

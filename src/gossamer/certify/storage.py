@@ -13,7 +13,7 @@ from gossamer.certify import network
 from gossamer.certify.checks import Check, first_line, judge
 from gossamer.certify.training import TOLERANCE
 from gossamer.model.causal_lm import CausalLM
-from gossamer.train.checkpoint import load_checkpoint, save_checkpoint, snapshot
+from gossamer.run.checkpoint import load_checkpoint, save_checkpoint, snapshot
 from gossamer.train.step import Learner
 
 CPU = torch.device("cpu")
@@ -57,7 +57,7 @@ def _checkpoint(learner: Learner, device: torch.device, folder: Path) -> Iterato
         expected = _next_loss(learner)
     except Exception as error:
         yield Check(
-            "storage", "writing a checkpoint", "fail", first_line(error), where="src/gossamer/train/checkpoint.py"
+            "storage", "writing a checkpoint", "fail", first_line(error), where="src/gossamer/run/checkpoint.py"
         )
         return
     ways = {"the same device": (device, 0.0)}
@@ -70,11 +70,11 @@ def _checkpoint(learner: Learner, device: torch.device, folder: Path) -> Iterato
             load_checkpoint(saved, other.model, other.optimizers)
             found = _next_loss(other)
         except Exception as error:
-            yield Check("storage", name, "fail", first_line(error), where="src/gossamer/train/checkpoint.py")
+            yield Check("storage", name, "fail", first_line(error), where="src/gossamer/run/checkpoint.py")
             continue
         error_ = abs(found - expected) / expected
         message = f"the next loss is {found:.8g} instead of {expected:.8g}"
-        yield judge("storage", name, error_, tolerance, message, "src/gossamer/train/checkpoint.py")
+        yield judge("storage", name, error_, tolerance, message, "src/gossamer/run/checkpoint.py")
 
 
 def _next_loss(learner: Learner) -> float:

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from gossamer.certify.checks import GROUPS, Check, Status, failed, verdict
 from gossamer.certify.run import Findings
-from gossamer.train.report.figures import flops
+from gossamer.units import flops
 
 __all__ = ["show", "summary", "worst_of"]
 

@@ -57,9 +57,8 @@ def plan(
         out: picture to write, .png, .svg or .pdf, of the chips beside one another
         json: answer with one JSON object
     """
-    from gossamer.cost.planner import Job
-    from gossamer.train import planned
-    from gossamer.train.report import plan_text
+    from gossamer.plan import Job, planned
+    from gossamer.report import plan_text
 
     picture = None if out is None else _picture(out, serve)
     work = planned.planned_network(model)
@@ -75,7 +74,7 @@ def plan(
     job = Job(sequence_length, batch_tokens, steps, fp8, trained)
     plans = planned.training_plans(work, wanted, 2048 if count is None else count, tokens, job)
     if picture is not None:
-        from gossamer.train.report.plan_picture import draw_plans
+        from gossamer.plan.picture import draw_plans
 
         picture.write_bytes(draw_plans(plans, picture.suffix[1:]))
     if json:

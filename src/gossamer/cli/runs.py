@@ -44,8 +44,8 @@ def train(
         overrides: values of the recipe by dotted name
     """
     began = time.perf_counter()
+    from gossamer.run.start import fresh_recipe, require_dialled, resumed_recipe, run_folder
     from gossamer.train.recipe import BUDGET_RECIPE, DEFAULT_RECIPE
-    from gossamer.train.start import fresh_recipe, require_dialled, resumed_recipe, run_folder
 
     chosen = (DEFAULT_RECIPE if budget is None else BUDGET_RECIPE) if recipe is None else recipe
     wanted = dict(overrides or {})
@@ -68,10 +68,12 @@ def train(
         require_dialled(recipe, wanted)
     merged = resumed_recipe(folder, recipe, wanted) if resume else fresh_recipe(folder, chosen, wanted)
     from gossamer.device import prepare_process
-    from gossamer.train.loop import train as run_training
+    from gossamer.report import write_report
+    from gossamer.run.loop import train as run_training
 
     prepare_process()
-    run_training(merged, folder, resume, profile, dial=budget is not None and not resume, began=began)
+    dial = budget is not None and not resume
+    run_training(merged, folder, resume, profile, dial=dial, began=began, report=write_report)
 
 
 def eval(
@@ -94,7 +96,7 @@ def eval(
     """
     folder = existing(run)
     from gossamer.device import prepare_process
-    from gossamer.train.evaluate import evaluate_run
+    from gossamer.run.evaluate import evaluate_run
 
     prepare_process()
     answer(evaluate_run(folder, paths=data, errors=errors, device=device, weights=weights), json)
@@ -111,7 +113,7 @@ def report(run: tuple[str, ...], out: str | None = None) -> None:
     path = None if out is None else user_path(out)
     if path is not None and not path.parent.is_dir():
         raise UserError(f"--out {out}: there is no folder {path.parent}")
-    from gossamer.train.report import write_comparison, write_report
+    from gossamer.report import write_comparison, write_report
 
     made(write_report(folders[0], path) if len(folders) == 1 else write_comparison(folders, path))
 

@@ -2,7 +2,7 @@
 
 Each part's tensors are listed by their width: numbers a token, or bytes where they are no floating-point numbers. The
 lists follow the code: what a module's and an operation's autograd saves, and what is alive at the fullest moment of
-their backward passes (a function's local tensors stay until it returns). `tests/train/test_memory.py` holds them
+their backward passes (a function's local tensors stay until it returns). `tests/run/test_memory.py` holds them
 against the tensors of a real step.
 
 An operation's native kernels keep and take less than PyTorch's functions do: where they differ, a part has a list for

@@ -1,0 +1,201 @@
+"""What a run's page draws: each chart only where it was measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from statistics import fmean
+from typing import Any
+
+from gossamer.report.curves import SERIES, Chart, Curve, Mark, curve, table
+from gossamer.report.draw import Picture, draw_svg
+from gossamer.report.history import AXES, PLACES, Axis, Event, History, nth, numbers
+from gossamer.units import known, size_unit
+
+__all__ = [
+    "NARROW",
+    "WIDE",
+    "Drawn",
+    "drawn",
+    "expert_charts",
+    "learning_charts",
+    "loss_chart",
+    "machine_charts",
+    "over_layers",
+    "pairs",
+]
+
+WIDE, LOW, NARROW = (1040, 330), (1040, 230), (440, 270)  # sizes of the pictures, CSS pixels
+WIDE_RANGE = 30  # from the least to the most, beyond which a straight axis shows the most alone
+START = 0.03  # of a run: what falls so steeply that it hides the rest
+
+# The primary held-out set is orange wherever it appears.
+_SET_COLORS = ("validation", "green", "pink", "gold", "sky", "train")
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A chart with its pictures; ``wide`` ones span the page, and have other pictures for a narrow one."""
+
+    chart: Chart
+    curves: tuple[Curve, ...]
+    pictures: list[dict[str, Any]]
+    wide: bool
+    table: dict[str, Any] = field(repr=False)
+
+
+def drawn(chart: Chart, ends: dict[Axis, float], wide: tuple[int, int] | None = None) -> Drawn:
+    """Draw a chart over both axes; ``wide`` is its size if it is to span the page."""
+    pictures: list[dict[str, Any]] = []
+    for axis in AXES:
+        for size, shape in ((wide, "wide"), (NARROW, "narrow")) if wide else ((NARROW, ""),):
+            picture: Picture = draw_svg(chart, axis, ends[axis], *size)
+            pictures.append({"axis": axis, "shape": shape, "picture": picture})
+    curves = tuple(item for item in chart.curves if item.measured)
+    marks = [{"text": mark.text} | {axis: mark.x(axis) for axis in AXES} for mark in chart.marks]
+    shown = tuple(item for item in curves if not item.faint)
+    return Drawn(chart, curves, pictures, wide is not None, {"curves": table(shown), "marks": marks})
+
+
+def pairs(charts: list[Chart], ends: dict[Axis, float]) -> list[Drawn]:
+    """Draw charts two abreast; the last of an odd number spans the page."""
+    alone = len(charts) - 1 if len(charts) % 2 else None
+    return [drawn(chart, ends, LOW if index == alone else None) for index, chart in enumerate(charts)]
+
+
+def loss_chart(history: History) -> Chart:
+    """Training loss and that on the primary held-out set, with what interrupted the run."""
+    evaluations = history.evaluations()
+    primary = next(iter(evaluations), "")
+    label = f"validation ({primary})" if len(evaluations) > 1 else "validation"
+    curves = [
+        curve(_train(history), "loss", "training", "train", smoothed=True),
+        curve(evaluations.get(primary, []), "loss", label, "validation", dots=True),
+    ]
+    undone = _undone(history)
+    if undone.measured:
+        curves.insert(0, undone)
+    return Chart("Loss", "nats a token", tuple(curves), marks=_marks(history), skip_start=START)
+
+
+def learning_charts(history: History) -> list[Chart]:
+    """What was learned beside the loss."""
+    evaluations, train = history.evaluations(), _train(history)
+    by_set = tuple(_by_set(evaluations, "loss")) if len(evaluations) > 1 else ()
+    charts = [
+        Chart("Validation loss", "nats a token", by_set, skip_start=START),
+        Chart("Bits per byte", "validation", tuple(_by_set(evaluations, "bits_per_byte")), skip_start=START),
+        Chart("Learning rate", "", (curve(train, "learning_rate", "learning rate", "train"),), from_zero=True),
+        _gradient_norm(history),
+        _single(history, "mtp_loss", "Multi-token prediction", "nats a token", "MTP loss", skip_start=START),
+        Chart("Accepted drafts", "share, by the head's step", tuple(_acceptance(evaluations)), from_zero=True),
+        _single(history, "z_loss", "z-loss", "", "z-loss", skip_start=START),
+    ]
+    return [chart for chart in charts if chart.measured]
+
+
+def expert_charts(history: History) -> list[Chart]:
+    """How the routers spread the tokens, beside the heat maps."""
+    events = history.of("experts")
+
+    dead = curve(events, over_layers("dead", sum), "dead experts", "train", dots=True)
+    entropy = (
+        curve(events, over_layers("entropy", fmean), "mean of the layers", "train", dots=True),
+        curve(events, over_layers("entropy", min), "lowest layer", "validation", dots=True),
+    )
+    charts = [
+        Chart("Dead experts", "without a token, all layers", (dead,),
+              from_zero=True),
+        Chart("Routing entropy", "1 is even", entropy),
+        _single(history, "aux_loss", "Load balance", "auxiliary loss", "auxiliary loss", skip_start=START),
+    ]  # fmt: skip
+    return [chart for chart in charts if chart.measured]
+
+
+def over_layers(key: str, reduce: Callable[[list[float]], float]) -> Callable[[Event], float | None]:
+    """A function that reduces an event's list, one number a layer, to one; those that are not finite do not count."""
+
+    def find(event: Event) -> float | None:
+        finite = [value for value in numbers(event.get(key)) if math.isfinite(value)]
+        return float(reduce(finite)) if finite else None
+
+    return find
+
+
+def machine_charts(history: History) -> list[Chart]:
+    """What it took."""
+    memory = [event["memory"] for event in _train(history) if known(event.get("memory"))]
+    unit, name = size_unit(max(memory, default=0))
+    peak = curve(_train(history), "memory", "peak memory", "train", scale=1 / unit)
+    stalls = curve(history.of("checkpoint"), "seconds", "seconds", "train", dots=True, line=False)
+    charts = [
+        _single(history, "tokens_per_second", "Throughput", "tokens a second", "tokens/s"),
+        _single(history, "mfu", "MFU", "share of the measured peak", "MFU", from_zero=True),
+        Chart("Peak memory", name, (peak,), from_zero=True),
+        Chart("Checkpoints", "seconds that training stood still", (stalls,), from_zero=True),
+    ]
+    return [chart for chart in charts if chart.measured]
+
+
+def _train(history: History) -> list[Event]:
+    return history.of("train")
+
+
+def _single(history: History, key: str, title: str, unit: str, label: str, **style: Any) -> Chart:
+    return Chart(title, unit, (curve(_train(history), key, label, "train", smoothed=True),), **style)
+
+
+def _gradient_norm(history: History) -> Chart:
+    """Over a wide range on a logarithmic axis, which says that it is one."""
+    norms = [
+        event["grad_norm"] for event in _train(history) if known(event.get("grad_norm")) and event["grad_norm"] > 0
+    ]
+    wide = bool(norms) and max(norms) > WIDE_RANGE * min(norms)
+    unit = "before clipping, logarithmic axis" if wide else "before clipping"
+    return _single(history, "grad_norm", "Gradient norm", unit, "gradient norm", logarithmic=wide, from_zero=not wide)
+
+
+def _by_set(evaluations: dict[str, list[Event]], key: str) -> Iterator[Curve]:
+    for index, (name, events) in enumerate(evaluations.items()):
+        color, dashed = _SET_COLORS[index % len(_SET_COLORS)], index >= len(_SET_COLORS)
+        yield curve(events, key, name if len(evaluations) > 1 else "validation", color, dots=True, dashed=dashed)
+
+
+def _acceptance(evaluations: dict[str, list[Event]]) -> Iterator[Curve]:
+    """How many drafts of each step of the head are accepted on the primary set."""
+    events = [event for event in next(iter(evaluations.values()), []) if "mtp_acceptance" in event]
+    for step in range(max((len(numbers(event["mtp_acceptance"])) for event in events), default=0)):
+        color, dashed = SERIES[step % len(SERIES)], step >= len(SERIES)
+        find = partial(_rate, step=step)
+        yield curve(events, find, f"step {step + 1}", color, dots=True, dashed=dashed)
+
+
+def _rate(event: Event, step: int) -> float:
+    return nth(event["mtp_acceptance"], step)
+
+
+def _undone(history: History) -> Curve:
+    """The training losses that rollbacks undid, with a gap wherever the steps go back."""
+    events: list[Event] = []
+    for event in history.undone:
+        if event["event"] == "train":
+            if events and event["step"] <= events[-1]["step"]:
+                events.append(events[-1] | {"loss": None})
+            events.append(event)
+    return curve(events, "loss", "undone by a rollback", "muted", faint=True)
+
+
+def _marks(history: History) -> tuple[Mark, ...]:
+    return tuple(
+        Mark(
+            kind=event["event"],
+            tokens=event["tokens"],
+            elapsed=event["elapsed"],
+            steps=event["step"],
+            text=f"step {event['step']:,}: {event['what']}",
+        )
+        for event in history.incidents()
+        if all(map(known, map(event.get, PLACES)))
+    )

@@ -1,0 +1,116 @@
+"""The page around a report: one HTML file with its styles, script and pictures in it.
+
+Everything that comes from outside (names, configuration, a model's output) is escaped, and the page's own policy
+forbids it to load anything.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gossamer import units
+from gossamer.errors import UserError
+from gossamer.reading import MAX_YAML, parse_yaml, read_bytes
+from gossamer.run.metrics import write_atomically
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+__all__ = ["CONFIG_FILE", "configuration", "render", "sections", "visible", "write_page"]
+
+CONFIG_FILE = "config.yaml"
+
+_HOME = "gossamer.report"
+_FIGURES = ("amount", "count", "duration", "energy", "flops", "hours", "money", "number", "percent", "size")
+
+# Characters that HTML forbids or that would act on the text around them are shown as pictures of themselves.
+_VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {127: 0x2421}
+
+
+def render(template: str, package: str = _HOME, **values: Any) -> str:
+    """Fill a template of the folder ``pages``, which may extend and include what lies in this package's own.
+
+    Args:
+        package: whose folder that is
+    """
+    from gossamer.report.curves import PALETTE
+    from gossamer.report.heat import HEAT
+
+    return _environment(package).get_template(template).render(palette=PALETTE | HEAT, **values)
+
+
+@cache
+def _environment(package: str) -> Environment:
+    """What holds a package's templates, each compiled once in a process, which takes as long as filling it."""
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
+
+    folders = [files(name).joinpath("pages") for name in dict.fromkeys([package, _HOME])]
+
+    def load(name: str) -> str:
+        return next(path for folder in folders if (path := folder.joinpath(name)).is_file()).read_text(encoding="utf-8")
+
+    loader = FunctionLoader(load)
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.globals |= {name: getattr(units, name) for name in _FIGURES}
+    return environment
+
+
+def write_page(path: Path, page: str) -> Path:
+    """Write a page, replacing an older one whole, and return its path.
+
+    Raises:
+        UserError: there is a folder of that name.
+    """
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; name the page's file, such as {path / 'report.html'}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, page.encode("utf-8", "replace"))
+    return path
+
+
+def visible(text: str) -> str:
+    """Make control characters visible."""
+    return text.translate(_VISIBLE)
+
+
+def configuration(run: Path) -> tuple[dict[str, Any], str]:
+    """The merged configuration of a run, parsed and as its text; what cannot be parsed is still shown as text."""
+    path = run / CONFIG_FILE
+    if not path.is_file():
+        return {}, ""
+    text = visible(read_bytes(path, most=MAX_YAML).decode("utf-8", "replace"))
+    try:
+        config = parse_yaml(text, str(path))
+    except UserError:
+        return {}, text
+    return (config if isinstance(config, dict) else {}), text
+
+
+def sections(config: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Settings by section: nested names joined by dots, values as YAML writes them."""
+    plain = [(str(key), _shown(value)) for key, value in config.items() if not isinstance(value, dict)]
+    nested = [(str(key), _flat(value)) for key, value in config.items() if isinstance(value, dict) and value]
+    return ([("general", plain)] if plain else []) + nested
+
+
+def _flat(section: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    rows = []
+    for key, value in section.items():
+        if isinstance(value, dict) and value:
+            rows += _flat(value, f"{prefix}{key}.")
+        else:
+            rows.append((f"{prefix}{key}", _shown(value)))
+    return rows
+
+
+def _shown(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, list):
+        return "[" + ", ".join(_shown(item) for item in value) + "]"
+    return str(value)

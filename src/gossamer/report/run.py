@@ -1,0 +1,284 @@
+"""A run's report: one HTML file that needs nothing else, made from ``metrics.jsonl`` and ``config.yaml``.
+
+It can be made at any moment of a run's life: before the first step, in mid-flight, after a divergence, at the end.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gossamer.cost.ledger import Ledger, read_ledger
+from gossamer.model.config import SIZES
+from gossamer.reading import text_of_name
+from gossamer.report.costs import costs
+from gossamer.report.history import Event, History, numbers, read_history, spread
+from gossamer.report.page import configuration, render, sections, visible, write_page
+from gossamer.report.results import best, best_before, over
+from gossamer.run.metrics import write_atomically
+from gossamer.units import (
+    amount,
+    count,
+    duration,
+    energy,
+    flops,
+    hours,
+    known,
+    money,
+    network_size,
+    network_words,
+    number,
+    percent,
+    size,
+)
+
+__all__ = ["REPORT_FILE", "loss_curve_png", "write_report"]
+
+REPORT_FILE = "report.html"
+
+# Shown at most, evenly over the run; all are in metrics.jsonl.
+_SAMPLES = 24
+_EVALUATIONS = 60
+_INCIDENTS = 60
+_SAMPLE_CHARACTERS = 6000
+
+
+class Fact(NamedTuple):
+    """A figure at the head of the page."""
+
+    label: str
+    figure: str
+    remark: str = ""
+
+
+def write_report(run: Path, path: Path | None = None) -> Path:
+    """Write a run's report, replacing an older one whole, and return its path.
+
+    Args:
+        run: the run's folder.
+        path: the file; None for ``report.html`` in that folder.
+
+    Raises:
+        UserError: the folder has no ``metrics.jsonl``, or a damaged one.
+    """
+    history, ledger = read_history(run), read_ledger(run)
+    # Imported here, as they bring NumPy: other verbs than `report` must not wait for them.
+    from gossamer.report import charts, heat
+
+    config, config_text = configuration(run)
+    ends, loss = history.ends(), charts.loss_chart(history)
+    learning = [charts.drawn(loss, ends, charts.WIDE)] if loss.measured else []
+    learning += charts.pairs(charts.learning_charts(history), ends)
+    names = heat.layer_names(config.get("model"), _num_layers(history))
+    incidents = history.incidents()
+    page = render(
+        "run.html.jinja",
+        title=text_of_name(run.resolve().name),
+        description=config.pop("description", None),
+        start=history.last("start"),
+        date=history.date(),
+        state=history.state(config),
+        facts=_facts(history, ledger),
+        warning=_warning(history),
+        sets=_sets(history),
+        learning=learning,
+        experts=charts.pairs(charts.expert_charts(history), ends),
+        heat_maps=[found for found in (heat.load_over_time(history, names), heat.latest_load(history, names)) if found],
+        balance=_balance(history, names),
+        machine=charts.pairs(charts.machine_charts(history), ends),
+        costs=costs(ledger),
+        evaluations=_evaluations(history),
+        incidents=spread(incidents, _INCIDENTS)[::-1],
+        incident_count=len(incidents),
+        samples=_samples(history),
+        sample_count=len(history.of("sample")),
+        config=sections(config),
+        config_text=config_text,
+    )
+    return write_page(run / REPORT_FILE if path is None else path, page)
+
+
+def loss_curve_png(run: Path, path: Path) -> None:
+    """Write a picture of training and validation loss over tokens, titled with the run's name and size, for a README.
+
+    Raises:
+        UserError: the folder has no ``metrics.jsonl``, or a damaged one.
+    """
+    history = read_history(run)
+    from gossamer.report.charts import loss_chart
+    from gossamer.report.draw import draw_png
+
+    start, measured = history.last("start"), _measured(history)
+    parts = []
+    if known(start.get("parameters")):
+        parts.append(network_words(*map(start.get, SIZES)).partition(";")[0])
+    if known(measured.get("loss")):
+        parts.append(f"validation loss {number(measured['loss'])}")
+    if known(measured.get("bits_per_byte")):
+        parts.append(f"{number(measured['bits_per_byte'])} bits per byte")
+    name = text_of_name(run.resolve().name)[:60]
+    write_atomically(path, draw_png(loss_chart(history), history.ends()["tokens"], name, " · ".join(parts)))
+
+
+def _measured(history: History) -> Event:
+    """The newest measurement on the primary held-out set, or an empty one."""
+    return next(iter(history.measurements().values()), [{}])[-1]
+
+
+def _facts(history: History, ledger: Ledger | None) -> list[Fact]:
+    """The figures at the head of the page; those not measured are left out."""
+    return [*_quality(history), *_effort(history), *([] if ledger is None else _cost(ledger))]
+
+
+def _cost(ledger: Ledger) -> list[Fact]:
+    facts = []
+    if ledger.mfu is not None:
+        facts.append(Fact("MFU", percent(ledger.mfu), f"of {flops(ledger.peak)}/s, measured"))
+    if ledger.device_hours:
+        lost = sum(ledger.accounts[name].device_seconds for name in ("repeated", "failed")) / 3600
+        facts.append(
+            Fact("device-hours", hours(ledger.device_hours), f"{hours(lost)} repeated or failed" if lost else "")
+        )
+    if ledger.kilowatt_hours is not None:
+        share = ledger.energy_share
+        remark = f"known of {percent(share)} of the time" if share < 0.99 else "as the machine reports"
+        facts.append(Fact("energy", energy(ledger.kilowatt_hours), remark))
+    if ledger.money is not None:
+        facts.append(Fact("money", money(ledger.money, ledger.currency), f"{money(ledger.price)} for a device-hour"))
+    return facts
+
+
+def _quality(history: History) -> list[Fact]:
+    evaluations, measured = history.evaluations(), _measured(history)
+    facts = []
+    if known(measured.get("loss")):
+        remarks = [f"on {next(iter(evaluations))}"] if len(evaluations) > 1 else []
+        remarks += [remark for remark in (over(measured), best_before(next(iter(evaluations.values())))) if remark]
+        facts.append(Fact("validation loss", number(measured["loss"]), ", ".join(remarks) or "nats a token"))
+    elif (average := _training_loss(history)) is not None:
+        facts.append(Fact("training loss", number(average), "nats a token, smoothed"))
+    if known(measured.get("bits_per_byte")):
+        loss: Any = measured.get("loss")
+        remarks = [f"perplexity {number(math.exp(loss))}"] if known(loss) and loss < 100 else []
+        if known(predicted := history.last("plan").get("bits_per_byte")):
+            remarks.append(f"{number(predicted)} predicted for the end")
+        facts.append(Fact("bits per byte", number(measured["bits_per_byte"]), ", ".join(remarks)))
+    first, *later = [percent(rate) for rate in numbers(measured.get("mtp_acceptance"))] or [""]
+    if first:
+        remark = f"then {', '.join(later)}" if later else "by multi-token prediction"
+        facts.append(Fact("drafts accepted", first, remark))
+    return facts
+
+
+def _effort(history: History) -> list[Fact]:
+    start, tokens, elapsed = history.last("start"), history.newest("tokens"), history.newest("elapsed")
+    facts = []
+    if known(tokens):
+        step = start.get("tokens_per_step")
+        facts.append(Fact("tokens", count(tokens), f"{count(step)} a step" if known(step) else ""))
+    if known(elapsed):
+        speed = f"{count(round(tokens / elapsed))} tokens/s" if known(tokens) and elapsed > 0 else ""
+        facts.append(Fact("training time", duration(elapsed), speed))
+    if known(start.get("parameters")):
+        facts.append(Fact("parameters", *network_size(*map(start.get, SIZES))))
+    if known(start.get("flops_per_token")) and known(tokens):
+        total = start["flops_per_token"] * tokens
+        rate = f"{flops(total / elapsed)}/s" if known(elapsed) and elapsed > 0 else ""
+        facts.append(Fact("compute", flops(total), rate))
+    memory = [event["memory"] for event in history.of("train") if known(event.get("memory"))]
+    stalls = [event["seconds"] for event in history.of("checkpoint") if known(event.get("seconds"))]
+    if memory:
+        facts.append(Fact("peak memory", size(max(memory))))
+    if stalls:
+        facts.append(
+            Fact(
+                "checkpoint stalls",
+                duration(math.fsum(stalls)),
+                f"{amount(len(stalls), 'checkpoint')}, longest {duration(max(stalls))}",
+            )
+        )
+    return facts
+
+
+def _training_loss(history: History) -> float | None:
+    """The mean of the newest fiftieth of the training losses, NaN left out: one step alone says little."""
+    losses = [event["loss"] for event in history.of("train") if known(event.get("loss"))]
+    newest = losses[-max(1, len(losses) // 50) :]
+    return math.fsum(newest) / len(newest) if newest else None
+
+
+def _warning(history: History) -> str | None:
+    losses = [event for event in history.of("train") if "loss" in event]
+    for measured in history.measurements().values():
+        losses += measured
+    lost = sorted(event["step"] for event in losses if not known(event["loss"]))
+    if not lost:
+        return None
+    what = "1 measured loss is" if len(lost) == 1 else f"{len(lost):,} measured losses are"
+    return f"{what} not finite, the first at step {lost[0]:,}."
+
+
+def _sets(history: History) -> list[dict[str, Any]]:
+    """The newest measurement on each held-out set, if there are several, and the best of those on the way."""
+    measurements, evaluations = history.measurements(), history.evaluations()
+    if len(measurements) < 2:
+        return []
+    return [
+        events[-1] | {"set": name, "best": best(evaluations[name])} | {
+            "accepted": [percent(rate) for rate in numbers(events[-1].get("mtp_acceptance"))]
+        }
+        for name, events in measurements.items()
+    ]  # fmt: skip
+
+
+def _evaluations(history: History) -> list[Event]:
+    """The measurements to list, in the order of their steps."""
+    found = []
+    for name, events in history.measurements().items():
+        different = {(event["step"], event.get("eval_tokens")): event | {"set": name} for event in events}
+        found += spread(different.values(), _EVALUATIONS)
+    return sorted(found, key=lambda event: event["step"])
+
+
+def _num_layers(history: History) -> int:
+    newest = history.last("experts")
+    return max((len(newest[key]) for key in ("max_over_mean", "load") if isinstance(newest.get(key), list)), default=0)
+
+
+def _balance(history: History, names: list[str]) -> str | None:
+    """The newest measurement of the experts in a sentence."""
+    event = history.last("experts")
+    peaks, entropies = numbers(event.get("max_over_mean")), numbers(event.get("entropy"))
+    dead = [value for value in numbers(event.get("dead")) if known(value)]
+    parts = []
+    if any(map(known, peaks)):
+        layer = max((index for index, value in enumerate(peaks) if known(value)), key=lambda index: peaks[index])
+        parts.append(
+            f"the busiest expert has {number(peaks[layer], 3)}× the mean load of its layer ({_layer(names, layer)})"
+        )
+    if dead:
+        parts.append(
+            f"{amount(round(sum(dead)), 'expert')} without a token" if sum(dead) else "no expert without a token"
+        )
+    if any(map(known, entropies)):
+        layer = min(
+            (index for index, value in enumerate(entropies) if known(value)), key=lambda index: entropies[index]
+        )
+        parts.append(f"lowest routing entropy {number(entropies[layer], 3)} of 1 ({_layer(names, layer)})")
+    return f"At step {event['step']:,}: {'; '.join(parts)}." if parts else None
+
+
+def _layer(names: list[str], index: int) -> str:
+    name = names[index] if index < len(names) else str(index)
+    return "the MTP head" if name == "MTP" else f"layer {name}"
+
+
+def _samples(history: History) -> list[Event]:
+    """The samples to show, newest first, with the tokens trained on by then."""
+    found = []
+    for event in history.of("sample"):
+        text = visible(str(event.get("text", "")).rstrip())
+        shown = text[:_SAMPLE_CHARACTERS]
+        found.append(event | {"tokens": event.get("tokens"), "text": shown, "more": len(text) - len(shown)})
+    return spread(found, _SAMPLES)[::-1]

@@ -1,0 +1,157 @@
+"""The recipe that a run begins or goes on with, settled before anything is written."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from gossamer.cost.sizes import DIMENSIONS
+from gossamer.data import hub_dataset
+from gossamer.errors import UserError
+from gossamer.reading import user_path
+from gossamer.run.claim import require_unclaimed
+from gossamer.train.recipe import Recipe, flatten, load_recipe, recipe_file, recipe_from
+
+# What a resumed run may change: how long it goes on, what it tells on the way, and where it runs.
+RESUMABLE = frozenset(
+    {
+        "training.steps",
+        "training.tokens",
+        "training.seconds",
+        "training.budget",
+        "training.log_every",
+        "training.eval_every",
+        "training.eval_tokens",
+        "training.final_eval_tokens",
+        "training.sample_every",
+        "training.sample_prompt",
+        "training.sample_tokens",
+        "training.checkpoint_every",
+        "training.keep_checkpoints",
+        "training.price",
+        "training.currency",
+        "training.device",
+        "corpus.cache_dir",
+        "corpus.workers",
+    }
+)
+
+
+# What a budget decides.
+_DIALLED = frozenset(
+    f"training.{name}"
+    for name in "steps tokens seconds batch_size gradient_accumulation eval_every sample_every checkpoint_every".split()
+) | {"optimizer.learning_rate", "schedule.warmup_steps"}
+
+
+def require_dialled(recipe: str | None, overrides: Mapping[str, Any]) -> None:
+    """Refuse (UserError) beside --budget what it is there to decide."""
+    own = "--recipe R --training.budget B keeps a recipe's network and all you say of it"
+    if recipe is not None:
+        raise UserError(f"--budget chooses the network, as does --recipe {recipe}; give one of them, or {own}")
+    for key in overrides:
+        if key in _DIALLED or key.removeprefix("model.") in DIMENSIONS:
+            raise UserError(f"--budget decides --{key}; leave one of them out, or {own}")
+
+
+def run_folder(recipe: str | None, chosen: str, paths: Sequence[str]) -> Path:
+    """Where a run goes that was given no folder: named after its recipe or, when text alone was given, after the text.
+
+    Args:
+        recipe: that the command named, if it did
+        chosen: that it trains by
+        paths: of the text that it gave
+    """
+    text = ""
+    if recipe is None and paths:
+        first = user_path(paths[0])
+        name = paths[0] if paths[0].startswith(hub_dataset.PREFIX) else first.resolve().name
+        # The kind of a file says nothing; the dots of a folder's name may.
+        text = re.sub(r"[^\w.-]+", "-", name.removesuffix(first.suffix) if first.is_file() else name).strip("-.")
+    return Path("runs") / (text or Path(chosen).stem)
+
+
+def fresh_recipe(folder: Path, name: str, overrides: Mapping[str, Any]) -> Recipe:
+    """The recipe of a run that begins in `folder`, overrides by dotted name.
+
+    Raises:
+        UserError: a bad recipe or override, a folder in use, or text that the recipe names and that is not here.
+    """
+    recipe = _with_absolute_paths(recipe_from(load_recipe(name), overrides))
+    if (folder / "config.yaml").exists():
+        require_unclaimed(folder)
+        raise UserError(f"{folder} already holds a run; --resume goes on with it, --out DIR begins another")
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; choose a folder with --out DIR")
+    # A start that was killed leaves hidden files.
+    if folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
+        raise UserError(f"{folder} is not empty and holds no run; choose another folder with --out DIR")
+    if "corpus.paths" not in overrides:
+        _require_text(recipe.corpus.paths, recipe_file(name))
+    return recipe
+
+
+def _require_text(paths: Iterable[str], recipe: Path) -> None:
+    """A recipe can name text that is not shipped with it; what the command line names is left to whoever opens it."""
+    for path in paths:
+        if not path.startswith(hub_dataset.PREFIX) and not user_path(path).exists():
+            raise UserError(
+                f"{path}: no such file or folder; it is the corpus.paths of {recipe}, which may say where to get it; "
+                "--data PATH gives other text"
+            )
+
+
+def resumed_recipe(folder: Path, name: str | None, overrides: Mapping[str, Any]) -> Recipe:
+    """The recipe of the run in `folder`, with overrides of what may still change.
+
+    Overrides that repeat the run's own values pass, so that a command can be repeated with --resume at its end.
+
+    Raises:
+        UserError: no run there, a run of another recipe than `name`, or an override of what is fixed.
+    """
+    saved = folder / "config.yaml"
+    if not saved.is_file():
+        raise UserError(f"--resume: no run in {folder} (it has no config.yaml); leave --resume out to begin one")
+    values = load_recipe(saved)
+    before = _with_absolute_paths(recipe_from(values))
+    # The overrides of its first command are part of a run's recipe; the description tells which file they were put on.
+    if name is not None and recipe_from(load_recipe(name)).description != before.description:
+        raise UserError(f"--recipe {name}: the run in {folder} was begun by another recipe; leave --recipe out")
+    after = _with_absolute_paths(recipe_from(values, overrides))
+    for key in _changed_keys(before, after):
+        if key not in RESUMABLE:
+            raise UserError(
+                f"--{key} is fixed for the run in {folder}; leave it out, or begin another run with --out DIR"
+            )
+    return after
+
+
+def _changed_keys(recipe: Recipe, other: Recipe) -> list[str]:
+    before, after = flatten(recipe), flatten(other)
+    return [key for key in before if before[key] != after[key]]
+
+
+def _with_absolute_paths(recipe: Recipe) -> Recipe:
+    """A run may be resumed and evaluated from another working directory."""
+
+    def absolute(path: str) -> str:
+        found = user_path(path).absolute()
+        return str(found) if path and found.exists() else path  # whoever opens it complains in the user's own words
+
+    def all_absolute(part: Any) -> dict[str, Any]:
+        return {name: tuple(map(absolute, getattr(part, name))) for name in ("paths", "validation_paths")}
+
+    corpus = recipe.corpus
+    return replace(
+        recipe,
+        corpus=replace(
+            corpus,
+            **all_absolute(corpus),
+            sets={name: replace(one, **all_absolute(one)) for name, one in corpus.sets.items()},
+            validation_sets={name: tuple(map(absolute, paths)) for name, paths in corpus.validation_sets.items()},
+            tokenizer=corpus.tokenizer if corpus.tokenizer in ("bpe", "char") else absolute(corpus.tokenizer),
+        ),
+    )

@@ -1,6 +1,0 @@
-"""Reports: what a run did, or how several differ, on one page that needs nothing else."""
-
-from gossamer.train.report.compare import COMPARISON_FILE, write_comparison
-from gossamer.train.report.run import REPORT_FILE, loss_curve_png, write_report
-
-__all__ = ["COMPARISON_FILE", "REPORT_FILE", "loss_curve_png", "write_comparison", "write_report"]

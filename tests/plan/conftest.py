@@ -1,0 +1,23 @@
+"""The catalogue, the shares, and networks that the planner's tests use."""
+
+from __future__ import annotations
+
+import pytest
+
+from gossamer.model.config import ModelConfig
+from gossamer.plan import Catalogue, Fitted, Workload, fitted, load_catalogue, workload_of
+
+
+@pytest.fixture(scope="session")
+def catalogue() -> Catalogue:
+    return load_catalogue()
+
+
+@pytest.fixture(scope="session")
+def shares() -> Fitted:
+    return fitted()
+
+
+@pytest.fixture(scope="session")
+def released() -> Workload:
+    return workload_of(ModelConfig(), "80b-a3b")

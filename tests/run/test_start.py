@@ -1,0 +1,103 @@
+"""Which recipe a run begins or goes on with."""
+
+from pathlib import Path
+
+import pytest
+
+from gossamer.errors import UserError
+from gossamer.run.start import fresh_recipe, resumed_recipe
+from gossamer.train.recipe import load_recipe, recipe_file, recipe_from, to_yaml
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run of the nano recipe with three values of its own."""
+    text = tmp_path / "text.txt"
+    text.write_text("text")
+    folder = tmp_path / "run"
+    own = {"training.steps": 7, "model.num_experts": 4, "corpus.paths": [str(text)]}
+    recipe = fresh_recipe(folder, "nano", own)
+    folder.mkdir()
+    (folder / "config.yaml").write_text(to_yaml(recipe))
+    return folder
+
+
+def test_a_resumed_run_keeps_its_own_recipe(run: Path) -> None:
+    assert resumed_recipe(run, None, {}) == recipe_from(load_recipe(run / "config.yaml"))
+    assert resumed_recipe(run, "nano", {}).model.num_experts == 4
+
+
+def test_a_resumed_run_may_go_on_longer_and_tell_more(run: Path) -> None:
+    resumed = resumed_recipe(run, None, {"training.steps": 99, "training.log_every": 1})
+    assert (resumed.training.steps, resumed.training.log_every) == (99, 1)
+
+
+def test_the_same_command_can_be_repeated(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(run.parent)
+    same = {"training.steps": 7, "model.num_experts": 4, "corpus.paths": ["text.txt"]}
+    assert resumed_recipe(run, "nano", same) == resumed_recipe(run, None, {})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("model.num_experts", 8),
+        ("corpus.paths", ["elsewhere"]),
+        ("corpus.tokenizer", "char"),
+        ("corpus.errors", "replace"),
+        ("training.batch_size", 1),
+        ("optimizer.learning_rate", 1e-4),
+    ],
+)
+def test_what_is_fixed_is_refused(run: Path, key: str, value: object) -> None:
+    with pytest.raises(UserError, match=rf"^--{key} is fixed for the run in {run}; "):
+        resumed_recipe(run, None, {key: value})
+
+
+def test_another_recipe_is_refused(run: Path) -> None:
+    with pytest.raises(UserError, match=r"^--recipe micro: the run in .* was begun by another recipe"):
+        resumed_recipe(run, "micro", {})
+
+
+def test_there_must_be_a_run_to_resume(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^--resume: no run in "):
+        resumed_recipe(tmp_path, None, {})
+
+
+def test_a_folder_in_use_is_refused(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"already holds a run; --resume goes on with it"):
+        fresh_recipe(run, "nano", {})
+    with pytest.raises(UserError, match="is not empty and holds no run"):
+        fresh_recipe(tmp_path, "nano", {})
+    with pytest.raises(UserError, match="is a file"):
+        fresh_recipe(tmp_path / "text.txt", "nano", {})
+
+
+def test_text_that_the_recipe_names_and_that_is_not_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    told = (
+        rf"^input.txt: no such file or folder; it is the corpus.paths of {recipe_file('shakespeare-char')}, .* --data"
+    )
+    with pytest.raises(UserError, match=told):
+        fresh_recipe(tmp_path / "run", "shakespeare-char", {})
+    fresh_recipe(tmp_path / "run", "shakespeare-char", {"corpus.paths": ["elsewhere.txt"]})
+    (tmp_path / "input.txt").touch()
+    fresh_recipe(tmp_path / "run", "shakespeare-char", {})
+    (tmp_path / "own.yaml").write_text("corpus: {paths: [hf:a/b]}")
+    fresh_recipe(tmp_path / "run", "own.yaml", {})
+
+
+def test_an_empty_folder_will_do(tmp_path: Path) -> None:
+    (tmp_path / ".lock").touch()  # of a start that was killed
+    assert fresh_recipe(tmp_path, "nano", {}) == recipe_from(load_recipe("nano"))
+
+
+def test_paths_that_exist_become_absolute_and_others_stay_as_typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here.txt").write_text("text")
+    monkeypatch.chdir(tmp_path)
+    wanted = {"corpus.paths": ["here.txt", "nowhere.txt", "hf:a/b", ""], "corpus.tokenizer": "bpe"}
+    corpus = fresh_recipe(tmp_path / "run", "nano", wanted).corpus
+    assert corpus.paths == (str(tmp_path / "here.txt"), "nowhere.txt", "hf:a/b", "")
+    assert corpus.tokenizer == "bpe"
