@@ -1,7 +1,7 @@
 """Fit the planner's four shares to published training runs, and show what it then says of the others.
 
     python benchmarks/planner_fit.py            # print the table
-    python benchmarks/planner_fit.py --write    # and write efficiency.yaml, the tables of docs/planning.md, its picture
+    python benchmarks/planner_fit.py --write    # and write efficiency.yaml, the documents' tables and picture
 
 Only runs whose role in runs.yaml is `fit` are looked at. Each share's logarithm has a prior that it is drawn to where
 the runs say little: what large products (770 of 989 TFLOP/s) and copies were measured to reach on an H200, less what a
@@ -30,7 +30,7 @@ PRIOR = Efficiency(products=0.75, memory=0.5, links=0.6, availability=0.9)
 # How far a share may be from its prior, as a standard deviation of its logarithm; and how far a run from the planner.
 PRIOR_WIDTH = {"products": 0.1, "memory": 0.4, "links": 0.3, "availability": 0.05}
 RUN_WIDTH = 0.15
-DOCUMENT = Path(__file__).parents[1] / "docs" / "planning.md"
+DOCUMENTS = [Path(__file__).parents[1] / "docs" / name for name in ("planning.md", "lab/planning.md")]
 CHIPS = ("h20", "h200", "ppu-810e", "910c", "p800")
 NAMES = [item.name for item in fields(Efficiency)]
 
@@ -86,8 +86,10 @@ def compared() -> list[Plan]:
 
 
 def section(text: str, name: str, content: str) -> str:
-    """A document with what stands between two of its comments replaced."""
+    """A document with what stands between two of its comments replaced, if it has them."""
     begin, end = f"<!-- {name}: benchmarks/planner_fit.py --write -->", f"<!-- end of {name} -->"
+    if begin not in text:
+        return text
     head, rest = text.split(begin)
     return f"{head}{begin}\n{content}\n{end}{rest.split(end)[1]}"
 
@@ -110,7 +112,7 @@ def comparison(plans: list[Plan]) -> str:
 
 
 def document(text: str, found: list[Check], plans: list[Plan]) -> str:
-    """docs/planning.md with both its tables made anew."""
+    """A document with those of the two tables that it holds made anew."""
     shares = ", ".join(f"{name} {share}" for name, share in asdict(fitted().rates).items())
     validation = f"Fitted shares: {shares}.\n\n{table(found)}"
     return section(section(text, "validation", validation), "comparison", comparison(plans))
@@ -118,7 +120,7 @@ def document(text: str, found: list[Check], plans: list[Plan]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--write", action="store_true", help="write efficiency.yaml and docs/planning.md")
+    parser.add_argument("--write", action="store_true", help="write efficiency.yaml, docs/planning.md and docs/lab/planning.md")
     arguments = parser.parse_args()
     catalogue = load_catalogue()
     rates = fit([run for run in published(catalogue)[0] if run.role == FIT])
@@ -129,8 +131,9 @@ def main() -> None:
     if arguments.write:
         write_shares(rates, spread(found))
         plans = compared()
-        DOCUMENT.write_text(document(DOCUMENT.read_text(encoding="utf-8"), found, plans), encoding="utf-8")
-        DOCUMENT.with_name("planning-chips.png").write_bytes(draw_plans(plans, "png"))
+        for path in DOCUMENTS:
+            path.write_text(document(path.read_text(encoding="utf-8"), found, plans), encoding="utf-8")
+        DOCUMENTS[0].with_name("planning-chips.png").write_bytes(draw_plans(plans, "png"))
 
 
 if __name__ == "__main__":

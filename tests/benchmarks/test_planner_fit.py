@@ -18,8 +18,11 @@ def found():
 
 
 def test_the_documents_tables_are_what_the_planner_says(found) -> None:
-    text = planner_fit.DOCUMENT.read_text(encoding="utf-8")
-    assert planner_fit.document(text, found, planner_fit.compared()) == text
+    texts = [path.read_text(encoding="utf-8") for path in planner_fit.DOCUMENTS]
+    plans = planner_fit.compared()
+    assert [planner_fit.document(text, found, plans) for text in texts] == texts
+    for table in ("comparison", "validation"):
+        assert sum(f"<!-- {table}: " in text for text in texts) == 1
 
 
 def test_the_error_on_disk_is_that_of_the_runs_held_out(found) -> None:
