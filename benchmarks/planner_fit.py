@@ -120,7 +120,9 @@ def document(text: str, found: list[Check], plans: list[Plan]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--write", action="store_true", help="write efficiency.yaml, docs/planning.md and docs/lab/planning.md")
+    parser.add_argument(
+        "--write", action="store_true", help="write efficiency.yaml, docs/planning.md and docs/lab/planning.md"
+    )
     arguments = parser.parse_args()
     catalogue = load_catalogue()
     rates = fit([run for run in published(catalogue)[0] if run.role == FIT])
