@@ -1,9 +1,9 @@
-"""How far gossamer's numbers are from transformers', for every kind of network in the family.
+"""Measures how far gossamer's numbers are from transformers', for every kind of network in the family.
 
     python benchmarks/parity.py [--json] [--write docs/parity.md]
 
-Needs no download: the networks are tiny and random (see parity_cases.py). tests/model/test_parity.py holds every
-figure below its limit.
+It needs no download, because the networks are tiny and random (see parity_cases.py). tests/model/test_parity.py checks
+every figure against a limit.
 """
 
 from __future__ import annotations
@@ -142,15 +142,15 @@ MEASUREMENTS: list[Callable[[Case], dict[str, float]]] = [forward_and_backward, 
 LEGEND = f"""
 | column | what is compared | how |
 |---|---|---|
-| logits, loss | both in float32, two rows of {LENGTH} tokens | largest absolute difference |
+| logits, loss | both models in float32, two rows of {LENGTH} tokens | largest absolute difference |
 | gradients | the gradient of every parameter, in float32 | largest ‖difference‖ / ‖theirs‖ |
-| fp32 ours, theirs | each in float32 against gossamer in float64 | largest absolute difference of the logits |
-| bf16 ours, theirs | each with bfloat16 weights against transformers in float32 | ‖difference‖ / ‖float32‖ of the \
-logits, mean of four networks |
-| decoding | in float64, token by token and cut in two anywhere against the whole sequence at once | largest absolute \
-difference of the logits |
-| packed | in float64, documents of {", ".join(map(str, DOCUMENTS))} tokens in two rows against each alone | largest \
-‖difference‖ / ‖apart‖ of logits, loss and every gradient |
+| fp32 ours, theirs | each model in float32 against gossamer in float64 | largest absolute difference of the logits |
+| bf16 ours, theirs | each model with bfloat16 weights against transformers in float32 | ‖difference‖ / ‖float32‖ of \
+the logits, mean of four networks |
+| decoding | in float64, token by token and split in two at every position against the whole sequence at once | \
+largest absolute difference of the logits |
+| packed | in float64, documents of {", ".join(map(str, DOCUMENTS))} tokens packed into two rows against each document \
+alone | largest ‖difference‖ / ‖alone‖ of logits, loss and every gradient |
 """
 
 
@@ -174,30 +174,31 @@ def page(rows: dict[str, dict[str, float]]) -> str:
     cases = "\n".join(f"| {case.name} | {case.covers} |" for case in CASES)
     return f"""# Parity with transformers
 
-How far gossamer's numbers are from those of `Qwen3NextForCausalLM` with the same weights. Written by
+This page shows how far gossamer's numbers are from those of `Qwen3NextForCausalLM` in transformers with the same
+weights. It was written by
 
 ```
 python benchmarks/parity.py --write docs/parity.md
 ```
 
 with {versions()}.
-`tests/model/test_parity.py` measures the same and holds every figure below its limit.
+`tests/model/test_parity.py` measures the same and checks every figure against a limit.
 
 {table(rows)}
 {LEGEND}
-The networks are tiny and random, their weights large enough for every gradient to stand far above rounding.
+The networks are tiny and random. Their weights are large enough to lift every gradient far above rounding errors.
 
 | network | what it covers |
 |---|---|
 {cases}
 
-transformers has no multi-token-prediction head; `tests/model/test_mtp.py` compares gossamer's with one put together
-from transformers' decoder layer and norms.
+transformers has no multi-token-prediction head. `tests/model/test_mtp.py` compares gossamer's head with one built from
+transformers' decoder layer and norms.
 
-`aux_loss` is another number in networks of several layers: gossamer's is the sum of the layers' own load-balancing
-losses, so that each layer is balanced for itself; transformers' is the loss of all layers' tokens taken together, a
-mean in which one layer can make up for another. `tests/model/test_parity.py` compares both for one layer, and
-gossamer's with the sum.
+`aux_loss` differs by definition in networks of several layers. gossamer adds up the load-balancing losses of the
+layers, so that each layer is balanced separately. transformers computes one loss over the tokens of all layers
+together, a mean in which one layer can compensate for another. `tests/model/test_parity.py` compares both for one
+layer, and gossamer's with the sum.
 """
 
 

@@ -51,10 +51,10 @@ class Case:
 
 
 CASES = [
-    Case("released", "every fourth layer full attention, all layers with experts, as in 80B-A3B", {}),
+    Case("released", "full attention in every fourth layer and experts in every layer, as in 80B-A3B", {}),
     Case(
         "interval-2",
-        "every other layer full attention, first layer dense, as many key as value and query heads, 2 taps",
+        "full attention in every other layer, dense first layer, as many key as value and query heads, kernel size 2",
         {
             "full_attention_interval": 2,
             "mlp_only_layers": [0],
@@ -65,7 +65,7 @@ CASES = [
     ),
     Case(
         "layer-types",
-        "layers named one by one, every other dense, 3 value heads a key head, odd head sizes, 3 taps",
+        "layer types listed one by one, every other dense, 3 value heads per key head, odd head sizes, kernel size 3",
         {
             "num_hidden_layers": 5,
             "layer_types": [FULL, LINEAR, LINEAR, FULL, LINEAR],
@@ -80,12 +80,12 @@ CASES = [
     ),
     Case(
         "dense",
-        "no experts, tied embeddings, half of each head rotates, another base",
+        "no experts, tied embeddings, rotary embedding of half of each head, another base",
         {"num_experts": 0, "tie_word_embeddings": True, "partial_rotary_factor": 0.5, "rope_theta": 1e7},
     ),
     Case(
         "not-renormalised",
-        "chosen probabilities as they are, 4 value heads a key head, one key head for all queries, heads rotate whole",
+        "top-k weights not renormalised, 4 value heads per key head, one key head for all queries, rotary whole heads",
         {
             "norm_topk_prob": False,
             "num_experts_per_tok": 3,
@@ -97,7 +97,7 @@ CASES = [
     ),
     Case(
         "biases",
-        "biases in attention, one key head, a large ε, every token to all experts",
+        "biases in attention, one key head, a large ε, every token sent to all experts",
         {
             "attention_bias": True,
             "full_attention_interval": 2,
@@ -110,12 +110,12 @@ CASES = [
     ),
     Case(
         "attention-only",
-        "no linear layer, one expert a token",
+        "no linear-attention layer, one expert per token",
         {"full_attention_interval": 1, "num_experts_per_tok": 1, "norm_topk_prob": False},
     ),
     Case(
         "linear-only",
-        "no attention layer, a single layer with experts",
+        "no full-attention layer, a single layer with experts",
         {"layer_types": [LINEAR] * 3, "num_hidden_layers": 3, "mlp_only_layers": [0, 2]},
     ),
 ]
