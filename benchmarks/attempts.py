@@ -3,7 +3,7 @@
     python benchmarks/attempts.py [--goal speed-512-experts …] [--turns 5] [--json FILE]
 
 Every attempt is a way of taking the same step that can be chosen here (peers.Variant), in a process of its own; they
-take turns, beside transformers' fastest implementation. docs/performance.md says what came of them.
+take turns, beside transformers' fastest implementation. docs/lab/performance.md says what came of them.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Thousands of hostile requests: the engine lives, no answer is a lie, and nobody else's is lost or changed.
 
-`pytest -s -m slow tests/serve/test_hostile.py` sends the 6,000 whose counts stand in docs/serving.md.
+`pytest -s -m slow tests/serve/test_hostile.py` sends the 6,000 whose counts are in docs/lab/serving.md.
 """
 
 from __future__ import annotations

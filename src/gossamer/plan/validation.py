@@ -170,7 +170,7 @@ def spread(found: list[Check]) -> float:
 
 
 def table(found: list[Check]) -> str:
-    """The validation table of docs/planning.md."""
+    """The validation table of docs/lab/planning.md."""
     lines = [
         "| run | role | figure | published | planner | error |",
         "|---|---|---|--:|--:|--:|",
