@@ -58,7 +58,7 @@ def plan(
         json: answer with one JSON object
     """
     from gossamer.plan import Job, planned
-    from gossamer.report import plan_text
+    from gossamer.plan import text as plan_text
 
     picture = None if out is None else _picture(out, serve)
     work = planned.planned_network(model)
