@@ -173,7 +173,7 @@ class Peer(Contestant):
         super().__init__(seconds, dense.steps)
         self.dense, self.random = dense, torch.Generator().manual_seed(seed)
         self.dataset = prepare(shape.corpus, progress=False)
-        shard = next(iter(self.dataset.train.shards.values()))
+        shard = next(iter(self.dataset.train.token_files.values()))
         self.text, self.rest = _text(shard), _text(next(iter(self.dataset.validation.values())))
         torch.manual_seed(seed)
         self.model, self.flops_per_token = _network(dense, shape, self.dataset.tokenizer.vocab_size)

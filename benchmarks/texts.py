@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from gossamer.data.config import CorpusConfig
-from gossamer.data.files import standard_library
+from gossamer.data.sources import standard_library
 
 ROOT = Path(__file__).parents[1]
 FETCHED = ROOT / "texts"

@@ -19,8 +19,7 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from gossamer import ops
-from gossamer.data.mixture import Mixture
-from gossamer.data.shards import Shard
+from gossamer.data.token_files import Mixture, TokenFile
 from gossamer.errors import UserError
 from gossamer.model.causal_lm import CausalLM, targets_ahead
 from gossamer.model.config import ModelConfig
@@ -119,7 +118,7 @@ def run(case: Case, world: World) -> dict[str, Any]:
 def _pairs() -> PairTable:
     """Arithmetic progressions, as in the batches."""
     tokens = (np.arange(400) * np.arange(400) // 100 % VOCABULARY).astype(np.uint16)
-    return count_pairs(Mixture({"text": Shard(tokens, np.array([0, 150, 400]), 400, "")}), VOCABULARY)
+    return count_pairs(Mixture({"text": TokenFile(tokens, np.array([0, 150, 400]), 400, "")}), VOCABULARY)
 
 
 def _batch(seed: int, world: World) -> tuple[dict[str, torch.Tensor], list[float]]:

@@ -27,12 +27,11 @@ from damage import Damage, damaged_bytes, damaged_json, damaged_lines, damaged_t
 from gossamer.cache import cached_folder, read_sealed, write_sealed
 from gossamer.cost.ledger import Ledger, read_ledger
 from gossamer.data.config import CorpusConfig
-from gossamer.data.files import find_files
-from gossamer.data.mixture import Mixture
+from gossamer.data.documents import read_documents
 from gossamer.data.packing import TrainBatches
-from gossamer.data.progress import Progress
-from gossamer.data.shards import Shard, ShardMeta, open_shard
-from gossamer.data.sources import read_documents
+from gossamer.data.progress import ProgressDisplay
+from gossamer.data.sources import find_files
+from gossamer.data.token_files import Mixture, TokenFile, TokenFileMeta, open_token_file
 from gossamer.data.tokenizer import Tokenizer, train_bpe
 from gossamer.errors import UserError
 from gossamer.hub import load, save
@@ -121,9 +120,9 @@ EVENTS = [
 ]  # fmt: skip
 
 
-def shard() -> Shard:
+def shard() -> TokenFile:
     offsets = np.array([0, 30, 34, 90, 100], np.int64)
-    return Shard(np.zeros(100, np.uint16), offsets, 300, "0" * 32)
+    return TokenFile(np.zeros(100, np.uint16), offsets, 300, "0" * 32)
 
 
 def batches() -> TrainBatches:
@@ -185,8 +184,8 @@ def read_documents_of(name: str) -> Callable[[Path], None]:
         for errors in ("strict", "replace"):
             try:
                 for document in read_documents(folder / name, "text", errors):
-                    for piece in document:
-                        piece.encode()
+                    for chunk in document:
+                        chunk.encode()
             except UserError:
                 if errors == "replace":
                     raise
@@ -195,10 +194,10 @@ def read_documents_of(name: str) -> Callable[[Path], None]:
 
 
 def read_shards(folder: Path) -> None:
-    meta = read_json(folder / "meta.json", dict[str, ShardMeta])
+    meta = read_json(folder / "meta.json", dict[str, TokenFileMeta])
     for part in meta:
         try:
-            open_shard(folder, part, meta[part], "x").read(0, 1)
+            open_token_file(folder, part, meta[part], "x").read(0, 1)
         except (OSError, ValueError):  # which makes it anew
             return
 
@@ -373,7 +372,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
                 "dataset_info.json": b"{}",
             },
             {"state.json": damaged_json},
-            lambda place: list(find_files(str(place), CorpusConfig(), Progress(False))),
+            lambda place: list(find_files(str(place), CorpusConfig(), ProgressDisplay(False))),
         ),
         "JSONL": Case({"a.jsonl": records}, {"a.jsonl": damaged_lines}, read_documents_of("a.jsonl"), 2),
         "JSON": Case(

@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gossamer.data import corpus as module
-from gossamer.data import sources
+from gossamer.data import documents
 from gossamer.data.config import CorpusConfig
-from gossamer.data.corpus import Corpus, FileScan, _tailed, open_corpus, readable_size, split_rule
-from gossamer.data.progress import Progress
+from gossamer.data.corpus import Corpus, FileScan, _split_tail, open_corpus, readable_size, split_rule
+from gossamer.data.progress import ProgressDisplay
 from gossamer.errors import UserError
 
-QUIET = Progress(False)
+QUIET = ProgressDisplay(False)
 
 
 def opened(tmp_path: Path, *paths: Path, **options: Any) -> Corpus:
@@ -38,7 +38,7 @@ def folder_of(path: Path, texts: list[str]) -> Path:
 def parts(corpus: Corpus) -> dict[str, list[str]]:
     """Documents of each part under the corpus' own rule."""
     found: dict[str, list[str]] = {"train": [], "validation": []}
-    for part, first, text, _ in corpus.pieces(split_rule(corpus)):
+    for part, first, text, _ in corpus.read(split_rule(corpus)):
         if first:
             found[part].append("")
         found[part][-1] += text
@@ -153,13 +153,13 @@ def test_few_documents_give_their_ends(tmp_path: Path) -> None:
     corpus = opened(tmp_path, folder_of(tmp_path / "a", texts))
     assert split_rule(corpus) == "tails"
     assert parts(corpus) == {"train": [texts[0][:90], "éabcdefgh"], "validation": [texts[0][90:], "i", "x"]}
-    assert [piece.file for piece in corpus.pieces("all")] == [file for file, _ in corpus.files]
-    assert {piece.file for piece in corpus.pieces("tails")} == {file for file, _ in corpus.files}
+    assert [chunk.file for chunk in corpus.read("all")] == [file for file, _ in corpus.files]
+    assert {chunk.file for chunk in corpus.read("tails")} == {file for file, _ in corpus.files}
 
 
 @pytest.mark.parametrize("suffix", [".txt", ".jsonl"])
-def test_ends_of_a_document_in_many_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
-    monkeypatch.setattr(sources, "PIECE", 7)
+def test_ends_of_a_document_in_many_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
+    monkeypatch.setattr(documents, "MAX_CHUNK", 7)
     text = "".join(f"line {index}é\n" for index in range(40))
     path = tmp_path / f"a{suffix}"
     path.write_text(text if suffix == ".txt" else f"{json.dumps({'text': text})}\n" + '{"text": "0123456789"}\n')
@@ -172,12 +172,12 @@ def test_ends_of_a_document_in_many_pieces(tmp_path: Path, monkeypatch: pytest.M
 @given(st.lists(st.text("ab", min_size=1, max_size=5), min_size=1, max_size=6), st.integers(0, 40))
 def test_a_cut_anywhere(document: list[str], cut: int) -> None:
     whole = "".join(document)
-    pieces = list(_tailed(document, cut))
+    chunks = list(_split_tail(document, cut))
     for part, text in (("train", whole[:cut]), ("validation", whole[cut:])):
-        mine = [piece for piece in pieces if piece.part == part]
-        assert "".join(piece.text for piece in mine) == text
-        assert [piece.first for piece in mine] == [True, *[False] * (len(mine) - 1)][: len(mine)]
-        assert all(piece.text for piece in mine)
+        mine = [chunk for chunk in chunks if chunk.part == part]
+        assert "".join(chunk.text for chunk in mine) == text
+        assert [chunk.begins_document for chunk in mine] == [True, *[False] * (len(mine) - 1)][: len(mine)]
+        assert all(chunk.text for chunk in mine)
 
 
 def scanned(sizes: list[tuple[int, bool]]) -> Corpus:
@@ -203,7 +203,7 @@ def test_one_short_document_of_some_dozens_is_not_held_out_alone() -> None:
 
 @pytest.mark.parametrize("texts", [["same\n"] * 30, [*(f"{index}" for index in range(40)), "A" * 10_000]])
 def test_lopsided_hashes_fall_back_to_ends(tmp_path: Path, texts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_held_out", lambda first: first[0] in "As")  # all copies; the one large document
+    monkeypatch.setattr(module, "_is_held_out", lambda first: first[0] in "As")  # all copies; the one large document
     corpus = opened(tmp_path, folder_of(tmp_path / "a", texts))
     assert split_rule(corpus) == "tails"
     found = parts(corpus)
@@ -211,7 +211,7 @@ def test_lopsided_hashes_fall_back_to_ends(tmp_path: Path, texts: list[str], mon
 
 
 def test_a_hash_that_takes_none_falls_back_to_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_held_out", lambda first: False)
+    monkeypatch.setattr(module, "_is_held_out", lambda first: False)
     assert split_rule(opened(tmp_path, folder_of(tmp_path / "a", [f"{index} is" for index in range(25)]))) == "tails"
 
 
@@ -234,7 +234,9 @@ def test_readable_size() -> None:
 
 def told(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str], **options: Any) -> tuple[Corpus, str]:
     capsys.readouterr()
-    corpus = open_corpus([str(folder)], CorpusConfig(cache_dir=str(tmp_path / "cache"), **options), Progress(True))
+    corpus = open_corpus(
+        [str(folder)], CorpusConfig(cache_dir=str(tmp_path / "cache"), **options), ProgressDisplay(True)
+    )
     return corpus, capsys.readouterr().err
 
 

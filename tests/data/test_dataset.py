@@ -17,10 +17,11 @@ import pytest
 import gossamer
 from gossamer.cache import alone
 from gossamer.data import dataset as module
-from gossamer.data import shards as shards_module
+from gossamer.data import token_files as token_files_module
 from gossamer.data import tokenise
 from gossamer.data.config import CorpusConfig, SetConfig
-from gossamer.data.dataset import Dataset, Shard, prepare, prepare_one
+from gossamer.data.dataset import Dataset, prepare, prepare_one
+from gossamer.data.token_files import TokenFile
 from gossamer.data.tokenizer import EOT, Tokenizer, char_tokenizer, train_bpe
 from gossamer.errors import UserError
 
@@ -40,17 +41,17 @@ def config(corpus: Path, **options: Any) -> CorpusConfig:
     return CorpusConfig(**own | options)
 
 
-def texts(shard: Shard, tokenizer: Tokenizer) -> list[str]:
-    ends = zip(shard.offsets, shard.offsets[1:], strict=False)
-    return [tokenizer.decode(shard.tokens[begin:end].tolist()) for begin, end in ends]
+def texts(token_file: TokenFile, tokenizer: Tokenizer) -> list[str]:
+    ends = zip(token_file.offsets, token_file.offsets[1:], strict=False)
+    return [tokenizer.decode(token_file.tokens[begin:end].tolist()) for begin, end in ends]
 
 
-def train_of(data: Dataset) -> Shard:
-    (shard,) = data.train.shards.values()
-    return shard
+def train_of(data: Dataset) -> TokenFile:
+    (token_file,) = data.train.token_files.values()
+    return token_file
 
 
-def held_of(data: Dataset) -> Shard:
+def held_of(data: Dataset) -> TokenFile:
     assert list(data.validation) == ["held-out"]
     return data.validation["held-out"]
 
@@ -63,9 +64,9 @@ def test_documents_become_tokens(corpus: Path) -> None:
     data = prepare(config(corpus), progress=False)
     found = texts(train_of(data), data.tokenizer), texts(held_of(data), data.tokenizer)
     assert sorted(found[0] + found[1]) == sorted(TEXTS) and found[1]
-    for shard in (train_of(data), held_of(data)):
-        for begin, end in zip(shard.offsets, shard.offsets[1:], strict=False):
-            delimiters = np.flatnonzero(shard.tokens[begin:end] == data.tokenizer.eot_id)
+    for token_file in (train_of(data), held_of(data)):
+        for begin, end in zip(token_file.offsets, token_file.offsets[1:], strict=False):
+            delimiters = np.flatnonzero(token_file.tokens[begin:end] == data.tokenizer.eot_id)
             assert delimiters.tolist() == [0, end - begin - 1]
     assert data.train.num_bytes == sum(len(text.encode()) for text in found[0])
     assert data.tokenizer.token_bytes()[train_of(data).tokens].sum() == data.train.num_bytes
@@ -125,12 +126,12 @@ def test_bpe_sees_training_text_alone(corpus: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_large_corpora_train_on_a_sample() -> None:
-    pieces = [f"{index:04}" * 5 for index in range(1000)]
-    sample = list(module._spread(pieces, 20_000, 1000))
-    assert 45 <= len(sample) <= 51 and sample == list(module._spread(pieces, 20_000, 1000))
-    gaps = np.diff([int(piece[:4]) for piece in sample])
+    texts_of_20 = [f"{index:04}" * 5 for index in range(1000)]
+    sample = list(module._spread_sample(texts_of_20, 20_000, 1000))
+    assert 45 <= len(sample) <= 51 and sample == list(module._spread_sample(texts_of_20, 20_000, 1000))
+    gaps = np.diff([int(chunk[:4]) for chunk in sample])
     assert gaps.min() >= 15 and gaps.max() <= 25  # spread evenly from the first to the last
-    assert list(module._spread(pieces, 900, 1000)) == pieces
+    assert list(module._spread_sample(texts_of_20, 900, 1000)) == texts_of_20
 
 
 def test_explicit_validation_text(corpus: Path, tmp_path: Path) -> None:
@@ -226,8 +227,8 @@ class FullDisk(io.FileIO):
         return super().write(data)
 
 
-def test_a_full_disk_leaves_no_half_shard(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards_module, "open", lambda path, mode: FullDisk(path, mode), raising=False)
+def test_a_full_disk_leaves_no_half_file(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(token_files_module, "open", lambda path, mode: FullDisk(path, mode), raising=False)
     with pytest.raises(UserError, match=r"cache/shards: the disk is full; free some space") as caught:
         prepare(config(corpus), progress=False)
     assert "\n" not in str(caught.value) and not list((corpus.parent / "cache" / "shards").iterdir())
@@ -259,10 +260,12 @@ def test_a_corpus_that_changes_underneath(corpus: Path, monkeypatch: pytest.Monk
     assert not list((corpus.parent / "cache" / "shards").iterdir())
 
 
-def test_one_shard_of_everything(corpus: Path) -> None:
+def test_one_file_of_everything(corpus: Path) -> None:
     data: Dataset = prepare(config(corpus), progress=False)
-    shard = prepare_one([str(corpus)], config(corpus, paths=()), data.tokenizer, progress=False)
-    assert texts(shard, data.tokenizer) == TEXTS and shard.num_bytes == sum(len(text.encode()) for text in TEXTS)
+    token_file = prepare_one([str(corpus)], config(corpus, paths=()), data.tokenizer, progress=False)
+    assert texts(token_file, data.tokenizer) == TEXTS and token_file.num_bytes == sum(
+        len(text.encode()) for text in TEXTS
+    )
 
 
 def test_large_documents_are_tokenised_in_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -271,7 +274,7 @@ def test_large_documents_are_tokenised_in_batches(tmp_path: Path, monkeypatch: p
     path.write_text(text)
     whole = prepare(config(path), progress=False)
     monkeypatch.setattr(tokenise, "_BATCH", 100)
-    monkeypatch.setattr("gossamer.data.sources.PIECE", 64)
+    monkeypatch.setattr("gossamer.data.documents.MAX_CHUNK", 64)
     parts = prepare(config(path, cache_dir=str(tmp_path / "b")), whole.tokenizer, progress=False)
     assert texts(train_of(parts), whole.tokenizer) == [text[: len(text) * 9 // 10]]
     assert parts.train.num_documents == 1
@@ -280,7 +283,7 @@ def test_large_documents_are_tokenised_in_batches(tmp_path: Path, monkeypatch: p
 PREPARE = (
     "import sys; from gossamer.data.config import CorpusConfig; from gossamer.data.dataset import prepare\n"
     "data = prepare(CorpusConfig(paths=(sys.argv[1],), vocab_size=300, cache_dir=sys.argv[2]))\n"
-    "(train,) = data.train.shards.values()\n"
+    "(train,) = data.train.token_files.values()\n"
     "print(data.fingerprint, int(train.tokens.sum()), 'torch' in sys.modules)\n"
 )
 
@@ -309,7 +312,7 @@ def test_of_several_processes_one_does_the_work(corpus: Path) -> None:
 
 def test_the_work_of_a_killed_process_is_taken_over(corpus: Path) -> None:
     cache = corpus.parent / "cache"
-    with alone(module._lock(config(corpus)), lambda: None):
+    with alone(module._lock_file(config(corpus)), lambda: None):
         first, second = start(str(corpus), str(cache)), start(str(corpus), str(cache))
         for process in (first, second):
             assert process.stderr is not None and process.stderr.readline().startswith("waiting for another process")

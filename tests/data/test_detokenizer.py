@@ -78,7 +78,7 @@ def test_without_a_decoder_tokens_are_joined_by_spaces() -> None:
 
 
 def test_a_decoder_of_a_later_version_gets_all_tokens_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gossamer.data.detokenizer._library", lambda spec: decoders.Fuse())
+    monkeypatch.setattr("gossamer.data.detokenizer._library_decoder", lambda spec: decoders.Fuse())
     made = Detokenizer({"type": "New"})
     assert [made.push("a"), made.push("b"), made.finish()] == ["", "", "ab"]
 
@@ -115,7 +115,7 @@ def test_where_tokens_begin(text: str, broken: list[int]) -> None:
     begins = []
     for byte in data:
         made.push(BYTES[byte])
-        begins.append(made.begins)
+        begins.append(made.token_start)
     right = [_character_of(data, place) for place in range(len(data))]
     assert begins == right
 

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from gossamer.data.progress import Progress
+from gossamer.data.progress import ProgressDisplay
 
 
 class Terminal(io.StringIO):
@@ -14,7 +14,7 @@ class Terminal(io.StringIO):
 
 
 def run(enabled: bool) -> None:
-    with Progress(enabled).stage("reading", 10) as advance:
+    with ProgressDisplay(enabled).stage("reading", 10) as advance:
         advance(4)
         advance(6)
 
@@ -29,7 +29,7 @@ def test_a_long_stage_off_a_terminal_tells_how_far_it_is(
 ) -> None:
     clock = iter([0.0, 5.0, 20.0, 21.0, 40.0])
     monkeypatch.setattr("gossamer.data.progress.time.monotonic", lambda: next(clock))
-    with Progress(True).stage("reading", 10) as advance:
+    with ProgressDisplay(True).stage("reading", 10) as advance:
         for done in (1, 4, 1, 4):
             advance(done)
     assert capsys.readouterr().err == "reading\n  50%, 0:00:20 left\n"
@@ -50,6 +50,6 @@ def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
 
 
 def test_waiting(capsys: pytest.CaptureFixture[str]) -> None:
-    Progress(False).waiting()
-    Progress(True).waiting()
+    ProgressDisplay(False).waiting()
+    ProgressDisplay(True).waiting()
     assert capsys.readouterr() == ("", "waiting for another process, which prepares the same text\n")

@@ -9,17 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gossamer.data import rows as module
-from gossamer.data.files import standard_library
-from gossamer.data.packing import IGNORE, TrainBatches
+from gossamer.data.packing import TrainBatches
 from gossamer.data.rows import BestFitRows, SplitRows, best_fit
-from packed_rows import LENGTHS, SIZES, all_targets, alone, marked, shard_of, stretches
+from gossamer.data.sources import standard_library
+from gossamer.ops.linear_cross_entropy import IGNORED
+from packed_rows import LENGTHS, SIZES, all_targets, marked, mixture_of, numbered_tokens, spans
 
 
 @pytest.mark.parametrize("kind", [SplitRows, BestFitRows])
 @given(SIZES, LENGTHS, st.integers(0, 3))
 def test_each_stream_covers_an_epoch_exactly(kind: type[SplitRows], sizes: list[int], length: int, seed: int) -> None:
-    shard = marked([*sizes, 3])
-    rows = kind(shard, length, seed)
+    token_file = marked([*sizes, 3])
+    rows = kind(token_file, length, seed)
     per_epoch: dict[tuple[str, int], Counter[int]] = {}
     done = {"full": 0, "rest": 0}
     while (
@@ -38,7 +39,7 @@ def test_each_stream_covers_an_epoch_exactly(kind: type[SplitRows], sizes: list[
                 done[stream] += 1
     for epoch in range(2):
         both = per_epoch.get(("full", epoch), Counter()) + per_epoch.get(("rest", epoch), Counter())
-        assert both == all_targets(shard)
+        assert both == all_targets(token_file)
 
 
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=60))
@@ -47,7 +48,7 @@ def test_best_fit_fills_bins(sizes: list[int]) -> None:
     assert sorted(chain.from_iterable(bins)) == list(range(len(sizes)))
     loads = [sum(sizes[index] for index in one) for one in bins]
     assert max(loads) <= 20
-    # no two bins could have been one: a piece opens a bin only when no other has room for it
+    # no two bins could have been one: a chunk opens a bin only when no other has room for it
     assert len(loads) < 2 or sum(sorted(loads)[:2]) > 20
     assert bins == best_fit(sizes, 20)
 
@@ -75,10 +76,10 @@ def test_windows_bound_what_best_fit_sorts_out(monkeypatch: pytest.MonkeyPatch) 
 
 def test_long_documents_are_cut_once_more_than_they_must() -> None:
     rows = BestFitRows(marked([105] * 40), 11, seed=0)  # ten full rows and four targets
-    pieces: list[tuple[int, int]] = []
+    fragments: list[tuple[int, int]] = []
     while rows.rest_epoch == 0:
-        pieces += next(rows)
-    rest = [begin % 105 for begin, count in pieces if count != 11]
+        fragments += next(rows)
+    rest = [begin % 105 for begin, count in fragments if count != 11]
     assert set(rest) == {0, 100} and 5 < rest.count(0) < 35  # the rest before or after the full rows
 
 
@@ -103,8 +104,8 @@ def test_best_fit_uses_nearly_every_position(
     name: str, sizes: list[int], length: int, window: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_WINDOW", window)
-    shard = shard_of(sizes)
-    batches = TrainBatches(alone(shard), 1, length, 0, "best_fit")
+    token_file = numbered_tokens(sizes)
+    batches = TrainBatches(mixture_of(token_file), 1, length, 0, "best_fit")
     assert batches.utilisation == 1.0
     while batches.state_dict()["sets"]["train"]["position"]["rest_epoch"] == 0:  # an epoch
         batches._next_row()
@@ -113,26 +114,26 @@ def test_best_fit_uses_nearly_every_position(
 
 def test_best_fit_on_the_standard_library() -> None:
     sizes = [max(3, path.stat().st_size // 4) for path, _ in standard_library()]
-    batches = TrainBatches(alone(shard_of([size for size in sizes if size])), 1, 512, 0, "best_fit")
+    batches = TrainBatches(mixture_of(numbered_tokens([size for size in sizes if size])), 1, 512, 0, "best_fit")
     while batches.state_dict()["sets"]["train"]["position"]["rest_epoch"] == 0:
         batches._next_row()
     assert batches.utilisation > 0.99
 
 
 def test_utilisation_counts_padding() -> None:
-    batches = TrainBatches(alone(shard_of([6, 6, 6])), 3, 10, 0, "best_fit")
+    batches = TrainBatches(mixture_of(numbered_tokens([6, 6, 6])), 3, 10, 0, "best_fit")
     batch = next(batches)
-    assert batches.utilisation == pytest.approx(float((batch.labels != IGNORE).float().mean())) == pytest.approx(0.6)
+    assert batches.utilisation == pytest.approx(float((batch.labels != IGNORED).float().mean())) == pytest.approx(0.6)
 
 
 def test_best_fit_keeps_documents_whole() -> None:
     sizes = [3 + index % 30 for index in range(300)]
-    shard = marked(sizes)
-    batches = TrainBatches(alone(shard), 4, 32, 0, "best_fit")
+    token_file = marked(sizes)
+    batches = TrainBatches(mixture_of(token_file), 4, 32, 0, "best_fit")
     seen: Counter[int] = Counter()
     for _ in range(30):
-        for stretch in stretches(next(batches)):
-            document = int(np.searchsorted(shard.offsets, stretch[0] - 1, side="right")) - 1
-            assert len(stretch) == sizes[document]
+        for span in spans(next(batches)):
+            document = int(np.searchsorted(token_file.offsets, span[0] - 1, side="right")) - 1
+            assert len(span) == sizes[document]
             seen[document] += 1
     assert len(seen) > 200 and max(seen.values()) == 1

@@ -331,7 +331,7 @@ def test_tags_of_thoughts_and_calls_are_text_though_they_are_special(tmp_path: P
     stream = tokenizer.stream()
     assert [stream.push(token) for token in ids] == ["<think>", "a", "</think>", "", "b", "<tool_call>", ""]
     assert tokenizer.decode(ids, special=True) == text
-    named = {tokenizer.pieces[index] for index in tokenizer.special_ids}
+    named = {tokenizer.token_byte_values[index] for index in tokenizer.special_ids}
     assert named == {EOT.encode(), b"<|im_start|>", b"<|im_end|>", b"<|extra|>"}
 
 
@@ -438,5 +438,5 @@ def test_learning_from_text_without_breaks_is_fast() -> None:
 
 
 def test_the_bound_changes_nothing_for_text_with_breaks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gossamer.data.tokenizer.LONGEST_WORD", 10**5)
+    monkeypatch.setattr("gossamer.data.tokenizer.MAX_WORD", 10**5)
     assert train_bpe([PROSE], 300).fingerprint == bpe().fingerprint

@@ -10,8 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gossamer.data.mixture import Mixture
-from gossamer.data.shards import Shard
+from gossamer.data.token_files import Mixture, TokenFile
 from gossamer.model.causal_lm import CausalLM
 from gossamer.run import loop
 from gossamer.run.metrics import read_metrics
@@ -23,9 +22,9 @@ VOCABULARY = 12
 documents = st.lists(st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=9), min_size=1, max_size=5)
 
 
-def shard_of(texts):
+def numbered_tokens(texts):
     tokens = np.array([token for text in texts for token in text], dtype=np.uint16)
-    return Shard(tokens, np.cumsum([0, *map(len, texts)]), len(tokens), "")
+    return TokenFile(tokens, np.cumsum([0, *map(len, texts)]), len(tokens), "")
 
 
 def counted(texts):
@@ -41,7 +40,9 @@ def entropy(table):
 def test_the_pairs_inside_documents_are_counted(first, second, weight, rows):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pairs, "ROWS", rows)
-        train = Mixture({"one": shard_of(first), "other": shard_of(second)}, {"one": 1.0, "other": weight})
+        train = Mixture(
+            {"one": numbered_tokens(first), "other": numbered_tokens(second)}, {"one": 1.0, "other": weight}
+        )
         expected = Counter()
         for texts, share in ((first, 1.0), (second, weight)):
             found = counted(texts)
@@ -76,7 +77,7 @@ def test_the_pairs_inside_documents_are_counted(first, second, weight, rows):
 def test_its_gradients_are_those_of_the_cross_entropy(block, monkeypatch):
     monkeypatch.setattr(pairs, "_BLOCK_BYTES", block)
     random = np.random.default_rng(0)
-    table = pairs.count_pairs(Mixture({"text": shard_of([random.integers(0, VOCABULARY, 300)])}), VOCABULARY)
+    table = pairs.count_pairs(Mixture({"text": numbered_tokens([random.integers(0, VOCABULARY, 300)])}), VOCABULARY)
     table = table.to(torch.zeros(0, dtype=torch.float64))
     states = torch.randn(len(table.contexts), 5, dtype=torch.float64, requires_grad=True)
     head = torch.randn(VOCABULARY, 5, dtype=torch.float64, requires_grad=True)
@@ -93,7 +94,7 @@ def test_embedding_and_head_learn_it_and_nothing_else(tiny_config, tied):
     config = replace(tiny_config, vocab_size=VOCABULARY, tie_word_embeddings=tied)
     model = CausalLM(config)
     text = np.cumsum(np.random.default_rng(0).choice([1, 1, 1, 5], 2000)) % VOCABULARY
-    table = pairs.count_pairs(Mixture({"text": shard_of([text])}), VOCABULARY)
+    table = pairs.count_pairs(Mixture({"text": numbered_tokens([text])}), VOCABULARY)
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     optimizers = build_optimizers(model, OptimizerConfig(weight_decay=0.0))
     loss = pairs.learn_pairs(model, optimizers, table, 60, 3e-2)

@@ -1,15 +1,15 @@
-"""What the network eats: text, then documents, then tokens on disk, then packed batches. One way, in this order:
+"""What the network learns from: text becomes documents, tokens on disk and packed batches, in this order.
 
-- ``config``: ``CorpusConfig``, which text, which tokenizer, what is held out;
-- ``sources``: one file (text, JSONL, Parquet) as a stream of documents; ``hub_dataset``: a Hub dataset as one such
-  file;
-- ``corpus``: many files and folders as one fingerprinted, split corpus;
-- ``sets``: the named sets of text that a corpus is mixed from, each split into what is learnt and what is held out;
-- ``tokenizer``: byte-level BPE, characters, or anybody's ``tokenizer.json`` (``tokenizer_files``);
-- ``tokenise``: text to ``shards``, once, into the cache (``cache``), in several processes (``workers``);
-- ``dataset``: ``prepare``, all of the above: a ``mixture`` to train on, held-out shards, the tokenizer;
-- ``rows``: which tokens make a row of T, concatenated and split or best-fit;
-- ``packing``: batches of rows with ``cu_seqlens``. The only one that imports torch.
+- `config`: `CorpusConfig` says which text is read, with which tokenizer, and what is held out.
+- `dataset`: `prepare` opens the sets of text and returns their tokens, ready to train on. The way begins here.
+- `corpus`: many files as one corpus, identified by its content and split into training and held-out text.
+- `sources`: which files a path, a folder or a Hub dataset stands for.
+- `documents`: one file as a sequence of documents, on `text_stream`, which decompresses and decodes it.
+- `tokenizer`: text to token ids and back, on `tokenizer_files` and `detokenizer`.
+- `tokenise`: text to files of tokens in the cache, once, in several processes.
+- `token_files`: tokens on disk, and mixtures of several files.
+- `rows`: which tokens make a row of T, concatenated and split or best-fit.
+- `packing`: batches of rows with `cu_seqlens`. It is the only module here that imports torch.
 
-Import from the modules themselves, so that a verb loads only what it needs.
+Import from the modules themselves, so that a command loads only what it needs.
 """

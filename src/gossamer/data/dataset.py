@@ -1,28 +1,31 @@
-"""From a configuration to data that is ready to train on: sets of text, one tokenizer for all, tokens in the cache."""
+"""From a configuration to data that is ready to train on: `prepare` is where the way from text to batches begins.
+
+The configured sets of text are opened and split, one tokenizer is loaded or trained for all of them, and their tokens
+are opened from the cache or written there first.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 
 from gossamer.cache import alone, cached_folder, key_of
-from gossamer.data.config import CorpusConfig
-from gossamer.data.corpus import open_corpus, readable_size
-from gossamer.data.mixture import Mixture
-from gossamer.data.progress import Progress
-from gossamer.data.sets import TextSet, open_sets
-from gossamer.data.shards import Shard
-from gossamer.data.tokenise import shards_of
+from gossamer.data.config import HELD_OUT_NAME, CorpusConfig, SetConfig
+from gossamer.data.corpus import Chunk, Corpus, Part, SplitRule, open_corpus, readable_size, split_rule
+from gossamer.data.progress import ProgressDisplay
+from gossamer.data.token_files import Mixture, TokenFile
+from gossamer.data.tokenise import open_or_tokenise
 from gossamer.data.tokenizer import Tokenizer, char_tokenizer, train_bpe
 from gossamer.errors import UserError
 
-__all__ = ["Dataset", "Mixture", "Shard", "prepare", "prepare_one"]
+__all__ = ["Dataset", "TextSet", "open_sets", "prepare", "prepare_one"]
 
 _FORMAT = 1
-_SAMPLE = 64 << 20  # bytes of text that are plenty to train a BPE on
-_FEW = 4096  # tokens: the mean of their losses is uncertain by a 64th of what one differs from another
+_MAX_BPE_TEXT = 64 << 20  # bytes of text that are plenty to train a BPE on
+_MIN_VALIDATION_TOKENS = 4096  # with fewer, the mean loss is uncertain by more than a 64th of the spread of the losses
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,27 +33,29 @@ class Dataset:
     """A corpus ready to train on.
 
     Args:
-        train: what to learn from, set by set.
-        validation: what to measure on, by name, the most important first; no text of it trained the tokenizer.
-        tokenizer: of all.
-        fingerprint: of documents, splits, weights and tokenizer (hex).
+        train: the sets of text to learn from.
+        validation: held-out text by name, the most important first; none of it trained the tokenizer.
+        tokenizer: the tokenizer of all sets.
+        fingerprint: hash of documents, splits, weights and tokenizer (hex).
         description: one line for people.
     """
 
     train: Mixture
-    validation: dict[str, Shard]
+    validation: dict[str, TokenFile]
     tokenizer: Tokenizer
     fingerprint: str
     description: str
 
     def warning(self) -> str | None:
-        """What to do about held-out text that is too short to tell one model from another by; None if none is."""
-        few = {name: shard.num_tokens for name, shard in self.validation.items() if shard.num_tokens < _FEW}
-        if not few:
+        """Return advice if held-out text is too short to tell one model from another by, else None."""
+        short = {
+            name: file.num_tokens for name, file in self.validation.items() if file.num_tokens < _MIN_VALIDATION_TOKENS
+        }
+        if not short:
             return None
-        held = ", ".join(f"{count:,} tokens ({name})" for name, count in few.items())
+        listed = ", ".join(f"{count:,} tokens ({name})" for name, count in short.items())
         return (
-            f"held out are only {held}, too few to trust a loss on them; give more text, or text to measure on as "
+            f"held out are only {listed}, too few to trust a loss on them; give more text, or text to measure on as "
             "validation_paths"
         )
 
@@ -58,64 +63,161 @@ class Dataset:
 def prepare(config: CorpusConfig, tokenizer: Tokenizer | None = None, progress: bool = True) -> Dataset:
     """Read, split and tokenise the corpus, or open what an earlier call has left in the cache.
 
-    Of several processes on one machine that prepare the same corpus, one does the work and the others wait for it.
+    If several processes on one machine prepare the same corpus, one does the work and the others wait for it.
 
     Args:
-        config: which text, and how.
-        tokenizer: use this one instead of the configuration's, as a resumed run does with its own.
-        progress: tell on standard error about stages that take long.
+        config: which text, and how it becomes tokens.
+        tokenizer: used instead of the configured one, as by a resumed run, which keeps its own.
+        progress: whether stages that take long are shown on standard error.
 
     Raises:
-        UserError: anything wrong with the text, the tokenizer or the cache folder, in one line.
+        UserError: anything is wrong with the text, the tokenizer or the cache folder, in one line.
     """
-    report = Progress(progress)
-    with alone(_lock(config), report.waiting):
-        sets = open_sets(config, report)
+    display = ProgressDisplay(progress)
+    with alone(_lock_file(config), display.waiting):
+        sets = open_sets(config, display)
         if tokenizer is None:
-            tokenizer = _tokenizer(config, sets, report)
-        shards: dict[str, dict[str, Shard]] = {}
-        for one in sets:
+            tokenizer = _open_tokenizer(config, sets, display)
+        files: dict[str, dict[str, TokenFile]] = {}
+        for text in sets:
             try:
-                shards[one.name] = shards_of(
-                    config, one.digest, one.parts, one.pieces, one.num_bytes, tokenizer, report
+                files[text.name] = open_or_tokenise(
+                    config,
+                    digest=text.digest,
+                    parts=text.parts,
+                    read=text.read,
+                    num_bytes=text.num_bytes,
+                    tokenizer=tokenizer,
+                    progress=display,
                 )
             except UserError as error:
-                raise UserError(f"corpus.sets.{one.name}: {error}" if config.sets else str(error)) from error
-    weights = {one.name: one.weight for one in sets if one.corpus}
-    train = Mixture({name: shards[name]["train"] for name in weights}, weights)
-    validation = {name: found["validation"] for name, found in shards.items()}
-    fingerprint = key_of(_FORMAT, [(one.name, one.digest, one.weight) for one in sets], tokenizer.fingerprint)
+                raise UserError(f"corpus.sets.{text.name}: {error}" if config.sets else str(error)) from error
+    weights = {text.name: text.weight for text in sets if text.corpus}
+    train = Mixture({name: files[name]["train"] for name in weights}, weights)
+    validation = {name: parts["validation"] for name, parts in files.items()}
+    fingerprint = key_of(_FORMAT, [(text.name, text.digest, text.weight) for text in sets], tokenizer.fingerprint)
     return Dataset(train, validation, tokenizer, fingerprint, _description(config, sets, train, validation, tokenizer))
 
 
-def prepare_one(paths: Iterable[str], config: CorpusConfig, tokenizer: Tokenizer, progress: bool = True) -> Shard:
-    """Tokenise all text of ``paths`` as one shard, nothing held out, as for measuring a finished model on it."""
-    report = Progress(progress)
+def prepare_one(paths: Iterable[str], config: CorpusConfig, tokenizer: Tokenizer, progress: bool = True) -> TokenFile:
+    """Tokenise all text of `paths` into one file, with nothing held out, to measure a finished model on it."""
+    display = ProgressDisplay(progress)
     given = tuple(paths)
-    with alone(_lock(config, given), report.waiting):
-        corpus = open_corpus(given, config, report)
-        shards = shards_of(
-            config, corpus.digest, ("train",), lambda: corpus.pieces("all"), corpus.num_bytes, tokenizer, report
+    with alone(_lock_file(config, given), display.waiting):
+        corpus = open_corpus(given, config, display)
+        files = open_or_tokenise(
+            config,
+            digest=corpus.digest,
+            parts=("train",),
+            read=lambda: corpus.read("all"),
+            num_bytes=corpus.num_bytes,
+            tokenizer=tokenizer,
+            progress=display,
         )
-    return shards["train"]
+    return files["train"]
 
 
-def _lock(config: CorpusConfig, paths: tuple[str, ...] = ()) -> Path:
-    """The lock of those who prepare the same text."""
+def _lock_file(config: CorpusConfig, paths: tuple[str, ...] = ()) -> Path:
+    """The lock that is held by the one process that prepares this text."""
     values = {key: value for key, value in asdict(config).items() if key not in ("cache_dir", "workers")}
     return config.cache_folder() / "locks" / key_of(values, paths)
 
 
-def _tokenizer(config: CorpusConfig, sets: list[TextSet], progress: Progress) -> Tokenizer:
-    """The configured tokenizer: loaded, or trained on the training text once for each corpus."""
+# The sets of text.
+
+
+@dataclass(frozen=True)
+class TextSet:
+    """A named set of text, and how it is split.
+
+    Args:
+        name: the name of the set and of its held-out part.
+        weight: share of the training tokens, relative to the other sets; 0 if the set is not trained on.
+        corpus: the text that is trained on, all or part of it; None if the set is held out as a whole.
+        rule: which part of `corpus` is held out.
+        held_out: held-out text that was given explicitly.
+        held_out_from: how the held-out part came about, for people.
+    """
+
+    name: str
+    weight: float
+    corpus: Corpus | None
+    rule: SplitRule
+    held_out: Corpus | None
+    held_out_from: str
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The parts that the set has."""
+        return ("train", "validation") if self.corpus else ("validation",)
+
+    @property
+    def digest(self) -> str:
+        """A hash of the documents and the split."""
+        corpus, held_out = (text and text.digest for text in (self.corpus, self.held_out))
+        return key_of(corpus, self.rule, held_out)
+
+    @property
+    def num_bytes(self) -> int:
+        """The UTF-8 bytes of all text of the set."""
+        return sum(text.num_bytes for text in (self.corpus, self.held_out) if text)
+
+    def read(self) -> Iterator[Chunk]:
+        """Yield all text of the set in chunks, each with the part that it belongs to."""
+        train = self.corpus.read(self.rule) if self.corpus else ()
+        return chain(train, self.held_out.read("all", "validation") if self.held_out else ())
+
+
+def open_sets(config: CorpusConfig, progress: ProgressDisplay) -> list[TextSet]:
+    """Open the configured sets, or the only one, and after them the sets that are held out as a whole.
+
+    Raises:
+        UserError: a path is missing, unreadable or binary, a set holds no text, or two sets hold the same file.
+    """
+    sets = config.sets or {HELD_OUT_NAME: SetConfig(config.paths, 1.0, config.validation_paths)}
+    keys = {name: f"corpus.sets.{name}" if config.sets else "" for name in sets}
+
+    def opened(key: str, paths: Iterable[str], without: Iterable[Corpus] = ()) -> Corpus:
+        try:
+            return open_corpus(paths, config, progress, without)
+        except UserError as error:
+            raise UserError(f"{key}: {error}" if key else str(error)) from error
+
+    extra = {name: opened(f"corpus.validation_sets.{name}", paths) for name, paths in config.validation_sets.items()}
+    explicit = {
+        name: opened(keys[name] and f"{keys[name]}.validation_paths", text.validation_paths)
+        for name, text in sets.items()
+        if text.validation_paths
+    }
+    never_trained_on = [*extra.values(), *explicit.values()]
+    found: list[TextSet] = []
+    owners: dict[object, str] = {}
+    for name, text in sets.items():
+        corpus = opened(keys[name], text.paths, never_trained_on)
+        for path, _ in corpus.files:
+            if (owner := owners.setdefault(path, name)) != name:
+                raise UserError(f"{keys[name]}: {path} is in set {owner!r}, too; leave it out of one of them")
+        held_out = explicit.get(name)
+        rule: SplitRule = "all" if held_out else split_rule(corpus)
+        by_rule = {"documents": "about a tenth of the documents", "tails": "the last tenth of every document"}
+        held_out_from = by_rule.get(rule, ", ".join(text.validation_paths))
+        found.append(TextSet(name, text.weight, corpus, rule, held_out, held_out_from))
+    return found + [TextSet(name, 0.0, None, "all", corpus, corpus.name) for name, corpus in extra.items()]
+
+
+# The tokenizer of all sets.
+
+
+def _open_tokenizer(config: CorpusConfig, sets: list[TextSet], progress: ProgressDisplay) -> Tokenizer:
+    """Load the configured tokenizer, or train it on the training text, once for each corpus."""
     if config.tokenizer not in ("bpe", "char"):
         return Tokenizer.load(config.tokenizer)
-    trained_on = [one for one in sets if one.corpus]
+    train_sets = [text for text in sets if text.corpus]
     is_bpe = config.tokenizer == "bpe"
-    budgets = _budgets(trained_on) if is_bpe else [one.num_bytes for one in trained_on]
+    budgets = _bpe_budgets(train_sets) if is_bpe else [text.num_bytes for text in train_sets]
     loaded: list[Tokenizer] = []
 
-    def valid(folder: Path) -> bool:
+    def is_valid(folder: Path) -> bool:
         try:
             loaded.append(Tokenizer.load(folder))
         except UserError:  # not there, or damaged
@@ -123,74 +225,76 @@ def _tokenizer(config: CorpusConfig, sets: list[TextSet], progress: Progress) ->
         return True
 
     def build(folder: Path) -> None:
-        total = sum(one.num_bytes for one in trained_on)
+        total = sum(text.num_bytes for text in train_sets)
         with ExitStack() as reading, ExitStack() as learning:
             advance = reading.enter_context(progress.stage(f"training a {config.tokenizer} tokenizer", total))
 
-            def train_texts(one: TextSet) -> Iterator[str]:
-                for piece in one.pieces():
-                    if piece.part == "train":
-                        yield piece.text
-                    advance(len(piece.text.encode()))
+            def train_texts(text: TextSet) -> Iterator[str]:
+                for chunk in text.read():
+                    if chunk.part == "train":
+                        yield chunk.text
+                    advance(len(chunk.text.encode()))
 
             def all_texts() -> Iterator[str]:
-                for one, budget in zip(trained_on, budgets, strict=True):
+                for text, budget in zip(train_sets, budgets, strict=True):
                     if budget:
-                        yield from _spread(train_texts(one), one.num_bytes, budget)
+                        yield from _spread_sample(train_texts(text), text.num_bytes, budget)
                 reading.close()
                 if is_bpe:
                     learning.enter_context(progress.stage(f"learning {config.vocab_size:,} tokens from it", None))
 
-            made = train_bpe(all_texts(), config.vocab_size) if is_bpe else char_tokenizer(all_texts())
-        made.save(folder)
+            trained = train_bpe(all_texts(), config.vocab_size) if is_bpe else char_tokenizer(all_texts())
+        trained.save(folder)
 
-    parts = [(one.digest, budget) for one, budget in zip(trained_on, budgets, strict=True)]
-    key = key_of(_FORMAT, parts, config.tokenizer, config.vocab_size if is_bpe else None)
+    texts = [(text.digest, budget) for text, budget in zip(train_sets, budgets, strict=True)]
+    key = key_of(_FORMAT, texts, config.tokenizer, config.vocab_size if is_bpe else None)
     folder = config.cache_folder() / "tokenizers" / key
-    cached_folder(folder, valid, build)
+    cached_folder(folder, is_valid, build)
     return loaded[-1] if loaded else Tokenizer.load(folder)
 
 
-def _budgets(sets: list[TextSet]) -> list[int]:
-    """Bytes of each set that a BPE learns from: everything where that is not too much, else as much as it weighs."""
-    total, weights = sum(one.num_bytes for one in sets), sum(one.weight for one in sets)
-    if total <= _SAMPLE:
-        return [one.num_bytes if one.weight else 0 for one in sets]
-    return [min(one.num_bytes, round(_SAMPLE * one.weight / weights)) for one in sets]
+def _bpe_budgets(sets: list[TextSet]) -> list[int]:
+    """Return how many bytes of each set a BPE learns from: all, or a share by weight if all would be too much."""
+    total, weights = sum(text.num_bytes for text in sets), sum(text.weight for text in sets)
+    if total <= _MAX_BPE_TEXT:
+        return [text.num_bytes if text.weight else 0 for text in sets]
+    return [min(text.num_bytes, round(_MAX_BPE_TEXT * text.weight / weights)) for text in sets]
 
 
-def _spread(texts: Iterable[str], total: int, budget: int) -> Iterator[str]:
-    """About ``budget`` bytes of ``texts``, evenly spread over all ``total`` bytes; everything if it is not more."""
-    seen = taken = 0
+def _spread_sample(texts: Iterable[str], total: int, budget: int) -> Iterator[str]:
+    """Yield about `budget` bytes of `texts`, spread evenly over all `total` bytes, or everything if that is less."""
+    seen = sampled = 0
     for text in texts:
         size = len(text.encode())
-        if taken * total <= seen * budget or total <= budget:
-            taken += size
+        if sampled * total <= seen * budget or total <= budget:
+            sampled += size
             yield text
         seen += size
 
 
+# The description of the data, in one line.
+
+
 def _description(
-    config: CorpusConfig, sets: list[TextSet], train: Mixture, validation: dict[str, Shard], tokenizer: Tokenizer
+    config: CorpusConfig, sets: list[TextSet], train: Mixture, validation: dict[str, TokenFile], tokenizer: Tokenizer
 ) -> str:
-    """What the data is, in one line."""
-    held_out = sum(shard.num_tokens for shard in validation.values())
+    num_held_out = sum(file.num_tokens for file in validation.values())
     if config.sets or config.validation_sets:
-        named = "; ".join(f"{one.name}: {_text(one)}" for one in sets)
-        held = ", ".join(f"{name}: {shard.num_tokens:,}" for name, shard in validation.items())
+        texts = "; ".join(f"{text.name}: {_describe_set(text)}" for text in sets)
+        held_out = ", ".join(f"{name}: {file.num_tokens:,}" for name, file in validation.items())
     else:
-        (one,) = sets
-        named = ("" if config.paths else "no --data given: ") + _text(one)
-        held = one.held
+        (text,) = sets
+        texts = ("" if config.paths else "no --data given: ") + _describe_set(text)
+        held_out = text.held_out_from
     return (
-        f"{named}; {train.num_tokens:,} tokens to train on, {held_out:,} held out ({held}); "
+        f"{texts}; {train.num_tokens:,} tokens to train on, {num_held_out:,} held out ({held_out}); "
         f"{tokenizer.kind} tokenizer of {tokenizer.vocab_size:,}"
     )
 
 
-def _text(one: TextSet) -> str:
-    corpus = one.corpus or one.held_out
+def _describe_set(text: TextSet) -> str:
+    corpus = text.corpus or text.held_out
     assert corpus is not None
     documents = "1 document" if corpus.num_documents == 1 else f"{corpus.num_documents:,} documents"
-    weight = f", weight {one.weight:g}" if one.weight != 1 and one.corpus else ""
+    weight = f", weight {text.weight:g}" if text.weight != 1 and text.corpus else ""
     return f"{corpus.name}, {documents}, {readable_size(corpus.num_bytes)}{weight}"

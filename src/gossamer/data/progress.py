@@ -1,4 +1,4 @@
-"""Progress of the slow stages: a bar where somebody watches, one line a stage where a log file does."""
+"""How far slow stages have come, on standard error: a bar at a terminal, a line now and then in a log file."""
 
 from __future__ import annotations
 
@@ -8,40 +8,48 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
-__all__ = ["Progress"]
+__all__ = ["ProgressDisplay"]
 
-_SILENCE = 10  # seconds
+_LINE_EVERY = 10  # seconds
 
 
-class Progress:
-    """Tells on standard error how far a stage has come.
+class ProgressDisplay:
+    """Shows on standard error how far a stage has come.
 
     Args:
-        enabled: say anything at all.
+        enabled: whether anything is shown at all.
     """
 
     def __init__(self, enabled: bool) -> None:
         self.enabled = enabled
 
     def note(self, line: str) -> None:
-        """Tell something that was found on the way."""
+        """Print a line about something that was found on the way."""
         if self.enabled:
             print(line, file=sys.stderr, flush=True)
 
     def waiting(self) -> None:
-        """Tell that another process is at it."""
+        """Print that another process does the work."""
         if self.enabled:
             print("waiting for another process, which prepares the same text", file=sys.stderr, flush=True)
 
     @contextmanager
     def stage(self, title: str, total: int | None) -> Iterator[Callable[[int], None]]:
-        """Announce a stage of ``total`` bytes (None: unknown); yields a function that is told of bytes newly done."""
+        """Show a stage while it runs.
+
+        Args:
+            title: what is done.
+            total: bytes of the whole stage; None if they are not known.
+
+        Yields:
+            A function to call with the number of bytes that are newly done.
+        """
         if not (self.enabled and sys.stderr.isatty()):
             if self.enabled:
                 print(title, file=sys.stderr, flush=True)
             yield _Lines(total).advance if self.enabled else lambda done: None
             return
-        # rich takes a tenth of a second to import: only where a bar is drawn
+        # imported only if a bar is drawn, because rich takes a tenth of a second
         from rich.console import Console
         from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Bar
@@ -53,19 +61,19 @@ class Progress:
 
 
 class _Lines:
-    """A line now and then, in a log file, that tells how far a long stage has come."""
+    """Prints a line now and then that says how far a long stage has come, for a log file."""
 
     def __init__(self, total: int | None) -> None:
         self._total, self._done = total, 0
-        self._began = self._told = time.monotonic()
+        self._start = self._last_line = time.monotonic()
 
     def advance(self, done: int) -> None:
-        """So much more is done."""
+        """Add `done` bytes to what is done."""
         self._done += done
         now = time.monotonic()
-        if now - self._told < _SILENCE or not self._total or not 0 < self._done < self._total:
+        if now - self._last_line < _LINE_EVERY or not self._total or not 0 < self._done < self._total:
             return
-        self._told = now
-        left = (now - self._began) * (self._total / self._done - 1)
+        self._last_line = now
+        left = (now - self._start) * (self._total / self._done - 1)
         line = f"  {self._done / self._total:.0%}, {timedelta(seconds=round(left))} left"
         print(line, file=sys.stderr, flush=True)

@@ -1,22 +1,22 @@
-"""Which tokens make a row: endless sequences of rows from the documents of one shard.
+"""Which tokens make a row: endless sequences of rows from the documents of one token file.
 
-Every document ``[eot] t1 ... tn [eot]`` has n + 1 targets: all its tokens but the first. A stretch that is cut goes
-on, in another row, with the last token before the cut, so no target is lost to the cut.
+Every document `[eot] t1 ... tn [eot]` has n + 1 targets: all its tokens but the first. If a document is cut, the part
+behind the cut begins, in another row, with the last token before the cut, so no target is lost to the cut.
 
-A document with at least T - 1 targets gives as many *full* rows as fit, each T tokens of the document and nothing
-else: the longest context there is. What remains, short documents and one or both ends of long ones, is the *rest*, and
-there are two ways to put it into rows:
+A document with at least T - 1 targets gives as many *full* rows as fit, each of T tokens of that document alone: the
+longest context there is. What remains, short documents and one or both ends of long ones, is the *rest*. There are two
+ways to put it into rows:
 
-- ``SplitRows`` concatenates and splits: one piece after the other, cut where a row ends. Every position is used.
-  Where the first full row of a long document begins is drawn anew each epoch, so that cuts move.
-- ``BestFitRows`` cuts nothing that fits into a row: pieces go into rows by best-fit-decreasing (Ding et al., *Fewer
-  Truncations Improve Language Modeling*, arXiv 2404.10830), the largest first, each into the row that it leaves the
-  least room in. The rest of a long document stands before or after its full rows, which of the two is drawn anew each
-  epoch. Rows end in padding, about one position in a thousand where pieces are many and some of them short.
+- `SplitRows` concatenates and splits: one fragment comes after the other, cut where a row ends. Every position is used.
+  Where the first full row of a long document begins is drawn at random in each epoch, so that cuts move.
+- `BestFitRows` cuts nothing that fits into a row. Fragments go into rows by best-fit-decreasing (Ding et al., *Fewer
+  Truncations Improve Language Modeling*, arXiv 2404.10830): the largest first, each into the row that it leaves the
+  least room in. The rest of a long document stands before or after its full rows, which of the two is drawn at random
+  in each epoch. Rows end in padding, about one position in a thousand if there are many fragments, some of them short.
 
-Full rows and rest are shuffled by (seed, epoch), apart from each other, and taken in turn in proportion to their
-number. So a batch is a mixture of the whole shard even when that is one long document, rather than consecutive
-stretches of one.
+Full rows and the rest are shuffled by (seed, epoch), apart from each other, and alternate in proportion to their
+number. So a batch is a mixture of the whole file even if that is one long document, and does not consist of consecutive
+parts of one.
 """
 
 from __future__ import annotations
@@ -30,24 +30,31 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import TypedDict  # Python 3.11 has one that pydantic cannot read
 
-from gossamer.data.shards import Shard
+from gossamer.data.token_files import TokenFile
 from gossamer.errors import UserError
 from gossamer.typed import Range
 
-__all__ = ["BestFitRows", "RowsPlace", "SplitRows", "Stretch", "best_fit"]
+__all__ = ["BestFitRows", "RowsPosition", "Span", "SplitRows", "best_fit"]
 
-Stretch = tuple[int, int]
-"""(first token, number of tokens) in a shard; all of one document."""
+Span = tuple[int, int]
+"""Tokens of one document in a token file: the index of the first one, and their number."""
 
 _GOLDEN = (math.sqrt(5) - 1) / 2
-_WINDOW = 1 << 16  # pieces that best-fit chooses among: the more, the less padding; a tenth of a second to sort out
-
+_WINDOW = 1 << 16  # fragments that best-fit chooses among: more give less padding; these take a tenth of a second
 
 _Count = Annotated[int, Range(0, (1 << 62) - 1)]
 
 
-class RowsPlace(TypedDict):
-    """A position that ``tell`` gives."""
+class RowsPosition(TypedDict):
+    """A position in the rows of a token file, as checkpoints store it.
+
+    Attributes:
+        full_done: number of full rows that have been read.
+        rest_epoch: the epoch of the rest.
+        rest_index: index of a fragment in the order of that epoch.
+        rest_offset: what has been read from that fragment on: its targets (`SplitRows`), or rows of the window that
+            begins with it (`BestFitRows`).
+    """
 
     full_done: _Count
     rest_epoch: _Count
@@ -56,71 +63,70 @@ class RowsPlace(TypedDict):
 
 
 class SplitRows:
-    """An endless sequence of rows, each a list of stretches, or a single epoch of it; concatenated and split.
+    """An endless sequence of rows, or a single epoch of it, made by concatenating and splitting documents.
 
-    Its position is four integers. In memory it needs some 30 bytes for each document.
+    A row is a list of spans. The position is four integers. In memory it takes some 30 bytes for each document.
 
     Args:
-        shard: the documents.
+        file: the documents.
         length: T, tokens of a row.
-        seed: of the order of each epoch. None: a single epoch, whose last row may not be full; its order is fixed, and
-            any beginning of it is spread evenly over the shard.
+        seed: seed of the order of each epoch. With None there is a single epoch, whose last row may not be full; its
+            order is fixed, and any beginning of it is spread evenly over the file.
     """
 
-    def __init__(self, shard: Shard, length: int, seed: int | None) -> None:
-        self.length, self.span, self.once = length, length - 1, seed is None
+    def __init__(self, file: TokenFile, length: int, seed: int | None) -> None:
+        self.length, self.row_targets, self.is_single_epoch = length, length - 1, seed is None
         self.seed = 0 if seed is None else seed % (1 << 63)
-        self.begins = np.asarray(shard.offsets[:-1])
-        targets = np.diff(shard.offsets) - 1
-        self.full = targets // self.span  # [D] full rows of each document
-        self.rest = targets - self.full * self.span  # [D] targets outside of them
+        self.begins = np.asarray(file.offsets[:-1])
+        targets = np.diff(file.offsets) - 1
+        self.full = targets // self.row_targets  # [D] full rows of each document
+        self.rest = targets - self.full * self.row_targets  # [D] targets outside of them
         self.full_ends = np.cumsum(self.full)
         self.num_full, self.num_rest = int(self.full.sum()), int(self.rest.sum())
         self.seek(full_done=0, rest_epoch=0, rest_index=0, rest_offset=0)
 
     def seek(self, full_done: int, rest_epoch: int, rest_index: int, rest_offset: int) -> None:
-        """Continue at a position that ``tell`` gave.
+        """Continue at a position that `tell` returned.
 
         Raises:
-            UserError: it lies beyond these rows.
+            UserError: the position lies beyond these rows.
         """
         self.full_done, self.rest_epoch = full_done, rest_epoch
         self.rest_index, self.rest_offset = rest_index, rest_offset
         self._order_full()
         self._order_rest()
-        if rest_index > len(self.rest_sizes) or (rest_offset and rest_offset >= self._steps_here()):
+        if rest_index > len(self.rest_sizes) or (rest_offset and rest_offset >= self._max_rest_offset()):
             raise UserError("the checkpoint's position lies beyond the end of the data; start a new run")
-        self.rest_done = rest_epoch * self.num_rest + int(self.rest_sizes[:rest_index].sum()) + self._within()
+        before = int(self.rest_sizes[:rest_index].sum())
+        self.rest_done = rest_epoch * self.num_rest + before + self._rest_targets_read()
 
-    def _steps_here(self) -> int:
-        """How far ``rest_offset`` may go at ``rest_index``."""
+    def _max_rest_offset(self) -> int:
+        """The number of steps that `rest_offset` counts at `rest_index`."""
         return int(self.rest_sizes[self.rest_index]) if self.rest_index < len(self.rest_sizes) else 0
 
-    def tell(self) -> RowsPlace:
-        """The position: full rows taken; of the rest the epoch, the piece in its order, and what is done from there:
-        targets of that piece (split), rows of the window that begins with it (best fit).
-        """
-        return RowsPlace(
+    def tell(self) -> RowsPosition:
+        """Return the current position."""
+        return RowsPosition(
             full_done=self.full_done,
             rest_epoch=self.rest_epoch,
             rest_index=self.rest_index,
             rest_offset=self.rest_offset,
         )
 
-    def __iter__(self) -> Iterator[list[Stretch]]:
+    def __iter__(self) -> Iterator[list[Span]]:
         return self
 
-    def __next__(self) -> list[Stretch]:
-        full_left = self.num_full > 0 and not (self.once and self.full_done == self.num_full)
-        rest_left = self.num_rest > 0 and not (self.once and self.rest_done == self.num_rest)
+    def __next__(self) -> list[Span]:
+        full_left = self.num_full > 0 and not (self.is_single_epoch and self.full_done == self.num_full)
+        rest_left = self.num_rest > 0 and not (self.is_single_epoch and self.rest_done == self.num_rest)
         if not full_left and not rest_left:
             raise StopIteration
-        # in proportion: the kind of which the smaller share is done
+        # in proportion: from the kind of which the smaller share has been read
         if full_left and (not rest_left or self.full_done * self.num_rest <= self.rest_done * self.num_full):
             return [self._full_row()]
         return self._rest_row()
 
-    def _full_row(self) -> Stretch:
+    def _full_row(self) -> Span:
         epoch, index = divmod(self.full_done, self.num_full)
         if index == 0 and epoch > 0:
             self._order_full()
@@ -128,28 +134,28 @@ class SplitRows:
         document = int(np.searchsorted(self.full_ends, row, side="right"))
         within = row - int(self.full_ends[document] - self.full[document])
         self.full_done += 1
-        return int(self.begins[document] + self.full_heads[document]) + within * self.span, self.length
+        return int(self.begins[document] + self.full_heads[document]) + within * self.row_targets, self.length
 
-    def _rest_row(self) -> list[Stretch]:
-        row: list[Stretch] = []
+    def _rest_row(self) -> list[Span]:
+        row: list[Span] = []
         room = self.length
         while room >= 2:  # a single token has nothing to predict
             if self.rest_index == len(self.rest_sizes):
-                if self.once:
+                if self.is_single_epoch:
                     break
                 self._next_epoch()
             size = int(self.rest_sizes[self.rest_index])
-            taken = min(size - self.rest_offset, room - 1)
-            row.append((int(self.rest_begins[self.rest_index]) + self.rest_offset, taken + 1))
-            room -= taken + 1
-            self.rest_done += taken
-            self.rest_offset += taken
+            count = min(size - self.rest_offset, room - 1)
+            row.append((int(self.rest_begins[self.rest_index]) + self.rest_offset, count + 1))
+            room -= count + 1
+            self.rest_done += count
+            self.rest_offset += count
             if self.rest_offset == size:
                 self.rest_index, self.rest_offset = self.rest_index + 1, 0
         return row
 
-    def _within(self) -> int:
-        """Targets taken of the rest from ``rest_index`` on."""
+    def _rest_targets_read(self) -> int:
+        """The number of targets of the rest that have been read from `rest_index` on."""
         return self.rest_offset
 
     def _next_epoch(self) -> None:
@@ -164,41 +170,47 @@ class SplitRows:
     def _order_rest(self) -> None:
         heads = self._heads(self.rest_epoch)
         tails = self.rest - heads
-        begins = np.concatenate([self.begins, self.begins + heads + self.full * self.span])
+        begins = np.concatenate([self.begins, self.begins + heads + self.full * self.row_targets])
         sizes = np.concatenate([heads, tails])
-        kept = np.flatnonzero(sizes)
-        order = kept[self._permutation(len(kept), self.rest_epoch, 2)]
+        nonempty = np.flatnonzero(sizes)
+        order = nonempty[self._permutation(len(nonempty), self.rest_epoch, 2)]
         self.rest_begins, self.rest_sizes = begins[order], sizes[order]
 
     def _permutation(self, count: int, epoch: int, stream: int) -> npt.NDArray[np.int64]:
-        """[count] the order in which an epoch takes full rows (stream 1) or the rest (stream 2)."""
-        if self.once:  # multiples of the golden ratio, modulo 1, lie evenly from the first few on: visit by their ranks
+        """The order in which an epoch reads full rows (stream 1) or the rest (stream 2), int64 [count]."""
+        if self.is_single_epoch:
+            # Multiples of the golden ratio modulo 1 are spread evenly from the first few on.
             return np.argsort(np.argsort(np.arange(count) * _GOLDEN % 1.0))
         return np.random.default_rng([self.seed, epoch, stream]).permutation(count)
 
     def _heads(self, epoch: int) -> npt.NDArray[np.int64]:
-        """[D] targets of each document before its first full row in this epoch."""
-        if self.once:
+        """The number of targets of each document before its first full row in this epoch, int64 [D]."""
+        if self.is_single_epoch:
             return np.zeros_like(self.rest)
-        drawn = np.random.default_rng([self.seed, epoch, 0]).integers(0, self.rest, endpoint=True)
-        return np.where(self.full > 0, drawn, 0)
+        sampled = np.random.default_rng([self.seed, epoch, 0]).integers(0, self.rest, endpoint=True)
+        return np.where(self.full > 0, sampled, 0)
 
 
 class BestFitRows(SplitRows):
-    """An endless sequence of rows that cut no document which fits into one; see ``SplitRows`` for the arguments.
+    """An endless sequence of rows that cut no document which fits into one.
 
-    The pieces of an epoch are sorted out window by window; a window's rows are shuffled.
+    The fragments of an epoch are put into rows window by window; the rows of a window are shuffled.
+
+    Args:
+        file: the documents.
+        length: T, tokens of a row.
+        seed: seed of the order of each epoch.
     """
 
-    def __init__(self, shard: Shard, length: int, seed: int) -> None:
-        self.window: list[list[Stretch]] = []  # rows of the pieces from rest_index on; empty: not sorted out yet
-        super().__init__(shard, length, seed)
+    def __init__(self, file: TokenFile, length: int, seed: int) -> None:
+        self.window: list[list[Span]] = []  # the rows of the fragments from rest_index on; empty until they are packed
+        super().__init__(file, length, seed)
 
-    def _rest_row(self) -> list[Stretch]:
+    def _rest_row(self) -> list[Span]:
         if self.rest_index == len(self.rest_sizes):
             self._next_epoch()
         if not self.window:
-            self.window = self._sort_out()
+            self.window = self._pack_window()
         row = self.window[self.rest_offset]
         self.rest_done += sum(count - 1 for _, count in row)
         self.rest_offset += 1
@@ -207,34 +219,41 @@ class BestFitRows(SplitRows):
             self.window = []
         return row
 
-    def _steps_here(self) -> int:
-        return len(self._sort_out())
+    def _max_rest_offset(self) -> int:
+        return len(self._pack_window())
 
-    def _within(self) -> int:
-        self.window = self._sort_out() if self.rest_offset else []
+    def _rest_targets_read(self) -> int:
+        self.window = self._pack_window() if self.rest_offset else []
         return sum(count - 1 for row in self.window[: self.rest_offset] for _, count in row)
 
-    def _sort_out(self) -> list[list[Stretch]]:
+    def _pack_window(self) -> list[list[Span]]:
         window = slice(self.rest_index, self.rest_index + _WINDOW)
         begins, counts = self.rest_begins[window].tolist(), (self.rest_sizes[window] + 1).tolist()
         bins = best_fit(counts, self.length)
         order = np.random.default_rng([self.seed, self.rest_epoch, 3, self.rest_index]).permutation(len(bins))
-        return [[(begins[piece], counts[piece]) for piece in bins[row]] for row in order.tolist()]
+        return [[(begins[fragment], counts[fragment]) for fragment in bins[row]] for row in order.tolist()]
 
     def _heads(self, epoch: int) -> npt.NDArray[np.int64]:
-        """All of a long document's rest before its first full row, or nothing."""
-        drawn = np.random.default_rng([self.seed, epoch, 0]).integers(0, 2, len(self.rest))
-        return np.where(self.full > 0, drawn * self.rest, 0)
+        """The same for best-fit: either all of the rest of a long document, or nothing."""
+        sampled = np.random.default_rng([self.seed, epoch, 0]).integers(0, 2, len(self.rest))
+        return np.where(self.full > 0, sampled * self.rest, 0)
 
 
 def best_fit(sizes: list[int], room: int) -> list[list[int]]:
-    """Indices of ``sizes`` (each at most ``room``) by bin of ``room``: best-fit-decreasing, ties in their order.
+    """Pack items into bins by best-fit-decreasing, equal sizes in their order.
 
-    Time O(n log(room)): bins are kept by the room that is left in them, and not more than ``room`` kinds are.
+    Takes O(n log(room)) time: bins are grouped by the room that is left in them, and there are at most `room` groups.
+
+    Args:
+        sizes: the size of each item, at most `room`.
+        room: the size of a bin.
+
+    Returns:
+        For each bin the indices of its items.
     """
     bins: list[list[int]] = []
-    by_left: list[list[int]] = [[] for _ in range(room + 1)]  # bins with so much room left
-    lefts: list[int] = []  # the kinds that there are, ascending
+    by_left: list[list[int]] = [[] for _ in range(room + 1)]  # the bins with so much room left
+    lefts: list[int] = []  # the groups that are not empty, in rising order
     for index in sorted(range(len(sizes)), key=lambda index: -sizes[index]):
         size = sizes[index]
         place = bisect_left(lefts, size)

@@ -1,37 +1,43 @@
-"""One file as a stream of documents: text and source code, JSONL, JSON, CSV and TSV, Parquet, Arrow; compressed or not.
+"""Which files the configured paths stand for.
 
-A document comes as its pieces: strings of at most ``PIECE`` characters whose concatenation is the document. Whatever a
-file's size, no more than about a piece of a text file, a record of a JSONL or CSV file or a batch of rows of a Parquet
-or Arrow file is in memory; a ``.json`` file that is one list is read as a whole. Pieces end at line ends where there
-are any, and depend on the text alone, so every pass over a file sees the same ones.
+Folders are walked in the order of their names. What is skipped there is counted by kind: hidden files and folders,
+empty files, files whose suffix says that they are binary, folders of installed packages and caches, and the
+descriptions of a data set. A file that was named itself is never skipped: if it cannot be read as text, that is an
+error.
+
+A Hugging Face Hub dataset becomes a local JSONL file. It is streamed once, a record at a time, into the cache, and is a
+file like any other from then on: the passes over it read the disk, and a later start needs no network. Delete its
+folder to fetch it again.
 """
 
 from __future__ import annotations
 
-import codecs
-import csv
 import importlib
 import json
+import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gossamer.data.streams import Tally, kind_of, open_stream
-from gossamer.errors import UserError, nearest
-from gossamer.reading import open_to_read, parse_json
+from typing_extensions import TypedDict  # Python 3.11 has one that pydantic cannot read
 
-__all__ = ["BINARY_SUFFIXES", "PIECE", "NoTextField", "is_binary", "pieces", "read_documents"]
+from gossamer.cache import cached_folder, key_of
+from gossamer.data.config import CorpusConfig
+from gossamer.data.progress import ProgressDisplay
+from gossamer.data.text_stream import file_kind
+from gossamer.errors import UserError, nearest, nearest_path
+from gossamer.reading import read_json, user_path
 
-PIECE = 1 << 18
-"""Characters of a piece: two threads can share a one-megabyte document, and cuts are too rare to matter."""
+__all__ = ["HUB_PREFIX", "SkippedFiles", "fetch_hub_dataset", "find_files", "standard_library"]
 
-_BLOCK = 1 << 20  # bytes read at once
-_ROWS = 64  # Parquet rows read at once
-_MAX_RECORD = 1 << 28  # bytes of a line of JSONL or CSV
-_MAX_LIST = 1 << 30  # bytes of a .json file that is one list
+HUB_PREFIX = "hf:"
+"""What the name of a Hub dataset begins with where a path may stand."""
 
-BINARY_SUFFIXES = frozenset(
+_HUB_FILE = "records.jsonl"
+
+_BINARY_SUFFIXES = frozenset(
     f".{name}"
     for names in (
         ("7z", "jar", "lz4", "rar", "tar", "tbz2", "tgz", "txz", "whl", "zip"),
@@ -43,308 +49,227 @@ BINARY_SUFFIXES = frozenset(
     )
     for name in names
 )
-"""Files that are passed over inside folders without a look."""
+"""Suffixes of files that are skipped inside folders without being opened."""
 
-_JSONL = (".jsonl", ".ndjson")
-_TABLES = (".parquet", ".arrow", ".feather")
-RECORDS = frozenset({*_JSONL, *_TABLES, ".json", ".csv", ".tsv"})
-"""Suffixes of files that hold records, of which one field is text."""
-
-INCIDENTAL = frozenset({".json", ".csv", ".tsv"})
-"""Those of them that also lie beside text as settings or figures."""
-
-_SURROGATE = re.compile("[\ud800-\udfff]")
-
-
-def pieces(chunks: Iterable[str]) -> Iterator[str]:
-    """Cut the concatenation of ``chunks`` after the last line end within every ``PIECE`` characters, else there."""
-    buffer = ""
-    for chunk in chunks:
-        buffer += chunk
-        start = 0
-        while len(buffer) - start > PIECE:
-            end = buffer.rfind("\n", start, start + PIECE) + 1 or start + PIECE
-            yield buffer[start:end]
-            start = end
-        buffer = buffer[start:]
-    if buffer:
-        yield buffer
+# Folders of the standard library that are no programs to learn from: tests, installed packages, generated tables.
+_STDLIB_SKIPPED = frozenset(
+    ("site-packages", "dist-packages", "test", "tests", "idle_test", "encodings", "pydoc_data", "__pycache__")
+)
+_PACKAGE_FOLDERS = frozenset(
+    ("node_modules", "bower_components", "jspm_packages", "site-packages", "dist-packages", "__pycache__")
+)
+_MARKER_FILES = ("pyvenv.cfg", "CACHEDIR.TAG")  # in a folder that a program fills: a virtual environment, a cache
+# What `save_to_disk` of the datasets library writes beside the records, and the list of a data set's splits.
+_DATASET_FILES, _DATASET_SPLITS = frozenset({"dataset_info.json", "state.json"}), "dataset_dict.json"
 
 
-class NoTextField(UserError):
-    """The first record of a file has no field of the name that was asked for."""
+class SkippedFiles:
+    """What a walk through folders skipped, by kind.
+
+    Attributes:
+        kinds: for each kind, how many there were and the name of the first.
+    """
+
+    def __init__(self) -> None:
+        self.kinds: dict[str, tuple[int, str]] = {}
+
+    def add(self, kind: str, name: str) -> None:
+        """Count one more file or folder of a kind."""
+        count, first = self.kinds.get(kind, (0, name))
+        self.kinds[kind] = count + 1, first
+
+    def describe(self) -> str:
+        """Return a list of the kinds in one line, empty if nothing was skipped."""
+        parts = [
+            f"{count:,} {kind} ({first}{', …' if count > 1 else ''})" for kind, (count, first) in self.kinds.items()
+        ]
+        return ", ".join(parts)
 
 
-def is_binary(path: Path) -> bool:
-    """Whether a file that would be read as text cannot be one: a NUL byte among the first 8,192 of its UTF-8."""
-    if kind_of(path) in RECORDS:
-        return False
-    with open_stream(path, "replace", Tally()) as stream:
-        return b"\0" in stream.read(8192)
+class _DataFile(TypedDict):
+    """One file of a saved data set."""
+
+    filename: str
 
 
-def read_documents(path: Path, text_field: str, errors: str, tally: Tally | None = None) -> Iterator[Iterable[str]]:
-    """Yield a file's documents, each as its pieces; documents without a character are left out.
+class _DatasetState(TypedDict):
+    """What `state.json` of a saved data set says about its files."""
 
-    A text file is one document, whose pieces must be read before the file's next document is asked for; a line of
-    JSONL, an item of a JSON list and a row of a table are one document each. A byte order mark is not text and is
-    dropped; line ends stay as they are.
+    _data_files: list[_DataFile]
+
+
+def find_files(
+    given: str, config: CorpusConfig, progress: ProgressDisplay, skipped: SkippedFiles | None = None
+) -> Iterator[tuple[Path, bool]]:
+    """Yield the files that a path stands for, each with whether it was named itself (True) or found in a folder.
 
     Args:
-        path: the file; its name says what it holds, and how it is compressed.
-        text_field: the field or column that holds the text.
-        errors: "strict" or "replace".
-        tally: told of what was replaced.
+        given: a file, a folder or `hf:NAME[[:CONFIG]:SPLIT]`.
+        config: names the text field, and the cache folder that Hub datasets are fetched into.
+        progress: shows how far the fetching of a Hub dataset has come.
+        skipped: counts what else the folder holds.
 
     Raises:
-        UserError: unreadable, not UTF-8 while ``errors`` is "strict", malformed, or without a string in ``text_field``;
-            `NoTextField` if that is so of the first record.
+        UserError: there is nothing at the path, or no text.
     """
-    tally = tally or Tally()
-    kind = kind_of(path)
+    if given.startswith(HUB_PREFIX):
+        yield fetch_hub_dataset(given, config.text_field, config.cache_folder(), progress), True
+        return
+    path = user_path(given)
     try:
-        if kind in _JSONL:
-            yield from _records(_jsonl(path, text_field, errors, tally))
-        elif kind == ".json":
-            yield from _records(_json(path, text_field, errors, tally))
-        elif kind in (".csv", ".tsv"):
-            yield from _records(_table_of_text(path, text_field, errors, tally))
-        elif kind in _TABLES:
-            yield from _records(_table(path, text_field, errors, tally))
-        else:
-            stream = pieces(_decoded(path, errors, tally))
-            for first in stream:  # a file without text yields no document
-                yield _chain(first, stream)
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be read ({error.strerror or error}); check its permissions, or leave it out"
-        ) from error
-
-
-def _chain(first: str, rest: Iterator[str]) -> Iterator[str]:
-    yield first
-    yield from rest
-
-
-def _records(texts: Iterator[str]) -> Iterator[Iterable[str]]:
-    for text in texts:
-        if text:
-            yield list(pieces([text]))
-
-
-def _as_text(raw: bytes, errors: str, tally: Tally, final: bool = True) -> tuple[str, int]:
-    """UTF-8 as text, and how many of the bytes are in it: all of them if they are ``final``."""
-    text, used = codecs.utf_8_decode(raw, errors, final)
-    if errors == "replace" and "\ufffd" in text:
-        tally.replaced += text.count("\ufffd") - raw[:used].count("\ufffd".encode())
-    return text, used
-
-
-def _decoded(path: Path, errors: str, tally: Tally) -> Iterator[str]:
-    """A text file, a block at a time."""
-    position, beginning, rest = 0, True, b""
-    with open_stream(path, errors, tally) as file:
-        while True:
-            block = file.read(_BLOCK)
-            raw = rest + block
-            try:
-                text, used = _as_text(raw, errors, tally, final=not block)
-            except UnicodeDecodeError as error:
-                raise _not_utf8(str(path), position + error.start) from error
-            position += used
-            rest = raw[used:]  # bytes of a character that the block cut in two
-            if beginning and text:
-                text, beginning = text.removeprefix("\ufeff"), False
-            yield text
-            if not block:
-                return
-
-
-def _lines(path: Path, errors: str, tally: Tally) -> Iterator[tuple[int, str]]:
-    """Lines of text with their ends, numbered from 1."""
-    position = number = 0
-    with open_stream(path, errors, tally) as file:
-        while raw := file.readline(_MAX_RECORD + 1):
-            number += 1
-            if len(raw) > _MAX_RECORD:
-                raise UserError(f"{path}, line {number}: is longer than {_MAX_RECORD >> 20} MiB; cut it into documents")
-            try:
-                line, _ = _as_text(raw, errors, tally)
-            except UnicodeDecodeError as error:
-                raise _not_utf8(f"{path}, line {number}", position + error.start) from error
-            position += len(raw)
-            yield number, line.removeprefix("\ufeff") if number == 1 else line
-
-
-def _jsonl(path: Path, field: str, errors: str, tally: Tally) -> Iterator[str]:
-    first = True
-    for number, line in _lines(path, errors, tally):
-        if line.strip():
-            where = f"{path}, line {number}"
-            record = parse_json(line, where, "a JSONL file holds one whole record a line", strict=False)
-            yield _field_of(record, where, field, errors, first)
-            first = False
-
-
-def _json(path: Path, field: str, errors: str, tally: Tally) -> Iterator[str]:
-    """A `.json` file: a list of records or of texts, records line by line as in JSONL, or one record."""
-    first = next((line for _, line in _lines(path, errors, Tally()) if line.strip()), "")
-    if first.lstrip().startswith("{"):
-        try:
-            parse_json(first, str(path), strict=False)
-        except UserError:
-            pass  # the first line of one record that is spread over several
-        else:
-            yield from _jsonl(path, field, errors, tally)
-            return
-    parts, size = [], 0
-    for text in _decoded(path, errors, tally):
-        size += len(text)
-        if size > _MAX_LIST:
-            raise UserError(f"{path}: is a list of more than {_MAX_LIST >> 30} GiB; write it as JSONL, a line a record")
-        parts.append(text)
-    whole = "".join(parts)
-    if not whole.strip():
-        return
-    value = parse_json(whole, str(path), "mend it, or name it .txt to read it as text", strict=False)
-    if not isinstance(value, list):
-        yield _field_of(value, str(path), field, errors, True)
-        return
-    for number, record in enumerate(value, 1):
-        where = f"{path}, item {number}"
-        yield (
-            _mended(record, where, field, errors)
-            if isinstance(record, str)
-            else _field_of(record, where, field, errors, number == 1)
-        )
-
-
-def _field_of(record: Any, where: str, field: str, errors: str, first: bool) -> str:
-    if not isinstance(record, dict):
-        error = NoTextField if first else UserError
-        raise error(f"{where}: the record is not an object; write it as {{{json.dumps(field)}: ...}}")
-    if field not in record:
-        raise _no_field(where, field, record, "record", first)
-    text = record[field]
-    if not isinstance(text, str):
-        raise UserError(
-            f"{where}: field {field!r} holds {type(text).__name__}, not text; mend it or name another "
-            "--corpus.text_field"
-        )
-    return _mended(text, where, field, errors)
-
-
-def _mended(text: str, where: str, field: str, errors: str) -> str:
-    """JSON can spell half a character, UTF-8 cannot."""
-    if not text.isascii() and _SURROGATE.search(text):
-        if errors == "strict":
-            raise UserError(
-                f"{where}: field {field!r} holds half of a surrogate pair, which is no character; mend it, or read on "
-                "with --errors replace"
-            )
-        text = _SURROGATE.sub("\ufffd", text)
-    return text
-
-
-def _table_of_text(path: Path, field: str, errors: str, tally: Tally) -> Iterator[str]:
-    """The column of a CSV or TSV file, whose first line names the columns."""
-    csv.field_size_limit(_MAX_RECORD)
-    lines = (line for _, line in _lines(path, errors, tally))
-    header = next((line for line in lines if line.strip()), None)
-    if header is None:
-        return
-    marks = "\t,;|" if kind_of(path) == ".tsv" else ",;\t|"
-    names: list[str] = []
-    rows: Any = None
-    try:
-        for mark in marks:  # a comma, unless another one makes a column of that name
-            found = [name.strip() for name in next(csv.reader([header], delimiter=mark), [])]
-            if field in found or not names:
-                names, rows = found, csv.reader(lines, delimiter=mark)
-            if field in found:
-                break
-        if names.count(field) != 1:
-            if field in names:
-                raise UserError(f"{path}: column {field!r} stands there {names.count(field)} times; name each once")
-            raise _no_field(str(path), field, names, "header", True)
-        column = names.index(field)
-        for row in rows:
-            if len(row) == len(names):
-                yield row[column]
-            elif row:
+        if path.is_dir():
+            skipped = SkippedFiles() if skipped is None else skipped
+            files = list(_walk(path, skipped))
+            if not files:
+                beside = f" (it holds {skipped.describe()})" if skipped.kinds else ""
                 raise UserError(
-                    f"{path}, line {rows.line_num + 1}: has {len(row)} columns, the header has {len(names)}; put texts "
-                    "with separators in quotes"
+                    f"{given}: no text in this folder; name one with text, code, JSONL or Parquet files{beside}"
                 )
-    except csv.Error as error:
-        raise UserError(f"{path}: not {kind_of(path)[1:].upper()} ({error}); write it anew, or as JSONL") from error
+            yield from ((file, False) for file in files)
+        elif path.is_file():
+            if path.stat().st_size == 0:
+                raise UserError(f"{given}: the file is empty; name one with text in it")
+            yield path.resolve(), True
+        elif path.exists():
+            raise UserError(f"{given}: neither a file nor a folder; write its text to a file first")
+        else:
+            raise UserError(f"{given}: no such file or folder{_nearest_path(path)}")
+    except OSError as error:
+        raise UserError(f"{given}: cannot be read ({error.strerror}); check the path and its permissions") from error
 
 
-def _table(path: Path, field: str, errors: str, tally: Tally) -> Iterator[str]:
-    """The column of a Parquet or Arrow file."""
-    name = "Parquet" if kind_of(path) == ".parquet" else "Arrow"
+def standard_library() -> Iterator[tuple[Path, bool]]:
+    """Yield the source files of the running Python's standard library, without tests, tables and installed packages."""
+    for base, folders, names in os.walk(sysconfig.get_path("stdlib")):
+        folders[:] = sorted(name for name in folders if name not in _STDLIB_SKIPPED)
+        yield from ((Path(base, name), False) for name in sorted(names) if name.endswith(".py"))
+
+
+def _nearest_path(path: Path) -> str:
     try:
-        arrow = importlib.import_module("pyarrow")
-        parquet, ipc = importlib.import_module("pyarrow.parquet"), importlib.import_module("pyarrow.ipc")
-    except ImportError as error:
-        raise UserError(f"{path}: {name} needs pyarrow; install it with: pip install 'gossamer[parquet]'") from error
-    with open_to_read(path, "check its permissions, or leave it out") as file:
-        try:
-            if name == "Parquet":
-                reader: Any = parquet.ParquetFile(file)
-                names = reader.schema_arrow.names
-                batches = reader.iter_batches(batch_size=_ROWS, columns=[field] if field in names else [])
-            elif file.peek(6)[:6] == b"ARROW1":
-                reader = ipc.open_file(file)
-                names = reader.schema.names
-                batches = (reader.get_batch(index) for index in range(reader.num_record_batches))
+        names = os.listdir(path.parent)
+    except OSError:
+        return f"; there is no folder {str(path.parent)!r} either"
+    return nearest_path(path.name, names) or "; check the path"
+
+
+def _walk(folder: Path, skipped: SkippedFiles) -> Iterator[Path]:
+    """Yield the files in and below a folder that may hold text or records, in the order of their names."""
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror}); check its permissions") from error
+
+    top = folder.resolve()
+    for base, folders, names in os.walk(top, onerror=refuse):
+        here = Path(base)
+        folders[:] = list(_folders_to_enter(here, folders, names, skipped))
+        records = _record_files(here, names)
+        for name in sorted(names):
+            path = here / name
+            if kind := _reason_to_skip(path, records):
+                skipped.add(kind, str(path.relative_to(top)))
             else:
-                reader = ipc.open_stream(file)
-                names, batches = reader.schema.names, iter(reader)
-            if field not in names:
-                raise _no_field(str(path), field, names, "file", True)
-            yield from _column(path, field, batches, arrow, errors, tally)
-        except (arrow.ArrowException, OSError, EOFError, OverflowError) as error:
-            raise UserError(f"{path}: no whole {name} file; write it anew or leave it out") from error
+                yield path.resolve() if path.is_symlink() else path
 
 
-def _column(path: Path, field: str, batches: Iterable[Any], arrow: Any, errors: str, tally: Tally) -> Iterator[str]:
-    row = 0
-    for batch in batches:
-        column = batch.column(batch.schema.names.index(field))
-        sound = _sound(column, arrow)
+def _folders_to_enter(base: Path, folders: list[str], names: list[str], skipped: SkippedFiles) -> Iterator[str]:
+    """Yield the subfolders that are walked; of a data set that was saved with splits only the one to train on."""
+    train_only = _DATASET_SPLITS in names and "train" in folders
+    for name in sorted(folders):
+        kind = ""
+        if name.startswith("."):
+            kind = "hidden"
+        elif (base / name).is_symlink():
+            kind = "links to folders"
+        elif name in _PACKAGE_FOLDERS or any((base / name / mark).is_file() for mark in _MARKER_FILES):
+            kind = "folders of packages or caches"
+        elif train_only and name != "train":
+            kind = "splits of a data set that are not its train"
+        if kind:
+            skipped.add(kind, f"{name}/")
+        else:
+            yield name
+
+
+def _record_files(base: Path, names: list[str]) -> frozenset[str] | None:
+    """The files that hold the records of a data set that `save_to_disk` wrote; None if the folder holds no such set."""
+    if not set(names) >= _DATASET_FILES:
+        return None
+    state = read_json(base / "state.json", _DatasetState, "save the data set anew")
+    return frozenset(file["filename"] for file in state["_data_files"])
+
+
+def _reason_to_skip(path: Path, records: frozenset[str] | None) -> str:
+    """The kind under which a file in a folder is skipped; empty if it is read.
+
+    Args:
+        path: the file.
+        records: the names of the files with records, in the folder of a saved data set.
+    """
+    if path.name.startswith("."):
+        return "hidden"
+    if not path.is_file():
+        return "broken links" if path.is_symlink() else "pipes, sockets or devices"
+    if not path.stat().st_size:
+        return "empty"
+    if file_kind(path) in _BINARY_SUFFIXES:
+        return f"{file_kind(path)}"
+    if path.name == _DATASET_SPLITS or (records is not None and path.name in _DATASET_FILES):
+        return "descriptions of a data set"
+    if records is not None and file_kind(path) == ".arrow" and path.name not in records:
+        return "left-over .arrow"
+    return ""
+
+
+def fetch_hub_dataset(spec: str, text_field: str, cache: Path, progress: ProgressDisplay) -> Path:
+    """Return the JSONL file of `hf:NAME[[:CONFIG]:SPLIT]` (split "train" by default), and fetch it on the first call.
+
+    Raises:
+        UserError: the datasets library is not installed, or the dataset cannot be loaded or has no text in
+            `text_field`.
+    """
+    name, *rest = spec.removeprefix(HUB_PREFIX).split(":")
+    if not name or len(rest) > 2:
+        raise UserError(f"{spec}: not a Hub dataset; write hf:NAME, hf:NAME:SPLIT or hf:NAME:CONFIG:SPLIT")
+    split = rest[-1] if rest else "train"
+    config = rest[0] if len(rest) == 2 else None
+    key = f"{re.sub('[^A-Za-z0-9]+', '-', name).strip('-')}-{key_of(name, config, split, text_field)[:16]}"
+
+    def build(folder: Path) -> None:
         try:
-            values = sound.cast(arrow.large_binary())
-        except (arrow.ArrowInvalid, arrow.ArrowNotImplementedError) as error:
+            datasets = importlib.import_module("datasets")
+        except ImportError as error:
             raise UserError(
-                f"{path}: column {field!r} holds {column.type}, not text; name another --corpus.text_field"
+                f"{spec}: Hub datasets need the datasets library; install it with: pip install 'gossamer[hub]'"
             ) from error
-        for scalar in values:
-            row += 1
-            value = scalar.as_py()
-            if value is None:
-                raise UserError(f"{path}, row {row}: column {field!r} is null; leave such rows out of the file")
-            try:
-                yield _as_text(value, errors, tally)[0]
-            except UnicodeDecodeError as error:
-                raise UserError(f"{path}, row {row}: not UTF-8; mend it, or read on with --errors replace") from error
+        with (
+            progress.stage(f"fetching {spec}", None) as advance,
+            open(folder / _HUB_FILE, "w", encoding="utf-8") as file,
+        ):
+            for text in _hub_texts(datasets, spec, name, config, split, text_field):
+                file.write(json.dumps({text_field: text}) + "\n")
+                advance(len(text))
+
+    return cached_folder(cache / "hub" / key, lambda folder: (folder / _HUB_FILE).is_file(), build) / _HUB_FILE
 
 
-def _sound(column: Any, arrow: Any) -> Any:
-    """A column whose texts lie inside of the file; Arrow would follow its offsets anywhere. Text comes as bytes."""
-    as_bytes = {arrow.string(): arrow.binary(), arrow.large_string(): arrow.large_binary()}
-    plain = column.view(as_bytes[column.type]) if column.type in as_bytes else column
-    plain.validate(full=True)
-    return plain
-
-
-def _no_field(where: str, field: str, known: Iterable[str] | Mapping[str, Any], what: str, first: bool) -> UserError:
-    names = list(known)
-    listed = ", ".join(repr(name[:40]) for name in names[:8]) + (" ..." if len(names) > 8 else "")
-    hint = nearest(field, names) or "; name the right one with --corpus.text_field"
-    error = NoTextField if first else UserError
-    return error(f"{where}: no field {field!r} in this {what} ({listed or 'it is empty'}){hint}")
-
-
-def _not_utf8(where: str, offset: int) -> UserError:
-    return UserError(f"{where}: not UTF-8 at byte {offset}; convert the file, or read on with --errors replace")
+def _hub_texts(datasets: Any, spec: str, name: str, config: str | None, split: str, field: str) -> Iterator[str]:
+    number = 0
+    try:
+        for record in datasets.load_dataset(name, config, split=split, streaming=True):
+            number += 1
+            if field not in record:
+                hint = nearest(field, record) or "; name the right one with --corpus.text_field"
+                raise UserError(f"{spec}: no field {field!r} in this dataset ({', '.join(map(repr, record))}){hint}")
+            if not isinstance(record[field], str):
+                raise UserError(
+                    f"{spec}, record {number}: field {field!r} is not a string; name another --corpus.text_field"
+                )
+            yield record[field]
+    except UserError:
+        raise
+    except Exception as error:  # the library, its servers and its file formats raise some thirty unrelated classes
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"{spec}: cannot be loaded ({reason}); check its name, its split and the network") from error
+    if number == 0:
+        raise UserError(f"{spec}: holds no records; name another split")

@@ -1,8 +1,8 @@
-"""Text to token ids and back: byte-level BPE, single characters, or anybody's ``tokenizer.json``.
+"""Text to token ids and back: byte-level BPE, single characters, or the `tokenizer.json` of any checkpoint.
 
-All three are ``tokenizers`` models, so what is saved beside the weights loads in transformers, vLLM and SGLang. Text
-is never taken for a special token: a document that holds the literal ``<|endoftext|>`` is encoded as those thirteen
-characters, unless the caller asks for special tokens, as a chat template must.
+All three are models of the `tokenizers` library, so what is saved beside the weights loads in transformers, vLLM and
+SGLang. Text never becomes a special token: a document that holds the literal `<|endoftext|>` is encoded as those
+thirteen characters, unless the caller asks for special tokens, as a chat template must.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from gossamer.data.config import MIN_BPE_VOCAB
 from gossamer.data.detokenizer import Detokenizer, token_bytes_of
 from gossamer.data.tokenizer_files import (
-    configured_chat_templates,
-    end_of_text,
+    chat_templates_of,
+    find_eot_token,
     find_tokenizer,
-    prefix_of,
+    prefix_ids_of,
     read_chat_template_files,
     read_token_names,
     write_chat_template_files,
@@ -37,42 +37,45 @@ from gossamer.typed import shown
 __all__ = ["EOT", "TextStream", "Tokenizer", "char_tokenizer", "train_bpe"]
 
 EOT = "<|endoftext|>"
-"""Begins and ends every document of the tokenizers trained here; their id 0."""
+"""The token that begins and ends every document, for the tokenizers that are trained here; its id is 0."""
 
-LONGEST_WORD = 256
-"""Characters of the longest piece of text that merges are learnt from."""
+MAX_WORD = 256
+"""Characters of the longest word that BPE merges are learnt from; longer ones are cut."""
 
-# Qwen's split (contractions; a word with the sign or space before it; single digits; runs of signs; line ends;
-# spaces), with combining marks counted to the word they stand on, as most of the world's scripts need. Every character
-# is in some match or between two, and both are kept: nothing is lost.
+# Qwen's split (contractions; a word with the punctuation or space before it; single digits; runs of punctuation; line
+# ends; spaces), except that combining marks belong to their word, as most of the world's scripts need. Every character
+# is in a match or between two matches, and both become words: nothing is lost.
 _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _ANY_CHARACTER = r"[\s\S]"
-_ENDS = ("bos_token", "eos_token")
+_END_KEYS = ("bos_token", "eos_token")
 _CONFIG = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
 
-# What a model writes around its thoughts and calls. Some checkpoints register these as special tokens, others as
-# ordinary ones. Either way they are part of the text, since whoever parses an answer looks for them there.
+# What a model writes around its reasoning and tool calls. Some checkpoints register these as special tokens, others as
+# ordinary ones. They are part of the text either way, because the parser of an answer looks for them there.
 _TAGS = frozenset("<think> </think> <tool_call> </tool_call> <function= </function> <parameter= </parameter>".split())
 
-
 MAX_VOCABULARY = 1 << 24
-"""Ids that a tokenizer, and a network, may have; the largest vocabularies have a sixteenth of it."""
+"""Token ids that a tokenizer, and a network, may have; the largest vocabularies have a sixteenth of it."""
 
 
 class Tokenizer:
-    """Token ids of text and text of token ids.
+    """Encodes text as token ids and decodes token ids to text.
 
-    A text is encoded whole and always to the same ids: truncation, padding and random merges (BPE-dropout), which a
-    tokenizer.json may ask for because somebody trained with them, are switched off.
+    A text is encoded as a whole and always to the same ids. Truncation, padding and random merges (BPE-dropout) are
+    switched off, even if the tokenizer.json asks for them because they were used in training.
 
     Args:
-        core: the tokenizer proper.
-        eot: its token that delimits documents.
-        config: what ``tokenizer_config.json`` holds; default: that of a tokenizer trained here.
-        chat_template: from files beside it, one text or several by name; they come before those of ``config``.
+        core: the tokenizer of the `tokenizers` library.
+        eot: the token that delimits documents.
+        config: the content of `tokenizer_config.json`; by default that of a tokenizer trained here.
+        chat_template: the chat templates that lie in files beside the tokenizer, one text or several by name. They take
+            precedence over those of `config`.
+
+    Raises:
+        UserError: the vocabulary lacks `eot`, or an id is too large.
     """
 
     def __init__(
@@ -98,27 +101,27 @@ class Tokenizer:
         named = {"default": chat_template} if isinstance(chat_template, str) else chat_template
         self._template_files = dict(named or {})
         self._config = dict(config or _CONFIG | {"bos_token": eot})
-        if not self._config.get("eos_token"):  # known from elsewhere; what is saved must name it
+        if not self._config.get("eos_token"):  # found elsewhere, but what is saved must name it
             self._config["eos_token"] = eot
         vocab = core.get_vocab(with_added_tokens=True)
         self.vocab_size: int = max(vocab.values()) + 1
-        if self.vocab_size > MAX_VOCABULARY:  # of which tables are made
+        if self.vocab_size > MAX_VOCABULARY:  # tables of this size are made
             raise UserError(f"tokenizer: has the id {self.vocab_size - 1}; ids must be below {MAX_VOCABULARY:,}")
         model = core.model
         is_char = isinstance(model, models.WordLevel) and all(len(token) == 1 for token in vocab if token != eot)
-        # a dictionary does for characters what the library does, eighty times faster
+        # for single characters a dictionary does the same as the library, eighty times faster
         self._characters = {token: index for token, index in vocab.items() if token != eot} if is_char else None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Made anew in another process: the library forgets there that special tokens are text."""
+        """Pickle the constructor's arguments: a copy by the library would forget that special tokens are text."""
         return type(self), (self._core, self._eot, self._config, self._template_files)
 
     @classmethod
     def load(cls, folder: str | Path) -> Tokenizer:
-        """Load from a Hugging Face directory, a run folder (its ``model/``), or a ``tokenizer.json`` file itself.
+        """Load from a Hugging Face directory, the `model/` folder of a run, or a `tokenizer.json` file itself.
 
         Raises:
-            UserError: nothing is there, it cannot be read, or it names no end-of-text token.
+            UserError: there is no tokenizer, it cannot be read, or it names no end-of-text token.
         """
         file = find_tokenizer(folder)
         text = read_text(file, most=MAX_TOKENIZER)
@@ -129,11 +132,11 @@ class Tokenizer:
                 f"{file}: not a tokenizer that can be read ({shorten(error, 300)}); save it anew"
             ) from error
         config = read_token_names(file.with_name("tokenizer_config.json"))
-        eot = end_of_text(file.parent, config, core, EOT)
+        eot = find_eot_token(file.parent, config, core, EOT)
         return cls(core, eot, config, read_chat_template_files(file.parent))
 
     def save(self, folder: str | Path) -> None:
-        """Write ``tokenizer.json`` and ``tokenizer_config.json`` (and chat template files, where there were such)."""
+        """Write `tokenizer.json`, `tokenizer_config.json` and the files with chat templates, if there are any."""
         place = Path(folder)
         place.mkdir(parents=True, exist_ok=True)
         (place / "tokenizer.json").write_text(self._core.to_str(pretty=True), encoding="utf-8")
@@ -143,23 +146,23 @@ class Tokenizer:
 
     @property
     def kind(self) -> str:
-        """``char`` or the library's name of the model: ``BPE``, ``Unigram``, ``WordPiece``, ``WordLevel``."""
+        """The kind of tokenizer: `char`, or the library's name: `BPE`, `Unigram`, `WordPiece`, `WordLevel`."""
         return "char" if self._characters is not None else type(self._core.model).__name__
 
     @property
     def chat_templates(self) -> dict[str, str]:
-        """The Jinja templates that turn messages into text, by name; none where the tokenizer came without.
+        """The Jinja templates that turn messages into text, by name; empty if the checkpoint has none.
 
         Raises:
-            UserError: ``tokenizer_config.json`` holds something else as its ``chat_template``.
+            UserError: the `chat_template` of `tokenizer_config.json` is something else.
         """
-        return self._template_files or configured_chat_templates(self._config.get("chat_template"))
+        return self._template_files or chat_templates_of(self._config.get("chat_template"))
 
     def chat_template_for(self, tools: bool) -> str | None:
-        """The template that transformers would take: ``tool_use`` where there are tools and it exists, else default.
+        """Return the template that transformers would use: `tool_use` if there are tools and it exists, else `default`.
 
         Raises:
-            UserError: there are templates, but none that fits.
+            UserError: there are templates, but none of them fits.
         """
         templates = self.chat_templates
         if not templates:
@@ -172,7 +175,7 @@ class Tokenizer:
 
     @property
     def chat_template(self) -> str | None:
-        """The template for a conversation without tools; see ``chat_template_for``."""
+        """The template for a conversation without tools; see `chat_template_for`."""
         return self.chat_template_for(tools=False)
 
     @property
@@ -182,9 +185,9 @@ class Tokenizer:
 
     @property
     def bos(self) -> str | None:
-        """The token that is named as the beginning of a text, for chat templates; None where none is, as with Qwen's.
+        """The token that chat templates know as the beginning of a text; None if there is none, as for Qwen.
 
-        Whether texts without a template begin with it is for ``prefix_ids`` to say.
+        Whether texts without a template begin with it is said by `prefix_ids`.
         """
         token = self._config.get("bos_token")
         token = token.get("content") if isinstance(token, dict) else token
@@ -192,42 +195,42 @@ class Tokenizer:
 
     @property
     def bos_id(self) -> int | None:
-        """The same as an id."""
+        """The id of `bos`; None if there is none."""
         return None if self.bos is None else self._core.token_to_id(self.bos)
 
     @functools.cached_property
     def prefix_ids(self) -> tuple[int, ...]:
-        """Ids that every text without a chat template begins with.
+        """The ids that every text without a chat template begins with.
 
-        As in transformers they are those of tokenizer.json's post-processor, whatever tokenizer_config.json says with
-        ``bos_token`` or ``add_bos_token``. A tokenizer that was trained here has no post-processor; its texts begin
-        with the delimiter, as its documents do.
+        As in transformers, they come from the post-processor of tokenizer.json, whatever tokenizer_config.json says in
+        `bos_token` or `add_bos_token`. A tokenizer that was trained here has no post-processor; its texts begin with
+        the delimiter, as its documents do.
         """
-        if self._core.post_processor is None and self._config == _CONFIG | dict.fromkeys(_ENDS, self._eot):
+        if self._core.post_processor is None and self._config == _CONFIG | dict.fromkeys(_END_KEYS, self._eot):
             return (self.eot_id,)
-        return prefix_of(self._core.post_processor)
+        return prefix_ids_of(self._core.post_processor)
 
     @functools.cached_property
     def special_tokens(self) -> dict[str, int]:
-        """Ids of the tokens that ``encode`` makes with ``special`` alone, by their text."""
+        """The ids of the special tokens by their text; `encode` makes them only with `special`."""
         added = self._core.get_added_tokens_decoder()
         return {token.content: index for index, token in added.items() if token.special}
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Equal for tokenizers that give equal ids (32 hex digits)."""
+        """A hash that is equal for tokenizers that give equal ids (32 hex digits)."""
         return hashlib.blake2b((self._core.to_str() + self._eot).encode(), digest_size=16).hexdigest()
 
     def encode(self, text: str, special: bool = False) -> list[int]:
-        """Ids of ``text``; with ``special``, special tokens spelt out in it become their ids.
+        """Return the ids of `text`; with `special`, special tokens that are spelt out in it become their ids.
 
         Raises:
-            UserError: a character that a ``char`` tokenizer does not know, or half of a surrogate pair.
+            UserError: the text holds a character that a `char` tokenizer does not know, or half of a surrogate pair.
         """
         return self.encode_batch([text], special)[0]
 
     def encode_batch(self, texts: list[str], special: bool = False) -> list[list[int]]:
-        """Ids of each text, on all cores."""
+        """Return the ids of each text, using all cores; raises as `encode` does."""
         try:
             if self._characters is not None and not special:
                 return [[self._characters[character] for character in text] for text in texts]
@@ -237,37 +240,37 @@ class Tokenizer:
             raise self._unencodable(texts, error) from error
 
     def decode(self, ids: Iterable[int], special: bool = False) -> str:
-        """Text of ``ids``; ``special_ids`` are left out unless ``special``. Bytes that are not UTF-8 become U+FFFD."""
+        """Return the text of `ids`, without `special_ids` unless `special`; bytes that are not UTF-8 become U+FFFD."""
         hidden = () if special else self._hidden
         return self._core.decode([index for index in ids if index not in hidden], skip_special_tokens=False)
 
     def stream(self, special: bool = False) -> TextStream:
-        """Decode id by id; see ``TextStream``."""
+        """Return a stream that decodes one id at a time."""
         return TextStream(self._core.id_to_token, self._decoder, frozenset() if special else self._hidden)
 
     @functools.cached_property
-    def pieces(self) -> list[bytes]:
-        """What each token stands for in a text, [vocab_size]; special tokens by their name, unused ids by nothing."""
-        pieces = [b""] * self.vocab_size
+    def token_byte_values(self) -> list[bytes]:
+        """The bytes that each token stands for in a text, [vocab_size]: its name if it is special, b"" if unused."""
+        values = [b""] * self.vocab_size
         spell = str.encode if self._characters is not None else token_bytes_of(self._decoder)
         for token, index in self._core.get_vocab(with_added_tokens=True).items():
-            pieces[index] = spell(token)
+            values[index] = spell(token)
         for index, added in self._core.get_added_tokens_decoder().items():
-            pieces[index] = added.content.encode()  # spelt plainly, whatever the model
-        return pieces
+            values[index] = added.content.encode()  # added tokens are spelt as plain text by every model
+        return values
 
     @functools.cached_property
     def special_ids(self) -> list[int]:
-        """Ids of special tokens, which are no part of a text. The tags of thoughts and calls are, if special too."""
+        """The ids of special tokens that are no part of a text, which the tags of reasoning and tool calls are."""
         return [index for token, index in self.special_tokens.items() if token not in _TAGS]
 
     def token_bytes(self) -> npt.NDArray[np.int32]:
-        """UTF-8 bytes that each token stands for, int32 [vocab_size]; 0 for special tokens and unused ids.
+        """Return how many UTF-8 bytes each token stands for, int32 [vocab_size]; 0 for special tokens and unused ids.
 
-        The sum over the ids of a text is the number of its bytes, if the tokenizer does not rewrite it (by Unicode
-        normalisation or in lower case).
+        The sum over the ids of a text is the number of its bytes, unless the tokenizer rewrites the text by Unicode
+        normalisation or in lower case.
         """
-        sizes = np.array([len(piece) for piece in self.pieces], np.int32)
+        sizes = np.array([len(value) for value in self.token_byte_values], np.int32)
         sizes[self.special_ids] = 0
         return sizes
 
@@ -277,13 +280,13 @@ class Tokenizer:
 
     @functools.cached_property
     def _decoder(self) -> dict[str, Any] | None:
-        """``decoder`` of tokenizer.json."""
+        """The `decoder` of tokenizer.json."""
         decoder = self._core.decoder
         return None if decoder is None else parse_json(decoder.__getstate__().decode(), "the tokenizer's decoder")
 
     @functools.cached_property
     def _special_core(self) -> tokenizers.Tokenizer:
-        """A copy that recognises special tokens: the setting is the object's, and threads share it."""
+        """A copy that recognises special tokens, because the setting belongs to the object, which threads share."""
         return tokenizers.Tokenizer.from_str(self._core.to_str())
 
     def _unencodable(self, texts: list[str], error: Exception) -> UserError:
@@ -302,18 +305,15 @@ class Tokenizer:
 
 
 class TextStream:
-    """Decodes token by token, so that text can be shown as it is made.
+    """Decodes one token at a time, so that text can be shown while it is generated.
 
-    What ``push`` returned so far, and then ``finish``, is together what ``decode`` makes of all the ids, in time that
-    is linear in their number.
+    What `push` returns, and at the end `finish`, is together what `decode` returns for all ids, in time that is linear
+    in their number.
 
     Args:
-        spell: the token of an id as the vocabulary spells it, None for an id that has none.
-        decoder: ``decoder`` of tokenizer.json.
-        hidden: ids that are left out.
-
-    Attributes:
-        begins: the character of the text at which the newest token begins.
+        spell: returns the token of an id as the vocabulary spells it, None for an id without a token.
+        decoder: the `decoder` of tokenizer.json.
+        hidden: the ids that are left out of the text.
     """
 
     def __init__(
@@ -323,11 +323,12 @@ class TextStream:
         self._detokenizer = Detokenizer(decoder)
 
     @property
-    def begins(self) -> int:
-        return self._detokenizer.begins
+    def token_start(self) -> int:
+        """The character of the text at which the token that was pushed last begins."""
+        return self._detokenizer.token_start
 
     def push(self, token: int) -> str:
-        """Text that ``token`` makes certain: whole characters only, "" while one is still in pieces."""
+        """Return the text that `token` completes: whole characters only, "" while a character is incomplete."""
         spelt = None if token in self._hidden else self._spell(token)
         if spelt is None:
             self._detokenizer.skip()
@@ -335,28 +336,31 @@ class TextStream:
         return self._detokenizer.push(spelt)
 
     def finish(self) -> str:
-        """What is still held back at the end: the beginning of a character that never came, as U+FFFD."""
+        """Return the text that was still held back: the beginning of an incomplete character, as U+FFFD."""
         return self._detokenizer.finish()
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Train a byte-level BPE on ``texts``, which are all read before the first merge is learnt.
+    """Train a byte-level BPE on `texts`, all of which are read before the first merge is learnt.
 
-    Any text can be encoded and comes back unchanged: all 256 bytes are tokens. The vocabulary is smaller than
-    ``vocab_size`` (special token included) when no pair of tokens is left that occurs twice; ``Tokenizer.vocab_size``
-    tells.
+    Any text can be encoded and is decoded unchanged, because all 256 bytes are tokens. The vocabulary is smaller than
+    `vocab_size`, which includes the special token, if no pair of tokens is left that occurs twice; see
+    `Tokenizer.vocab_size`.
 
-    Merges are learnt from pieces of at most ``LONGEST_WORD`` characters. Learning takes time in proportion to the
-    square of a piece's length, and DNA, base64 or a row of spaces may have no break for megabytes. Encoding does not
-    cut: such a text becomes the tokens that its whole gives.
+    Merges are learnt from words of at most `MAX_WORD` characters. Learning takes time in proportion to the square of
+    the length of a word, and DNA, base64 or a row of spaces may have no break for megabytes. Encoding does not cut
+    words.
+
+    Raises:
+        UserError: `vocab_size` is too small.
     """
     if vocab_size < MIN_BPE_VOCAB:
         raise UserError(f"vocab_size: {vocab_size} is too small for byte-level BPE; give at least {MIN_BPE_VOCAB}")
     core = tokenizers.Tokenizer(models.BPE())
     words = pre_tokenizers.Split(Regex(_WORDS), "isolated")
-    pieces = pre_tokenizers.Split(Regex(rf"[\s\S]{{1,{LONGEST_WORD}}}"), "isolated")
+    short_words = pre_tokenizers.Split(Regex(rf"[\s\S]{{1,{MAX_WORD}}}"), "isolated")
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    core.pre_tokenizer = pre_tokenizers.Sequence([words, pieces, byte_level])
+    core.pre_tokenizer = pre_tokenizers.Sequence([words, short_words, byte_level])
     core.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -371,12 +375,11 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 def char_tokenizer(texts: Iterable[str]) -> Tokenizer:
-    """A token for each character of ``texts``, in the order of their code points, after the delimiter (id 0)."""
+    """Return a tokenizer with the delimiter (id 0) and a token for each character of `texts`, by code point."""
     characters = sorted(set().union(*map(set, texts)))
     vocab = {EOT: 0} | {character: index for index, character in enumerate(characters, 1)}
-    core = tokenizers.Tokenizer(
-        models.WordLevel(vocab, unk_token="<unk>")
-    )  # not in the vocabulary: unknown is an error
+    # The vocabulary lacks this token for the unknown, so an unknown character is an error.
+    core = tokenizers.Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.Split(Regex(_ANY_CHARACTER), "isolated")
     core.decoder = decoders.Fuse()
     core.add_special_tokens([EOT])

@@ -1,4 +1,4 @@
-"""The files of a tokenizer: where ``tokenizer.json`` lies, and what those beside it say."""
+"""The files of a tokenizer: where `tokenizer.json` lies, and what the files beside it say."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _TokenId = Annotated[int, Range(0, (1 << 31) - 1)]
 
 
 def find_tokenizer(folder: str | Path) -> Path:
-    """The ``tokenizer.json`` of a Hugging Face directory or of a run's ``model/``, or the file that is named itself.
+    """Return the `tokenizer.json` of a Hugging Face directory or of a run, or the file if it is named itself.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no such file.
     """
     place = reading.user_path(folder)
     candidates = [place / "tokenizer.json", place / "model" / "tokenizer.json"] if place.is_dir() else [place]
@@ -36,35 +36,43 @@ def find_tokenizer(folder: str | Path) -> Path:
 
 
 class _Token(TypedDict):
-    """A token with its settings, as some files spell it."""
+    """A token with its settings, as some files write it."""
 
     content: str
 
 
 class _TokenNames(TypedDict, total=False):
-    """What is read of tokenizer_config.json and special_tokens_map.json; they may hold anything beside it."""
+    """The part of tokenizer_config.json and special_tokens_map.json that is read; they may hold anything else."""
 
     eos_token: str | _Token | None
     bos_token: str | _Token | None
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """What a file holds, nothing where there is none (UserError: it holds no JSON object)."""
+def read_if_present(path: Path) -> dict[str, Any]:
+    """Return the JSON object that a file holds, empty if there is no file.
+
+    Raises:
+        UserError: the file holds something else.
+    """
     return reading.read_object(path, remedy="mend the file") if path.is_file() else {}
 
 
 def read_token_names(path: Path) -> dict[str, Any]:
-    """The same of a file that names tokens (UserError: a token is neither a text nor an object with one)."""
-    found = read_json(path)
+    """Return the JSON object of a file that names tokens, empty if there is no file.
+
+    Raises:
+        UserError: the file holds something else, or a token is neither a text nor an object with one.
+    """
+    found = read_if_present(path)
     reading.checked(found, _TokenNames, str(path), "mend the file")
     return found
 
 
-def end_of_text(folder: Path, config: dict[str, Any], core: tokenizers.Tokenizer, usual: str) -> str:
-    """The end-of-sequence token that the folder's files name; ``usual`` when they name none and the vocabulary has it.
+def find_eot_token(folder: Path, config: dict[str, Any], core: tokenizers.Tokenizer, default: str) -> str:
+    """Return the end-of-sequence token that the files of a folder name, else `default` if it is in the vocabulary.
 
     Raises:
-        UserError: neither is so.
+        UserError: no token is named, and the vocabulary lacks `default`.
     """
     for names in (config, read_token_names(folder / "special_tokens_map.json")):
         token = names.get("eos_token")
@@ -75,16 +83,16 @@ def end_of_text(folder: Path, config: dict[str, Any], core: tokenizers.Tokenizer
         token = core.id_to_token(index)
         if token is not None:
             return token
-    if core.token_to_id(usual) is not None:
-        return usual
+    if core.token_to_id(default) is not None:
+        return default
     raise UserError(f"{folder}: its tokenizer names no eos_token; add one to tokenizer_config.json")
 
 
 def read_chat_template_files(folder: Path) -> dict[str, str]:
-    """The chat templates that lie beside a tokenizer as files, by name.
+    """Return the chat templates that lie in files beside a tokenizer, by name.
 
-    `chat_template.jinja` is the one named default, `additional_chat_templates/NAME.jinja` are the others, as
-    transformers writes them since 4.51.
+    `chat_template.jinja` is the template named default, and `additional_chat_templates/NAME.jinja` are the others, as
+    transformers has written them since 4.51.
 
     Raises:
         UserError: a file is not UTF-8 text.
@@ -99,19 +107,19 @@ def read_chat_template_files(folder: Path) -> dict[str, str]:
 
 
 def write_chat_template_files(folder: Path, templates: Mapping[str, str]) -> None:
-    """Write what `read_chat_template_files` reads."""
+    """Write chat templates as files that `read_chat_template_files` reads."""
     for name, text in templates.items():
         path = folder / TEMPLATE_FILE if name == "default" else folder / TEMPLATE_FOLDER / f"{name}.jinja"
-        assert path.name in (TEMPLATE_FILE, f"{name}.jinja"), "a template's name is no path"
+        assert path.name in (TEMPLATE_FILE, f"{name}.jinja"), "a template's name is not a path"
         path.parent.mkdir(exist_ok=True)
         path.write_text(text, encoding="utf-8")
 
 
-def configured_chat_templates(value: Any) -> dict[str, str]:
-    """`chat_template` of a tokenizer_config.json by name: one text, or a list of named ones.
+def chat_templates_of(value: Any) -> dict[str, str]:
+    """Return the chat templates in the `chat_template` of a tokenizer_config.json: one text, or a list of named ones.
 
     Raises:
-        UserError: it is neither.
+        UserError: the value is neither.
     """
     if value is None:
         return {}
@@ -128,11 +136,11 @@ def configured_chat_templates(value: Any) -> dict[str, str]:
     return dict(named)
 
 
-def prefix_of(post_processor: Any) -> tuple[int, ...]:
-    """The ids that a tokenizer.json puts before every text, as transformers does.
+def prefix_ids_of(post_processor: Any) -> tuple[int, ...]:
+    """Return the ids that a tokenizer.json puts before every text, as transformers does.
 
     Args:
-        post_processor: of the library; None: there is none, and nothing is put before a text.
+        post_processor: the library's object; None if the tokenizer has none, and puts nothing before a text.
     """
     if post_processor is None:
         return ()
@@ -142,33 +150,33 @@ def prefix_of(post_processor: Any) -> tuple[int, ...]:
 def _prefix(spec: dict[str, Any]) -> tuple[int, ...]:
     if spec["type"] == "Sequence":
         parts = [_prefix(part) for part in spec["processors"]]
-        return tuple(index for part in reversed(parts) for index in part)  # a later one puts its own in front
+        return tuple(index for part in reversed(parts) for index in part)  # a later processor puts its ids in front
     if spec["type"] in ("BertProcessing", "RobertaProcessing"):
         return (spec["cls"][1],)
     ids: list[int] = []
-    for piece in spec.get("single", ()):
-        if "Sequence" in piece:
+    for part in spec.get("single", ()):
+        if "Sequence" in part:
             break
-        ids += spec["special_tokens"][piece["SpecialToken"]["id"]]["ids"]
+        ids += spec["special_tokens"][part["SpecialToken"]["id"]]["ids"]
     return tuple(ids)
 
 
 def end_ids(folder: Path) -> tuple[int, ...]:
-    """The tokens that end an answer, as a checkpoint's files name them, those of generation_config.json first.
+    """Return the tokens that end an answer, as the files of a checkpoint name them, generation_config.json first.
 
-    Those of config.json count as well: transformers takes them where the other file is missing, and tools that train
-    write the newest end into either. An end that the network has no token for says nothing.
+    Those of config.json count as well: transformers uses them if the other file is missing, and training tools write a
+    new end token into either file. An id beyond the vocabulary of the network is ignored.
 
     Raises:
-        UserError: a file holds no JSON object, or something that is no token id.
+        UserError: a file holds no JSON object, or something that is not a token id.
     """
-    network = read_json(folder / "config.json")
-    inner = network.get("text_config")  # of a checkpoint that also sees pictures
+    network = read_if_present(folder / "config.json")
+    inner = network.get("text_config")  # the language model of a checkpoint that also reads images
     inner = inner if isinstance(inner, dict) else {}
     size = network.get("vocab_size", inner.get("vocab_size"))
     ids: dict[int, None] = {}
     for file, config in (
-        ("generation_config.json", read_json(folder / "generation_config.json")),
+        ("generation_config.json", read_if_present(folder / "generation_config.json")),
         ("config.json", network),
         ("config.json", inner),
     ):

@@ -97,7 +97,7 @@ class _Vocabulary:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.eos_token_id = tokenizer.eot_id
         self.bos_token_id = None
-        self.tokens = tokenizer.pieces
+        self.tokens = tokenizer.token_byte_values
         self.special_token_ids = tokenizer.special_ids
         self._tokenizer = tokenizer
 

@@ -27,7 +27,7 @@ from typing_extensions import TypedDict  # Python 3.11 has one that pydantic can
 
 from gossamer import device as devices
 from gossamer.cost.ledger import Work
-from gossamer.data.packing import Place
+from gossamer.data.packing import DataPosition
 from gossamer.errors import UserError
 from gossamer.reading import checked, open_to_read, read_json, read_object
 from gossamer.train.world import ALONE, World
@@ -63,7 +63,7 @@ class Position(TypedDict):
     step: _Count
     tokens: _Count
     elapsed: _Amount
-    data: Place
+    data: DataPosition
 
 
 class _Progress(TypedDict):

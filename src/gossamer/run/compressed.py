@@ -20,7 +20,7 @@ def compressed_bits(dataset: Dataset) -> float:
     data, tokenizer = dataset.train, dataset.tokenizer
     weights = sum(data.weights.values())
     text = bytearray()
-    for name, shard in data.shards.items():
+    for name, shard in data.token_files.items():
         tokens = _BLOCK * data.weights[name] / weights / (shard.num_bytes / shard.num_tokens)
         count = min(int(tokens), shard.num_tokens) // _PIECES
         for piece in range(_PIECES):

@@ -18,8 +18,8 @@ from gossamer.data.config import CorpusConfig
 from gossamer.data.corpus import readable_size
 from gossamer.data.dataset import prepare, prepare_one
 from gossamer.data.packing import Batch, validation_batches
-from gossamer.data.progress import Progress
-from gossamer.data.shards import Shard
+from gossamer.data.progress import ProgressDisplay
+from gossamer.data.token_files import TokenFile
 from gossamer.data.tokenizer import Tokenizer
 from gossamer.errors import UserError
 from gossamer.model.causal_lm import CausalLM, targets_ahead
@@ -138,7 +138,7 @@ def tally(
     return Tally(world.sum_(counts), world.sum_(drafts))
 
 
-def bytes_of_tokens(shard: Shard, tokenizer: Tokenizer) -> np.ndarray:
+def bytes_of_tokens(shard: TokenFile, tokenizer: Tokenizer) -> np.ndarray:
     """The bytes of original text that each token stands for, float64 [V]; over all of `shard` they sum to its bytes.
 
     That is the token's own spelling where the tokenizer keeps the text. Where it rewrites it, all spellings are
@@ -178,10 +178,10 @@ def _acceptance(greedy: list[Tensor], labels: Tensor, lengths: tuple[int, ...]) 
     return torch.stack(counts, dim=1)
 
 
-def _told(batches: Iterable[Batch], shard: Shard, name: str, progress: bool) -> Iterator[Batch]:
+def _told(batches: Iterable[Batch], shard: TokenFile, name: str, progress: bool) -> Iterator[Batch]:
     """The batches; progress tells how much of the text they have been."""
     title = f"measuring on {readable_size(shard.num_bytes)}{f' of {name}' if name else ''}"
-    with Progress(progress).stage(title, shard.num_bytes) as advance:
+    with ProgressDisplay(progress).stage(title, shard.num_bytes) as advance:
         for batch in batches:
             yield batch
             share = int((batch.labels != IGNORED).sum()) / shard.num_tokens

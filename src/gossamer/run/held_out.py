@@ -7,8 +7,9 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from gossamer.data.dataset import Dataset, Shard
+from gossamer.data.dataset import Dataset
 from gossamer.data.packing import Batch, validation_batches
+from gossamer.data.token_files import TokenFile
 from gossamer.errors import UserError, nearest
 from gossamer.run.evaluate import Evaluation, Tally, bytes_of_tokens, tally
 from gossamer.train.config import TrainingConfig
@@ -85,7 +86,7 @@ class HeldOut:
                 alike = first.evaluation() if rest.tokens else None
                 yield name, Last(alike, (first + rest).evaluation())
 
-    def _batches(self, shard: Shard, most_tokens: int, after_tokens: int = 0) -> Iterator[Batch]:
+    def _batches(self, shard: TokenFile, most_tokens: int, after_tokens: int = 0) -> Iterator[Batch]:
         rows, length = self.training.batch_size, self.training.sequence_length
         return validation_batches(shard, rows, length, most_tokens, self.world.rank, self.world.size, after_tokens)
 

@@ -131,7 +131,7 @@ class _Run:
             training.seed,
             training.packing,
             rank=world.rank,
-            world=world.size,
+            world_size=world.size,
         )
         # Before the network is built: what the process takes without it belongs to the estimate.
         self.estimate = _estimate(recipe, world)

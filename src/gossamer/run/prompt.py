@@ -32,7 +32,7 @@ def misfit(prompt: str, tokenizer: Tokenizer) -> str | None:
 
 def held_out_words(dataset: Dataset, sequence_length: int) -> str:
     """The words in the middle of the most important held-out set, where documents are long; else nothing."""
-    learnt = dataset.train.shards.values()
+    learnt = dataset.train.token_files.values()
     documents, tokens = sum(shard.num_documents for shard in learnt), sum(shard.num_tokens for shard in learnt)
     held_out = next(iter(dataset.validation.values()))
     if documents * _LONG * sequence_length > tokens or not held_out.num_tokens:
@@ -48,5 +48,5 @@ def held_out_words(dataset: Dataset, sequence_length: int) -> str:
 
 def occurs(prompt: str, dataset: Dataset) -> bool:
     """Whether the training text has the prompt, near its beginning."""
-    texts = (shard.tokens[:_LOOKED_AT].tolist() for shard in dataset.train.shards.values())
+    texts = (shard.tokens[:_LOOKED_AT].tolist() for shard in dataset.train.token_files.values())
     return any(prompt in dataset.tokenizer.decode(ids) for ids in texts)

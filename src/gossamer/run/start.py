@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gossamer.cost.sizes import DIMENSIONS
-from gossamer.data import hub_dataset
+from gossamer.data.sources import HUB_PREFIX
 from gossamer.errors import UserError
 from gossamer.reading import user_path
 from gossamer.run.claim import require_unclaimed
@@ -68,7 +68,7 @@ def run_folder(recipe: str | None, chosen: str, paths: Sequence[str]) -> Path:
     text = ""
     if recipe is None and paths:
         first = user_path(paths[0])
-        name = paths[0] if paths[0].startswith(hub_dataset.PREFIX) else first.resolve().name
+        name = paths[0] if paths[0].startswith(HUB_PREFIX) else first.resolve().name
         # The kind of a file says nothing; the dots of a folder's name may.
         text = re.sub(r"[^\w.-]+", "-", name.removesuffix(first.suffix) if first.is_file() else name).strip("-.")
     return Path("runs") / (text or Path(chosen).stem)
@@ -97,7 +97,7 @@ def fresh_recipe(folder: Path, name: str, overrides: Mapping[str, Any]) -> Recip
 def _require_text(paths: Iterable[str], recipe: Path) -> None:
     """A recipe can name text that is not shipped with it; what the command line names is left to whoever opens it."""
     for path in paths:
-        if not path.startswith(hub_dataset.PREFIX) and not user_path(path).exists():
+        if not path.startswith(HUB_PREFIX) and not user_path(path).exists():
             raise UserError(
                 f"{path}: no such file or folder; it is the corpus.paths of {recipe}, which may say where to get it; "
                 "--data PATH gives other text"

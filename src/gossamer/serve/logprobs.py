@@ -48,7 +48,7 @@ def completion_logprobs(
     offsets = []
     for token in told:
         stream.push(token.token)
-        offsets.append(offset + stream.begins)
+        offsets.append(offset + stream.token_start)
     top = [_by_text(tokenizer, token.top) for token in told]
     return CompletionsLogprobs(
         tokens=[_text(tokenizer, token.token, "bytes:") for token in told],
@@ -80,4 +80,4 @@ def _text(tokenizer: Tokenizer, token: int, prefix: str = "") -> str:
 
 def _bytes(tokenizer: Tokenizer, token: int) -> bytes:
     """What a token stands for; nothing for one that the network has and the tokenizer does not."""
-    return tokenizer.pieces[token] if token < tokenizer.vocab_size else b""
+    return tokenizer.token_byte_values[token] if token < tokenizer.vocab_size else b""

@@ -19,8 +19,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from gossamer import ops
-from gossamer.data.mixture import Mixture
-from gossamer.data.shards import Shard
+from gossamer.data.token_files import Mixture, TokenFile
 from gossamer.model.causal_lm import CausalLM
 from gossamer.train.optimizer import set_learning_rate
 
@@ -82,7 +81,7 @@ def begin_with_pairs(
 def count_pairs(train: Mixture, vocab_size: int) -> PairTable:
     """The pairs inside the documents of the sets to learn from, each set with its weight."""
     keys, shares = [], []
-    for name, shard in train.shards.items():
+    for name, shard in train.token_files.items():
         found, counts = np.unique(_pairs(shard, vocab_size), return_counts=True)
         keys.append(found)
         shares.append(train.weights[name] * counts / counts.sum())
@@ -105,7 +104,7 @@ def count_pairs(train: Mixture, vocab_size: int) -> PairTable:
     )
 
 
-def _pairs(shard: Shard, vocab_size: int) -> npt.NDArray[np.int64]:
+def _pairs(shard: TokenFile, vocab_size: int) -> npt.NDArray[np.int64]:
     """Each token with the one that follows in its document, as one number."""
     tokens = shard.read(0, min(shard.num_tokens, MOST_READ)).astype(np.int64)
     inside = np.ones(max(len(tokens) - 1, 0), dtype=bool)
