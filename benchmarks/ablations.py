@@ -70,14 +70,14 @@ def _train(arguments: argparse.Namespace, changes: dict[str, Any]) -> dict[str, 
     from gossamer.data.packing import TrainBatches, validation_batches
     from gossamer.model.causal_lm import CausalLM
     from gossamer.run.evaluate import evaluate
-    from gossamer.train.recipe import load_recipe, recipe_from
+    from gossamer.train.recipe import load_recipe
     from gossamer.train.schedule import learning_rate_factor
     from gossamer.train.step import Learner
 
     devices.prepare_process()  # as the command does
     devices.keep_freed_memory()
     wanted = {"corpus.paths": tuple(arguments.data), "training.steps": arguments.steps} if arguments.data else {}
-    recipe = recipe_from(load_recipe(arguments.recipe), wanted | {"training.steps": arguments.steps} | changes)
+    recipe = load_recipe(arguments.recipe, wanted | {"training.steps": arguments.steps} | changes)
     dataset = prepare(recipe.corpus, progress=False)
     recipe = replace(recipe, model=replace(recipe.model, vocab_size=dataset.tokenizer.vocab_size))
     training = recipe.training

@@ -76,11 +76,11 @@ def line_of(folder: Path, name: str, budget: str) -> dict[str, Any]:
     from gossamer.cost.sizes import trunk_parameters
     from gossamer.data.dataset import prepare
     from gossamer.run.compressed import compressed_bits
-    from gossamer.train.recipe import load_recipe, recipe_from
+    from gossamer.train.recipe import load_recipe
 
     events = {event["event"]: event for event in read_metrics(folder)}
     plan, end = events["plan"], events["end"]
-    recipe = recipe_from(load_recipe(str(folder / "config.yaml")))
+    recipe = load_recipe(str(folder / "config.yaml"))
     dataset = prepare(recipe.corpus, progress=False)
     bytes_per_token = dataset.train.num_bytes / dataset.train.num_tokens
     return {

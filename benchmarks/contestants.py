@@ -114,7 +114,7 @@ class Gossamer(Contestant):
         held_out = next(iter(self.dataset.validation.values()))
         self.held_out = list(validation_batches(held_out, rows, length))
         self.tokens_per_step = rows * length * training.gradient_accumulation
-        flops = flops_by_part(recipe.model, length, training.mtp_steps, training.head_sample)
+        flops = flops_by_part(recipe.model, length, training.mtp_steps, training.sampled_vocab_size)
         self.flops_per_token = math.fsum(flops.values())
 
     def step(self) -> None:
@@ -122,7 +122,7 @@ class Gossamer(Contestant):
         from gossamer.train.schedule import learning_rate_factor
 
         learner, rate = self.learner, self.recipe.optimizer.learning_rate
-        if self.steps == 0 and (pair_steps := self.recipe.training.pair_steps):
+        if self.steps == 0 and (pair_steps := self.recipe.training.bigram_steps):
             found = begin_with_pairs(learner.model, learner.optimizers, self.dataset.train, pair_steps, rate)
             self.flops_before = found.flops
         factor = learning_rate_factor(self.steps + 1, self.done, self.recipe.schedule)

@@ -23,10 +23,10 @@ def random_tokens(vocab: int, rows: int, length: int) -> torch.Tensor:
 
 def model_config(recipe: str, changes: dict[str, Any]) -> ModelConfig:
     """The network of a recipe without its multi-token-prediction head, which transformers does not have."""
-    from gossamer.train.recipe import load_recipe, recipe_from
+    from gossamer.train.recipe import load_recipe
 
     overrides = {f"model.{key}": value for key, value in changes.items()}
-    return recipe_from(load_recipe(recipe), {"model.num_nextn_predict_layers": 0} | overrides).model
+    return load_recipe(recipe, {"model.num_nextn_predict_layers": 0} | overrides).model
 
 
 @dataclass(frozen=True)

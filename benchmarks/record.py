@@ -31,7 +31,7 @@ from measure import describe, machine, table
 from texts import SHAKESPEARE, RaceText, add_option
 from time_to_loss import NANO_GPT, RACES, ROOT, newest_record, plot, recipe_for, rival, take_turns, texts_of
 
-from gossamer.train.recipe import load_recipe, recipe_from
+from gossamer.train.recipe import load_recipe
 
 TARGETS = Path(__file__).with_name("targets.json")
 RECORDS = ROOT / "records"
@@ -39,7 +39,7 @@ RECORDS = ROOT / "records"
 
 def run(file: Path, text: RaceText, seeds: int) -> dict[str, Any]:
     """Train by a recipe with several seeds, in turns, for its own seconds."""
-    seconds = recipe_from(load_recipe(str(file))).training.seconds
+    seconds = load_recipe(str(file)).training.seconds
     recipes = [recipe_for(RACES["characters"], file, text, seed, seconds) for seed in range(seeds)]
     found = machine()
     runners = [(Runner(f"gossamer, seed {seed}", Gossamer, one, seconds), seconds) for seed, one in enumerate(recipes)]

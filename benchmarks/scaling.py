@@ -50,12 +50,12 @@ _WATCHING = (
     "keep_",
     "log_",
     "wandb_",
-    "best_by",
+    "best_checkpoint_by",
     "price",
     "currency",
 )
 # Options that are younger than the first runs: at these values a run is what it was before there were any.
-_ABSENT = {"head_sample": 0, "pair_steps": 0}
+_ABSENT = {"sampled_vocab_size": 0, "bigram_steps": 0}
 
 
 def main() -> None:
@@ -82,9 +82,9 @@ def fingerprint() -> str:
     """Of the recipe and of what the family's sizes make of it: runs of different ones do not mix."""
     from gossamer.cost.sizes import WIDTHS
     from gossamer.run.sized import sized_recipe
-    from gossamer.train.recipe import load_recipe, recipe_from
+    from gossamer.train.recipe import load_recipe
 
-    base = recipe_from(load_recipe("budget"))
+    base = load_recipe("budget")
     family = []
     for recipe in (sized_recipe(base, width, tokens) for width in WIDTHS for tokens in (1e5, 1e7)):
         learning = {
@@ -140,11 +140,11 @@ def _train(corpus: str, tokenizer: str, width: int, seconds: float, recipe: str,
     from gossamer.run.metrics import read_metrics
     from gossamer.run.sized import sized_recipe
     from gossamer.run.throughput import tokens_per_second
-    from gossamer.train.recipe import load_recipe, recipe_from
+    from gossamer.train.recipe import load_recipe
     from gossamer.train.world import World
 
     text = {"corpus.paths": (path,)} if path else {}
-    base = recipe_from(load_recipe("budget"), text | {"corpus.tokenizer": tokenizer})
+    base = load_recipe("budget", text | {"corpus.tokenizer": tokenizer})
     devices.prepare_process()  # as the command does
     devices.keep_freed_memory()
     dataset = prepare(base.corpus, progress=False)

@@ -87,7 +87,7 @@ def recipe_for(race: Race, file: Path, text: RaceText, seed: int, seconds: float
 
     That is the budget dial's rule (run/sized.py).
     """
-    recipe, seconds = recipe_from(load_recipe(str(file))), seconds or race.seconds
+    recipe, seconds = load_recipe(str(file)), seconds or race.seconds
     growth = math.sqrt(seconds / recipe.training.seconds)
     changes: dict[str, Any] = {
         "corpus.paths": tuple(map(str, text.paths)),

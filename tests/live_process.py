@@ -22,7 +22,7 @@ if __name__ == "__main__":
     folder, order, drain = sys.argv[1:]
     server.build_engine = engine_double.build_by
     try:
-        server.serve(Path(folder), ServeOptions(port=0, drain=float(drain)), order)
+        server.serve(Path(folder), ServeOptions(port=0, drain_timeout=float(drain)), order)
     except Exception as error:
         sys.exit(f"{type(error).__name__}: {error}")
 """

@@ -14,8 +14,8 @@ import yaml
 from torch.distributed.run import get_args_parser
 
 from gossamer import cli
-from gossamer.cli.options import parse
-from gossamer.train.recipe import Recipe, load_recipe, recipe_from
+from gossamer.cli.arguments import parse
+from gossamer.train.recipe import Recipe, load_recipe
 
 CLUSTER = Path(__file__).parents[1] / "recipes" / "cluster"
 DOCUMENT = Path(__file__).parents[1] / "docs" / "cluster.md"
@@ -60,7 +60,7 @@ def understood(command: list[str], fresh_store: bool, shutdown: int = 0) -> Laun
         run = ""
     given = parse("train", cli.train, words)
     nodes = 1 if options.standalone else int(options.nnodes)
-    recipe = recipe_from(load_recipe(given["recipe"]), given["overrides"])
+    recipe = load_recipe(given["recipe"], given["overrides"])
     return Launch(nodes, int(options.nproc_per_node), options.rdzv_endpoint, shutdown, recipe, run or given["out"])
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gossamer.cli import VERBS
-from gossamer.cli.options import parse
+from gossamer.cli.arguments import parse
 from gossamer.errors import UserError
 
 ROOT = Path(__file__).parents[1]

@@ -16,6 +16,7 @@ PACKAGE = Path(gossamer.__file__).parent
 STOREYS = [
     {"errors", "cores"},
     {"reading", "streams", "typed", "units"},
+    {"options", "yaml_files"},
     {"cache", "device"},
     {"ops"},
     {"model"},

@@ -22,14 +22,13 @@ from gossamer.reading import (
     open_to_append,
     open_to_read,
     parse_json,
-    parse_yaml,
     read_json,
     read_object,
     read_text,
     text_of_name,
     user_path,
-    yaml_text,
 )
+from gossamer.yaml_files import parse_yaml, yaml_text
 
 PACKAGE = Path(gossamer.__file__).parent
 # What a model or a client of the service has said in JSON is no file, and is answered otherwise than by one line.
@@ -218,7 +217,7 @@ def test_paths_of_users(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_file_has_a_bound(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("x" * 11)
-    assert read_text(tmp_path / "a", most=11) == "x" * 11
+    assert read_text(tmp_path / "a", max_bytes=11) == "x" * 11
     assert "is larger than 10 bytes" in refusal(read_text, tmp_path / "a", "", 10)
     (tmp_path / "b").write_bytes(b"ab\xff")
     assert "not UTF-8 text at byte 2" in refusal(read_text, tmp_path / "b")

@@ -209,7 +209,7 @@ def write_sealed(path: Path, value: Any) -> None:
 def read_sealed(path: Path, kind: type[T], most: int = 1 << 30) -> T | None:
     """What `write_sealed` has written, as a declared type; None where there is none, or something else."""
     try:
-        found = parse_json(read_text(path, most=most), str(path))
+        found = parse_json(read_text(path, max_bytes=most), str(path))
         if isinstance(found, dict) and key_of(path.name, found.get("value")) == found.get("digest"):
             return checked(found["value"], kind, str(path))
         log.warning("%s: is not what was written there; it is made anew", path)

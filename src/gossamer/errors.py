@@ -1,7 +1,7 @@
-"""The one exception for mistakes of the user, the hint that names what was probably meant, and memory that ran out.
+"""The exception for a user's mistake, the hint that names what was probably meant, and memory that ran out.
 
-This module lies at the bottom beside ``device``: everything may raise what it holds, it imports nothing of gossamer.
-A programmer's mistake is an assertion, never one of these.
+Everything may raise what this module holds, so it imports nothing of gossamer. A programmer's mistake is an assertion,
+never one of these.
 """
 
 from __future__ import annotations
@@ -14,37 +14,77 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-__all__ = ["UserError", "is_out_of_memory", "names_meant", "nearest", "nearest_path", "shorten"]
+__all__ = [
+    "FieldError",
+    "UnknownKeyError",
+    "UserError",
+    "is_out_of_memory",
+    "names_meant",
+    "nearest",
+    "nearest_path",
+    "shorten",
+]
 
-_ALIKE = 0.75
-"""Of two names, by difflib's ratio: one letter of four may be another. Below it, names that share a few letters and
-nothing else were offered: eps for epochs, price for force, report for import."""
-
+_MIN_SIMILARITY = 0.75
+"""The likeness that a hint asks of two names, by difflib's ratio: one letter of four may be another. Below it, names
+were offered that share a few letters and nothing else: eps for epochs, price for force, report for import."""
 
 T = TypeVar("T")
 
-_STARVED = "out of memory|can't allocate memory|cannot allocate memory|bad_alloc|failed to map segment"
+_OUT_OF_MEMORY = "out of memory|can't allocate memory|cannot allocate memory|bad_alloc|failed to map segment"
 
 
 class UserError(ValueError):
     """A user's mistake: one line that names the thing and the remedy.
 
-    The command line prints it as ``gossamer: <message>`` and exits with status 2, without a traceback unless
-    ``--debug`` is given. Callers from Python get it as a ``ValueError``.
+    The command line prints it as `gossamer: <message>` and exits with status 2, without a traceback unless `--debug` is
+    given. Callers from Python get it as a `ValueError`.
     """
+
+
+class FieldError(UserError):
+    """A user's mistake in one field of a configuration, whose section whoever reads the whole of it can add.
+
+    Args:
+        name: the field's, with a dot after each section that it lies in
+        problem: what is wrong, as it follows the name: ` = 3: must be from 4 to 5`
+    """
+
+    def __init__(self, name: str, problem: str) -> None:
+        super().__init__(name, problem)
+        self.name, self.problem = name, problem
+
+    def __str__(self) -> str:
+        return f"{self.name}{self.problem}"
+
+    def inside(self, section: str) -> FieldError:
+        """The same mistake with the name of the section before the field's."""
+        return type(self)(f"{section}.{self.name}", self.problem)
+
+
+class UnknownKeyError(FieldError):
+    """A key that no field has.
+
+    Args:
+        name: the key
+        problem: the hint that names which key was probably meant, or nothing
+    """
+
+    def __str__(self) -> str:
+        return f"unknown key {self.name!r}{self.problem}"
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that there is no memory left, on the host or on a device of whatever kind.
+    """Whether an exception says that there is no memory left, on the host or on a device of any kind.
 
-    A library that could not be mapped, and a thread that found no room for its stack, say so, too.
+    So do the exceptions of a library that could not be mapped, and of a thread that found no room for its stack.
     """
-    starved = isinstance(error, RuntimeError | ImportError) and re.search(_STARVED, str(error), re.I)
-    return isinstance(error, MemoryError) or bool(starved)
+    says_so = isinstance(error, RuntimeError | ImportError) and re.search(_OUT_OF_MEMORY, str(error), re.I)
+    return isinstance(error, MemoryError) or bool(says_so)
 
 
 def names_meant(kind: type[T]) -> type[T]:
-    """A decorator of dataclasses: a keyword that no field has is refused with the name that was probably meant."""
+    """Decorate a dataclass so that a keyword which no field has is refused with the name that was probably meant."""
     construct = kind.__init__
 
     @functools.wraps(construct)
@@ -60,19 +100,24 @@ def names_meant(kind: type[T]) -> type[T]:
     return kind
 
 
-def shorten(text: object, most: int = 80) -> str:
-    """What others wrote, as a message of one line may show it: printable, and not longer than `most` and a mark."""
+def shorten(text: object, max_length: int = 80) -> str:
+    """Return what others wrote as a message of one line may show it: printable and short.
+
+    Args:
+        text: whatever it is
+        max_length: characters, after which a mark stands for the rest
+    """
     line = " ".join(str(text).encode("utf-8", "backslashreplace").decode().split())
-    return line if len(line) <= most else f"{line[:most]} …"
+    return line if len(line) <= max_length else f"{line[:max_length]} …"
 
 
 def nearest(name: str, candidates: Iterable[str]) -> str:
-    """Return ``"; did you mean 'x'?"`` for the candidate that resembles ``name`` most, or ``""`` when none is close.
+    """Return `"; did you mean 'x'?"` for the candidate that is most like a name, or `""` when none is close.
 
     Dotted names are compared by their last part, the same one or its initials first, then within their own section:
-    ``steps`` finds ``training.steps``, ``lr`` finds ``optimizer.learning_rate``, ``num_expert`` finds
-    ``model.num_experts``, and ``training.zzz`` finds nothing although all of ``training`` begins alike. Beginnings of
-    words count: ``seq_len`` finds ``training.sequence_length``. The dashes of options count for nothing.
+    `steps` finds `training.steps`, `lr` finds `optimizer.learning_rate`, `num_expert` finds `model.num_experts`, and
+    `training.zzz` finds nothing although all of `training` begins alike. The beginnings of words are enough: `seq_len`
+    finds `training.sequence_length`. The dashes of options do not count.
     """
     section, leaf = _split(name)
     all_leaves, siblings, initials = dict[str, str](), dict[str, str](), dict[str, str]()
@@ -91,9 +136,9 @@ def nearest(name: str, candidates: Iterable[str]) -> str:
 
 
 def nearest_path(path: str, candidates: Iterable[str]) -> str:
-    """The same for files and folders: their own names are compared, without what stands before and after them.
+    """Return the same hint for files and folders, whose own names are compared without their folders and endings.
 
-    ``runs/mien`` finds ``runs/mine``, ``a.jsonl`` does not find ``b.jsonl`` for ending alike.
+    `runs/mien` finds `runs/mine`, and `a.jsonl` does not find `b.jsonl` for ending alike.
     """
     stems = {Path(candidate).stem: candidate for candidate in candidates}
     stem = Path(path).stem
@@ -101,9 +146,9 @@ def nearest_path(path: str, candidates: Iterable[str]) -> str:
 
 
 def _closest(name: str, names: Iterable[str]) -> str | None:
-    """What ``name`` is a slip or an abbreviation of."""
+    """The name that another is a slip or an abbreviation of."""
     known = list(names)
-    if close := difflib.get_close_matches(name, known, n=1, cutoff=_ALIKE):
+    if close := difflib.get_close_matches(name, known, n=1, cutoff=_MIN_SIMILARITY):
         return close[0]
     if len(name) == 3:  # a slip is a third of it
         for candidate in known:
@@ -114,7 +159,7 @@ def _closest(name: str, names: Iterable[str]) -> str | None:
 
 
 def _abbreviates(name: str, candidate: str) -> bool:
-    """Whether each word of ``name`` begins one of the candidate's, in order."""
+    """Whether each word of a name begins one of the candidate's, in order."""
     words = iter(candidate.split("_"))
     return all(any(word.startswith(part) for word in words) for part in name.split("_"))
 

@@ -1,133 +1,251 @@
-"""Values of YAML, JSON and of the command line against the types and ranges that a configuration's fields declare.
+"""What a field of a configuration declares, and how a value is held to it.
 
-A field says what it may be in its annotation, `steps: Annotated[int, Range(1, 10**12)] = 1000`; `check_fields` holds a
-dataclass to that when it is made, whoever makes it.
+A field declares its type, its range and whatever else the program has to know of it in its annotation::
+
+    seconds: Annotated[float, Range(0, 10**10), Unit("seconds"), RESUMABLE] = 0.0
+
+`check_fields` holds a dataclass to that when it is made, whoever makes it: a recipe in YAML, the command line, a
+config.json or a line of Python. `gossamer/options.py` reads the same annotations to make flags and help of them.
 """
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, is_dataclass
-from fractions import Fraction
 from functools import lru_cache
-from math import isfinite
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from gossamer.errors import UserError, nearest, shorten
+from gossamer.errors import FieldError, UnknownKeyError, nearest, shorten
 
-__all__ = ["Range", "check_fields", "convert", "count_of", "expected", "shown"]
+__all__ = [
+    "PYTHON_ONLY",
+    "RESUMABLE",
+    "SET_BY_BUDGET",
+    "Flag",
+    "Formerly",
+    "Help",
+    "Metavar",
+    "Range",
+    "Unit",
+    "check_fields",
+    "convert",
+    "count_of",
+    "expected",
+    "hints_of",
+    "marks_of",
+    "shown",
+]
 
-_LONGEST = 60  # characters of a value in a message
+_MAX_SHOWN = 60  # characters of a value in a message
+
+
+# What an annotation can say beside the type.
 
 
 @dataclass(frozen=True)
 class Range:
-    """The numbers that a value may be, both ends among them.
+    """The numbers that a value may be: an interval with both its ends, unless they are said to lie outside.
 
     Attributes:
-        least: the smallest
-        most: the largest
-        above: `least` itself is none of them
-        below: `most` itself is none of them
+        minimum: the smallest number
+        maximum: the largest number; infinite where there is no largest
+        above: the minimum itself lies outside
+        below: the maximum itself lies outside
     """
 
-    least: float
-    most: float
+    minimum: float
+    maximum: float
     above: bool = False
     below: bool = False
 
     def __contains__(self, value: float) -> bool:
-        enough = value > self.least if self.above else value >= self.least
-        return enough and (value < self.most if self.below else value <= self.most)
+        enough = value > self.minimum if self.above else value >= self.minimum
+        return enough and (value < self.maximum if self.below else value <= self.maximum)
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
-        """The same for what `reading.checked` reads."""
+        """Hold the files that `reading.checked` reads to the same range."""
         from pydantic_core import core_schema
 
-        return core_schema.no_info_after_validator_function(self._held, handler(source))
+        return core_schema.no_info_after_validator_function(self._validated, handler(source))
 
-    def _held(self, value: float) -> float:
+    def _validated(self, value: float) -> float:
         if value not in self:
             raise ValueError(f"must be {self}")
         return value
 
     def __str__(self) -> str:
-        least = f"above {_digits(self.least)}" if self.above else f"from {_digits(self.least)}"
+        if self.maximum == math.inf:
+            return f"above {_digits(self.minimum)}" if self.above else f"{_digits(self.minimum)} or more"
+        minimum = f"above {_digits(self.minimum)}" if self.above else f"from {_digits(self.minimum)}"
+        maximum = _digits(self.maximum)
         if self.below:
-            return f"{least} and below {_digits(self.most)}" if self.above else f"{least} to below {_digits(self.most)}"
-        return f"{least} and at most {_digits(self.most)}" if self.above else f"{least} to {_digits(self.most)}"
+            return f"{minimum} and below {maximum}" if self.above else f"{minimum} to below {maximum}"
+        return f"{minimum} and at most {maximum}" if self.above else f"{minimum} to {maximum}"
+
+
+class Word:
+    """A word or sentence that an annotation says beside the type."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+
+class Unit(Word):
+    """The unit that a number is given in, in the plural: `Unit("seconds")`."""
+
+
+class Metavar(Word):
+    """The word that stands for a value in the help, where neither its unit nor its name says enough: `PATH`."""
+
+
+class Flag(Word):
+    """A short flag that a value of a recipe has beside its dotted one: `Flag("data")` makes --data of corpus.paths."""
+
+
+class Help(Word):
+    """What the help says about an option that several verbs have in common, in place of their docstrings."""
+
+
+class Formerly:
+    """Names that a field had in earlier releases: `Formerly("best_by")`.
+
+    A recipe and the config.yaml of a run may still use them. A flag may not, and is told the new name.
+    """
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+
+
+class Mark:
+    """Something that is either said of a field or not."""
+
+
+RESUMABLE = Mark()
+"""`gossamer train --resume` may change the value: how long the run goes on, what it reports, where it runs."""
+
+SET_BY_BUDGET = Mark()
+"""`gossamer train --budget` decides the value."""
+
+PYTHON_ONLY = Mark()
+"""The value can be set from Python, and has no flag."""
+
+
+def marks_of(annotation: Any) -> list[Any]:
+    """Everything that an annotation says beside the type, that of the parts of a union or a tuple included."""
+    if get_origin(annotation) is Literal:
+        return []
+    if get_origin(annotation) is Annotated:
+        inner, *marks = get_args(annotation)
+        return [*marks_of(inner), *marks]
+    return [mark for part in get_args(annotation) for mark in marks_of(part)]
+
+
+# Values and their types.
 
 
 class _Mismatch(Exception):
-    pass
+    """A value is of another type than it should be."""
 
 
-_SUFFIXED = re.compile(r"(\d{1,30}(?:\.\d{1,30})?)([KMBGT])", re.IGNORECASE | re.ASCII)
+_SUFFIXED = re.compile(r"(\d{1,30})(?:\.(\d{1,30}))?([KMBGT])", re.IGNORECASE | re.ASCII)
 _MULTIPLES = {"K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9, "T": 10**12}
 
 
 def count_of(text: str, annotation: Any) -> int | float | None:
-    """The number that a text such as 300B, 1.5M or 4k stands for, where a number is expected; None for other texts."""
-    kinds = {annotation, *get_args(annotation)}
+    """Return the number that a text such as 300B, 1.5M or 4k stands for.
+
+    Args:
+        text: what was written
+        annotation: the type that is wanted; only where it has a number among its values is such a text a number
+
+    Returns:
+        The number, or None if the text is no such number.
+    """
+    kinds = _simple_kinds(annotation)
     found = _SUFFIXED.fullmatch(text)
     if found is None or not kinds & {int, float}:
         return None
-    exact = Fraction(found[1]) * _MULTIPLES[found[2].upper()]
-    if exact.denominator == 1:
-        return int(exact)
-    return float(exact) if float in kinds else None
+    whole, decimals, letter = found[1], found[2] or "", found[3].upper()
+    exact, divisor = int(whole + decimals) * _MULTIPLES[letter], 10 ** len(decimals)
+    if exact % divisor == 0:
+        return exact // divisor
+    return exact / divisor if float in kinds else None
 
 
-def convert(value: Any, annotation: Any, key: str) -> Any:
-    """Return `value` as the annotated type: whole numbers become floats, lists become tuples, sections of keys become
-    dataclasses, nothing else is bent.
+def _simple_kinds(annotation: Any) -> set[Any]:
+    """The types that an annotation is a union of, without what it says of their ranges."""
+    if get_origin(annotation) is Annotated:
+        return _simple_kinds(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return set().union(*map(_simple_kinds, get_args(annotation)))
+    return {annotation}
+
+
+def convert(value: Any, annotation: Any, name: str) -> Any:
+    """Return a value as the annotated type.
+
+    Whole numbers become floats, lists become tuples and sections of keys become dataclasses. Nothing else is bent.
+
+    Args:
+        value: as YAML, JSON or Python has it
+        annotation: the type, with a `Range` where it has one
+        name: of the value, for the message
 
     Raises:
-        UserError: it is of another type, or out of the declared range; the line names the key, the value and what was
-            expected.
+        FieldError: the value is of another type, or out of range; the line says what was expected.
     """
     try:
-        return _convert(value, annotation, key)
+        return _convert(value, annotation, name)
     except _Mismatch:
-        raise UserError(f"{key} = {shown(value)}: expected {expected(annotation)}") from None
+        raise FieldError(
+            name, f" = {shown(value)}: expected {expected(annotation)}{_nearest(value, annotation)}"
+        ) from None
 
 
-def check_fields(instance: Any, prefix: str = "") -> None:
+def _nearest(value: Any, annotation: Any) -> str:
+    """The hint that names which of a few words was probably meant."""
+    words = [word for kind in _simple_kinds(annotation) if get_origin(kind) is Literal for word in get_args(kind)]
+    return nearest(value, map(str, words)) if isinstance(value, str) else ""
+
+
+def check_fields(instance: Any, except_for: Collection[str] = ()) -> None:
     """Hold the fields of a dataclass, frozen or not, to what they declare, and make them the types that they declare.
 
     Args:
         instance: the dataclass
-        prefix: what stands before a field's name in messages
+        except_for: names of fields that it checks by itself
 
     Raises:
-        UserError: as `convert`.
+        FieldError: see `convert`.
     """
     kind: Any = type(instance)
-    for name, annotation in _hints(kind).items():
-        value = getattr(instance, name)
-        object.__setattr__(instance, name, convert(value, annotation, prefix + name))
+    for name, annotation in hints_of(kind).items():
+        if name not in except_for:
+            object.__setattr__(instance, name, convert(getattr(instance, name), annotation, name))
 
 
 @lru_cache
-def _hints(kind: Any) -> dict[str, Any]:
+def hints_of(kind: Any) -> dict[str, Any]:
+    """The annotations of a dataclass or a function, with what they say beside the types."""
     return get_type_hints(kind, include_extras=True)
 
 
-def _convert(value: Any, annotation: Any, key: str) -> Any:
+def _convert(value: Any, annotation: Any, name: str) -> Any:
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        found = _convert(value, arguments[0], key)
-        for allowed in arguments[1:]:
-            if isinstance(allowed, Range) and found not in allowed:
-                raise UserError(f"{key} = {shown(value)}: must be {allowed}")
-        return found
+        converted = _convert(value, arguments[0], name)
+        for mark in arguments[1:]:
+            if isinstance(mark, Range) and converted not in mark:
+                raise FieldError(name, f" = {shown(value)}: must be {mark}")
+        return converted
     if origin in (Union, UnionType):
         for option in arguments:
             try:
-                return _convert(value, option, key)
+                return _convert(value, option, name)
             except _Mismatch:
                 continue
         raise _Mismatch
@@ -136,32 +254,19 @@ def _convert(value: Any, annotation: Any, key: str) -> Any:
             return value
         raise _Mismatch
     if origin is tuple:
-        if not isinstance(value, list | tuple):
-            raise _Mismatch
-        kinds = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
-        if len(kinds) != len(value):
-            raise _Mismatch
-        return tuple(_convert(item, kind, key) for item, kind in zip(value, kinds, strict=True))
+        return _convert_list(value, arguments, name)
     if origin is dict:
-        if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+        if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
             raise _Mismatch
-        return {name: convert(item, arguments[1], f"{key}.{name}") for name, item in value.items()}
+        return {key: convert(item, arguments[1], f"{name}.{key}") for key, item in value.items()}
     if is_dataclass(annotation) and isinstance(annotation, type):
-        if isinstance(value, annotation):
-            return value
-        if not isinstance(value, Mapping):
-            raise _Mismatch
-        types = _hints(annotation)
-        for name in value:
-            if name not in types:
-                raise UserError(f"unknown key '{key}.{name}'{nearest(str(name), types)}")
-        return annotation(**{name: convert(item, types[name], f"{key}.{name}") for name, item in value.items()})
+        return _convert_section(value, annotation, name)
     if annotation is float and type(value) in (int, float):
         try:
             number = float(value) + 0.0  # no zero has a sign
         except OverflowError:
             raise _Mismatch from None
-        if isfinite(number):
+        if math.isfinite(number):
             return number
         raise _Mismatch
     if annotation in (int, bool, str, NoneType) and type(value) is annotation:  # True is an int to isinstance
@@ -171,8 +276,32 @@ def _convert(value: Any, annotation: Any, key: str) -> Any:
     raise _Mismatch
 
 
+def _convert_list(value: Any, kinds: tuple[Any, ...], name: str) -> tuple[Any, ...]:
+    if not isinstance(value, list | tuple):
+        raise _Mismatch
+    kinds = kinds[:1] * len(value) if kinds[-1] is Ellipsis else kinds
+    if len(kinds) != len(value):
+        raise _Mismatch
+    return tuple(_convert(item, kind, name) for item, kind in zip(value, kinds, strict=True))
+
+
+def _convert_section(value: Any, section: type, name: str) -> Any:
+    if isinstance(value, section):
+        return value
+    if not isinstance(value, Mapping):
+        raise _Mismatch
+    known = hints_of(section)
+    for key in value:
+        if key not in known:
+            raise UnknownKeyError(f"{name}.{key}", nearest(str(key), known))
+    try:
+        return section(**value)
+    except FieldError as error:
+        raise error.inside(name) from None
+
+
 def expected(annotation: Any) -> str:
-    """Say in words what values a type has: `a whole number`, `a list of numbers, or null` …"""
+    """Say in words which values a type has: `a whole number`, `a list, each a number`, `text or null` …"""
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "null"}
     names[Path] = "a path"
     origin, arguments = get_origin(annotation), get_args(annotation)
@@ -181,7 +310,7 @@ def expected(annotation: Any) -> str:
     if origin in (Union, UnionType):
         return " or ".join(expected(option) for option in arguments)
     if origin is Literal:
-        return "one of " + ", ".join(str(option) for option in arguments)
+        return "one of " + ", ".join(str(option) for option in arguments) if len(arguments) > 1 else str(arguments[0])
     if origin is tuple:
         count = "a list, each" if arguments[-1] is Ellipsis else f"a list of {len(arguments)}, each"
         return f"{count} {expected(arguments[0])}"
@@ -198,7 +327,7 @@ def shown(value: Any) -> str:
         text = repr(list(value) if isinstance(value, tuple) else value)
     except ValueError:  # Python writes no whole number of more than 4,300 digits
         return "a number of thousands of digits"
-    return shorten(text, _LONGEST)
+    return shorten(text, _MAX_SHOWN)
 
 
 def _digits(value: float) -> str:

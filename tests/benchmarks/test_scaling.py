@@ -99,8 +99,7 @@ def test_the_fingerprint_is_of_what_is_learned(monkeypatch: pytest.MonkeyPatch) 
     original = recipe.load_recipe("budget")
 
     def changed(section: str, key: str, value: Any) -> str:
-        copy = json.loads(json.dumps(original))
-        copy[section][key] = value
+        copy = recipe.recipe_from({}, recipe.flatten(original) | {f"{section}.{key}": value})
         monkeypatch.setattr(recipe, "load_recipe", lambda name: copy)
         return scaling.fingerprint()
 

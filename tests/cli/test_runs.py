@@ -10,7 +10,7 @@ import pytest
 from gossamer.cli import main
 from gossamer.data.config import SetConfig
 from gossamer.report import write_report
-from gossamer.train.recipe import Recipe, load_recipe, recipe_from, to_yaml
+from gossamer.train.recipe import Recipe, load_recipe, to_yaml
 from stand_in import Calls, replace
 
 
@@ -26,7 +26,7 @@ def trained(calls: Calls) -> tuple[Recipe, Path, bool]:
 
 def test_train_starts_the_default_recipe_in_its_folder(training: Calls) -> None:
     assert main(["train"]) == 0
-    assert trained(training) == (recipe_from(load_recipe("demo")), Path("runs/demo"), False)
+    assert trained(training) == (load_recipe("demo"), Path("runs/demo"), False)
 
 
 def test_train_overrides_by_dotted_name_and_by_short_name(training: Calls) -> None:
@@ -49,7 +49,7 @@ def test_train_overrides_by_dotted_name_and_by_short_name(training: Calls) -> No
         "model.norm_topk_prob": False,
         "training.sample_prompt": "1e-3",
     }
-    assert recipe == recipe_from(load_recipe("nano"), wanted)
+    assert recipe == load_recipe("nano", wanted)
     assert (folder, resume) == (Path("x"), False)
 
 
@@ -101,11 +101,11 @@ def test_a_budget_takes_the_recipe_that_it_chooses_from(training: Calls) -> None
     recipe, folder, _ = trained(training)
     assert folder == Path("runs/a")
     assert (recipe.training.budget, recipe.training.price) == ("5eur", 2.5)
-    assert recipe.model == recipe_from(load_recipe("budget")).model
+    assert recipe.model == load_recipe("budget").model
 
 
 def test_train_resumes_by_the_runs_own_recipe(run: str, training: Calls) -> None:
-    own = recipe_from(load_recipe("nano"), {"model.num_experts": 4})
+    own = load_recipe("nano", {"model.num_experts": 4})
     Path(run, "config.yaml").write_text(to_yaml(own))
     assert main(["train", "--out", run, "--resume", "--training.steps", "77"]) == 0
     recipe, folder, resume = trained(training)
@@ -113,7 +113,7 @@ def test_train_resumes_by_the_runs_own_recipe(run: str, training: Calls) -> None
 
 
 def test_train_hands_on_that_a_profile_is_wanted(run: str, training: Calls) -> None:
-    Path(run, "config.yaml").write_text(to_yaml(recipe_from(load_recipe("nano"))))
+    Path(run, "config.yaml").write_text(to_yaml(load_recipe("nano")))
     assert main(["train", "--out", run, "--resume", "--profile"]) == 0
     (((*_, resume, profile), _),) = training
     assert resume and profile
@@ -122,7 +122,7 @@ def test_train_hands_on_that_a_profile_is_wanted(run: str, training: Calls) -> N
 def test_train_refuses_a_changed_network_on_resume(
     run: str, training: Calls, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    Path(run, "config.yaml").write_text(to_yaml(recipe_from(load_recipe("nano"))))
+    Path(run, "config.yaml").write_text(to_yaml(load_recipe("nano")))
     assert main(["train", "--out", run, "--resume", "--model.num_experts", "4"]) == 2
     assert capsys.readouterr().err.startswith(f"gossamer: --model.num_experts is fixed for the run in {run}; ")
     assert not training

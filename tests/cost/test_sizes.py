@@ -4,7 +4,7 @@ from itertools import pairwise
 
 from gossamer.cost.sizes import WIDTHS, sized, trunk_parameters
 from gossamer.model.config import ModelConfig
-from gossamer.train.recipe import BUDGET_RECIPE, load_recipe, recipe_from
+from gossamer.train.recipe import BUDGET_RECIPE, load_recipe
 
 
 def family():
@@ -20,7 +20,7 @@ def test_everything_grows_with_the_width():
 
 
 def test_it_reaches_from_below_nano_to_beyond_mini():
-    nano, mini = (recipe_from(load_recipe(name)).model for name in ("nano", "mini"))
+    nano, mini = (load_recipe(name).model for name in ("nano", "mini"))
     first, *_, last = family()
     assert trunk_parameters(first) < trunk_parameters(nano)
     assert trunk_parameters(last) > trunk_parameters(mini)
@@ -33,7 +33,7 @@ def test_every_size_has_full_attention_and_experts():
 
 
 def test_the_budget_recipe_holds_one_of_the_family():
-    model = recipe_from(load_recipe(BUDGET_RECIPE)).model
+    model = load_recipe(BUDGET_RECIPE).model
     expected = sized(model, model.hidden_size)
     assert {name for name, value in vars(expected).items() if value != getattr(model, name)} <= {"intermediate_size"}
 

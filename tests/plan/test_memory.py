@@ -12,7 +12,7 @@ from gossamer.plan import Workload, workload_of
 from gossamer.plan.layout import Layout
 from gossamer.plan.memory import ChipMemory, chip_memory
 from gossamer.run.memory import estimate_peak
-from gossamer.train.recipe import load_recipe, recipe_from
+from gossamer.train.recipe import load_recipe
 
 CPU = torch.device("cpu")
 NATIVE = frozenset(name for name, operation in OPERATIONS.items() if operation.choose(CPU).name == "native")
@@ -22,13 +22,11 @@ NATIVE = frozenset(name for name, operation in OPERATIONS.items() if operation.c
 @pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize("name", ["nano", "micro", "80b-a3b"])
 def test_one_chip_takes_what_the_trainer_estimates(name: str, recompute: bool, accumulation: int) -> None:
-    recipe = recipe_from(
-        load_recipe(name),
+    recipe = load_recipe(name,
         {
             "training.precision": "fp32", "optimizer.kind": "adamw", "training.recompute": recompute,
             "training.gradient_accumulation": accumulation,
-        },
-    )  # fmt: skip
+        })  # fmt: skip
     training, estimate = recipe.training, estimate_peak(recipe, CPU)
     layout = Layout(rows=training.batch_size, recompute=recompute)
     found = chip_memory(

@@ -20,7 +20,7 @@ from gossamer.run.compressed import compressed_bits
 from gossamer.run.dial import Plan, choose
 from gossamer.run.memory import estimate_peak
 from gossamer.run.metrics import read_metrics
-from gossamer.train.recipe import BUDGET_RECIPE, load_recipe, recipe_from
+from gossamer.train.recipe import BUDGET_RECIPE, load_recipe
 from gossamer.train.world import ALONE
 
 LAW = Law(E=0.7, A=0.2, alpha=0.3, B=0.8, beta=0.25, gamma=1.0, R=15.4, c0=2.0)
@@ -31,7 +31,7 @@ PLAN = Plan(128, 1e6, 2.0, 1.5, 0.02, False, 8000.0, (128,))
 def base(corpus_file, tmp_path):
     """The dial's recipe on a small text, its vocabulary known."""
     corpus = CorpusConfig(paths=(str(corpus_file),), tokenizer="char", cache_dir=str(tmp_path / "cache"))
-    recipe = replace(recipe_from(load_recipe(BUDGET_RECIPE)), corpus=corpus)
+    recipe = replace(load_recipe(BUDGET_RECIPE), corpus=corpus)
     return replace(recipe, model=replace(recipe.model, vocab_size=prepare(corpus).tokenizer.vocab_size))
 
 
@@ -83,10 +83,10 @@ def test_a_budget_of_flops_needs_no_clock_and_is_spent(base, speeds):
 
 def test_a_budget_of_flops_buys_more_text_with_a_sampled_head(base, speeds):
     """As the ledger counts it, which says when the run is over."""
-    recipe, plan = chosen(replace(base, training=replace(base.training, head_sample=16)), "1e13flop")
+    recipe, plan = chosen(replace(base, training=replace(base.training, sampled_vocab_size=16)), "1e13flop")
     model, training = recipe.model, recipe.training
     steps = training.mtp_steps if training.mtp_loss_weight else 0
-    each = sum(flops_by_part(model, training.sequence_length, steps, head_sample=16).values())
+    each = sum(flops_by_part(model, training.sequence_length, steps, sampled_vocab_size=16).values())
     assert each < sum(flops_by_part(model, training.sequence_length, steps).values())
     assert plan.tokens * each == pytest.approx(1e13)
 

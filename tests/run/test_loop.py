@@ -18,7 +18,7 @@ from gossamer.report import write_report
 from gossamer.run import loop, metrics
 from gossamer.run.checkpoint import newest_checkpoint
 from gossamer.run.metrics import read_metrics
-from gossamer.train.recipe import load_recipe, recipe_from, to_yaml
+from gossamer.train.recipe import load_recipe, to_yaml
 
 needs_bfloat16 = pytest.mark.skipif(
     not devices.has_fast_bfloat16(torch.device("cpu")), reason="this CPU has no bfloat16 units"
@@ -52,7 +52,7 @@ def test_a_run_leaves_everything_a_user_expects(tiny_recipe, tmp_path):
     end = next(event for event in events if event["event"] == "end")
     assert end["tokens"] == 12 * 2 * 64
     assert 0 < end["bits_per_byte"] < 8
-    saved = recipe_from(load_recipe(run / "config.yaml"))
+    saved = load_recipe(run / "config.yaml")
     assert saved.model.vocab_size == len(set((tmp_path / "text.txt").read_text())) + 1
 
 
@@ -296,8 +296,8 @@ def test_the_last_evaluation_goes_on_where_those_before_it_ended(tiny_recipe, tm
 
 
 def test_an_unknown_set_to_judge_by_is_refused(tiny_recipe, tmp_path):
-    recipe = replace(tiny_recipe, training=replace(tiny_recipe.training, best_by="novel"))
-    with pytest.raises(UserError, match="best_by"):
+    recipe = replace(tiny_recipe, training=replace(tiny_recipe.training, best_checkpoint_by="novel"))
+    with pytest.raises(UserError, match="best_checkpoint_by"):
         loop.train(recipe, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -22,7 +22,7 @@ from gossamer.errors import UserError
 from gossamer.model.causal_lm import CausalLM
 from gossamer.ops import native
 from gossamer.run.memory import MemoryEstimate, estimate_peak, require_weights
-from gossamer.train.recipe import Recipe, load_recipe, recipe_from
+from gossamer.train.recipe import Recipe, load_recipe
 from gossamer.train.step import Learner
 
 CPU = torch.device("cpu")
@@ -79,7 +79,7 @@ def living_tensors(recipe: Recipe) -> int:
 
 
 def recipe_of(name: str, **changes) -> Recipe:
-    return recipe_from(load_recipe(name), {"training.device": "cpu", "training.precision": "fp32"} | changes)
+    return load_recipe(name, {"training.device": "cpu", "training.precision": "fp32"} | changes)
 
 
 SMALL = {"training.sequence_length": 128, "training.batch_size": 4}
@@ -208,7 +208,7 @@ def test_processes_share_weights_and_rows() -> None:
 
 
 def test_the_released_size_is_estimated_without_its_memory() -> None:
-    recipe = recipe_from(load_recipe("80b-a3b"), {"training.precision": "fp32"})
+    recipe = load_recipe("80b-a3b", {"training.precision": "fp32"})
     found = estimate_peak(recipe, CPU)
     assert found.weights == 4 * recipe.model.counts().parameters
     assert not found.fits(CPU)

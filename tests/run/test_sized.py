@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gossamer.run.sized import sized_recipe
-from gossamer.train.recipe import BUDGET_RECIPE, load_recipe, recipe_from
+from gossamer.train.recipe import BUDGET_RECIPE, load_recipe
 
-BASE = recipe_from(load_recipe(BUDGET_RECIPE))
+BASE = load_recipe(BUDGET_RECIPE)
 
 
 @given(st.floats(1e4, 1e13), st.integers(1, 12))

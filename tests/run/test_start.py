@@ -6,7 +6,7 @@ import pytest
 
 from gossamer.errors import UserError
 from gossamer.run.start import fresh_recipe, resumed_recipe
-from gossamer.train.recipe import load_recipe, recipe_file, recipe_from, to_yaml
+from gossamer.train.recipe import load_recipe, recipe_file, to_yaml
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def test_a_resumed_run_keeps_its_own_recipe(run: Path) -> None:
-    assert resumed_recipe(run, None, {}) == recipe_from(load_recipe(run / "config.yaml"))
+    assert resumed_recipe(run, None, {}) == load_recipe(run / "config.yaml")
     assert resumed_recipe(run, "nano", {}).model.num_experts == 4
 
 
@@ -89,7 +89,7 @@ def test_text_that_the_recipe_names_and_that_is_not_here(tmp_path: Path, monkeyp
 
 def test_an_empty_folder_will_do(tmp_path: Path) -> None:
     (tmp_path / ".lock").touch()  # of a start that was killed
-    assert fresh_recipe(tmp_path, "nano", {}) == recipe_from(load_recipe("nano"))
+    assert fresh_recipe(tmp_path, "nano", {}) == load_recipe("nano")
 
 
 def test_paths_that_exist_become_absolute_and_others_stay_as_typed(

@@ -108,8 +108,8 @@ def test_which_hosts_are_this_machine_alone(tmp_path, host, own):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("port", -1), ("port", 65536), ("max_queue", -1), ("max_body", 0), ("ping", 0.0), ("drain", -1.0)],
+    [("port", -1), ("port", 65536), ("max_queue", -1), ("max_body", 0), ("ping", 0.0), ("drain_timeout", -1.0)],
 )
 def test_limits_that_make_no_sense(name, value):
-    with pytest.raises(UserError, match=f"--{name} "):
+    with pytest.raises(UserError, match=f"{name} = "):
         ServeOptions(**{name: value})

@@ -104,7 +104,7 @@ def test_embedding_and_head_learn_it_and_nothing_else(tiny_config, tied):
 
 
 def test_a_run_begins_with_pairs_and_a_resumed_one_does_not_again(tiny_recipe, tmp_path):
-    training = replace(tiny_recipe.training, pair_steps=20, head_sample=20, steps=6)
+    training = replace(tiny_recipe.training, bigram_steps=20, sampled_vocab_size=20, steps=6)
     recipe = replace(tiny_recipe, training=training)
     run = tmp_path / "run"
     loop.train(recipe, run)

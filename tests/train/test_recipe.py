@@ -16,16 +16,17 @@ from gossamer.errors import UserError
 from gossamer.infer.options import EngineOptions
 from gossamer.infer.request import SamplingParams
 from gossamer.model.config import ModelConfig
+from gossamer.options import plain_type
 from gossamer.train.config import OptimizerConfig, ScheduleConfig, TrainingConfig
 from gossamer.train.recipe import (
     DEFAULT_RECIPE,
     Recipe,
-    field_types,
     flatten,
     load_recipe,
     recipe_file,
     recipe_from,
     recipe_names,
+    recipe_options,
     to_yaml,
 )
 from gossamer.units import network_words
@@ -39,7 +40,7 @@ fractions = st.floats(0, 1)
 def reload(recipe: Recipe, folder: Path) -> Recipe:
     path = folder / "config.yaml"
     path.write_text(to_yaml(recipe), encoding="utf-8")
-    return recipe_from(load_recipe(path))
+    return load_recipe(path)
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +104,7 @@ def test_a_saved_recipe_loads_back_equal(folder: Path, recipe: Recipe) -> None:
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_of_the_package_is_valid_and_describes_itself(name: str) -> None:
-    recipe = recipe_from(load_recipe(name))
+    recipe = load_recipe(name)
     assert recipe.description.startswith(f"{name}: ")
     if recipe.corpus.tokenizer == "bpe":
         assert recipe.model.vocab_size == recipe.corpus.vocab_size
@@ -112,7 +113,7 @@ def test_every_recipe_of_the_package_is_valid_and_describes_itself(name: str) ->
 @pytest.mark.parametrize("name", recipe_names())
 def test_a_killed_run_loses_a_tenth_or_a_few_minutes(name: str) -> None:
     """A step of the recipes that are as long as a number of seconds takes one or two on two cores."""
-    training = recipe_from(load_recipe(name)).training
+    training = load_recipe(name).training
     assert 0 < training.checkpoint_every <= (50 if training.seconds else training.steps / 10)
 
 
@@ -122,14 +123,14 @@ def test_the_default_recipe_exists() -> None:
 
 @pytest.mark.parametrize("name", ["nano", "demo", "micro", "mini", "small", "80b-a3b"])
 def test_presets_say_their_size_in_the_words_of_every_other_place(name: str) -> None:
-    words = network_words(*recipe_from(load_recipe(name)).model.counts().sizes)
+    words = network_words(*load_recipe(name).model.counts().sizes)
     comment = " ".join(line.lstrip("# ") for line in recipe_file(name).read_text().split("\n") if line.startswith("#"))
     assert words in comment
 
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_descriptions_tell_the_size_without_the_head(name: str) -> None:
-    recipe = recipe_from(load_recipe(name))
+    recipe = load_recipe(name)
     parameters, active, mtp, mtp_active = recipe.model.counts().sizes
     letters = {"M": 1e6, "B": 1e9}
     told = [float(value) * letters[unit] for value, unit in re.findall(r"(\d[\d.]*)([MB])\b", recipe.description)]
@@ -143,9 +144,9 @@ def test_every_field_is_documented(section: type) -> None:
     assert documented == {item.name for item in fields(section)}
 
 
-@pytest.mark.parametrize("key", [key for key in field_types() if "." in key])
+@pytest.mark.parametrize("key", [key for key in recipe_options() if "." in key])
 def test_a_value_of_another_type_is_refused_by_its_name(key: str) -> None:
-    annotation = field_types()[key]
+    annotation = plain_type(recipe_options()[key].annotation)
     wrong: Any = {"no": "mapping fits"}
     with pytest.raises(UserError, match=rf"^{key}(\.no)? = .*: expected "):
         recipe_from({}, {key: wrong})
@@ -207,8 +208,8 @@ def test_an_empty_section_is_the_default() -> None:
         ({"model": {3: 1}}, "unknown key 'model.3'"),
         ({"model": 3}, "model = 3: expected a section of keys"),
         ({"optimizer": {"betas": [0.9]}}, "optimizer.betas = [0.9]: expected a list of 2, each a number"),
-        ({"optimizer": {"betas": [0.9, 1]}}, "optimizer.betas = 1.0: must be from 0 to below 1"),
-        ({"optimizer": {"learning_rate": 0}}, "optimizer.learning_rate = 0.0: must be above 0 and at most 1,000"),
+        ({"optimizer": {"betas": [0.9, 1]}}, "optimizer.betas = 1: must be from 0 to below 1"),
+        ({"optimizer": {"learning_rate": 0}}, "optimizer.learning_rate = 0: must be above 0 and at most 1,000"),
         ({"schedule": {"decay_fraction": 1.5}}, "schedule.decay_fraction = 1.5: must be from 0 to 1"),
         ({"training": {"steps": 0}}, "training.steps = 0: must be from 1 to 1,000,000,000,000"),
         ({"training": {"eval_every": -1}}, "training.eval_every = -1: must be from 0 to 1,000,000,000,000"),
@@ -270,13 +271,13 @@ def test_an_unknown_recipe_names_the_nearest_and_the_others() -> None:
 def test_a_learning_rate_is_a_number_however_it_is_written(tmp_path: Path, written: str) -> None:
     path = tmp_path / "r.yaml"
     path.write_text(f"optimizer:\n  learning_rate: {written}\n")
-    assert recipe_from(load_recipe(path)).optimizer.learning_rate == 1e-3
+    assert load_recipe(path).optimizer.learning_rate == 1e-3
 
 
 def test_the_saved_recipe_is_plain_yaml_that_names_every_field() -> None:
     values = yaml.safe_load(to_yaml(Recipe()))
     named = {f"{section}.{key}" for section, part in values.items() if isinstance(part, dict) for key in part}
-    assert named | {"description"} == set(flatten(Recipe())) == set(field_types())
+    assert named | {"description"} == set(flatten(Recipe())) == set(recipe_options())
 
 
 def test_annotations_are_ones_that_values_can_be_checked_against() -> None:
@@ -312,11 +313,10 @@ def test_a_keyword_that_no_field_has_is_refused_with_the_nearest(kind: type) -> 
 
 
 def test_sizes_that_nobody_gave_follow_from_those_that_were() -> None:
-    nano = load_recipe("nano")
-    dense = recipe_from(nano, {"model.num_experts": 0}).model
+    dense = load_recipe("nano", {"model.num_experts": 0}).model
     assert dense.intermediate_size == 352 and dense.counts().parameters < 3e6
-    assert recipe_from(nano, {"model.num_experts": 0, "model.intermediate_size": 96}).model.intermediate_size == 96
-    mixed = recipe_from(nano, {"model.mlp_only_layers": [0], "model.hidden_size": 64}).model
+    assert load_recipe("nano", {"model.num_experts": 0, "model.intermediate_size": 96}).model.intermediate_size == 96
+    mixed = load_recipe("nano", {"model.mlp_only_layers": [0], "model.hidden_size": 64}).model
     assert (mixed.intermediate_size, mixed.moe_intermediate_size) == (176, 64)
     sparse = recipe_from({"model": {"hidden_size": 128, "num_experts": 4}}).model
     assert (sparse.moe_intermediate_size, sparse.shared_expert_intermediate_size) == (32, 32)
@@ -330,3 +330,34 @@ def test_a_step_has_a_bound_of_tokens() -> None:
         recipe_from({"training": {"gradient_accumulation": 10**12}})
     with pytest.raises(UserError, match="must be at most 4,096 with micro-batches of 65,536 tokens"):
         recipe_from({"training": {"gradient_accumulation": 65536, "batch_size": 128}})
+
+
+def test_names_of_earlier_releases_are_understood_in_files(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("training: {best_by: novels, pair_steps: 300, head_sample: 2K}")
+    training = load_recipe(path).training
+    assert (training.best_checkpoint_by, training.bigram_steps, training.sampled_vocab_size) == ("novels", 300, 2000)
+    assert "best_by" not in to_yaml(load_recipe(path))
+    path.write_text("training: {pair_steps: 300, bigram_steps: 20}")
+    with pytest.raises(UserError, match=r"pair_steps is now called training\.bigram_steps, and both are given"):
+        load_recipe(path)
+
+
+def test_names_of_earlier_releases_are_refused_elsewhere_with_the_new_one() -> None:
+    with pytest.raises(UserError, match=r"^training\.best_by is now called training\.best_checkpoint_by$"):
+        recipe_from({}, {"training.best_by": "novels"})
+
+
+def test_no_former_name_is_in_use_again() -> None:
+    former = [name for option in recipe_options().values() for name in option.former_names]
+    assert former and not {*former} & {*recipe_options()} and len({*former}) == len(former)
+
+
+def test_a_mistake_of_the_file_is_told_from_one_of_an_override(tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text("training: {steps: -1}")
+    with pytest.raises(UserError, match=rf"^{path}: training\.steps = -1"):
+        load_recipe(path, {"training.seed": 3})
+    path.write_text("training: {steps: 1}")
+    with pytest.raises(UserError, match=r"^training\.seed = -3"):
+        load_recipe(path, {"training.seed": -3})

@@ -22,7 +22,7 @@ from gossamer.certify.threads import Finding, thread_findings, thread_use
 from gossamer.certify.timing import BOTH, FRESH, Rates, operation_of, time_operations, training_inputs
 from gossamer.model.config import ModelConfig
 from gossamer.reading import read_object
-from gossamer.train.recipe import load_recipe, recipe_from
+from gossamer.train.recipe import load_recipe
 from gossamer.units import flops
 
 SHARES = Path(__file__).with_name("shares.json")
@@ -95,7 +95,7 @@ def measure_operations(device: torch.device, dtype: torch.dtype) -> list[dict[st
 
 def operation_config() -> ModelConfig:
     """The network whose operations are timed."""
-    return recipe_from(load_recipe(RECIPE)).model
+    return load_recipe(RECIPE).model
 
 
 def share_name(operation: str, implementation: str) -> str:

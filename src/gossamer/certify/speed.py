@@ -17,7 +17,7 @@ from gossamer.cost.ledger import flops_by_part
 from gossamer.data.packing import Batch
 from gossamer.model.causal_lm import CausalLM
 from gossamer.run.memory import estimate_peak
-from gossamer.train.recipe import Recipe, load_recipe, recipe_from, recipe_names
+from gossamer.train.recipe import Recipe, load_recipe, recipe_names
 from gossamer.train.step import Learner
 from gossamer.units import flops
 
@@ -131,7 +131,7 @@ def _too_much(recipe: Recipe, device: torch.device, peak: float, most_seconds: f
 def _flops(recipe: Recipe) -> float:
     """FLOPs of a training step for each of its tokens."""
     training = recipe.training
-    flops = flops_by_part(recipe.model, training.sequence_length, training.mtp_steps, training.head_sample)
+    flops = flops_by_part(recipe.model, training.sequence_length, training.mtp_steps, training.sampled_vocab_size)
     return sum(flops.values())
 
 
@@ -154,7 +154,7 @@ def seconds_a_step(recipe: Recipe, device: torch.device, least_seconds: float) -
 def preset_recipe(preset: str) -> Recipe:
     """The recipe of a preset, one micro-batch a step."""
     assert preset in recipe_names()
-    recipe = recipe_from(load_recipe(preset))
+    recipe = load_recipe(preset)
     return replace(recipe, training=replace(recipe.training, gradient_accumulation=1))
 
 

@@ -1,4 +1,4 @@
-"""Verbs about chips: what a run would take on those of the catalogue, and what the one that is here can do."""
+"""Verbs about chips: what a run would cost on those of the catalogue, and what the one that is here can do."""
 
 from __future__ import annotations
 
@@ -6,56 +6,59 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from gossamer import __version__
-from gossamer.cli.shared import answer
+from gossamer.cli.shared import AUTO, Device, Json, print_answer
 from gossamer.errors import UserError
 from gossamer.reading import user_path
-from gossamer.typed import Range
+from gossamer.typed import Help, Metavar, Range, Unit
 
-_Tokens = Annotated[int, Range(1, 1 << 40)]
+_Chips = Annotated[int, Range(1, 1 << 20), Unit("chips")]
+_Price = Annotated[float, Range(0, 10**9, above=True), Metavar("PRICE")]
+_File = Annotated[str, Metavar("FILE")]
 
 
 def plan(
     model: str = "80b-a3b",
     chip: str = "h100",
-    count: Annotated[int, Range(1, 1 << 20)] | None = None,
-    tokens: Annotated[float, Range(1, 1e20)] = 15e12,
-    compare: str | None = None,
-    sequence_length: Annotated[int, Range(2, 1 << 30)] = 4096,
-    batch_tokens: Annotated[int, Range(2, 1 << 40)] = 16_777_216,
-    mtp_steps: Annotated[int, Range(0, 64)] = 1,
+    compare: Annotated[str | None, Metavar("CHIPS")] = None,
+    count: _Chips | None = None,
+    tokens: Annotated[float, Range(1, 1e20), Unit("tokens")] = 15e12,
+    sequence_length: Annotated[int, Range(2, 1 << 30), Unit("tokens")] = 4096,
+    batch_tokens: Annotated[int, Range(2, 1 << 40), Unit("tokens")] = 16_777_216,
+    mtp_steps: Annotated[int, Range(0, 64), Unit("tokens")] = 1,
     fp8: bool = False,
     finetune: Literal["full", "lora"] | None = None,
     serve: bool = False,
-    batch: Annotated[int, Range(1, 1 << 24)] = 64,
-    context: _Tokens = 32_768,
-    price: Annotated[float, Range(0, 10**9, above=True)] | None = None,
-    catalogue: str | None = None,
-    certificate: str | None = None,
-    out: str | None = None,
-    json: bool = False,
+    batch: Annotated[int, Range(1, 1 << 24), Unit("requests")] = 64,
+    context: Annotated[int, Range(1, 1 << 40), Unit("tokens")] = 32_768,
+    price: _Price | None = None,
+    catalogue: _File | None = None,
+    certificate: _File | None = None,
+    out: _File | None = None,
+    json: Json = False,
 ) -> None:
-    """Say what a training run, or serving, would take on chips: memory, layouts, time, energy and money.
+    """Say what training or serving a model would take on chips: memory, layouts, time, energy and money.
 
     Args:
         model: a preset (80b-a3b, mini, micro …), a recipe's YAML file, or a Hugging Face config.json or its folder, of
             this family or another (llama, qwen3, qwen3_moe, olmo2, deepseek_v3 …)
-        chip: what it runs on (h100, h200, h20, ppu-810e, 910c, p800 …); several with commas between are compared
-        count: chips (default: 2048 to train; the fewest that hold the network to serve)
-        tokens: length of the run (tokens; 300B and 15T may be written, as all counts may with K, M, B or T)
-        compare: more chips to compare with, commas between
-        sequence_length: length of a row, one document each (tokens)
-        batch_tokens: size of an optimizer step over all chips (tokens)
-        mtp_steps: tokens beyond the next that a multi-token-prediction head learns; 0 leaves it out
-        fp8: products of the layers are computed in FP8 where the chip has it
-        finetune: full, or lora (all weights in bfloat16, adapters of half a percent of them trained); MTP is left out
+        chip: chip to run on (h100, h200, h20, ppu-810e, 910c, p800 …); several, with commas between, are compared
+        compare: more chips to compare with, with commas between
+        count: number of chips (default: 2048 to train, the fewest that hold the network to serve)
+        tokens: length of the run; 300B and 15T can be written, as all counts can with K, M, B or T
+        sequence_length: length of a row, each a document of its own
+        batch_tokens: size of an optimizer step over all chips
+        mtp_steps: tokens beyond the next that a multi-token-prediction head learns; 0 leaves the head out
+        fp8: compute the products of the layers in FP8 where the chip has it
+        finetune: plan fine-tuning instead, without the multi-token-prediction head: full, or lora (all weights in
+            bfloat16, and adapters of half a percent of them trained)
         serve: plan decoding instead of training
-        batch: sequences that are decoded together
-        context: length that each of them has (tokens)
-        price: cost of a chip for an hour (US dollars), instead of the catalogue's
-        catalogue: YAML file with chips of your own, in the form of the one that comes with gossamer
-        certificate: certificate.json that gossamer certify wrote on such a chip: measured rates instead of assumed ones
-        out: picture to write, .png, .svg or .pdf, of the chips beside one another
-        json: answer with one JSON object
+        batch: requests that are decoded together
+        context: length of each request
+        price: cost of a chip for an hour in US dollars, instead of the catalogue's
+        catalogue: YAML file with chips of your own, in the form of the catalogue that comes with gossamer
+        certificate: certificate.json that gossamer certify wrote on such a chip; its measured rates replace assumed
+            ones
+        out: picture of the chips beside one another to write, .png, .svg or .pdf
     """
     from gossamer.plan import Job, planned
     from gossamer.plan import text as plan_text
@@ -66,7 +69,7 @@ def plan(
     if serve:
         services = planned.serving_plans(work, wanted, count or 0, batch, context)
         if json:
-            answer({"serving": [service.to_dict() for service in services]}, json)
+            print_answer({"serving": [service.to_dict() for service in services]}, json)
         else:
             print(plan_text.describe_serving(services), end="")
         return
@@ -78,13 +81,13 @@ def plan(
 
         picture.write_bytes(draw_plans(plans, picture.suffix[1:]))
     if json:
-        answer({"plans": [one.to_dict() for one in plans]}, json)
+        print_answer({"plans": [one.to_dict() for one in plans]}, json)
     else:
         print(plan_text.describe_plans(plans) if len(plans) > 1 else plan_text.describe_plan(plans[0]), end="")
 
 
 def _picture(out: str, serve: bool) -> Path:
-    """The path of a picture that can be written."""
+    """Return the path of a picture that can be written (UserError otherwise)."""
     path = user_path(out)
     if serve:
         raise UserError("--out draws training plans; leave it out with --serve")
@@ -95,13 +98,11 @@ def _picture(out: str, serve: bool) -> Path:
     return path
 
 
-def doctor(device: str = "auto", speed: bool = False, json: bool = False) -> None:
-    """Show what gossamer finds here: the device, what it can do, and which implementation every operation uses.
+def doctor(device: Device = AUTO, speed: bool = False, json: Json = False) -> None:
+    """Show what gossamer finds here: the device, what it can do, and which implementation each operation uses.
 
     Args:
-        device: auto, cpu, cuda, cuda:1, npu …
-        speed: measure the device too, in some seconds, and say what keeps it from being as fast as it should be
-        json: answer with one JSON object
+        speed: also measure the device, in a few seconds, and say what keeps it from being as fast as it should be
     """
     from gossamer import device as devices
     from gossamer import ops
@@ -116,34 +117,39 @@ def doctor(device: str = "auto", speed: bool = False, json: bool = False) -> Non
 
         found = examine_speed(chosen)
     if json:
-        answer(
+        print_answer(
             {"gossamer": __version__, "device": machine, "ops": operations} | ({"speed": found} if found else {}), json
         )
         return
-    answer({"gossamer": __version__} | machine | {name: _choice(op) for name, op in operations.items()}, json)
+    print_answer(
+        {"gossamer": __version__} | machine | {name: _implementations(op) for name, op in operations.items()}, json
+    )
     if found is not None:
         from gossamer.certify.doctor import report
 
         print(f"\n{report(found)}")
 
 
-def _choice(operation: dict[str, Any]) -> str:
-    """The implementation of an operation that runs, then the others, each with what keeps it from running."""
+def _implementations(operation: dict[str, Any]) -> str:
+    """The implementation of an operation that runs, then the others, each with the reason why it does not."""
     runs, states = operation["runs"], operation["implementations"]
     others = ", ".join(f"{name}: {state}" for name, state in states.items() if name != runs)
     return f"{runs} ({others})" if others else runs
 
 
-def certify(device: str = "auto", quick: bool = False, out: str | None = None, json: bool = False) -> int:
+def certify(
+    device: Device = AUTO,
+    quick: bool = False,
+    out: Annotated[str | None, Metavar("DIR")] = None,
+    json: Annotated[bool, Help("print the certificate as one JSON object")] = False,
+) -> int:
     """Check everything that gossamer computes on a device, measure it, and write a certificate with a page.
 
-    Exit status: 0 the device passes, 1 it fails, 2 a mistake, or the device stopped answering.
+    The exit status is 0 if the device passes, 1 if it fails, and 2 for a mistake or a device that stopped answering.
 
     Args:
-        device: auto, cpu, cuda, cuda:1, npu …
-        quick: fewer inputs, under a minute on two CPU cores
-        out: folder to write certificate.json and certificate.html into (default: certificates/<device>)
-        json: answer with the certificate
+        quick: check fewer inputs, in less than a minute on two CPU cores
+        out: folder to write certificate.json and certificate.html to (default: certificates/<device>)
     """
     from gossamer.certify import certify as run_certification
     from gossamer.device import prepare_process
@@ -151,5 +157,5 @@ def certify(device: str = "auto", quick: bool = False, out: str | None = None, j
     prepare_process()
     found, _ = run_certification(device, quick, out, json)
     if json:
-        answer(found, json)
+        print_answer(found, json)
     return 0 if found["verdict"] == "pass" else 1

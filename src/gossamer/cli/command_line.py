@@ -1,4 +1,4 @@
-"""From the words of a command line to a call of a verb, and from what it raises to one line and an exit status."""
+"""A command line as a whole: the verb that it calls, and one line and an exit status for whatever that raises."""
 
 from __future__ import annotations
 
@@ -7,18 +7,23 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 
 from gossamer import __version__
-from gossamer.cli.room import limit, require_room
+from gossamer.cli.memory_limit import memory_limit, require_memory
 from gossamer.cli.shared import Verb
 from gossamer.errors import UserError, is_out_of_memory, nearest, shorten
 from gossamer.streams import ReaderGone, usable_streams
 
-_LONGEST = 2000  # characters of a message
+_MAX_LENGTH = 2000  # characters of a message
 
 
 def run(verbs: Mapping[str, Verb], argv: Sequence[str] | None = None) -> int:
-    """Run a command line, the process's own if none is given, by one of these verbs; returns its exit status.
+    """Run a command line and return its exit status.
 
-    What is no user's mistake and none of the machine's is raised as it came.
+    Args:
+        verbs: the functions that can be called, by the verb's name
+        argv: the words of the command line; the process's own if None
+
+    Raises:
+        Exception: what a verb raises that is neither a user's mistake nor a failure of the machine.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
@@ -45,7 +50,7 @@ def _run(verbs: Mapping[str, Verb], arguments: Sequence[str], debug: bool) -> in
 
 
 def _call(verbs: Mapping[str, Verb], arguments: Sequence[str]) -> int:
-    """Call what the words ask for; gives the exit status that the verb says, 0 if it says none."""
+    """Call the verb that the words ask for and return its exit status, 0 if it returns none."""
     if not arguments:
         raise UserError(f"which verb? one of {', '.join(verbs)} (gossamer --help)")
     verb, *rest = arguments
@@ -55,8 +60,8 @@ def _call(verbs: Mapping[str, Verb], arguments: Sequence[str]) -> int:
         print(f"gossamer {__version__}")
     elif verb in verbs:
         if not {"--help", "-h"} & set(rest):
-            require_room()
-        from gossamer.cli.options import parse
+            require_memory()
+        from gossamer.cli.arguments import parse
 
         return verbs[verb](**parse(verb, verbs[verb], rest)) or 0
     else:
@@ -67,6 +72,7 @@ def _call(verbs: Mapping[str, Verb], arguments: Sequence[str]) -> int:
 
 
 def _help(verbs: Mapping[str, Verb]) -> str:
+    """The page of `gossamer --help`: a line for each verb, the first sentence of its docstring."""
     lines = [f"  {name:<8} {(verb.__doc__ or '').splitlines()[0]}" for name, verb in verbs.items()]
     return "\n".join(
         [
@@ -76,9 +82,9 @@ def _help(verbs: Mapping[str, Verb]) -> str:
             "",
             *lines,
             "",
-            "  gossamer VERB --help  options of a verb, with types, units and defaults",
+            "  gossamer VERB --help  list the options of a verb, with their ranges, units and defaults",
             "  --version             print the version",
-            "  --debug               show the traceback of an error, after any verb",
+            "  --debug               after any verb, show the traceback of an error",
         ]
     )
 
@@ -88,19 +94,19 @@ def _fail(status: int, message: str, debug: bool) -> int:
         import traceback
 
         traceback.print_exc()
-    print("gossamer:", shorten(message, _LONGEST), file=sys.stderr)
+    print("gossamer:", shorten(message, _MAX_LENGTH), file=sys.stderr)
     return status
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An exception and those that it came of."""
+    """Yield an exception and those that caused it."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
 
 
 def _reason(error: BaseException) -> str | None:
-    """One line for an error that is no programmer's mistake; None for one that is."""
+    """Return one line for an error that is not a programmer's mistake; None for one that is."""
     if isinstance(error, UserError):
         return str(error)
     if "No space left on device" in str(error):  # OSError from Python, other types from libraries that write weights
@@ -108,11 +114,11 @@ def _reason(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
     if "can't start new thread" in str(error):
-        return f"no more threads can be started: {limit() or 'their number is limited (ulimit -u)'}; raise it"
+        return f"no more threads can be started: {memory_limit() or 'their number is limited (ulimit -u)'}; raise it"
     if missing := re.search(r"Could not run '(\S+)' with arguments from the '(\w+)' backend", str(error)):
         return f"{missing[2]!r} has no operator {missing[1]}; docs/new-chip.md says what to do about it"
     if any(map(is_out_of_memory, _chain(error))):
-        if limited := limit():
+        if limited := memory_limit():
             return f"out of memory: {limited}; raise it"
         return "out of memory; training needs less with a smaller --training.batch_size or --training.sequence_length"
     return None

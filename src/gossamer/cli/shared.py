@@ -1,4 +1,4 @@
-"""What verbs share: their form, the run that they are given, and their answer."""
+"""What verbs share: their form, options that several of them take, the run that they are given, and their answer."""
 
 from __future__ import annotations
 
@@ -8,18 +8,34 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from gossamer.errors import UserError, nearest_path
 from gossamer.reading import user_path
 from gossamer.streams import ReaderGone
+from gossamer.typed import Help
 
 Verb = Callable[..., int | None]
-"""A function whose arguments are a command's options; it returns an exit status, or None for 0."""
+"""A function whose parameters are a command's options; it returns an exit status, or None for 0."""
+
+RunFolder = Annotated[str, Help("folder of a run, or a Hugging Face directory")]
+Device = Annotated[str, Help("device to use: auto, cpu, cuda, cuda:1, npu …")]
+Json = Annotated[bool, Help("print one JSON object")]
+
+AUTO = "auto"
+"""The default of every `--device`: an accelerator where there is one, else the CPU."""
 
 
 def existing(run: str, what: str = "a folder that `gossamer train` wrote, or a Hugging Face directory") -> Path:
-    """The folder that `run` names, which is there (UserError otherwise)."""
+    """Return the folder of a run.
+
+    Args:
+        run: its path, as it was typed
+        what: what such a folder is, for the message
+
+    Raises:
+        UserError: there is no such folder.
+    """
     folder = user_path(run)
     if not folder.is_dir():
         siblings = [str(path) for path in folder.parent.iterdir() if path.is_dir()] if folder.parent.is_dir() else []
@@ -29,27 +45,27 @@ def existing(run: str, what: str = "a folder that `gossamer train` wrote, or a H
 
 
 def typed_text(text: str) -> str:
-    """Text of an argument that is no path, which a terminal writes in UTF-8 whatever the locale says of names."""
+    """Return an argument that is no path as text; terminals write it in UTF-8, whatever the locale says of names."""
     try:
         return os.fsencode(text).decode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
         return text
 
 
-def made(path: str | Path) -> None:
-    """Print where a verb has put what it was asked for; that is there, whether or not the line can be written."""
+def print_path(path: str | Path) -> None:
+    """Print where a verb has put its result, which is there whether or not the line can be written."""
     with suppress(UserError, ReaderGone):
         print(path, flush=True)
 
 
-def answer(values: dict[str, Any], json: bool) -> None:
-    """Print a verb's answer: one JSON object, or a line a value."""
+def print_answer(values: dict[str, Any], json: bool) -> None:
+    """Print a verb's answer, as one JSON object or with a line for each value."""
     if json:
         line = jsonlib.dumps(values, ensure_ascii=False, default=str)
         try:
             line.encode(sys.stdout.encoding or "utf-8")
         except UnicodeEncodeError:
-            line = jsonlib.dumps(values, default=str)  # escapes that JSON's readers know
+            line = jsonlib.dumps(values, default=str)  # escapes that every reader of JSON understands
         print(line)
         return
     lines: dict[str, Any] = {}

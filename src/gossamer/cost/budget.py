@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from gossamer.errors import UserError, nearest
+from gossamer.errors import FieldError, nearest
 
 __all__ = ["LEAST_FLOPS", "LEAST_SECONDS", "Budget", "parse_budget"]
 
@@ -60,13 +60,13 @@ def parse_budget(text: str, price: float | None = None, currency: str = "USD") -
     """
     found = [match.groups() for match in _AMOUNT.finditer(text.strip())]
     if not found or "".join(_AMOUNT.split(text.strip())[::3]):
-        raise UserError(f"budget {text!r}: no amount with a unit; {_FORMS}")
+        raise FieldError("budget", f" {text!r}: no amount with a unit; {_FORMS}")
     amounts = [(float(number), unit.lower()) for number, unit in found]
     budget = _budget(text, amounts, currency)
     if not (math.isfinite(budget.amount) and budget.amount > 0):
-        raise UserError(f"budget {text!r}: must be a finite amount above 0")
+        raise FieldError("budget", f" {text!r}: must be a finite amount above 0")
     if budget.kind == "money" and price is None:
-        raise UserError(f"budget {text!r}: what does an hour of a device cost? --price gives it, in {currency}")
+        raise FieldError("budget", f" {text!r}: what does an hour of a device cost? --price gives it, in {currency}")
     _require_enough(budget, price, currency)
     return budget
 
@@ -77,14 +77,14 @@ def _budget(text: str, amounts: list[tuple[float, str]], currency: str) -> Budge
         return Budget(text, "time", math.fsum(number * _SECONDS[_singular(unit)] for number, unit in amounts))
     (number, unit), *more = amounts
     if more:
-        raise UserError(f"budget {text!r}: only times add up; {_FORMS}")
+        raise FieldError("budget", f" {text!r}: only times add up; {_FORMS}")
     if _singular(unit) in _FLOPS:
         return Budget(text, "flops", number * _FLOPS[_singular(unit)])
     if unit == currency.lower():
         return Budget(text, "money", number)
     known = [*_SECONDS, *_FLOPS, currency.lower()]
     hint = nearest(unit, known) if len(unit) > 3 else f"; money is in {currency} here, --training.currency changes that"
-    raise UserError(f"budget {text!r}: unknown unit {unit!r}{hint}; {_FORMS}")
+    raise FieldError("budget", f" {text!r}: unknown unit {unit!r}{hint}; {_FORMS}")
 
 
 def _singular(unit: str) -> str:
@@ -95,13 +95,15 @@ def _require_enough(budget: Budget, price: float | None, currency: str) -> None:
     seconds = budget.seconds(price, 1)
     if seconds is None:
         if budget.amount < LEAST_FLOPS:
-            raise UserError(f"budget {budget.text!r} is too small to train anything; the least is {LEAST_FLOPS:g}flop")
+            raise FieldError(
+                "budget", f" {budget.text!r} is too small to train anything; the least is {LEAST_FLOPS:g}flop"
+            )
     elif seconds < LEAST_SECONDS * (1 - 1e-9):  # a price of a third leaves it a hair short
         least = f"{LEAST_SECONDS:g}s"
         if budget.kind == "money":
             assert price is not None
             least = f"{_rounded_up(LEAST_SECONDS / 3600 * price)}{currency.lower()} at {price:g} {currency} an hour"
-        raise UserError(f"budget {budget.text!r} is too small to train anything; the least is {least}")
+        raise FieldError("budget", f" {budget.text!r} is too small to train anything; the least is {least}")
 
 
 def _rounded_up(value: float) -> str:

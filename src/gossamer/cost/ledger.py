@@ -50,16 +50,16 @@ _KWH = 3.6e6  # joules
 _PARTS = {"full_attention": "attention", "router": "experts"}  # the other kinds go by their own names
 
 
-def flops_by_part(config: ModelConfig, context: int, mtp_steps: int, head_sample: int = 0) -> dict[str, float]:
+def flops_by_part(config: ModelConfig, context: int, mtp_steps: int, sampled_vocab_size: int = 0) -> dict[str, float]:
     """FLOPs of a training step for each of its tokens, by part of the network; parts without any are left out.
 
     Args:
         context: length of a row, taken for one document (tokens)
         mtp_steps: how many times the multi-token-prediction head is applied; 0: not at all
-        head_sample: tokens that the output head is multiplied with (a batch of more different tokens has more); 0: all
+        sampled_vocab_size: tokens that the output head is multiplied with (more, if a batch has more); 0: all
     """
     found: dict[str, float] = {}
-    head_share = min(head_sample or config.vocab_size, config.vocab_size) / config.vocab_size
+    head_share = min(sampled_vocab_size or config.vocab_size, config.vocab_size) / config.vocab_size
     for part in config.counts(context).parts:
         flops = part.training_flops * (head_share if part.name.endswith("lm_head") else 1.0)
         kind = _PARTS.get(part.kind, part.kind)

@@ -124,7 +124,7 @@ class Tokenizer:
             UserError: there is no tokenizer, it cannot be read, or it names no end-of-text token.
         """
         file = find_tokenizer(folder)
-        text = read_text(file, most=MAX_TOKENIZER)
+        text = read_text(file, max_bytes=MAX_TOKENIZER)
         try:
             core = tokenizers.Tokenizer.from_str(text)
         except Exception as error:  # the library raises bare Exception

@@ -1,4 +1,4 @@
-"""How is sampled where nobody says: the checkpoint's word, then the one value for whoever reads the text."""
+"""How tokens are sampled where nobody says: as the checkpoint recommends, else by one default for all readers."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ from typing import Annotated, Any
 
 from gossamer.data.tokenizer_files import end_ids
 from gossamer.errors import UserError
+from gossamer.infer.options import Temperature, TopP
 from gossamer.reading import read_object
 from gossamer.typed import Range, convert
 
 __all__ = ["SAMPLING", "generation_config", "sampling_for_readers"]
 
 SAMPLING: Mapping[str, float] = {"temperature": 0.8, "top_p": 0.95}
-"""Of `gossamer sample`, `gossamer chat`, the chat page and the samples of a training run, for a checkpoint that
-recommends nothing. At temperature 1 the long tail of unlikely tokens derails a small model within a line. The API has
-no part in it: a program that names no temperature was written for OpenAI's 1."""
+"""The default of `gossamer sample`, `gossamer chat`, the chat page and the samples of a training run, for a checkpoint
+that recommends nothing. At temperature 1 the long tail of unlikely tokens derails a small model within a line. The API
+does not use it: a program that names no temperature was written for OpenAI's 1."""
 
 _RECOMMENDED = {
-    "temperature": Annotated[float, Range(0, 100)],
-    "top_p": Annotated[float, Range(0, 1, above=True)],
+    "temperature": Temperature,
+    "top_p": TopP,
     "top_k": Annotated[int, Range(-1, (1 << 31) - 1)],  # some write -1 for all tokens
     "min_p": Annotated[float, Range(0, 1)],
     "repetition_penalty": Annotated[float, Range(0, 100, above=True)],
@@ -28,7 +29,7 @@ _RECOMMENDED = {
 
 
 def generation_config(folder: Path) -> tuple[dict[str, Any], tuple[int, ...]]:
-    """What a checkpoint recommends: sampling values, and the tokens that end an answer (see ``end_ids``).
+    """Return what a checkpoint recommends: sampling values, and the tokens that end an answer (see `end_ids`).
 
     Raises:
         UserError: a file holds no JSON object, or a value that no sampler takes.
@@ -55,8 +56,12 @@ def _sampling(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 
 def sampling_for_readers(recommended: Mapping[str, Any], given: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Keywords of ``SamplingParams``: what was given and is not None, else what the checkpoint recommends, else ours.
+    """Return keywords of `SamplingParams`: what was given, else what the checkpoint recommends, else `SAMPLING`.
 
-    A checkpoint's values are taken as they stand, not mixed with ours: they were chosen together.
+    The values of a checkpoint are not mixed with ours: they were chosen together.
+
+    Args:
+        recommended: the values of the checkpoint
+        given: the values that the user chose; None stands for no choice
     """
     return {**(recommended or SAMPLING), **{name: value for name, value in (given or {}).items() if value is not None}}

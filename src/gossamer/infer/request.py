@@ -1,18 +1,19 @@
-"""What is asked of the engine and what it answers: requests in, deltas out."""
+"""What is asked of the engine and what it answers: requests go in, deltas come out."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
-from gossamer.errors import UserError, names_meant, nearest
+from gossamer.errors import FieldError, UserError, names_meant, nearest
+from gossamer.typed import Range, check_fields
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 GrammarKind = Literal["json_schema", "json_object", "regex", "lark"]
 ErrorCause = Literal["grammar", "logits"]
-MOST_LOGPROBS = 128  # alternatives a token
+MAX_LOGPROBS = 128  # alternatives for each token
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Grammar:
     """What the text must match, as llguidance reads it.
 
     Attributes:
-        kind: of `text`
+        kind: what `text` is
         text: a JSON schema as JSON, a regular expression or a Lark grammar; empty for `json_object`, any JSON object
     """
 
@@ -35,70 +36,60 @@ class Grammar:
             )
 
 
+_Penalty = Annotated[float, Range(-math.inf, math.inf)]  # that is, any finite number
+
+
 @names_meant
 @dataclass(frozen=True)
 class SamplingParams:
-    """How tokens are chosen. Logits are changed in the order of this list, then one token is drawn.
+    """How tokens are chosen: logits are changed in the order of this list, then one token is sampled.
 
     A token is a function of the model, the tokens before it and `seed`: neither other requests nor speculation change
     it.
 
     Attributes:
-        max_tokens: that are made at most
+        max_tokens: maximum number of tokens
         repetition_penalty: logits of tokens in prompt or answer are divided by it if positive, multiplied if negative
-            (arXiv 1909.05858); 1: off
+            (arXiv 1909.05858); 1 turns it off
         presence_penalty: subtracted from the logit of every token that the answer holds
-        frequency_penalty: subtracted as often as the answer holds the token
+        frequency_penalty: subtracted from a token's logit as often as the answer holds the token
         logit_bias: added, by token id; −inf forbids a token
         grammar: tokens that would break it are forbidden
         temperature: logits are divided by it; 0 takes the likeliest token
-        top_k: only so many likeliest tokens; 0: all
+        top_k: number of likeliest tokens to sample from; 0: all
         top_p: only the smallest set of likeliest tokens with at least this much probability (arXiv 1904.09751); 1: all
-        min_p: only tokens at least so probable, as a part of the likeliest one's probability (arXiv 2407.01082)
-        seed: None: another one each time
+        min_p: only tokens with at least this part of the likeliest one's probability (arXiv 2407.01082)
+        seed: the same seed gives the same tokens; None: a different one each time
         stop: strings that end the text; it ends before them
         stop_token_ids: tokens that end the text, beside the tokenizer's end of text
         ignore_eos: the tokenizer's end of text does not end it (`stop_token_ids` still do)
-        logprobs: None: none; otherwise each token comes with its log-probability and those of so many likeliest tokens,
-            under the model's own distribution (temperature 1, nothing forbidden or penalised)
+        logprobs: each token comes with its log-probability and those of so many likeliest tokens, under the model's own
+            distribution (temperature 1, nothing forbidden or penalised); None: without
     """
 
-    max_tokens: int
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
+    max_tokens: Annotated[int, Range(1, math.inf)]
+    temperature: Annotated[float, Range(0, math.inf)] = 1.0
+    top_k: Annotated[int, Range(0, math.inf)] = 0
+    top_p: Annotated[float, Range(0, 1, above=True)] = 1.0
+    min_p: Annotated[float, Range(0, 1)] = 0.0
+    repetition_penalty: Annotated[float, Range(0, math.inf, above=True)] = 1.0
+    presence_penalty: _Penalty = 0.0
+    frequency_penalty: _Penalty = 0.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     seed: int | None = None
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
-    logprobs: int | None = None
+    logprobs: Annotated[int, Range(0, MAX_LOGPROBS)] | None = None
     grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
-        _check("max_tokens", self.max_tokens, self.max_tokens >= 1, "at least 1")
-        _check("temperature", self.temperature, 0 <= self.temperature < math.inf, "0 or more")
-        _check("top_k", self.top_k, self.top_k >= 0, "0 (all) or more")
-        _check("top_p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1")
-        _check("min_p", self.min_p, 0 <= self.min_p <= 1, "from 0 to 1")
-        _check("repetition_penalty", self.repetition_penalty, 0 < self.repetition_penalty < math.inf, "above 0")
-        for name in ("presence_penalty", "frequency_penalty"):
-            _check(name, getattr(self, name), math.isfinite(getattr(self, name)), "a finite number")
-        _check("seed", self.seed, self.seed is None or isinstance(self.seed, int), "an integer")
+        check_fields(self, except_for=("logit_bias",))
+        if not all(self.stop):
+            raise FieldError("stop", f" = {list(self.stop)}: must be strings of at least one character")
         for token, bias in self.logit_bias.items():
-            _check(f"logit_bias of token {token}", bias, bias < math.inf, "a number or −inf")
-        _check("stop", self.stop, all(self.stop), "strings of at least one character")
-        if self.logprobs is not None:
-            _check("logprobs", self.logprobs, 0 <= self.logprobs <= MOST_LOGPROBS, f"from 0 to {MOST_LOGPROBS}")
-
-
-def _check(name: str, value: object, fits: bool, wanted: str) -> None:
-    if not fits:
-        raise UserError(f"{name}: {value!r} must be {wanted}")
+            if not bias < math.inf:
+                raise FieldError("logit_bias", f" of token {token} = {bias}: must be a number or −inf")
 
 
 @dataclass(frozen=True)
@@ -106,11 +97,11 @@ class Request:
     """A text to continue.
 
     Attributes:
-        id: no two requests that are under way share one
+        id: a name that no other unfinished request has
         prompt: token ids, at least one
-        sampling: how to continue
-        boundaries: places in the prompt, in tokens from its beginning, behind which another request is likely to go on
-            differently (ends of messages): the state there is kept for prefix reuse
+        sampling: how tokens are chosen
+        boundaries: places in the prompt, in tokens from its beginning, after which another request is likely to go on
+            differently (ends of messages): the state there is stored for prefix reuse
     """
 
     id: str
@@ -121,10 +112,12 @@ class Request:
 
 @dataclass(frozen=True)
 class TokenLogprobs:
-    """Attributes:
-    token: the id that was chosen
-    logprob: its log-probability, in nats
-    top: the likeliest ids with theirs, likeliest first; as many as were asked for
+    """The log-probabilities of one token of an answer and of its alternatives.
+
+    Attributes:
+        token: the id that was chosen
+        logprob: its log-probability, in nats
+        top: the likeliest ids with their log-probabilities, likeliest first; as many as were asked for
     """
 
     token: int
@@ -134,14 +127,14 @@ class TokenLogprobs:
 
 @dataclass(frozen=True)
 class Usage:
-    """What a finished request took, in tokens.
+    """How many tokens a finished request took.
 
     Attributes:
-        prompt_tokens: of the prompt
-        completion_tokens: that were made, a final end-of-text or stop token included
-        cached_tokens: of the prompt, whose state was found in the prefix cache
-        drafted: proposed by the multi-token-prediction head
-        accepted: of those, that the model itself chose
+        prompt_tokens: tokens of the prompt
+        completion_tokens: tokens of the answer, a final end-of-text or stop token included
+        cached_tokens: tokens of the prompt whose state was found in the prefix cache
+        drafted: tokens that the multi-token-prediction head proposed
+        accepted: proposed tokens that the model itself chose
     """
 
     prompt_tokens: int
@@ -156,18 +149,18 @@ class Delta:
     """What a step adds to a request's answer.
 
     Attributes:
-        id: the request's
+        id: the id of the request
         token_ids: new tokens, without the one that ends the text; where a stop string ends it, with the tokens that
             spell it
-        text: new characters that are certain; those that may yet become a stop string are held back, so that
-            text and tokens need not arrive together
+        text: new characters that are certain; those that may yet become a stop string are held back, so that text and
+            tokens need not arrive together
         logprobs: one for each of `token_ids`, if asked for
-        finish_reason: None while more is to come. "stop": a stop string, a stop token, the end of text, or the grammar
-            allows nothing more; "length": max_tokens; "abort"; "error"
-        usage: with the finish reason
-        error: one line, with "error"
-        cause: of an error whose line is for who asked: "grammar": his grammar, or what else he forbids, leaves no token
-            or takes too long; "logits": the model's are not finite
+        finish_reason: None while more is to come. "stop": a stop string, a stop token, the end of text, or a grammar
+            that allows nothing more; "length": max_tokens; "abort"; "error"
+        usage: the request's tokens, together with the finish reason
+        error: one line, where the finish reason is "error"
+        cause: the reason of an error that concerns the client. "grammar": the grammar, or what else the request
+            forbids, leaves no token or takes too long; "logits": those of the model are not finite
     """
 
     id: str

@@ -6,12 +6,13 @@ head (`num_nextn_predict_layers`), and counts its own parameters and FLOPs (see 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any
 
-from gossamer.errors import UserError, names_meant, nearest
-from gossamer.typed import Range, check_fields, shown
+from gossamer.errors import FieldError, UserError, names_meant, nearest
+from gossamer.typed import Range, Unit, check_fields, shown
 
 if TYPE_CHECKING:
     from gossamer.model.counts import Counts
@@ -47,8 +48,8 @@ _Vocabulary = Annotated[int, Range(1, 1 << 24)]
 _Width = Annotated[int, Range(1, 1 << 22)]
 _Heads = Annotated[int, Range(1, 1 << 16)]
 _Depth = Annotated[int, Range(1, 1 << 12)]
-_Tokens = Annotated[int, Range(1, 1 << 40)]
-_Taps = Annotated[int, Range(1, 1 << 10)]
+_Tokens = Annotated[int, Range(1, 1 << 40), Unit("tokens")]
+_KernelSize = Annotated[int, Range(1, 1 << 10)]
 _Every = Annotated[int, Range(1, 1 << 20)]
 _Coefficient = Annotated[float, Range(0, 1_000_000)]
 
@@ -66,29 +67,29 @@ class ModelConfig:
         num_attention_heads: query heads of a full-attention layer
         num_key_value_heads: key and value heads of a full-attention layer
         head_dim: width of a head in full attention
-        max_position_embeddings: longest context the model is meant for, in tokens
+        max_position_embeddings: longest context that the model is meant for
         initializer_range: standard deviation of the initial weights
         rms_norm_eps: added to the mean square in every norm
-        tie_word_embeddings: the output head is the embedding
+        tie_word_embeddings: the output head and the embedding are one matrix
         rope_theta: base of the rotary frequencies
         partial_rotary_factor: share of a head's dimensions that rotate
         attention_bias: biases in the projections of full attention
-        full_attention_interval: every n-th layer is full attention, the others are linear
+        full_attention_interval: every n-th layer has full attention, the others linear attention
         layer_types: linear_attention or full_attention for each layer; overrides full_attention_interval
-        linear_conv_kernel_dim: taps of the short convolution
+        linear_conv_kernel_dim: kernel size of the short convolution
         linear_key_head_dim: width of a key head in linear attention
         linear_value_head_dim: width of a value head in linear attention
         linear_num_key_heads: key heads in linear attention
         linear_num_value_heads: value heads in linear attention, a multiple of the key heads
-        num_experts: routed experts of a layer; 0 for a dense network
+        num_experts: routed experts of a layer; 0 makes a dense network
         num_experts_per_tok: experts that each token is sent to
         moe_intermediate_size: width of a routed expert
         shared_expert_intermediate_size: width of the expert that every token passes
-        norm_topk_prob: renormalise the chosen experts' probabilities to sum to 1
+        norm_topk_prob: normalise the probabilities of a token's experts so that they sum to 1
         decoder_sparse_step: every n-th layer has experts, the others are dense
         mlp_only_layers: indices of layers that are dense whatever decoder_sparse_step says
         router_aux_loss_coef: weight of the load-balancing loss
-        num_nextn_predict_layers: 1 for a multi-token-prediction head, 0 for none
+        num_nextn_predict_layers: 1 adds a multi-token-prediction head, 0 leaves it out
     """
 
     vocab_size: _Vocabulary = 151936
@@ -107,7 +108,7 @@ class ModelConfig:
     attention_bias: bool = False
     full_attention_interval: _Every = 4
     layer_types: tuple[str, ...] | None = None
-    linear_conv_kernel_dim: _Taps = 4
+    linear_conv_kernel_dim: _KernelSize = 4
     linear_key_head_dim: _Width = 128
     linear_value_head_dim: _Width = 128
     linear_num_key_heads: _Heads = 16
@@ -131,45 +132,45 @@ class ModelConfig:
             object.__setattr__(self, "layer_types", None)
 
     def _check_dimensions(self) -> None:
-        def require(condition: bool, message: str) -> None:
+        def require(condition: bool, name: str, problem: str) -> None:
             if not condition:
-                raise UserError(message)
+                raise FieldError(name, problem)
 
         heads, kv_heads = self.num_attention_heads, self.num_key_value_heads
-        require(
-            heads % kv_heads == 0,
-            f"num_attention_heads = {heads} is not a multiple of num_key_value_heads = {kv_heads}",
-        )
         key_heads, value_heads = self.linear_num_key_heads, self.linear_num_value_heads
         require(
+            heads % kv_heads == 0,
+            "num_attention_heads",
+            f" = {heads} is not a multiple of num_key_value_heads = {kv_heads}",
+        )
+        require(
             value_heads % key_heads == 0,
-            f"linear_num_value_heads = {value_heads} is not a multiple of linear_num_key_heads = {key_heads}",
+            "linear_num_value_heads",
+            f" = {value_heads} is not a multiple of linear_num_key_heads = {key_heads}",
         )
         require(
             self.rotary_dim >= 2 and self.rotary_dim % 2 == 0,
-            f"head_dim = {self.head_dim} times partial_rotary_factor = {self.partial_rotary_factor} "
+            "head_dim",
+            f" = {self.head_dim} times partial_rotary_factor = {self.partial_rotary_factor} "
             f"gives {self.rotary_dim} rotating dimensions: must be even and at least 2",
         )
         require(
             self.num_experts == 0 or self.num_experts_per_tok <= self.num_experts,
-            f"num_experts_per_tok = {self.num_experts_per_tok} exceeds num_experts = {self.num_experts}",
+            "num_experts_per_tok",
+            f" = {self.num_experts_per_tok} exceeds num_experts = {self.num_experts}",
         )
-        require(
-            len(set(self.mlp_only_layers)) == len(self.mlp_only_layers),
-            f"mlp_only_layers = {shown(self.mlp_only_layers)}: names a layer twice",
-        )
-        for index in self.mlp_only_layers:
-            require(
-                0 <= index < self.num_hidden_layers,
-                f"mlp_only_layers names layer {shown(index)}, but the layers are 0 to {self.num_hidden_layers - 1}",
-            )
-        if self.layer_types is not None:
-            require(
-                len(self.layer_types) == self.num_hidden_layers,
-                f"layer_types has {len(self.layer_types)} entries for num_hidden_layers = {self.num_hidden_layers}",
-            )
-            for kind in self.layer_types:
-                require(kind in (LINEAR, FULL), f"layer_types: {shown(kind)} is neither {LINEAR!r} nor {FULL!r}")
+        self._check_layers(require)
+
+    def _check_layers(self, require: Callable[[bool, str, str], None]) -> None:
+        dense, kinds, depth = self.mlp_only_layers, self.layer_types, self.num_hidden_layers
+        require(len(set(dense)) == len(dense), "mlp_only_layers", f" = {shown(dense)}: names a layer twice")
+        for index in dense:
+            problem = f" names layer {shown(index)}, but the layers are 0 to {depth - 1}"
+            require(0 <= index < depth, "mlp_only_layers", problem)
+        if kinds is not None:
+            require(len(kinds) == depth, "layer_types", f" has {len(kinds)} entries for num_hidden_layers = {depth}")
+            for kind in kinds:
+                require(kind in (LINEAR, FULL), "layer_types", f": {shown(kind)} is neither {LINEAR!r} nor {FULL!r}")
 
     # What follows from the fields.
 

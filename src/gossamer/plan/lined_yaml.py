@@ -9,8 +9,9 @@ from pathlib import Path
 import yaml
 
 from gossamer.errors import UserError, nearest
-from gossamer.reading import MAX_YAML, compose_yaml, parse_number, read_text
+from gossamer.reading import parse_number, read_text
 from gossamer.typed import shown
+from gossamer.yaml_files import MAX_YAML, compose_yaml
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def read_lined(path: Path) -> Place:
     Raises:
         UserError: there is none, it cannot be read, or it is no YAML.
     """
-    node = compose_yaml(read_text(path, most=MAX_YAML), str(path))
+    node = compose_yaml(read_text(path, max_bytes=MAX_YAML), str(path))
     if node is None:
         raise UserError(f"{path}: is empty")
     return Place(path, "", node)

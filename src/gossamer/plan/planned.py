@@ -24,7 +24,7 @@ from gossamer.plan import (
     workload_of,
 )
 from gossamer.reading import read_object, user_path
-from gossamer.train.recipe import load_recipe, recipe_from, recipe_names
+from gossamer.train.recipe import load_recipe, recipe_names
 
 
 def planned_network(word: str) -> Workload:
@@ -48,7 +48,7 @@ def planned_network(word: str) -> Workload:
             f"unknown model {word!r}{nearest(word, names)} (one of {', '.join(names)}, a recipe's YAML file, or a "
             "Hugging Face config.json or its folder)"
         )
-    return workload_of(recipe_from(load_recipe(word)).model, path.stem if path.is_file() else word)
+    return workload_of(load_recipe(word).model, path.stem if path.is_file() else word)
 
 
 # Taken: adapters of usual ranks have about so many parameters.

@@ -15,7 +15,8 @@ from gossamer.plan.layout import Layout
 from gossamer.plan.search import options
 from gossamer.plan.timing import Job, StepTimer, micro_batches
 from gossamer.plan.workload import Workload
-from gossamer.reading import parse_yaml, read_text
+from gossamer.reading import read_text
+from gossamer.yaml_files import parse_yaml
 
 RUNS = Path(__file__).parent / "runs.yaml"
 FIT, HELD_OUT, SHOWN = "fit", "held-out", "shown"

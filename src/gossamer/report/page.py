@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from gossamer import units
 from gossamer.errors import UserError
-from gossamer.reading import MAX_YAML, parse_yaml, read_bytes
+from gossamer.reading import read_bytes
 from gossamer.run.metrics import write_atomically
+from gossamer.yaml_files import MAX_YAML, parse_yaml
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -83,7 +84,7 @@ def configuration(run: Path) -> tuple[dict[str, Any], str]:
     path = run / CONFIG_FILE
     if not path.is_file():
         return {}, ""
-    text = visible(read_bytes(path, most=MAX_YAML).decode("utf-8", "replace"))
+    text = visible(read_bytes(path, max_bytes=MAX_YAML).decode("utf-8", "replace"))
     try:
         config = parse_yaml(text, str(path))
     except UserError:

@@ -177,7 +177,7 @@ class _Choice:
         training = self.base.training
         steps = training.mtp_steps if training.mtp_loss_weight else 0
         model = sized(self.base.model, width)
-        return math.fsum(flops_by_part(model, training.sequence_length, steps, training.head_sample).values())
+        return math.fsum(flops_by_part(model, training.sequence_length, steps, training.sampled_vocab_size).values())
 
     def _predicted(self, width: int, tokens: float) -> float:
         size = trunk_parameters(sized(self.base.model, width))

@@ -220,11 +220,11 @@ def evaluate_run(
     if paths:
         sets = {"": prepare_one(tuple(paths), CorpusConfig(errors=errors), tokenizer, progress)}
     else:
-        from gossamer.train.recipe import load_recipe, recipe_from
+        from gossamer.train.recipe import load_recipe
 
         if not (run / "config.yaml").is_file():
             raise UserError(f"{run} is a model without held-out text of its own; name text with --data PATH")
-        recipe = recipe_from(load_recipe(run / "config.yaml"))
+        recipe = load_recipe(run / "config.yaml")
         length, rows = recipe.training.sequence_length, recipe.training.batch_size
         sets = prepare(recipe.corpus, tokenizer, progress).validation
     mtp = None if model.mtp is None else MTPTraining()

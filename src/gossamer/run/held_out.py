@@ -42,12 +42,12 @@ def judge(training: TrainingConfig, dataset: Dataset) -> str:
     """The held-out set whose loss tells which weights are the best.
 
     Raises:
-        UserError: `training.best_by` names none.
+        UserError: `training.best_checkpoint_by` names none.
     """
-    name = training.best_by or next(iter(dataset.validation))
+    name = training.best_checkpoint_by or next(iter(dataset.validation))
     if name not in dataset.validation:
         hint = nearest(name, dataset.validation) or f"; there is {', '.join(dataset.validation)}"
-        raise UserError(f"training.best_by {name!r} is no held-out set{hint}")
+        raise UserError(f"training.best_checkpoint_by {name!r} is no held-out set{hint}")
     return name
 
 

@@ -213,7 +213,7 @@ class _Run:
         ):
             if self.done < 1 and _due(self.step, training.sample_every) and not self._sampled():
                 self._sample()  # the run was ended between a save and its sample
-            if self.step == 0 and self.recipe.training.pair_steps:
+            if self.step == 0 and self.recipe.training.bigram_steps:
                 self._begin_with_pairs()
             since_log = Averages(self.elapsed)
             while self.done < 1 and not self._signal(signals):
@@ -275,7 +275,7 @@ class _Run:
 
     def _begin_with_pairs(self) -> None:
         """Teach the embedding and the head the text's pairs of tokens, before the network's first step."""
-        began, learner, steps = time.perf_counter(), self.learner, self.recipe.training.pair_steps
+        began, learner, steps = time.perf_counter(), self.learner, self.recipe.training.bigram_steps
         rate = self.recipe.optimizer.learning_rate
         found = begin_with_pairs(learner.model, learner.optimizers, self.dataset.train, steps, rate)
         seconds = self._agreed(time.perf_counter() - began)

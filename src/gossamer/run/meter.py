@@ -47,7 +47,7 @@ class Meter:
         self.run, self.world = run, world
         self.tokens_per_step = training.batch_size * training.sequence_length * training.gradient_accumulation
         mtp_steps = training.mtp_steps if training.mtp_loss_weight else 0
-        self.flops = flops_by_part(recipe.model, training.sequence_length, mtp_steps, training.head_sample)
+        self.flops = flops_by_part(recipe.model, training.sequence_length, mtp_steps, training.sampled_vocab_size)
         found = world.on_main(lambda: read_ledger(run))
         self._goes_on = found is not None
         self.ledger = found or Ledger()

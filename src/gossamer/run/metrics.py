@@ -162,7 +162,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 def _parse(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
     """Pair every line (without its newline) with its event, leaving out a torn last line and blank ones."""
-    *lines, rest = read_bytes(path, most=_MAX_FILE).split(
+    *lines, rest = read_bytes(path, max_bytes=_MAX_FILE).split(
         b"\n"
     )  # `rest` follows the last newline: empty, or what a kill tore
     events = []

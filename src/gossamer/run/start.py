@@ -1,4 +1,4 @@
-"""The recipe that a run begins or goes on with, settled before anything is written."""
+"""The recipe that a run begins or goes on with, decided before anything is written."""
 
 from __future__ import annotations
 
@@ -13,57 +13,34 @@ from gossamer.data.sources import HUB_PREFIX
 from gossamer.errors import UserError
 from gossamer.reading import user_path
 from gossamer.run.claim import require_unclaimed
-from gossamer.train.recipe import Recipe, flatten, load_recipe, recipe_file, recipe_from
-
-# What a resumed run may change: how long it goes on, what it tells on the way, and where it runs.
-RESUMABLE = frozenset(
-    {
-        "training.steps",
-        "training.tokens",
-        "training.seconds",
-        "training.budget",
-        "training.log_every",
-        "training.eval_every",
-        "training.eval_tokens",
-        "training.final_eval_tokens",
-        "training.sample_every",
-        "training.sample_prompt",
-        "training.sample_tokens",
-        "training.checkpoint_every",
-        "training.keep_checkpoints",
-        "training.price",
-        "training.currency",
-        "training.device",
-        "corpus.cache_dir",
-        "corpus.workers",
-    }
-)
+from gossamer.train.recipe import Recipe, flatten, load_recipe, recipe_file, recipe_options
 
 
-# What a budget decides.
-_DIALLED = frozenset(
-    f"training.{name}"
-    for name in "steps tokens seconds batch_size gradient_accumulation eval_every sample_every checkpoint_every".split()
-) | {"optimizer.learning_rate", "schedule.warmup_steps"}
+def require_undecided(recipe: str | None, overrides: Mapping[str, Any]) -> None:
+    """Refuse to be given, beside --budget, what the budget decides.
 
+    Args:
+        recipe: the recipe that the command names, if it names one
+        overrides: values that the command gives, by dotted name
 
-def require_dialled(recipe: str | None, overrides: Mapping[str, Any]) -> None:
-    """Refuse (UserError) beside --budget what it is there to decide."""
+    Raises:
+        UserError: the line says what to leave out, and what to do instead.
+    """
     own = "--recipe R --training.budget B keeps a recipe's network and all you say of it"
     if recipe is not None:
         raise UserError(f"--budget chooses the network, as does --recipe {recipe}; give one of them, or {own}")
     for key in overrides:
-        if key in _DIALLED or key.removeprefix("model.") in DIMENSIONS:
+        if recipe_options()[key].is_set_by_budget or key.removeprefix("model.") in DIMENSIONS:
             raise UserError(f"--budget decides --{key}; leave one of them out, or {own}")
 
 
 def run_folder(recipe: str | None, chosen: str, paths: Sequence[str]) -> Path:
-    """Where a run goes that was given no folder: named after its recipe or, when text alone was given, after the text.
+    """Return the folder of a run that was given none: the name of its recipe or, if only text was given, of the text.
 
     Args:
-        recipe: that the command named, if it did
-        chosen: that it trains by
-        paths: of the text that it gave
+        recipe: the recipe that the command names, if it names one
+        chosen: the recipe that it trains by
+        paths: the text that it gives
     """
     text = ""
     if recipe is None and paths:
@@ -75,12 +52,17 @@ def run_folder(recipe: str | None, chosen: str, paths: Sequence[str]) -> Path:
 
 
 def fresh_recipe(folder: Path, name: str, overrides: Mapping[str, Any]) -> Recipe:
-    """The recipe of a run that begins in `folder`, overrides by dotted name.
+    """Return the recipe of a run that begins.
+
+    Args:
+        folder: the run's
+        name: name or path of the recipe
+        overrides: values that win over the recipe's, by dotted name
 
     Raises:
         UserError: a bad recipe or override, a folder in use, or text that the recipe names and that is not here.
     """
-    recipe = _with_absolute_paths(recipe_from(load_recipe(name), overrides))
+    recipe = _with_absolute_paths(load_recipe(name, overrides))
     if (folder / "config.yaml").exists():
         require_unclaimed(folder)
         raise UserError(f"{folder} already holds a run; --resume goes on with it, --out DIR begins another")
@@ -95,7 +77,7 @@ def fresh_recipe(folder: Path, name: str, overrides: Mapping[str, Any]) -> Recip
 
 
 def _require_text(paths: Iterable[str], recipe: Path) -> None:
-    """A recipe can name text that is not shipped with it; what the command line names is left to whoever opens it."""
+    """Refuse a recipe whose text is not here; what the command line names is left to the code that opens it."""
     for path in paths:
         if not path.startswith(HUB_PREFIX) and not user_path(path).exists():
             raise UserError(
@@ -105,9 +87,14 @@ def _require_text(paths: Iterable[str], recipe: Path) -> None:
 
 
 def resumed_recipe(folder: Path, name: str | None, overrides: Mapping[str, Any]) -> Recipe:
-    """The recipe of the run in `folder`, with overrides of what may still change.
+    """Return the recipe of a run that goes on, with overrides of what may still change.
 
-    Overrides that repeat the run's own values pass, so that a command can be repeated with --resume at its end.
+    Overrides that repeat the run's own values are accepted, so that a command can be repeated with --resume at its end.
+
+    Args:
+        folder: the run's
+        name: name or path of the recipe that the command names, if it names one
+        overrides: values that win over the run's own, by dotted name
 
     Raises:
         UserError: no run there, a run of another recipe than `name`, or an override of what is fixed.
@@ -115,14 +102,13 @@ def resumed_recipe(folder: Path, name: str | None, overrides: Mapping[str, Any])
     saved = folder / "config.yaml"
     if not saved.is_file():
         raise UserError(f"--resume: no run in {folder} (it has no config.yaml); leave --resume out to begin one")
-    values = load_recipe(saved)
-    before = _with_absolute_paths(recipe_from(values))
+    before = _with_absolute_paths(load_recipe(saved))
     # The overrides of its first command are part of a run's recipe; the description tells which file they were put on.
-    if name is not None and recipe_from(load_recipe(name)).description != before.description:
+    if name is not None and load_recipe(name).description != before.description:
         raise UserError(f"--recipe {name}: the run in {folder} was begun by another recipe; leave --recipe out")
-    after = _with_absolute_paths(recipe_from(values, overrides))
+    after = _with_absolute_paths(load_recipe(saved, overrides))
     for key in _changed_keys(before, after):
-        if key not in RESUMABLE:
+        if not recipe_options()[key].is_resumable:
             raise UserError(
                 f"--{key} is fixed for the run in {folder}; leave it out, or begin another run with --out DIR"
             )
@@ -135,11 +121,11 @@ def _changed_keys(recipe: Recipe, other: Recipe) -> list[str]:
 
 
 def _with_absolute_paths(recipe: Recipe) -> Recipe:
-    """A run may be resumed and evaluated from another working directory."""
+    """The recipe with absolute paths: a run may be resumed and evaluated from another working directory."""
 
     def absolute(path: str) -> str:
         found = user_path(path).absolute()
-        return str(found) if path and found.exists() else path  # whoever opens it complains in the user's own words
+        return str(found) if path and found.exists() else path  # the code that opens it complains in the user's words
 
     def all_absolute(part: Any) -> dict[str, Any]:
         return {name: tuple(map(absolute, getattr(part, name))) for name in ("paths", "validation_paths")}

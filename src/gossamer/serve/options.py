@@ -1,4 +1,4 @@
-"""What `gossamer serve` can be told, and the limits it keeps."""
+"""What `gossamer serve` can be told about the service, and the limits it keeps."""
 
 from __future__ import annotations
 
@@ -8,58 +8,61 @@ from pathlib import Path
 from typing import Annotated
 
 from gossamer.errors import UserError, names_meant
-from gossamer.typed import Range, check_fields
+from gossamer.typed import PYTHON_ONLY, Formerly, Metavar, Range, Unit, check_fields
 
 __all__ = ["ServeOptions", "is_loopback"]
 
-_Seconds = Annotated[float, Range(0, 1_000_000, above=True)]
+_Seconds = Annotated[float, Range(0, 1_000_000, above=True), Unit("seconds")]
 
 
 @names_meant
 @dataclass(frozen=True)
 class ServeOptions:
-    """Attributes:
-    host: address to listen on; any but the machine's own asks for keys
-    port: TCP port; 0 takes a free one
-    keys: file of API keys, a line each
-    name: what the model is called in the API
-    cors: origins of web pages that may call the API; ``*`` for all
-    max_queue: requests that may wait beyond those that run
-    max_connections: open at a time, half of them to one address; one that waits gives way to a new one
-    max_body: of a request (bytes)
-    max_tokens: that one choice may ask for (tokens)
-    max_choices: answers to one request, ``n`` times its prompts
-    queue_timeout: from a request's arrival to its first token (seconds)
-    request_timeout: from a request's arrival to its end (seconds)
-    header_timeout: for a request's header to arrive (seconds)
-    body_timeout: for a request's body to arrive (seconds)
-    write_timeout: that a client may leave a piece of an answer unread (seconds)
-    ping: between comments that keep an idle stream open (seconds)
-    drain: for running requests to end after SIGTERM (seconds)
-    log_prompts: write prompts and answers to the request log
+    """Where the service listens, who may use it, and how much of it.
+
+    Attributes:
+        host: address to listen on; any but this machine's own asks for --keys
+        port: TCP port; 0 takes a free one
+        keys: file of API keys, each in a line KEY or NAME KEY; it is read again whenever it changes
+        name: what the model is called in the API
+        cors: origins of web pages that may call the API; * allows all
+        max_queue: maximum number of requests that wait beyond those that run; one more is answered with 429
+        max_connections: maximum number of open connections, half of them from one address; where there are too many,
+            an idle one is closed
+        max_body: maximum size of a request
+        max_tokens: maximum length of an answer
+        max_choices: maximum number of answers to one request, `n` times its prompts
+        queue_timeout: maximum time from a request's arrival to its first token
+        request_timeout: maximum time from a request's arrival to its end
+        header_timeout: maximum time for a request's header to arrive
+        body_timeout: maximum time for a request's body to arrive
+        write_timeout: maximum time that a client may leave a part of an answer unread
+        ping: time between the comments that keep an idle stream open
+        drain_timeout: time that running requests have to end after SIGTERM
+        log_prompts: write prompts and answers to the request log
     """
 
     host: str = "127.0.0.1"
     port: Annotated[int, Range(0, 65535)] = 8000
-    keys: Path | None = None
-    name: str = "gossamer"
-    cors: tuple[str, ...] = ()
-    max_queue: Annotated[int, Range(0, 1_000_000)] = 128
+    keys: Annotated[Path | None, Metavar("FILE")] = None
+    name: Annotated[str, PYTHON_ONLY] = "gossamer"
+    cors: Annotated[tuple[str, ...], Metavar("ORIGIN")] = ()
+    max_queue: Annotated[int, Range(0, 1_000_000), Unit("requests")] = 128
     max_connections: Annotated[int, Range(16, 1_000_000)] = 1024
-    max_body: Annotated[int, Range(1, 1 << 30)] = 4 * 2**20
-    max_tokens: Annotated[int, Range(1, 1 << 40)] = 32768
-    max_choices: Annotated[int, Range(1, 1024)] = 16
+    max_body: Annotated[int, Range(1, 1 << 30), Unit("bytes")] = 4 << 20
+    max_tokens: Annotated[int, Range(1, 1 << 40), Unit("tokens")] = 32768
+    max_choices: Annotated[int, Range(1, 1024), PYTHON_ONLY] = 16
     queue_timeout: _Seconds = 120.0
     request_timeout: _Seconds = 1800.0
-    header_timeout: _Seconds = 10.0
-    body_timeout: _Seconds = 30.0
-    write_timeout: _Seconds = 60.0
-    ping: _Seconds = 15.0
-    drain: Annotated[float, Range(0, 1_000_000)] = 30.0
+    header_timeout: Annotated[_Seconds, PYTHON_ONLY] = 10.0
+    body_timeout: Annotated[_Seconds, PYTHON_ONLY] = 30.0
+    write_timeout: Annotated[_Seconds, PYTHON_ONLY] = 60.0
+    ping: Annotated[_Seconds, PYTHON_ONLY] = 15.0
+    drain_timeout: Annotated[float, Range(0, 1_000_000), Unit("seconds"), Formerly("drain")] = 30.0
     log_prompts: bool = False
 
     def __post_init__(self) -> None:
-        check_fields(self, "--")
+        check_fields(self)
         if not is_loopback(self.host) and self.keys is None:
             raise UserError(
                 f"--host {self.host} lets other machines in: give --keys FILE, a line with an API key for each user; "
@@ -68,7 +71,7 @@ class ServeOptions:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches a service that listens on ``host``."""
+    """Whether only this machine reaches a service that listens on a host."""
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:

@@ -93,11 +93,11 @@ class Server(uvicorn.Server):
             http=type("GatedProtocol", (Protocol,), {"gate": gate}),
             backlog=gate.burst,
             h11_max_incomplete_event_size=MAX_HEADERS,
-            timeout_graceful_shutdown=math.ceil(service.options.drain) + 2,
+            timeout_graceful_shutdown=math.ceil(service.options.drain_timeout) + 2,
         )
         super().__init__(config)
         logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
-        self._drain = service.options.drain
+        self._drain_timeout = service.options.drain_timeout
         self._engine.on_failure = self._stop
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -112,7 +112,7 @@ class Server(uvicorn.Server):
         """The first signal drains; uvicorn's own loop sees the rest to its end."""
         if not self.should_exit:
             log.info("draining: %d requests, %g seconds at most", self._engine.active, self._drain)
-            self._engine.drain(self._drain)
+            self._engine.drain(self._drain_timeout)
         super().handle_exit(sig, frame)
         self._captured_signals.clear()  # else it is raised again after the drain: to end when told to is no failure
 

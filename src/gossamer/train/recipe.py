@@ -1,23 +1,25 @@
 """A recipe: everything that decides a training run. YAML fills its frozen dataclasses, the command line overrides them.
 
-Precedence, lowest first: the dataclasses' defaults, the recipe's YAML file, overrides by dotted name. The merged
-result is saved with the run (`to_yaml`) and loads back to an equal `Recipe`.
+Precedence, lowest first: the dataclasses' defaults, the recipe's YAML file, overrides by dotted name. The merged recipe
+is saved with the run (`to_yaml`) and loads back to an equal `Recipe`.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, get_origin, get_type_hints
+from typing import Any, get_origin
 
 from gossamer.data.config import CorpusConfig
-from gossamer.errors import UserError, names_meant, nearest
+from gossamer.errors import FieldError, UnknownKeyError, UserError, names_meant, nearest
 from gossamer.model.config import ModelConfig
-from gossamer.reading import MAX_YAML, parse_yaml, plain_values, read_text, user_path, yaml_text
-from gossamer.train.config import OptimizerConfig, ScheduleConfig, TrainingConfig, require
-from gossamer.typed import convert, count_of
+from gossamer.options import Option, options_of, without_none
+from gossamer.reading import read_text, user_path
+from gossamer.train.config import OptimizerConfig, ScheduleConfig, TrainingConfig
+from gossamer.typed import check_fields, count_of, hints_of
+from gossamer.yaml_files import MAX_YAML, parse_yaml, plain_values, yaml_text
 
 
 @names_meant
@@ -27,10 +29,10 @@ class Recipe:
 
     Attributes:
         model: the network
-        corpus: the text it reads
+        corpus: the text that it is trained and validated on
         optimizer: how a gradient becomes a step
         schedule: the learning rate over the run
-        training: what a step is made of, and how many there are
+        training: what a step is made of, how many there are, and what happens between them
         description: what the recipe is for, in a line
     """
 
@@ -42,16 +44,32 @@ class Recipe:
     description: str = ""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         length, longest = self.training.sequence_length, self.model.max_position_embeddings
-        require("training.sequence_length", length, length <= longest, f"<= model.max_position_embeddings = {longest}")
+        if length > longest:
+            problem = f" = {length}: must be <= model.max_position_embeddings = {longest}"
+            raise FieldError("training.sequence_length", problem)
 
 
 DEFAULT_RECIPE = "demo"
-BUDGET_RECIPE = "budget"  # what a budget's recipe is made from
+BUDGET_RECIPE = "budget"  # the recipe that a budget's recipe is made from
+
+
+@cache
+def recipe_options() -> dict[str, Option]:
+    """Every value of a recipe under its dotted name."""
+    options: dict[str, Option] = {}
+    for name, option in options_of(Recipe).items():
+        options |= options_of(option.annotation, name) if is_dataclass(option.annotation) else {name: option}
+    return options
+
+
+def _sections() -> dict[str, Any]:
+    return {name: kind for name, kind in hints_of(Recipe).items() if is_dataclass(kind)}
 
 
 def flatten(recipe: Recipe) -> dict[str, Any]:
-    """Every value of the recipe under its dotted name."""
+    """Every value of a recipe under its dotted name."""
     flat: dict[str, Any] = {}
     for part in fields(recipe):
         value = getattr(recipe, part.name)
@@ -62,65 +80,77 @@ def flatten(recipe: Recipe) -> dict[str, Any]:
     return flat
 
 
-def field_types() -> dict[str, Any]:
-    """Every dotted name of a recipe with its annotated type."""
-    types: dict[str, Any] = {}
-    for name, annotation in get_type_hints(Recipe).items():
-        if is_dataclass(annotation):
-            types |= {f"{name}.{item}": hint for item, hint in get_type_hints(annotation).items()}
-        else:
-            types[name] = annotation
-    return types
-
-
 def recipe_from(values: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> Recipe:
-    """Build a recipe from nested sections, as YAML holds them, and overrides by dotted name.
+    """Build a recipe.
+
+    Args:
+        values: nested sections, as YAML holds them; names of earlier releases are understood
+        overrides: values that win over them, by dotted name
 
     Raises:
         UserError: a key that no section has, a value of another type, or values that do not fit together.
     """
-    types = field_types()
+    options, sections = recipe_options(), _sections()
+    flat = _with_new_names(_flat(values))
+    for key in overrides or {}:
+        if (new := _new_names().get(key)) is not None:
+            raise UserError(f"{key} is now called {new}")
+    flat |= overrides or {}
+    _fold(flat)
+    parts: dict[str, dict[str, Any]] = {name: {} for name in ("", *sections)}
+    for key, value in flat.items():
+        if key not in options:
+            raise UnknownKeyError(key, nearest(key, [*options, *sections]))
+        section, _, name = key.rpartition(".")
+        count = count_of(value, options[key].annotation) if isinstance(value, str) else None  # 15T
+        parts[section][name] = value if count is None else count
+    _derive_sizes(parts["model"])
+    made = {name: _section(kind, parts[name], name) for name, kind in sections.items()}
+    return Recipe(**made, **parts[""])
+
+
+def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of nested sections by dotted name."""
     flat: dict[str, Any] = {}
-    sections = {name for name, hint in get_type_hints(Recipe).items() if is_dataclass(hint)}
     for name, value in values.items():
-        if name not in sections:
+        if name not in _sections():
             flat[str(name)] = value
         elif isinstance(value, Mapping):
             flat |= {f"{name}.{key}": item for key, item in value.items()}
         elif value is not None:  # a section with every line commented out is empty
             raise UserError(f"{name} = {value!r}: expected a section of keys")
-    flat |= overrides or {}
-    _fold(flat, types)
-
-    parts: dict[str, dict[str, Any]] = {name: {} for name in sections}
-    top: dict[str, Any] = {}
-    for key, value in flat.items():
-        if key not in types:
-            raise UserError(f"unknown key {key!r}{nearest(key, [*types, *sections])}")
-        section, _, name = key.rpartition(".")
-        count = count_of(value, types[key]) if isinstance(value, str) else None  # 15T
-        value = value if count is None else count
-        (parts[section] if section else top)[name] = convert(value, types[key], key)
-    _derive(parts["model"])
-    hints = get_type_hints(Recipe)
-    return Recipe(**{name: _build(hints[name], parts[name], name) for name in sections}, **top)
+    return flat
 
 
-def _derive(model: dict[str, Any]) -> None:
-    """Sizes that nobody gave follow from those that were given: the defaults are those of one network, 80B-A3B.
+@cache
+def _new_names() -> dict[str, str]:
+    """The name that each value of an earlier release has now."""
+    return {former: name for name, option in recipe_options().items() for former in option.former_names}
+
+
+def _with_new_names(flat: Mapping[str, Any]) -> dict[str, Any]:
+    renamed = {_new_names().get(key, key): value for key, value in flat.items()}
+    if len(renamed) < len(flat):
+        old = next(key for key in flat if _new_names().get(key) in flat)
+        raise UserError(f"{old} is now called {_new_names()[old]}, and both are given; leave {old} out")
+    return renamed
+
+
+def _derive_sizes(model: dict[str, Any]) -> None:
+    """Derive sizes that nobody gave from those that were given: the defaults are those of one network, 80B-A3B.
 
     Beside a width of 128, its dense layer of 5,632 would be most of the network.
     """
     usual = ModelConfig()
     width, experts = model.get("hidden_size"), model.get("num_experts")
-    if width is not None:
+    if type(width) is int:
         for name in ("intermediate_size", "moe_intermediate_size", "shared_expert_intermediate_size"):
             model.setdefault(name, max(1, width * getattr(usual, name) // usual.hidden_size))
-    if experts is not None:
+    if type(experts) is int:
         model.setdefault("num_experts_per_tok", max(1, min(usual.num_experts_per_tok, experts)))
 
 
-def _fold(flat: dict[str, Any], types: Mapping[str, Any]) -> None:
+def _fold(flat: dict[str, Any]) -> None:
     """Put what a dotted name says about a part of a mapping, as corpus.sets.novels.weight, into that mapping."""
 
     def merged(whole: Any, path: list[str], value: Any) -> dict[str, Any]:
@@ -128,20 +158,19 @@ def _fold(flat: dict[str, Any], types: Mapping[str, Any]) -> None:
         name, *rest = path
         return known | {name: merged(known.get(name), rest, value) if rest else value}
 
-    for owner in [name for name, hint in types.items() if get_origin(hint) is dict]:
+    for owner in [
+        key for key, option in recipe_options().items() if get_origin(without_none(option.annotation)) is dict
+    ]:
         for key in [key for key in flat if key.startswith(f"{owner}.")]:
             path = key.removeprefix(f"{owner}.").split(".")
             flat[owner] = merged(flat.get(owner), path, flat.pop(key))
 
 
-def _build(section: type, values: dict[str, Any], prefix: str) -> Any:
-    """Make one section; its own complaint begins with a field's name, which gets the section's before it."""
+def _section(kind: Any, values: dict[str, Any], name: str) -> Any:
     try:
-        return section(**values)
-    except UserError as error:
-        first = re.match(r"\w*", str(error))
-        own = first is not None and first.group() in {item.name for item in fields(section)}
-        raise UserError(f"{prefix}.{error}" if own else str(error)) from None
+        return kind(**values)
+    except FieldError as error:
+        raise error.inside(name) from None
 
 
 # Recipes on disk.
@@ -160,10 +189,10 @@ def recipe_names() -> list[str]:
 
 
 def recipe_file(name_or_path: str | Path) -> Path:
-    """The YAML file of a recipe, given its path or the name of one that comes with the package.
+    """Return the YAML file of a recipe, given its path or the name of one that comes with the package.
 
     Raises:
-        UserError: no such recipe.
+        UserError: there is no such recipe.
     """
     path = user_path(name_or_path)
     if path.is_file():
@@ -177,23 +206,30 @@ def recipe_file(name_or_path: str | Path) -> Path:
     return recipe_folder() / f"{name}.yaml"
 
 
-def load_recipe(name_or_path: str | Path) -> dict[str, Any]:
-    """Read a recipe's YAML file, given its path or the name of one that comes with the package, as nested sections.
+def load_recipe(name_or_path: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """Read a recipe.
+
+    Args:
+        name_or_path: path of its YAML file, or the name of a recipe that comes with the package
+        overrides: values that win over those of the file, by dotted name
 
     Raises:
-        UserError: no such recipe, no valid YAML, or contents that `recipe_from` refuses; the line names the file.
+        UserError: no such recipe, no valid YAML, or values that `recipe_from` refuses. Where the file is at fault, the
+            line names it.
     """
     path = recipe_file(name_or_path)
-    values = parse_yaml(read_text(path, most=MAX_YAML), str(path)) or {}
+    values = parse_yaml(read_text(path, max_bytes=MAX_YAML), str(path)) or {}
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected sections of keys, got {type(values).__name__}")
     try:
-        if not isinstance(values, dict):
-            raise UserError(f"expected sections of keys, got {type(values).__name__}")
-        recipe_from(values)
+        return recipe_from(values, overrides)
     except UserError as error:
+        if overrides:
+            load_recipe(path)  # raises if the file alone is at fault
+            raise
         raise UserError(f"{path}: {error}") from None
-    return values
 
 
 def to_yaml(recipe: Recipe) -> str:
-    """Write every value of the recipe; `load_recipe` and `recipe_from` make an equal recipe of it again."""
+    """Write every value of a recipe; `load_recipe` makes an equal recipe of it again."""
     return yaml_text(plain_values(asdict(recipe)))

@@ -99,7 +99,7 @@ class Learner:
 
     def _vocabulary(self, batch: Batch) -> SampledVocabulary | None:
         """The tokens that the output head is multiplied with; None: all."""
-        size = self.recipe.training.head_sample
+        size = self.recipe.training.sampled_vocab_size
         return sample_vocabulary(batch.labels, self.recipe.model.vocab_size, size) if size else None
 
     def _losses(self, out: Output, tokens: int) -> dict[str, tuple[float, Tensor]]:

@@ -1,55 +1,10 @@
-"""Options of a verb: their help, how they may be spelt, and values of a recipe among them."""
-
-import re
+"""Options of a verb: how they may be spelt, and values of a recipe among them."""
 
 import pytest
 
-from gossamer.cli import VERBS, main
+from gossamer.cli import main
 from gossamer.data.config import SetConfig
-from gossamer.train.recipe import field_types, recipe_names
 from stand_in import Calls, replace
-
-
-@pytest.mark.parametrize("verb", VERBS)
-def test_every_option_of_a_verb_has_a_help_with_type_and_default(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([verb, "--help"]) == 0
-    out = capsys.readouterr().out
-    options = re.split(r"\n  (?=--(?!help )\w)", out.partition("values of the recipe")[0])[1:]
-    assert options
-    for option in options:
-        assert re.search(r"\((.*type: .*|default: \w+)\)", " ".join(option.split())), option
-
-
-def test_train_help_names_every_recipe(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", "--help"]) == 0
-    assert f"comes with gossamer ({', '.join(recipe_names())})" in " ".join(capsys.readouterr().out.split())
-
-
-def test_train_help_all_shows_every_value_with_the_chosen_recipes_default(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", "--recipe", "micro", "--help", "all"]) == 0
-    out = " ".join(capsys.readouterr().out.split())
-    for key in ["recipe", *field_types()]:
-        assert key == "description" or f"--{key} " in out
-    assert "routed experts of a layer; 0 for a dense network (type: int, default: 64)" in out
-
-
-def test_train_help_is_short_and_leads_to_the_sections(capsys: pytest.CaptureFixture[str]) -> None:
-    sections = {key.partition(".")[0] for key in field_types() if "." in key}
-    for words in (["--help"], ["-h"], ["--help", "--out", "x"], ["--recipe", "micro", "--help"]):
-        assert main(["train", *words]) == 0
-        out = capsys.readouterr().out
-        assert out.count("\n") < 60 and "--model." not in out
-        assert {line.split()[1] for line in out.splitlines() if line.startswith("  --help ")} == sections | {"all"}
-
-
-def test_train_help_of_a_section_shows_its_values_alone(capsys: pytest.CaptureFixture[str]) -> None:
-    for topic in ("model", "model.num_experts", "--model.num_experts"):
-        assert main(["train", "--recipe", "micro", "--help", topic]) == 0
-        out = capsys.readouterr().out
-        assert set(re.findall(r"\n  --([\w.]+) ", out)) == {key for key in field_types() if key.startswith("model.")}
-        assert "(type: int, default: 64)" in out
-    assert main(["train", "--help", "modle"]) == 2
-    assert capsys.readouterr().err == "gossamer: --help modle: no section of a recipe; did you mean 'model'?\n"
 
 
 @pytest.mark.parametrize("spelt", ["1.5M", "1.5m", "1500K", "0.0015B"])
@@ -64,7 +19,7 @@ def test_counts_may_be_written_short(spelt: str, training: Calls) -> None:
 def test_a_short_count_that_is_none(training: Calls, capsys: pytest.CaptureFixture[str]) -> None:
     for spelt in ("1.0005K", "15X", "K", "-5K"):
         assert main(["train", f"--training.tokens={spelt}"]) == 2
-        assert capsys.readouterr().err.startswith(f"gossamer: --training.tokens={spelt}: expected a whole number")
+        assert capsys.readouterr().err.startswith(f"gossamer: --training.tokens {spelt}: expected a whole number")
 
 
 def test_options_take_dashes_for_underscores(training: Calls, run: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,3 +62,34 @@ def test_numbers_are_read_as_in_a_recipe(training: Calls) -> None:
     (((recipe, *_), _),) = training
     assert (recipe.training.steps, recipe.optimizer.learning_rate, recipe.training.price) == (1000, 1e-3, None)
     assert recipe.model.mlp_only_layers == (0, 1)
+
+
+def test_lists_grow_with_each_flag_and_pairs_are_replaced(training: Calls) -> None:
+    line = "train --corpus.paths a b --data c --optimizer.betas 0.1 0.2 --optimizer.betas 0.3 0.4"
+    assert main(line.replace("--data", "--corpus.paths").split()) == 0
+    (((recipe, *_), _),) = training
+    assert recipe.corpus.paths == ("a", "b", "c") and recipe.optimizer.betas == (0.3, 0.4)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("train --training.best_by x", "--training.best_by is now called --training.best_checkpoint_by"),
+        ("train --training.pair-steps 3", "--training.pair-steps is now called --training.bigram_steps"),
+        ("serve runs/mine --drain 3", "--drain is now called --drain_timeout"),
+    ],
+)
+def test_a_flag_of_an_earlier_release_is_refused_with_the_new_one(
+    run: str, training: Calls, capsys: pytest.CaptureFixture[str], line: str, message: str
+) -> None:
+    assert main(line.split()) == 2
+    assert capsys.readouterr().err == f"gossamer: {message}\n"
+
+
+def test_a_flag_twice_takes_the_last_value_and_two_dashes_end_the_flags(
+    run: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = replace(monkeypatch, "gossamer.infer.sample", "sample_run")
+    calls.answer = iter(())
+    assert main(["sample", "--max_tokens", "5", "--max-tokens=6", "--", run]) == 0
+    assert calls[0][1]["tokens"] == 6

@@ -34,11 +34,15 @@ def test_sample_writes_each_piece_as_it_comes(
 def test_serve_hands_on_its_options(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = replace(monkeypatch, "gossamer.serve.server", "serve")
     assert main(["serve", run, "--device", "cpu"]) == 0
-    line = "--port 0 --keys k --host :: --name n --cors http://a http://b --max_batch 2 --draft_length 0 --drain 1"
+    line = (
+        "--port 0 --keys k --host :: --name n --cors http://a http://b --max_batch 2 --draft_length 0 --drain-timeout 1"
+    )
     assert main(["serve", run, *line.split(), "--log_prompts", "--weights", "int8"]) == 0
     ((plain, _), (full, _)) = calls
     assert plain == (Path(run), ServeOptions(name="mine"), EngineConfig("cpu"))
-    assert full[1] == ServeOptions("::", 0, Path("k"), "n", cors=("http://a", "http://b"), drain=1.0, log_prompts=True)
+    assert full[1] == ServeOptions(
+        "::", 0, Path("k"), "n", cors=("http://a", "http://b"), drain_timeout=1.0, log_prompts=True
+    )
     assert full[2] == EngineConfig("auto", EngineOptions(max_batch=2, draft_length=0, weights="int8"))
 
 

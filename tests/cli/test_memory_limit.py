@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from gossamer.cli import main, room
+from gossamer.cli import main, memory_limit
 from stand_in import Calls
 
 resource = pytest.importorskip("resource")
@@ -38,14 +38,14 @@ def test_help_needs_no_trial() -> None:
 
 def test_nothing_is_tried_where_nothing_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    monkeypatch.setattr(room.os, "fork", None)
-    room.require_room()
+    monkeypatch.setattr(memory_limit.os, "fork", None)
+    memory_limit.require_memory()
 
 
 def test_the_narrowest_bound_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     bounds = {resource.RLIMIT_AS: 3_000_000_000, resource.RLIMIT_DATA: 2_000_000_000}
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (bounds[kind], bounds[kind]))
-    assert room.limit() == "memory is limited to 2,000 MB (ulimit -d)"
+    assert memory_limit.memory_limit() == "memory is limited to 2,000 MB (ulimit -d)"
 
 
 def chained() -> Exception:
@@ -72,7 +72,7 @@ def test_memory_that_runs_out_on_the_way_names_the_bound(
     line: str,
 ) -> None:
     training.error = error
-    monkeypatch.setattr("gossamer.cli.command_line.limit", lambda: "memory is limited to 1 MB (x)")
+    monkeypatch.setattr("gossamer.cli.command_line.memory_limit", lambda: "memory is limited to 1 MB (x)")
     assert main(["train"]) == 2
     err = capsys.readouterr().err
     assert err.startswith(line) and err.count("\n") == 1

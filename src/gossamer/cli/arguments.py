@@ -1,0 +1,318 @@
+"""From the words after a verb to the keyword arguments of its function.
+
+A verb's parameters are its flags, and a parameter without a default is given by position. A parameter that is a
+dataclass stands for one flag for each of its fields. A parameter `overrides` stands for every value of a recipe, by
+dotted name. argparse says which words belong to which flag; what they mean is said by the types that are declared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, is_dataclass
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+from gossamer.cli.shared import Verb
+from gossamer.errors import FieldError, UserError, nearest, shorten
+from gossamer.options import Option, options_of, plain_type, without_none
+from gossamer.reading import parse_number, user_path
+from gossamer.typed import convert, count_of, expected
+from gossamer.yaml_files import parse_yaml
+
+_MAX_SHOWN = 200  # characters of a flag and its values in a message
+
+
+@dataclass
+class Flags:
+    """Everything that a verb takes.
+
+    Attributes:
+        prog: the words that call the verb
+        function: the verb
+        positional: parameters that are given by position
+        own: parameters that are flags, and fields of parameters that are dataclasses, by the flag's name
+        recipe: every value of a recipe by its dotted name; empty where the verb takes none
+        short: the recipe's values that have a flag without the section, by that
+    """
+
+    prog: str
+    function: Verb
+    positional: dict[str, Option] = field(default_factory=dict)
+    own: dict[str, Option] = field(default_factory=dict)
+    recipe: dict[str, Option] = field(default_factory=dict)
+    short: dict[str, Option] = field(default_factory=dict)
+
+    @property
+    def all(self) -> dict[str, Option]:
+        """Every flag by its name."""
+        return self.own | self.short | self.recipe
+
+
+def flags_of(prog: str, function: Verb) -> Flags:
+    """The flags that a verb declares."""
+    flags = Flags(prog, function)
+    for name, option in options_of(function).items():
+        if name == "overrides":
+            from gossamer.train.recipe import recipe_options
+
+            flags.recipe = {key: value for key, value in recipe_options().items() if "." in key}
+            flags.short = {value.short_flag: value for value in flags.recipe.values() if value.short_flag}
+        elif is_dataclass(plain_type(option.annotation)):
+            fields = options_of(plain_type(option.annotation))
+            flags.own |= {key: value for key, value in fields.items() if value.has_flag}
+        elif option.default is MISSING:
+            flags.positional[name] = option
+        else:
+            flags.own[name] = option
+    return flags
+
+
+def parse(verb: str, function: Verb, words: Sequence[str]) -> dict[str, Any]:
+    """Read the words after a verb into the keyword arguments of its function.
+
+    Parameters that are not given are left out; those that are dataclasses are always there. The words of a flag's name
+    may be joined by dashes as well as by the underscores that the help shows. A function that takes a recipe's values
+    gets those that were given, by dotted name; its `--help` names the recipe's sections, `--help SECTION` lists one and
+    `--help all` all of them.
+
+    Raises:
+        UserError: an unknown flag, a value of another type, too many words or too few.
+        SystemExit: after `--help`.
+    """
+    flags = flags_of(f"gossamer {verb}", function)
+    if {"--help", "-h"} & set(words):
+        from gossamer.cli.help import help_page
+
+        print(help_page(flags, words))
+        raise SystemExit(0)
+    flags.recipe |= _parts_of_mappings(flags.recipe, words)
+    known = flags.all
+    given, rest = _split(flags, [_with_underscores(word, known) for word in words])
+    arguments = _positional(flags, rest)
+    overrides: dict[str, Any] = {}
+    values: dict[str, Any] = {}
+    for name, texts in given.items():
+        option = known[name]
+        if name in flags.own:
+            value = _read(texts, without_none(option.annotation), name)  # None cannot be typed: it is no flag at all
+            if option.owner is function:
+                arguments[name] = convert(value, option.annotation, f"--{name}")
+            else:
+                values[name] = value
+        elif option.name in overrides:
+            short, dotted = (f"--{key}" for key in given if known[key] is option)
+            raise UserError(f"{short} and {dotted} set the same value; give one of them")
+        else:
+            overrides[option.name] = _read(texts, option.annotation, name)
+    arguments |= _sections(function, values)
+    return arguments | ({"overrides": overrides} if flags.recipe else {})
+
+
+def _sections(function: Verb, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters that are dataclasses, each made of the flags that were given for its fields."""
+    made = {}
+    for name, option in options_of(function).items():
+        kind = plain_type(option.annotation)
+        if is_dataclass(kind) and isinstance(kind, type):
+            try:
+                made[name] = kind(**{key: value for key, value in values.items() if key in options_of(kind)})
+            except FieldError as error:
+                raise FieldError(f"--{error.name}", error.problem) from None
+    return made
+
+
+# Words.
+
+
+def is_switch(option: Option) -> bool:
+    """Whether a flag takes no value, and is on where it is given: true or false outside a recipe."""
+    return "." not in option.name and without_none(option.annotation) is bool
+
+
+def _is_list(annotation: Any) -> bool:
+    return get_origin(without_none(annotation)) is tuple
+
+
+def _length(annotation: Any) -> int | None:
+    """How many values a list has; None where it may have any number."""
+    kinds = get_args(without_none(annotation))
+    return None if kinds[-1] is Ellipsis else len(kinds)
+
+
+def _split(flags: Flags, words: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
+    """Find which words belong to which flag.
+
+    Returns:
+        The words of each flag that was given, and the words that belong to none.
+    """
+    known = flags.all
+    # An abbreviated flag would change its meaning when another one is added.
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for name, option in known.items():
+        if is_switch(option):
+            shape: dict[str, Any] = {"action": "store_const", "const": ["true"]}
+        elif _is_list(option.annotation):
+            extends = _length(option.annotation) is None
+            shape = {"nargs": "*", "action": "extend" if extends else "store"}
+        else:
+            shape = {"nargs": 1}
+        parser.add_argument(f"--{name}", dest=name, default=argparse.SUPPRESS, **shape)
+    try:
+        given, rest = parser.parse_known_args(words)
+    except argparse.ArgumentError as error:
+        raise UserError(_miscounted(str(error.argument_name), known, words)) from None
+    return vars(given), rest
+
+
+def _miscounted(flag: str, known: Mapping[str, Option], words: Sequence[str]) -> str:
+    """What is wrong with a flag that argparse finds no value for, or one too many."""
+    if is_switch(known[flag[2:]]):
+        value = next(word.partition("=")[2] for word in words if word.startswith(f"{flag}="))
+        return f"{flag} takes no value, got {value!r}"
+    return f"{flag} needs one value (write {flag}=-1 for one that begins with a dash)"
+
+
+def _with_underscores(word: str, known: Mapping[str, Option]) -> str:
+    """A flag with underscores where dashes were typed; other words, and names that are the user's, as they are."""
+    typed, equals, value = word.partition("=")
+    if not typed.startswith("--"):
+        return word
+    if (name := typed[2:].replace("-", "_")) in known:
+        return f"--{name}{equals}{value}"
+    return next((f"--{key}{equals}{value}" for key in known if key.replace("-", "_") == name), word)
+
+
+def _parts_of_mappings(recipe: Mapping[str, Option], words: Iterable[str]) -> dict[str, Option]:
+    """The flags of the parts of mappings that the words name.
+
+    `--corpus.sets.novels.weight` makes flags of all fields of a set `novels`, so that a mistyped one has a nearest.
+    """
+    found: dict[str, Option] = {}
+    for key, option in recipe.items():
+        if get_origin(without_none(option.annotation)) is not dict:
+            continue
+        item = get_args(without_none(option.annotation))[1]
+        before = f"--{key.replace('_', '-')}."
+        for word in words:
+            typed = word.partition("=")[0]
+            if not typed.replace("_", "-").startswith(before):
+                continue
+            name, dot, _ = typed[len(before) :].partition(".")
+            if is_dataclass(item) and dot:
+                found |= options_of(item, f"{key}.{name}")
+            elif not is_dataclass(item):
+                found[f"{key}.{name}"] = Option(f"{key}.{name}", item, (), option.owner)
+    return found
+
+
+def _positional(flags: Flags, rest: Sequence[str]) -> dict[str, Any]:
+    """Read the words that belong to no flag.
+
+    Raises:
+        UserError: an unknown flag among them, too many words or too few.
+    """
+    ends = list(rest).index("--") if "--" in rest else len(rest)
+    for word in rest[:ends]:
+        if word.startswith("-") and len(word) > 1 and parse_number(word) is None and " " not in word:
+            raise UserError(_unknown(word.partition("=")[0], flags))
+    words = [*rest[:ends], *rest[ends + 1 :]]
+    values: dict[str, Any] = {}
+    for name, option in flags.positional.items():
+        if not words:
+            raise UserError(f"missing {name.upper()} ({flags.prog} --help)")
+        if _is_list(option.annotation):
+            values[name], words = tuple(words), []
+        else:
+            values[name] = words.pop(0)
+    if words:
+        meant = f"; did you mean --prompt {shlex.quote(words[0])}?" if "prompt" in flags.own else _see(flags)
+        raise UserError(f"unexpected argument {words[0]!r}{meant}")
+    return values
+
+
+def _unknown(flag: str, flags: Flags) -> str:
+    name = flag.lstrip("-").replace("-", "_")
+    for key, option in flags.all.items():
+        if name in option.former_names:
+            return f"{flag} is now called --{key}"
+    hint = nearest(flag, [f"--{key}" for key in (*flags.all, "help")])
+    return f"unknown option {flag!r}{hint or _see(flags)}"
+
+
+def _see(flags: Flags) -> str:
+    return f" ({flags.prog} --help)"
+
+
+# Values.
+
+
+class _Unreadable(Exception):
+    """A word is no value of the type that is wanted."""
+
+
+def _read(texts: Sequence[str], annotation: Any, name: str) -> Any:
+    """Read what was typed for a flag, as a recipe in YAML would be read.
+
+    Raises:
+        UserError: it has another type; the line repeats what was typed.
+    """
+    kind = without_none(annotation)
+    if NoneType in get_args(plain_type(annotation)) and list(texts) == ["null"]:
+        return None
+    if get_origin(kind) is tuple:
+        if texts and _length(kind) not in (None, len(texts)):
+            raise UserError(f"--{name} needs {_length(kind)} values")
+        if not texts and "." not in name:
+            raise UserError(f"--{name} needs at least one value")
+    try:
+        if get_origin(kind) is tuple:
+            return tuple(_read_word(text, get_args(kind)[0]) for text in texts)
+        return _read_mapping(texts[0], kind, name) if get_origin(kind) is dict else _read_word(texts[0], kind)
+    except _Unreadable:
+        typed = shorten(f"--{name} {' '.join(texts)}", _MAX_SHOWN)
+        raise UserError(f"{typed}: expected {expected(annotation)}") from None
+
+
+def _read_word(word: str, annotation: Any) -> Any:
+    kind = plain_type(annotation)
+    if get_origin(kind) in (Union, UnionType):
+        for part in get_args(kind):
+            try:
+                return _read_word(word, part)
+            except _Unreadable:
+                continue
+    elif kind in (int, float):
+        count = count_of(word, kind)
+        number = parse_number(word) if count is None else count
+        if number is not None and (kind is float or isinstance(number, int)):
+            return number
+    elif kind is bool:
+        return _read_truth(word)
+    elif kind is str:
+        return word
+    elif kind is Path:
+        return user_path(word)
+    elif get_origin(kind) is Literal and word in get_args(kind):
+        return word
+    raise _Unreadable
+
+
+def _read_truth(word: str) -> bool:
+    try:
+        value = parse_yaml(word, "")
+    except UserError:
+        raise _Unreadable from None
+    if not isinstance(value, bool):
+        raise _Unreadable
+    return value
+
+
+def _read_mapping(text: str, kind: Any, name: str) -> Any:
+    try:
+        value = parse_yaml(text, f"--{name}")
+    except UserError as error:
+        raise UserError(f"--{name} {text}: not YAML; write {{name: ...}}") from error
+    return convert(value, kind, f"--{name}")

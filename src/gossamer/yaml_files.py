@@ -1,0 +1,142 @@
+"""YAML, read as strictly as `gossamer/reading.py` reads JSON, and written so that it is read back the same.
+
+It is a module of its own because loading PyYAML takes longer than all else that `gossamer --help` needs.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any, cast
+
+import yaml
+
+from gossamer.errors import UserError, shorten
+from gossamer.reading import MAX_DEPTH, MAX_DIGITS, parse_number
+
+__all__ = ["MAX_YAML", "compose_yaml", "parse_yaml", "plain_values", "yaml_text"]
+
+MAX_YAML = 1 << 20
+"""Maximum size of a YAML file; a recipe has some hundred bytes."""
+
+_MAX_NODES = 200_000  # with every alias written out: a few lines of aliases can stand for more than any memory holds
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads YAML in which 1e-3 is a number, as in YAML 1.2, no number is infinite and no key stands twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise _at(key, f"key {shorten(repr(key.value))} stands twice")
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+    def construct_number(self, node: yaml.ScalarNode) -> int | float:
+        """Read a number, and refuse one that no float can hold."""
+        if len(node.value) > MAX_DIGITS:
+            raise _at(node, f"a number of {len(node.value)} digits")
+        value = parse_number(node.value)
+        if value is None or (isinstance(value, float) and node.tag.endswith(":int")):
+            raise _at(node, f"{shorten(node.value)} is no number, or beyond every one")
+        return value if node.tag.endswith(":int") else float(value)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes YAML in which a text that `_Loader` would read as a number stands in quotes."""
+
+
+for _class in (_Loader, _Dumper):
+    _class.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+    )
+for _kind in ("int", "float"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _Loader.construct_number)
+
+
+def _at(node: yaml.Node, problem: str) -> yaml.constructor.ConstructorError:
+    return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+
+
+def compose_yaml(text: str, where: str) -> yaml.Node | None:
+    """Parse a text in YAML into nodes, each with its line.
+
+    Args:
+        text: the whole text
+        where: where it comes from, for the message
+
+    Returns:
+        The outermost node, or None if the text is empty.
+
+    Raises:
+        UserError: it is not YAML, longer than `MAX_YAML`, nested more than `MAX_DEPTH` deep, or its aliases stand for
+            too much; the message names the place and the line.
+    """
+    if len(text) > MAX_YAML:
+        raise UserError(f"{where}: is longer than {MAX_YAML:,} characters, which no YAML file here is; check it")
+    with _yaml_errors(where):
+        depth = 0
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > MAX_DEPTH:
+                raise yaml.parser.ParserError(
+                    None, None, f"nested more than {MAX_DEPTH} deep", cast(Any, event.start_mark)
+                )
+        node = yaml.compose(text, Loader=_Loader)
+        if node is not None and _expanded(node, {}) > _MAX_NODES:
+            raise _at(node, "its aliases stand for more than any memory holds, or for themselves")
+        return node
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """Parse a text in YAML into dictionaries, lists and scalars; see `compose_yaml`."""
+    node = compose_yaml(text, where)
+    with _yaml_errors(where):
+        return None if node is None else _Loader("").construct_document(node)
+
+
+def yaml_text(value: Any) -> str:
+    """Write dictionaries, lists and scalars as YAML that `parse_yaml` reads as the same."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=False, width=120)
+
+
+class _yaml_errors:
+    """Turns what PyYAML raises about syntax, and about scalars that are not what their tag says, into a UserError."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if error is None or isinstance(error, UserError) or not isinstance(error, Exception):
+            return
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        # PyYAML's constructors raise whatever int(), dates and tables of words do.
+        what = problem or (
+            " ".join(str(error).split()) if isinstance(error, ValueError | yaml.YAMLError) else "a value is not YAML"
+        )
+        place = f"{self.where}:{mark.line + 1}" if mark else self.where
+        raise UserError(f"{place}: {shorten(str(what), 200)}") from None
+
+
+def _expanded(node: yaml.Node, known: dict[int, float]) -> float:
+    """How many nodes a node holds with every alias written out; infinite if an alias stands for what it is part of."""
+    if id(node) not in known:
+        known[id(node)] = math.inf
+        children = node.value if isinstance(node, yaml.CollectionNode) else []
+        pairs = isinstance(node, yaml.MappingNode)
+        known[id(node)] = 1 + sum(
+            _expanded(part, known) for child in children for part in (child if pairs else (child,))
+        )
+    return known[id(node)]
+
+
+def plain_values(value: Any) -> Any:
+    """Return a value with lists in place of tuples, all the way down, as YAML and JSON write them."""
+    if isinstance(value, Mapping):
+        return {key: plain_values(item) for key, item in value.items()}
+    return [plain_values(item) for item in value] if isinstance(value, list | tuple) else value
