@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from gossamer.cli import VERBS
-from gossamer.cli.arguments import parse
+from gossamer.cli.arguments import flags_of, parse
 from gossamer.errors import UserError
+from gossamer.train.recipe import recipe_options
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/**/*.md")), ROOT / "records" / "README.md"]
@@ -67,6 +68,32 @@ def test_commands_are_understood(document: Path) -> None:
                 assert "--help" in words
             except UserError as error:  # a sentence may name a verb without all that it takes
                 assert str(error).startswith("missing ") or str(error).endswith("needs at least one value"), words
+
+
+def known_flags() -> dict[str, set[str]]:
+    """Every flag of every verb, with its defaults as documents write them."""
+    flags: dict[str, set[str]] = {}
+    for verb, function in VERBS.items():
+        for name, option in flags_of(f"gossamer {verb}", function).all.items():
+            default = option.default
+            if type(default) in (int, float):
+                plain = f"{default:,}" if isinstance(default, int) else f"{default:,g}"
+                units = {"seconds": " s"}
+                shown = f"{default >> 20} MiB" if option.unit == "bytes" else plain + units.get(option.unit, "")
+                flags.setdefault(name, set()).add(shown)
+            else:
+                flags.setdefault(name, set())
+    return flags
+
+
+@each_document
+def test_options_and_their_defaults_are_those_that_are_declared(document: Path) -> None:
+    text, flags = FENCED.sub("", document.read_text(encoding="utf-8")), known_flags()
+    sections = {name.partition(".")[0] for name in recipe_options() if "." in name}
+    for name in re.findall(r"`(?:--)?([a-z]+\.[a-z_]+)[`. ]", text):
+        assert name.partition(".")[0] not in sections or name in flags, name
+    for name, default in re.findall(r"`--([\w.]+)` \((\d[^)]*)\)", text):
+        assert any(re.match(rf"{re.escape(value)}\b", default) for value in flags[name]), (name, default)
 
 
 def test_commands_are_found() -> None:

@@ -22,7 +22,7 @@ from gossamer.reading import parse_number, user_path
 from gossamer.typed import convert, count_of, expected
 from gossamer.yaml_files import parse_yaml
 
-_MAX_SHOWN = 200  # characters of a flag and its values in a message
+_MAX_SHOWN = 200  # characters of a flag's values in a message
 
 
 @dataclass
@@ -272,8 +272,8 @@ def _read(texts: Sequence[str], annotation: Any, name: str) -> Any:
             return tuple(_read_word(text, get_args(kind)[0]) for text in texts)
         return _read_mapping(texts[0], kind, name) if get_origin(kind) is dict else _read_word(texts[0], kind)
     except _Unreadable:
-        typed = shorten(f"--{name} {' '.join(texts)}", _MAX_SHOWN)
-        raise UserError(f"{typed}: expected {expected(annotation)}") from None
+        typed = shorten(" ".join(texts), _MAX_SHOWN)
+        raise UserError(f"--{name} {typed}: expected {expected(annotation)}") from None
 
 
 def _read_word(word: str, annotation: Any) -> Any:

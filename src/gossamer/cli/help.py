@@ -19,7 +19,7 @@ from gossamer.errors import UserError, nearest
 from gossamer.options import Option, documented, plain_type, summary_of, without_none
 from gossamer.typed import Metavar, Range, hints_of
 
-_MAX_COLUMN = 44  # where explanations begin at the latest
+_MAX_COLUMN = 0.4  # of the width, where explanations begin at the latest
 _MAX_WIDTH = 110  # of a line; longer ones are hard to read
 
 
@@ -49,7 +49,12 @@ def help_page(flags: Flags, words: Sequence[str]) -> str:
         return "\n".join(
             lines + [line for item in sections.items() for line in _section(flags.recipe, defaults, *item)]
         )
-    lines += ["", "Every value of the recipe is an option by its dotted name, as in --training.steps 500:"]
+    lines += [
+        "",
+        *textwrap.wrap(
+            "Every value of the recipe is an option by its dotted name, as in --training.steps 500:", _width()
+        ),
+    ]
     topics = {**sections, "all": "all of them, and the options above"}
     return "\n".join(lines + _lines([(f"--help {name}", text) for name, text in topics.items()]))
 
@@ -112,7 +117,7 @@ def _section(recipe: Mapping[str, Option], defaults: Mapping[str, Any], section:
     """The lines of a section of the recipe."""
     own = {key: option for key, option in recipe.items() if key.startswith(f"{section}.")}
     rows = [_row(key, replace(option, default=defaults[key])) for key, option in own.items()]
-    return ["", f"{section}: {text}", *_lines(rows)]
+    return ["", *textwrap.wrap(f"{section}: {text}", _width()), *_lines(rows)]
 
 
 def _row(name: str, option: Option) -> tuple[str, str]:
@@ -122,8 +127,7 @@ def _row(name: str, option: Option) -> tuple[str, str]:
 
 def _column(names: Sequence[str]) -> int:
     """The column where explanations begin, beside all names but unusually long ones."""
-    lengths = sorted(len(name) for name in names)
-    return min(_MAX_COLUMN, lengths[-1] + 4) if lengths else _MAX_COLUMN
+    return min(int(_MAX_COLUMN * _width()), max((len(name) for name in names), default=0) + 4)
 
 
 def _lines(rows: Sequence[tuple[str, str]], column: int = 0) -> list[str]:

@@ -1,4 +1,4 @@
-"""What a user may choose about the engine, and about sampling in `gossamer sample` and `gossamer chat`."""
+"""What a user may choose about the engine and about sampling, and what the engine tells of itself."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from gossamer.errors import FieldError, names_meant
 from gossamer.typed import PYTHON_ONLY, Range, Unit, check_fields
 
-__all__ = ["EngineOptions", "SamplingOptions", "Temperature", "TopP", "Weights"]
+__all__ = ["EngineOptions", "EngineStats", "SamplingOptions", "Temperature", "TopP", "Weights"]
 
 Temperature = Annotated[float, Range(0, 100)]
 TopP = Annotated[float, Range(0, 1, above=True)]
@@ -50,6 +50,8 @@ class EngineOptions:
         if self.snapshot_interval % self.page_size:
             problem = f": {self.snapshot_interval} must be a multiple of the page size, {self.page_size}"
             raise FieldError("snapshot_interval", problem)
+        if self.cache_tokens is not None and self.cache_tokens < self.page_size:
+            raise FieldError("cache_tokens", f": {self.cache_tokens} must hold at least one page of {self.page_size}")
 
 
 @names_meant
@@ -69,3 +71,44 @@ class SamplingOptions:
 
     def __post_init__(self) -> None:
         check_fields(self)
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """The state of an engine at one moment; counters count from its beginning.
+
+    Attributes:
+        queued: requests that wait for a slot or for pages
+        running: requests that have a slot and pages
+        cache_tokens: tokens that the pages have room for
+        cache_tokens_used: tokens in pages that belong to requests or to the prefix cache
+        snapshots: snapshots of recurrent states in the prefix cache
+        snapshot_bytes: memory of the snapshots
+        prefix_queries: requests that looked for a prefix
+        prefix_hits: requests that found one
+        prefix_tokens: prompt tokens that were found
+        prompt_tokens: prompt tokens that were computed, because they were not found
+        completion_tokens: tokens of answers
+        drafted: tokens that the multi-token-prediction head proposed
+        accepted: proposed tokens that the model itself chose
+        preemptions: times that a request had to give its memory back and be computed again
+        steps: steps of the model
+        finished: requests by finish reason
+    """
+
+    queued: int
+    running: int
+    cache_tokens: int
+    cache_tokens_used: int
+    snapshots: int
+    snapshot_bytes: int
+    prefix_queries: int
+    prefix_hits: int
+    prefix_tokens: int
+    prompt_tokens: int
+    completion_tokens: int
+    drafted: int
+    accepted: int
+    preemptions: int
+    steps: int
+    finished: dict[str, int]

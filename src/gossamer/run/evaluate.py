@@ -28,6 +28,7 @@ from gossamer.model.int8 import round_to_int8
 from gossamer.model.mtp import MTPTraining
 from gossamer.ops.linear_cross_entropy import IGNORED
 from gossamer.ops.packing import document_lengths
+from gossamer.reading import TextErrors
 from gossamer.train.world import ALONE, World
 
 _COUNTED_AT_ONCE = 1 << 22  # tokens
@@ -191,7 +192,7 @@ def _told(batches: Iterable[Batch], shard: TokenFile, name: str, progress: bool)
 def evaluate_run(
     run: Path,
     paths: Sequence[str] = (),
-    errors: str = "strict",
+    errors: TextErrors = "strict",
     device: str = "auto",
     weights: str = "stored",
     progress: bool = True,

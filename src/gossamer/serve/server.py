@@ -111,7 +111,7 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal drains; uvicorn's own loop sees the rest to its end."""
         if not self.should_exit:
-            log.info("draining: %d requests, %g seconds at most", self._engine.active, self._drain)
+            log.info("draining: %d requests, %g seconds at most", self._engine.active, self._drain_timeout)
             self._engine.drain(self._drain_timeout)
         super().handle_exit(sig, frame)
         self._captured_signals.clear()  # else it is raised again after the drain: to end when told to is no failure
