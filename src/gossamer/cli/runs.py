@@ -30,7 +30,7 @@ def train(
             network, its batch and its learning rate are chosen for it on this device
         out: folder of the run (default: runs/ and the name of the recipe, or of the first --data without a recipe)
         resume: go on with the run in that folder, by its own config.yaml and from its newest checkpoint, if it has one
-        profile: write a trace of three steps, after three of warm-up, to the profile folder of the run, for Perfetto,
+        profile: write a trace of three steps, after three of warmup, to the profile folder of the run, for Perfetto,
             chrome://tracing or TensorBoard
         overrides: values of the recipe by dotted name
     """

@@ -64,7 +64,7 @@ class SamplingParams:
         stop_token_ids: tokens that end the text, beside the tokenizer's end of text
         ignore_eos: the tokenizer's end of text does not end it (`stop_token_ids` still do)
         logprobs: each token comes with its log-probability and those of so many likeliest tokens, under the model's own
-            distribution (temperature 1, nothing forbidden or penalised); None: without
+            distribution (temperature 1, nothing forbidden or penalized); None: without
     """
 
     max_tokens: Annotated[int, Range(1, math.inf)]

@@ -85,7 +85,7 @@ class ModelConfig:
         num_experts_per_tok: experts that each token is sent to
         moe_intermediate_size: width of a routed expert
         shared_expert_intermediate_size: width of the expert that every token passes
-        norm_topk_prob: normalise the probabilities of a token's experts so that they sum to 1
+        norm_topk_prob: normalize the probabilities of a token's experts so that they sum to 1
         decoder_sparse_step: every n-th layer has experts, the others are dense
         mlp_only_layers: indices of layers that are dense whatever decoder_sparse_step says
         router_aux_loss_coef: weight of the load-balancing loss

@@ -25,7 +25,7 @@ class OptimizerConfig:
 
     Attributes:
         kind: muon (with AdamW for all that is no matrix) or adamw
-        learning_rate: peak learning rate, reached after the warm-up; the same for both kinds
+        learning_rate: peak learning rate, reached after the warmup; the same for both kinds
         embedding_lr_factor: learning rate of the input embedding, as a multiple of the others': a batch holds few
             tokens of a large vocabulary, so each row is seldom updated
         momentum: decay of Muon's running mean in each step
@@ -55,7 +55,7 @@ class ScheduleConfig:
 
     Attributes:
         kind: wsd (the rate stays, then falls in a straight line) or cosine (it falls all the way, along half a wave)
-        warmup_steps: length of the warm-up, from 0 to the peak
+        warmup_steps: length of the warmup, from 0 to the peak
         decay_fraction: length of wsd's decay at the end, as a fraction of the run
         final_fraction: learning rate at the end, as a fraction of the peak
     """
@@ -91,7 +91,7 @@ class TrainingConfig:
         expert_parallel: processes, of all there are, that the experts of a layer are spread over
         sampled_vocab_size: tokens that the output head is multiplied with in training: those of the micro-batch, and a
             uniform sample that stands for all others (sampled softmax); 0: the whole vocabulary
-        bigram_steps: steps that the embedding and the head learn alone, from the counts of neighbouring tokens, before
+        bigram_steps: steps that the embedding and the head learn alone, from the counts of neighboring tokens, before
             the first step of the network
         mtp_steps: tokens beyond the next that the multi-token-prediction head learns; 0 leaves the head out
         mtp_decay: weight of each further of these tokens, as a multiple of the one before it
