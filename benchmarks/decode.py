@@ -112,7 +112,7 @@ def attempt(variant: Variant, build: Callable[..., Call], *arguments: Any) -> Ca
 
 def small_pages(build: Callable[..., Call], *arguments: Any) -> Call:
     """The same with its weights where the C library has put them, in pages of the usual size."""
-    with mock.patch("gossamer.model.decoder.use_huge_pages"):
+    with mock.patch("gossamer.model.decode.decoder.use_huge_pages"):
         return build(*arguments)
 
 

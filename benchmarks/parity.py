@@ -21,6 +21,7 @@ from parity_cases import CASES, Case, pair
 from torch import Tensor, nn
 
 import gossamer
+from gossamer.certify.decoding import decode_in_parts
 from gossamer.model.causal_lm import CausalLM, Output
 from gossamer.model.config import ModelConfig
 
@@ -97,15 +98,9 @@ def bfloat16(case: Case, seeds: int = 4) -> dict[str, float]:
     return errors
 
 
-def in_pieces(network: CausalLM, ids: Tensor, lengths: list[int]) -> Tensor:
-    """The logits of a sequence that comes in pieces of these lengths."""
-    state = network.new_state()
-    return torch.cat([network(piece, state=state).logits for piece in ids.split(lengths, dim=1)], dim=1)
-
-
 @torch.no_grad()
 def decoding(case: Case, dtype: torch.dtype = torch.float64, length: int = 12) -> dict[str, float]:
-    """Largest difference between whole and piecewise logits: token by token, cut in two anywhere, around a chunk."""
+    """Largest difference between whole and those of parts: token by token, cut in two anywhere, around a chunk."""
     ours = pair(case.config)[0].to(dtype)
     largest = 0.0
     for ids, splits in (
@@ -113,7 +108,7 @@ def decoding(case: Case, dtype: torch.dtype = torch.float64, length: int = 12) -
         (token_ids(case.config), [[1, LENGTH - 1], [63, 7], [64, 6], [65, 5], [2, 1, 1, 60, 1, 5]]),
     ):
         whole = ours(ids).logits
-        largest = max([largest, *(largest_difference(in_pieces(ours, ids, split), whole) for split in splits)])
+        largest = max([largest, *(largest_difference(decode_in_parts(ours, ids, split), whole) for split in splits)])
     return {"decoding": largest}
 
 

@@ -157,7 +157,7 @@ def gossamer_forward(config: ModelConfig, rows: int, length: int) -> Callable[[]
     @torch.inference_mode()
     def forward() -> object:
         with devices.autocast(device, dtype):
-            return model(ids, last_only=True).logits
+            return model.lm_head(model.hidden_states(ids)[:, -1:])
 
     return forward
 

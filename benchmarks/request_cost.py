@@ -59,7 +59,7 @@ def main(folder: Path) -> None:
         began = time.perf_counter()
         assert matcher.allowed()[token]
         matcher.consume(token)
-        assert not matcher.ended
+        assert not matcher.has_ended
         took.append(1000 * (time.perf_counter() - began))
     print(f"a token of it                  {median(took):8.2f} ms, at most {max(took):.2f}")
 

@@ -15,7 +15,7 @@ import torch
 import chip
 from gossamer import device as devices
 from gossamer import ops
-from gossamer.infer.sample import sample_run
+from gossamer.infer.generation import sample_run
 from gossamer.run.loop import train
 from gossamer.run.metrics import read_metrics
 from gossamer.train.recipe import Recipe

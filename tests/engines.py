@@ -47,7 +47,7 @@ def greedy(model: CausalLM, prompt: Iterable[int], count: int) -> tuple[int, ...
     """The likeliest continuation, each token from a full forward pass over all before it."""
     ids = list(prompt)
     for _ in range(count):
-        logits = model(torch.tensor([ids]), last_only=True).logits
+        logits = model(torch.tensor([ids])).logits
         ids.append(int(logits[0, -1].argmax()))
     return tuple(ids[-count:])
 

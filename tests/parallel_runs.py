@@ -24,6 +24,7 @@ from gossamer.errors import UserError
 from gossamer.model.causal_lm import CausalLM, targets_ahead
 from gossamer.model.config import ModelConfig
 from gossamer.model.experts import Experts, load_balancing_loss
+from gossamer.model.layer_spec import layer_specs
 from gossamer.model.mtp import MTPTraining
 from gossamer.ops.linear_cross_entropy import IGNORED
 from gossamer.ops.packing import document_lengths
@@ -174,7 +175,7 @@ def lopsided_experts(world: World) -> dict[str, Any]:
     """
     config = Case().model().config
     torch.manual_seed(1)
-    whole = Experts(config).double()
+    whole = Experts(layer_specs(config)[0]).double()
     for weight in whole.parameters():
         torch.nn.init.normal_(weight)
     spread = SpreadExperts(whole, world.mesh)

@@ -106,7 +106,8 @@ RULES = {
         (
             ("ops/checks.py", 1, "which id is wrong, on a CPU, in a message"),
             ("ops/grouped_mlp/sorted.py", 1, "how many tokens each expert has decides the shapes of its products"),
-            ("ops/draft_tokens/native.py", 1, "tokens, on the host"),
+            ("model/decode/drafts.py", 2, "tokens, on the host"),
+            ("model/decode/layers.py", 1, "the names in the native kernels' table, once"),
             ("model/sampled_vocabulary.py", 2, "which tokens a batch has is found on the host"),
             ("ops/packing.py", 1, "where documents begin is on the host already"),
             ("train/balance.py", 4, "for a line of metrics, between steps"),

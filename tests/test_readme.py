@@ -8,7 +8,7 @@ import torch
 
 import gossamer
 from gossamer.data.tokenizer import char_tokenizer
-from gossamer.infer.sample import sample_run
+from gossamer.infer.generation import sample_run
 from gossamer.train.recipe import recipe_names
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from gossamer.data.tokenizer import Tokenizer
     from gossamer.errors import UserError
     from gossamer.hub import load, save
-    from gossamer.infer.sample import generate
+    from gossamer.infer.generation import generate
     from gossamer.model.causal_lm import CausalLM
     from gossamer.model.config import ModelConfig
 
@@ -24,7 +24,7 @@ _HOMES = {
     "ModelConfig": "gossamer.model.config",
     "Tokenizer": "gossamer.data.tokenizer",
     "UserError": "gossamer.errors",
-    "generate": "gossamer.infer.sample",
+    "generate": "gossamer.infer.generation",
     "load": "gossamer.hub",
     "save": "gossamer.hub",
 }

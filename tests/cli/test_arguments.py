@@ -30,7 +30,7 @@ def test_options_take_dashes_for_underscores(training: Calls, run: str, monkeypa
     assert (recipe.training.batch_size, recipe.training.log_every, recipe.corpus.cache_dir) == (3, 7, "x")
     assert recipe.corpus.sets == {"my-own": SetConfig(("b",), 1.0, ("a",))}
     assert recipe.corpus.validation_sets == {"far-off": ("c",)}
-    calls = replace(monkeypatch, "gossamer.infer.sample", "sample_run")
+    calls = replace(monkeypatch, "gossamer.infer.generation", "sample_run")
     calls.answer = iter(())
     assert main(["sample", run, "--max-tokens", "5", "--top-p=0.5", "--prompt=--top-k"]) == 0
     assert (calls[0][1]["tokens"], calls[0][1]["top_p"], calls[0][1]["prompt"]) == (5, 0.5, "--top-k")
@@ -89,7 +89,7 @@ def test_a_flag_of_an_earlier_release_is_refused_with_the_new_one(
 def test_a_flag_twice_takes_the_last_value_and_two_dashes_end_the_flags(
     run: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls = replace(monkeypatch, "gossamer.infer.sample", "sample_run")
+    calls = replace(monkeypatch, "gossamer.infer.generation", "sample_run")
     calls.answer = iter(())
     assert main(["sample", "--max_tokens", "5", "--max-tokens=6", "--", run]) == 0
     assert calls[0][1]["tokens"] == 6

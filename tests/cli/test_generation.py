@@ -22,7 +22,7 @@ def test_sample_writes_each_piece_as_it_comes(
             yield piece
             seen.append(capsys.readouterr().out)
 
-    calls = replace(monkeypatch, "gossamer.infer.sample", "sample_run")
+    calls = replace(monkeypatch, "gossamer.infer.generation", "sample_run")
     calls.answer = pieces()
     assert main(["sample", run, "--prompt", "null", "--max_tokens", "5", "--temperature", "0", "--seed=-3"]) == 0
     assert seen == ["To ", "be\n", "…"]

@@ -121,7 +121,7 @@ def test_what_could_never_be_answered_is_refused(asked: Request, words: str) -> 
 
 def test_a_text_longer_than_the_cache_is_refused() -> None:
     tried = engine(cache_tokens=64)
-    assert tried.longest == 64
+    assert tried.max_length == 64
     with pytest.raises(UserError, match=r"60 \+ 5 tokens exceed the cache's 64"):
         tried.submit(request("x", tokens(60), 5))
     assert len(ids(run(tried, [request("x", tokens(60), 4)])["x"])) == 4
@@ -166,7 +166,7 @@ def test_memory_is_given_back() -> None:
     scheduler = tried._scheduler
     while scheduler.cache.evict():
         pass
-    assert scheduler.pages.free == scheduler.pages.total and len(scheduler._slots) == 4
+    assert scheduler.pages.num_free == scheduler.pages.total and len(scheduler._free_slots) == 4
 
 
 def test_statistics_add_up() -> None:
@@ -181,7 +181,7 @@ def test_statistics_add_up() -> None:
 
 def poisoned(tried: Any, token: int, how: str) -> None:
     """The model fails, or gives NaN, wherever the token is among the inputs."""
-    take = tried._decoder.take
+    take = tried._decoder.forward
 
     def fails(packed: Tensor, *rest: Any) -> Tensor:
         wrong = packed == token
@@ -191,7 +191,7 @@ def poisoned(tried: Any, token: int, how: str) -> None:
         hidden[wrong] = math.nan
         return hidden
 
-    tried._decoder.take = fails
+    tried._decoder.forward = fails
 
 
 @pytest.mark.parametrize("how", ["raises", "gives nan"])

@@ -16,7 +16,7 @@ from engines import VOCAB, engine, greedy, ids, network, request, run, tokens
 from gossamer import ops
 from gossamer.infer.engine import Engine
 from gossamer.infer.request import Request, SamplingParams
-from gossamer.infer.sampler import Sampler, choose
+from gossamer.infer.sampler import Sampler, sample
 
 PROMPTS = [tokens(length, seed=length) for length in (1, 3, 20, 45, 70)]
 ANSWER = 24  # tokens
@@ -35,10 +35,10 @@ def foresee(engine: Engine, texts: dict[str, tuple[int, ...]], wrong: float, see
 
     def guess(length: int) -> None:
         propose(length)
-        for sequence in engine._scheduler.running:
-            right = texts[sequence.request.id][len(sequence.tokens) :]
-            known = [*right[: len(sequence.drafts)], *sequence.drafts[len(right) :]]
-            sequence.drafts = [source.randrange(VOCAB) if source.random() < wrong else token for token in known]
+        for running in engine._scheduler.running:
+            right = texts[running.id][len(running.tokens) :]
+            known = [*right[: len(running.drafts)], *running.drafts[len(right) :]]
+            running.drafts = [source.randrange(VOCAB) if source.random() < wrong else token for token in known]
 
     drafter.propose = guess  # type: ignore[method-assign]
 
@@ -87,10 +87,10 @@ def sampled(prompt: tuple[int, ...], sampling: SamplingParams) -> tuple[int, ...
     sampler, text = Sampler(sampling, prompt), list(prompt)
     for _ in range(sampling.max_tokens):
         with torch.no_grad():
-            logits = network()(torch.tensor([text]), last_only=True).logits[0]
-        if sampler.adjusts:
+            logits = network()(torch.tensor([text])).logits[0, -1:]
+        if sampler.has_adjustments:
             sampler.adjust(logits[0])
-        token = choose(logits, [sampler], [len(text)])[0]
+        token = sample(logits, [sampler], [len(text)])[0]
         sampler.count(token)
         text.append(token)
     return tuple(text[len(prompt) :])
@@ -179,7 +179,7 @@ def test_drafts_after_a_shared_prefix_are_those_without_it(shared: int) -> None:
         made.append([])
         while tried.has_work:
             tried.step()
-            made[-1] += [list(sequence.drafts) for sequence in tried._scheduler.running if sequence.decoding]
+            made[-1] += [list(running.drafts) for running in tried._scheduler.running if running.is_decoding]
     assert made[0] == made[1] and any(made[0])
     assert tried.stats().prefix_hits == 1
 
@@ -192,13 +192,13 @@ def test_drafts_are_the_heads_own() -> None:
     checked = 0
     while tried.has_work:
         tried.step()
-        for sequence in tried._scheduler.running:
-            if not sequence.decoding or len(sequence.tokens) + 1 == sequence.limit:
+        for running in tried._scheduler.running:
+            if not running.is_decoding or len(running.tokens) + 1 == running.max_length:
                 continue  # nothing to draft yet, or no room for a draft and the token behind it
-            text = torch.tensor([sequence.tokens])
+            text = torch.tensor([running.tokens])
             with torch.no_grad():
                 hidden = model(text, labels=text).drafts[0][0, -2]
-                assert sequence.drafts == [int(model.lm_head(hidden).argmax())]
+                assert running.drafts == [int(model.lm_head(hidden).argmax())]
             checked += 1
     assert checked > 5
 

@@ -54,7 +54,7 @@ def test_what_is_too_much_at_some_token_says_so_or_goes_on(kind: Any, text: str)
     try:
         matcher = grammars().matcher(Grammar(kind, text))
         for _ in range(20):
-            if matcher.ended or not (allowed := first_tokens(matcher)):
+            if matcher.has_ended or not (allowed := first_tokens(matcher)):
                 break
             matcher.consume(allowed[0])
     except GrammarError as error:
@@ -69,29 +69,29 @@ def test_a_token_that_is_not_allowed_is_an_error_and_changes_nothing() -> None:
         matcher.consume(b)
     matcher.consume(a)
     matcher.consume(b)
-    assert matcher.ended
+    assert matcher.has_ended
 
 
 def slowly(matcher: Matcher, seconds: float) -> Matcher:
     """As if its process took so long for every token."""
     worker, sent = matcher._worker, [0.0]
-    send, answered = worker.send, worker.answered
+    send, answered = worker.send, worker.has_answered
 
     def send_late(message: bytes, limit: float) -> None:
         sent[0] = time.monotonic()
         send(message, limit)
 
     worker.send = send_late  # type: ignore[method-assign]
-    worker.answered = lambda: time.monotonic() - sent[0] > seconds and answered()  # type: ignore[method-assign]
-    matcher.__class__ = type("Slow", (Matcher,), {"quick": property(lambda self: False)})
+    worker.has_answered = lambda: time.monotonic() - sent[0] > seconds and answered()  # type: ignore[method-assign]
+    matcher.__class__ = type("Slow", (Matcher,), {"is_quick": property(lambda self: False)})
     read_mask = matcher._read_mask
 
     def read() -> None:
         read_mask()
-        matcher._quick = False
+        matcher._is_quick = False
 
     matcher._read_mask = read  # type: ignore[method-assign]
-    matcher._quick = False
+    matcher._is_quick = False
     return matcher
 
 

@@ -10,29 +10,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engines import tokenizer
-from gossamer.infer.draft_length import DraftLength
-from gossamer.infer.pages import Pages
-from gossamer.infer.prefix_cache import Entry, PrefixCache
-from gossamer.infer.text import TextOut
-from gossamer.model.pool import Snapshot
+from gossamer.infer.drafter import DraftLength
+from gossamer.infer.prefix_cache import Entry, Pages, PrefixCache
+from gossamer.infer.running_request import TextStream
+from gossamer.model.decode.pool import Snapshot
 
 
 def test_a_page_is_free_when_nobody_holds_it() -> None:
     pages = Pages(4)
-    first = pages.take(3)
+    first = pages.allocate(3)
     pages.share(first[:1])
-    pages.drop(first)
-    assert pages.free == 3
-    pages.drop(first[:1])
-    assert pages.free == 4
+    pages.release(first)
+    assert pages.num_free == 3
+    pages.release(first[:1])
+    assert pages.num_free == 4
     with pytest.raises(AssertionError, match="free already"):
-        pages.drop(first[:1])
+        pages.release(first[:1])
     with pytest.raises(AssertionError, match="5 pages wanted"):
-        pages.take(5)
+        pages.allocate(5)
 
 
 def entry(pages: Pages, length: int) -> Entry:
-    held = pages.take(1)
+    held = pages.allocate(1)
     made = Entry(length, tuple(held), Snapshot((), (torch.zeros(25),)), length - 1, None)
     return made
 
@@ -43,14 +42,14 @@ def test_the_longest_beginning_is_found_and_the_least_used_given_up() -> None:
     entries = {length: entry(pages, length) for length in (2, 4, 6)}
     for length, one in entries.items():
         cache.add(range(length), one)
-        pages.drop(one.pages)  # who computed it has gone; the cache holds on
+        pages.release(one.pages)  # who computed it has gone; the cache holds on
     assert cache.find(range(5)) is entries[4] and cache.find(range(7)) is entries[6]
     assert cache.find(range(6)) is entries[4]  # not the whole text: a token is left to compute
     assert cache.find([0, 1, 9, 9]) is entries[2] and cache.find([5, 5, 5]) is None and cache.find([0, 1]) is None
     fourth = entry(pages, 3)
     cache.add([7, 7, 7], fourth)
     assert cache.find(range(7)) is entries[4]  # 6 was used longest ago
-    assert cache.nbytes == 300 and len(cache) == 3 and pages.free == 8 - 3
+    assert cache.nbytes == 300 and len(cache) == 3 and pages.num_free == 8 - 3
 
 
 def test_what_does_not_fit_is_not_kept() -> None:
@@ -64,12 +63,12 @@ def test_what_does_not_fit_is_not_kept() -> None:
 def test_text_ends_before_the_first_stop_string_and_nothing_shown_is_taken_back(
     characters: list[str], stops: list[str]
 ) -> None:
-    whole, out, shown = "".join(characters), TextOut(tokenizer(), stops), ""
+    whole, out, shown = "".join(characters), TextStream(tokenizer(), stops), ""
     for position, token in enumerate(tokenizer().encode(whole)):
         shown += out.push(token)
         soonest = [end for stop in stops for end in range(position + 2) if whole[:end].endswith(stop)]
-        assert out.stopped == bool(soonest)
-        if out.stopped:
+        assert out.has_stopped == bool(soonest)
+        if out.has_stopped:
             end = position + 1
             assert shown == whole[: min(whole[:end].find(stop) for stop in stops if stop in whole[:end])]
             assert out.finish() == ""
@@ -87,8 +86,8 @@ def simulate(lengths: DraftLength, cost: dict[int, float], acceptance: float, st
         accepted = 0
         while accepted < length and float(torch.rand((), generator=generator)) < acceptance:
             accepted += 1
-        lengths.judged(length, accepted)
-        lengths.took(batch, length, verify=cost[length], draft=0.0 if length else None)
+        lengths.record_acceptance(length, accepted)
+        lengths.record_seconds(batch, length, verify=cost[length], draft=0.0 if length else None)
     return chosen
 
 

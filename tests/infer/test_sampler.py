@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from gossamer.errors import UserError
 from gossamer.infer import sampler as sampling
 from gossamer.infer.request import Grammar, SamplingParams
-from gossamer.infer.sampler import Sampler, choose, logprobs, random_key
+from gossamer.infer.sampler import Sampler, logprobs, random_key, sample
 
 logits_lists = st.lists(st.floats(-8, 8), min_size=1, max_size=12)
 
 
 def drawn(values: list[float], place: int = 0, **params: object) -> int:
     sampler = Sampler(SamplingParams(1, **{"seed": 0} | params), [0])  # type: ignore[arg-type]
-    return choose(torch.tensor([values]), [sampler], [place])[0]
+    return sample(torch.tensor([values]), [sampler], [place])[0]
 
 
 @given(logits_lists)
@@ -67,7 +67,7 @@ def test_the_distribution_is_the_models_over_what_is_left(params: dict[str, floa
     expected = torch.full((4,), float("-inf"))
     expected[left] = logits[left] / params.get("temperature", 1.0)
     sampler = Sampler(SamplingParams(1, seed=0, **params), [0])  # type: ignore[arg-type]
-    found = torch.tensor(choose(logits.repeat(4000, 1), [sampler] * 4000, list(range(4000))))
+    found = torch.tensor(sample(logits.repeat(4000, 1), [sampler] * 4000, list(range(4000))))
     frequencies = torch.bincount(found, minlength=4) / len(found)
     assert frequencies.tolist() == pytest.approx(expected.softmax(-1).tolist(), abs=0.03)
 
@@ -77,9 +77,9 @@ def test_a_wide_nucleus_is_found_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     logits = torch.randn(400, generator=torch.Generator().manual_seed(0)).tolist()
     for params in ({"top_p": 0.95}, {"min_p": 0.01}, {"top_k": 300, "top_p": 0.9}):
         wide = [drawn(logits, place, **params) for place in range(200)]
-        monkeypatch.setattr(sampling, "_FEW", 400)
+        monkeypatch.setattr(sampling, "_NUM_CANDIDATES", 400)
         assert [drawn(logits, place, **params) for place in range(200)] == wide
-        monkeypatch.setattr(sampling, "_FEW", 2)
+        monkeypatch.setattr(sampling, "_NUM_CANDIDATES", 2)
         assert [drawn(logits, place, **params) for place in range(200)] == wide
         monkeypatch.undo()
 
@@ -99,7 +99,7 @@ def test_penalties_and_biases_change_the_logits_as_their_definitions_say() -> No
     for token in (2, 2, 1):
         sampler.count(token)
     logits = torch.tensor([1.0, -1.0, 3.0, 1.0, 1.0, 1.0])
-    assert sampler.adjusts
+    assert sampler.has_adjustments
     sampler.adjust(logits)
     assert logits.tolist() == [0.5, -2.0 - 0.75, 1.5 - 1.0, 1.0, 2.5, -math.inf]
 

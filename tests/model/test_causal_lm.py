@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -50,13 +48,6 @@ def test_no_token_is_predicted_across_documents() -> None:
     assert out.predicted.item() == 0 + 2 + 1
 
 
-def test_last_only_is_the_last_of_all() -> None:
-    model, ids = CausalLM(CONFIG), tokens(2, 9)
-    last = model(ids, last_only=True).logits
-    assert last.shape == (2, 1, CONFIG.vocab_size)
-    torch.testing.assert_close(last, model(ids).logits[:, -1:])
-
-
 def test_an_empty_sequence_has_no_logits() -> None:
     with torch.no_grad():
         assert CausalLM(CONFIG)(tokens(2, 0)).logits.shape == (2, 0, CONFIG.vocab_size)
@@ -68,14 +59,6 @@ def test_a_token_outside_the_vocabulary_is_refused(wrong: int) -> None:
     ids[0, 2] = wrong
     with pytest.raises(UserError, match=f"id {wrong} is outside the vocabulary of 97"):
         CausalLM(CONFIG)(ids)
-
-
-@pytest.mark.parametrize("beside", ["labels", "cu_seqlens"])
-def test_a_state_beside_what_it_does_not_go_with_is_refused(beside: str) -> None:
-    model, ids = CausalLM(CONFIG), tokens(1, 5)
-    values = {"labels": ids, "cu_seqlens": torch.tensor([0, 5])}
-    with pytest.raises(UserError, match="state"):
-        model(ids, state=model.new_state(), **{beside: values[beside]})
 
 
 @pytest.mark.parametrize("edges", [[0, 9], [0, 11], [1, 10], [0, 6, 5, 10]], ids=str)
@@ -201,15 +184,6 @@ def test_ids_of_any_integer_type_are_the_same(dtype: torch.dtype) -> None:
     narrow = model(ids.to(dtype), labels=ids.to(dtype), cu_seqlens=torch.tensor([0, 4, 18], dtype=dtype))
     transposed = model(ids.T.contiguous().T, labels=ids.T.contiguous().T, cu_seqlens=torch.tensor([0, 4, 18]))
     assert wide.loss == narrow.loss == transposed.loss and wide.mtp_loss == narrow.mtp_loss
-
-
-def test_a_state_of_other_texts_or_another_network_is_refused() -> None:
-    model, other = CausalLM(CONFIG), CausalLM(replace(CONFIG, num_hidden_layers=8))
-    state = model.new_state()
-    model(tokens(2, 3), state=state)
-    for network, ids in ((model, tokens(1, 3)), (other, tokens(2, 3))):
-        with pytest.raises(UserError, match="decoding state"):
-            network(ids, state=state)
 
 
 @pytest.mark.parametrize("through", ["native", "PyTorch alone"])

@@ -13,7 +13,7 @@ from torch import Tensor
 from gossamer import ops
 from gossamer.model.causal_lm import CausalLM
 from gossamer.model.config import ModelConfig
-from gossamer.model.sampled_vocabulary import LEAST_DRAWN, SampledVocabulary, sample_vocabulary
+from gossamer.model.sampled_vocabulary import MIN_SAMPLED_FRACTION, SampledVocabulary, sample_vocabulary
 from gossamer.ops.linear_cross_entropy import IGNORED
 
 
@@ -27,7 +27,7 @@ def test_what_occurs_and_a_few_of_the_others(labels: list[int], size: int, seed:
     found = sample_vocabulary(torch.tensor(labels, dtype=torch.int64), 40, size)
     occurring = {label for label in labels if label >= 0}
     others = 40 - len(occurring)
-    drawn = max(size - len(occurring), math.ceil(LEAST_DRAWN * size))
+    drawn = max(size - len(occurring), math.ceil(MIN_SAMPLED_FRACTION * size))
     if found is None:
         assert drawn >= others
         return
@@ -43,7 +43,7 @@ def losses(hidden: Tensor, head: Tensor, labels: Tensor, size: int, draws: int) 
     for _ in range(draws):
         vocabulary = sample_vocabulary(labels, len(head), size)
         assert vocabulary is not None
-        found.append(float(ops.linear_cross_entropy(hidden, *vocabulary.narrowed(head, labels))))
+        found.append(float(ops.linear_cross_entropy(hidden, *vocabulary.select(head, labels))))
     return found
 
 

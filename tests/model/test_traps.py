@@ -6,7 +6,6 @@ more; here each trap is tested for itself, so that a failure names it.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,9 +20,11 @@ from transformers.models.qwen3_next.modeling_qwen3_next import load_balancing_lo
 
 from exactness import implementations
 from gossamer import ops
+from gossamer.certify.decoding import decode_in_parts
 from gossamer.model.causal_lm import CausalLM
 from gossamer.model.config import LINEAR, ModelConfig
 from gossamer.model.deltanet import GatedDeltaNet
+from gossamer.model.layer_spec import layer_specs
 from gossamer.model.norm import GatedRMSNorm, RMSNorm
 
 CONFIG = ModelConfig(**TINY)
@@ -88,7 +89,7 @@ def test_trap_2_padding_as_a_document_leaves_no_trace(padding: int) -> None:
 def test_trap_2_a_zero_vector_has_a_finite_gradient(dtype: torch.dtype) -> None:
     """The embedding of a padding token is often zero; then so are q and k."""
     torch.manual_seed(0)
-    layer = GatedDeltaNet(LINEAR_ONLY)
+    layer = GatedDeltaNet(layer_specs(LINEAR_ONLY)[0])
     x = torch.zeros(1, 70, CONFIG.hidden_size, requires_grad=True)
     with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
         layer(x).float().sum().backward()
@@ -171,7 +172,7 @@ def test_trap_6_key_heads_with_all_that_is_theirs_can_be_split() -> None:
     one_head = ModelConfig(**TINY | {"linear_num_key_heads": 1, "linear_num_value_heads": 2})
     dk, dv = config.linear_key_head_dim, config.linear_value_head_dim
     for head in range(3):
-        part = GatedDeltaNet(one_head).double()
+        part = GatedDeltaNet(layer_specs(one_head)[0]).double()
         keys, values = slice(head * dk, (head + 1) * dk), slice(head * 2 * dv, (head + 1) * 2 * dv)
         q, k, v = whole.conv1d.weight.split([3 * dk, 3 * dk, 6 * dv])
         weights = {
@@ -216,31 +217,27 @@ def test_trap_7_the_loss_teaches_the_token_after_the_next(last: int) -> None:
     assert gradient[0].abs().sum(-1).nonzero().flatten().tolist() == [last - 2]
 
 
-def test_trap_8_a_rejected_draft_leaves_no_trace_in_a_state_that_was_copied_before_it() -> None:
-    """Keys and values, recurrent and convolution state alike."""
-    model, ids = network(), tokens(80)
-    expected = model(ids).logits
-    with torch.no_grad():
-        for accepted in (1, 3, 63, 64):
-            state = model.new_state()
-            model(ids[:, :accepted], state=state)
-            draft = copy.deepcopy(state)
-            model(tokens(3, seed=9), state=draft)
-            logits = model(ids[:, accepted:], state=state).logits
-            assert (state.length, draft.length) == (80, accepted + 3)
-            torch.testing.assert_close(logits, expected[:, accepted:])
+@pytest.mark.parametrize("through", ["native", "PyTorch alone"])
+def test_trap_8_a_rejected_draft_leaves_no_trace(through: str) -> None:
+    """Neither in keys and values, nor in recurrent states, nor in those of the convolution."""
+    model, ids = network().float(), tokens(80)
+    with torch.no_grad(), ops.forced(**({} if through == "native" else ops.pytorch_alone())):
+        expected = model(ids).logits
+        for prompt in (5, 63, 64):
+            steps = [1, 2, 3, 4] * ((80 - prompt) // 10)
+            lengths = [prompt, *steps, 80 - prompt - sum(steps)]
+            logits = decode_in_parts(model, ids, lengths, rejected=3)
+            torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("taps", [1, 2, 4, 6])
-def test_trap_9_prefill_shorter_than_the_convolution(taps: int) -> None:
-    model = network(ModelConfig(**TINY | {"linear_conv_kernel_dim": taps}))
+@pytest.mark.parametrize("kernel_size", [1, 2, 4, 6])
+def test_trap_9_prefill_shorter_than_the_convolution(kernel_size: int) -> None:
+    model = network(ModelConfig(**TINY | {"linear_conv_kernel_dim": kernel_size}))
     ids = tokens(9, rows=2)
-    expected = model(ids).logits
     with torch.no_grad():
-        for split in ([1] * 9, [2, 1, 1, 5], [1, 2, 6], [3, 3, 3], [0, 4, 0, 5]):
-            state = model.new_state()
-            logits = torch.cat([model(piece, state=state).logits for piece in ids.split(split, dim=1)], dim=1)
-            torch.testing.assert_close(logits, expected)
+        expected = model(ids).logits
+        for split in ([1] * 9, [2, 1, 1, 5], [1, 2, 6], [3, 3, 3], [0, 4, 0, 5], [5, 4]):
+            torch.testing.assert_close(decode_in_parts(model, ids, split), expected)
 
 
 def test_trap_10_balancing_is_counted_once_under_recomputation() -> None:

@@ -24,13 +24,14 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from engines import CONFIG, VOCAB
 from gossamer import ops
 from gossamer.errors import UserError
+from gossamer.model import decode
 from gossamer.model.causal_lm import CausalLM
-from gossamer.model.decoder import Decoder
+from gossamer.model.decode.decoder import Decoder
+from gossamer.model.decode.drafts import DraftSampling
+from gossamer.model.decode.pool import StatePool
 from gossamer.model.mtp import MTPTraining
-from gossamer.model.pool import StatePool
-from gossamer.ops.decode_layers import Int8
 from gossamer.ops.delta_step import DeltaMemory, DeltaWeights
-from gossamer.ops.draft_tokens import Draws
+from gossamer.ops.matrix import Int8
 from gossamer.ops.sequences import Sequences
 
 CPU = torch.device("cpu")
@@ -275,33 +276,33 @@ def decode_layers(m: Made) -> tuple[Callable[..., Any], dict[str, Any]]:
     layers, sequences, number = _decoder()._trunk, m.sequences(4, 12, 4, 3), m.whole(0, 3)
     m.comparable = False  # PyTorch's form runs the network's own modules, which are not spoilt
 
-    def call(x: Tensor, sequences: Sequences, stay: bool, tensors: Any, sizes: Any, final_norm: Any) -> Tensor:
+    def call(x: Tensor, sequences: Sequences, speculative: bool, tensors: Any, final_norm: Any) -> Tensor:
         every = (*layers.tensors[:number], tensors, *layers.tensors[number + 1 :])
-        changed = replace(layers, tensors=every, sizes=sizes, final_norm=final_norm)
-        return ops.decode_layers(x, changed, sequences, stay)
+        changed = replace(layers, tensors=every, final_norm=final_norm)
+        return decode.decode_layers(x, changed, sequences, speculative)
 
     made = {
         "x": m.floats(sum(sequences.lengths), CONFIG.hidden_size),
         "sequences": sequences,
-        "stay": m.whole(0, 1) > 0,
+        "speculative": m.whole(0, 1) > 0,
     }
-    return call, made | {"tensors": layers.tensors[number], "sizes": layers.sizes, "final_norm": layers.final_norm}
+    return call, made | {"tensors": layers.tensors[number], "final_norm": layers.final_norm}
 
 
 def draft_tokens(m: Made) -> tuple[Callable[..., Any], dict[str, Any]]:
     head, sequences = _decoder()._head, m.sequences(4, 12, 4, 3)
     assert head is not None
     counts = tuple(m.whole(0, 3) for _ in sequences.slots)
-    draws = Draws(counts, m.floats(len(counts)).clamp(min=0), m.ids(2**60, len(counts), 3))
-    parts = ("embedding", "embedding_norm", "hidden_norm", "joint", "logits")
+    sampling = DraftSampling(counts, m.floats(len(counts)).clamp(min=0), m.ids(2**60, len(counts), 3))
+    parts = ("embed_tokens", "pre_fc_norm_embedding", "pre_fc_norm_hidden", "fc", "lm_head")
     m.comparable = False
 
-    def call(following: Any, hidden: Any, sequences: Any, draws: Any, **changed: Any) -> Any:
-        return ops.draft_tokens(following, hidden, replace(head, **changed), sequences, draws)
+    def call(following: Any, hidden: Any, sequences: Any, sampling: Any, **changed: Any) -> Any:
+        return decode.draft_tokens(following, hidden, replace(head, **changed), sequences, sampling)
 
     tokens = sum(sequences.lengths)
     made = {"following": m.ids(VOCAB, tokens), "hidden": m.floats(tokens, CONFIG.hidden_size), "sequences": sequences}
-    return call, made | {"draws": draws} | {part: getattr(head, part) for part in parts}
+    return call, made | {"sampling": sampling} | {part: getattr(head, part) for part in parts}
 
 
 def network(m: Made) -> tuple[Callable[..., Any], dict[str, Any]]:

@@ -17,10 +17,11 @@ from engines import CONFIG
 from gossamer import ops
 from gossamer.errors import UserError
 from gossamer.model.causal_lm import CausalLM
-from gossamer.model.decoder import Decoder
-from gossamer.model.pool import StatePool
-from gossamer.ops.decode_layers import Int8
-from gossamer.ops.draft_tokens import Draws
+from gossamer.model.decode.decoder import Decoder
+from gossamer.model.decode.drafts import DraftSampling, draft_tokens
+from gossamer.model.decode.layers import OPTIONAL
+from gossamer.model.decode.pool import StatePool
+from gossamer.ops.matrix import Int8
 from gossamer.ops.sequences import Sequences
 
 CALLS = Path(__file__).parent / "random_calls.py"
@@ -68,7 +69,7 @@ def decoder() -> Decoder:
 def test_a_layer_has_all_that_belongs_to_its_kind_and_nothing_else(decoder: Decoder) -> None:
     """A kernel is handed addresses alone: what is not there would be read at 0."""
     trunk = decoder._trunk
-    names, bias = set(trunk.tensors[0]._fields), {"q_bias", "k_bias", "v_bias", "o_bias", "router_bias"}
+    names, bias = set(trunk.tensors[0]._fields), set(OPTIONAL)
     for number, layer in enumerate(trunk.tensors):
         for name in names - bias:
             value = torch.ones(3) if (missing := getattr(layer, name) is None) else None
@@ -82,10 +83,10 @@ def test_only_a_matrix_is_of_int8(decoder: Decoder) -> None:
     trunk, head = decoder._trunk, decoder._head
     assert head is not None
     narrow = Int8(torch.ones(CONFIG.hidden_size, dtype=torch.int8), torch.tensor(1.0))
-    for name in ("input_norm", "post_norm"):
+    for name in ("input_layernorm", "post_attention_layernorm"):
         with pytest.raises(UserError, match=f"{name} must be a dense tensor of floating-point numbers"):
             replace(trunk, tensors=(trunk.tensors[0]._replace(**{name: narrow}), *trunk.tensors[1:]))
-    for name in ("embedding_norm", "hidden_norm"):
+    for name in ("pre_fc_norm_embedding", "pre_fc_norm_hidden"):
         with pytest.raises(UserError, match=f"{name} must be a dense tensor of floating-point numbers"):
             replace(head, **{name: narrow})
 
@@ -99,9 +100,9 @@ def test_counts_and_places_are_whole_numbers(decoder: Decoder, wrong: Any) -> No
         with pytest.raises(UserError, match="must be of whole numbers"):
             Sequences(**whole | {name: bad})
     assert decoder._head is not None
-    draws = Draws((wrong,), torch.zeros(1), torch.zeros(1, 2, dtype=torch.int64))
+    sampling = DraftSampling((wrong,), torch.zeros(1), torch.zeros(1, 2, dtype=torch.int64))
     with pytest.raises(UserError, match="a count"):
-        ops.draft_tokens(torch.tensor([1]), torch.ones(1, CONFIG.hidden_size), decoder._head, Sequences(**whole), draws)
+        draft_tokens(torch.tensor([1]), torch.ones(1, CONFIG.hidden_size), decoder._head, Sequences(**whole), sampling)
 
 
 def test_a_batch_without_a_row_is_refused_by_all_implementations() -> None:

@@ -10,7 +10,7 @@ from gossamer.data.config import CorpusConfig
 from gossamer.data.dataset import prepare_one
 from gossamer.data.tokenizer import EOT, Tokenizer, train_bpe
 from gossamer.errors import UserError
-from gossamer.infer.sample import sample_run
+from gossamer.infer.generation import sample_run
 from gossamer.run import loop
 from gossamer.run.evaluate import bytes_of_tokens, evaluate_run
 

@@ -14,6 +14,7 @@ from gossamer import device as devices
 from gossamer import ops
 from gossamer.certify import network
 from gossamer.certify.checks import Check, failed, first_line, judge, named
+from gossamer.certify.decoding import decode_in_parts
 from gossamer.certify.exactness import largest_error
 from gossamer.certify.shadow import culprit
 from gossamer.model.causal_lm import CausalLM
@@ -94,14 +95,8 @@ def _decoding(device: torch.device, dtype: torch.dtype) -> Check:
     with torch.no_grad(), ops.forced(**dict.fromkeys(ops.OPERATIONS, "reference")):
         expected = network.network(CPU, torch.float64)(ids).logits
 
-    @torch.no_grad()
     def run() -> Tensor:
-        model = network.network(device)
-        state, logits = model.new_state(), []
-        with devices.autocast(device, dtype):
-            for part in (ids[:, :17], *ids[:, 17:].split(1, dim=1)):
-                logits.append(model(part.to(device), state=state).logits)
-        return torch.cat(logits, dim=1)
+        return decode_in_parts(network.network(device), ids, [17, *[1] * 7])
 
     name = "decoding token by token"
     try:
@@ -109,5 +104,5 @@ def _decoding(device: torch.device, dtype: torch.dtype) -> Check:
     except Exception as error:
         return Check("network", name, "fail", f"{first_line(error)}{culprit(run, device)}", named(dtype), where=_WHERE)
     off = largest_error(found, expected)
-    check = judge("network", name, off, LOGITS[dtype], where="src/gossamer/model/state.py", dtype=named(dtype))
+    check = judge("network", name, off, LOGITS[dtype], where="src/gossamer/model/decode", dtype=named(dtype))
     return check if check.status == "pass" else replace(check, message=check.message + culprit(run, device))

@@ -34,7 +34,7 @@ def sample(
     """
     folder = existing(run)
     from gossamer.device import prepare_process
-    from gossamer.infer.sample import sample_run
+    from gossamer.infer.generation import sample_run
 
     prepare_process()
     pieces = sample_run(

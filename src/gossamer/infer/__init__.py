@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gossamer.infer.engine import Engine
+    from gossamer.infer.generation import generate
     from gossamer.infer.options import EngineOptions
     from gossamer.infer.request import Request, SamplingParams
-    from gossamer.infer.sample import generate
 
 __all__ = ["Engine", "EngineOptions", "Request", "SamplingParams", "generate"]
 
@@ -21,7 +21,7 @@ _HOMES = {
     "EngineOptions": "options",
     "Request": "request",
     "SamplingParams": "request",
-    "generate": "sample",
+    "generate": "generation",
 }
 
 

@@ -1,22 +1,27 @@
-"""Drafts by the model's own multi-token-prediction head.
+"""Drafts by the model's own multi-token-prediction head: which tokens, and how many.
 
-The head reads, for each place, the trunk's final hidden state there and the token that follows; its output is for the
-token after that. Applied to its own output it goes on, a token a time. Its keys and values of drafted places are
+For each place the head reads the trunk's final hidden state there and the token that follows; its output is for the
+token after that. Applied to its own output it goes on, one token at a time. Its keys and values of drafted places are
 overwritten when the tokens there are known.
 """
 
 from __future__ import annotations
 
+from collections import deque
+from statistics import median_low
+from typing import Literal
+
 import torch
 from torch import Tensor
 
+from gossamer.infer.running_request import RunningRequest
 from gossamer.infer.scheduler import Scheduler
-from gossamer.infer.sequence import Sequence
-from gossamer.model.decoder import Decoder
-from gossamer.ops.draft_tokens import Draws
+from gossamer.model.decode.decoder import Decoder
+from gossamer.model.decode.drafts import DraftSampling
 from gossamer.ops.sequences import Sequences
 
-_FEW = 8  # places whose outputs are computed and not needed, rather than passing them by themselves
+# Places whose outputs are computed though not needed. Of more places, only keys and values are computed.
+_MAX_EXTRA_PLACES = 8
 
 
 class Drafter:
@@ -24,65 +29,197 @@ class Drafter:
 
     Args:
         decoder: of a model with a multi-token-prediction head
-        scheduler: that gives pages
-        most_unseen: places of a sequence that the head may be behind where nothing is to be drafted
+        scheduler: it gives pages
+        max_pending: places of a request that the head may be behind where nothing is to be drafted
     """
 
-    def __init__(self, decoder: Decoder, scheduler: Scheduler, most_unseen: int) -> None:
-        self._decoder, self._scheduler, self._most_unseen = decoder, scheduler, most_unseen
+    def __init__(self, decoder: Decoder, scheduler: Scheduler, max_pending: int) -> None:
+        self._decoder, self._scheduler, self._max_pending = decoder, scheduler, max_pending
 
     def propose(self, length: int) -> None:
-        """Make up to `length` drafts of every running sequence that decodes; keep the head from falling far behind."""
-        behind, wanted = [], {}
-        for sequence in self._scheduler.running:
-            unseen = sequence.computed - sequence.head
-            room = min(length, sequence.limit - len(sequence.tokens) - 1) if length and unseen else 0
-            if sequence.slow:
-                room = 0
-            if room > 0 and sequence.decoding and self._scheduler.try_grow(sequence, len(sequence.tokens) + room):
-                wanted[sequence] = room
-                if unseen > _FEW:
-                    behind.append(sequence)
-            elif unseen > self._most_unseen:
-                behind.append(sequence)
+        """Draft up to `length` tokens of every running request that decodes; keep the head from falling far behind."""
+        behind, counts = [], {}
+        for request in self._scheduler.running:
+            pending = request.num_computed - request.num_head_computed
+            count = min(length, request.max_length - len(request.tokens) - 1) if length and pending else 0
+            if request.has_slow_grammar:
+                count = 0
+            if count > 0 and request.is_decoding and self._scheduler.try_grow(request, len(request.tokens) + count):
+                counts[request] = count
+                if pending > _MAX_EXTRA_PLACES:
+                    behind.append(request)
+            elif pending > self._max_pending:
+                behind.append(request)
         if behind:
-            self._remember(behind)
-        if wanted:
-            self._draft(list(wanted), list(wanted.values()))
+            self._catch_up(behind)
+        if counts:
+            self._draft(list(counts), list(counts.values()))
 
-    def _remember(self, group: list[Sequence]) -> None:
-        """Show the head all places but the newest, for their keys and values alone."""
-        lengths = [sequence.computed - sequence.head - 1 for sequence in group]
-        hidden = [torch.cat(sequence.unseen) for sequence in group]
-        following = [token for sequence in group for token in sequence.tokens[sequence.head + 1 : sequence.computed]]
-        places = self._places(group, lengths)
-        self._decoder.remember(self._ids(following), torch.cat([states[:-1] for states in hidden]), places)
-        for sequence, states in zip(group, hidden, strict=True):
-            sequence.head, sequence.unseen = sequence.computed - 1, [states[-1:].clone()]
-
-    def _draft(self, group: list[Sequence], counts: list[int]) -> None:
-        """Show the head all places up to the newest, and draft so many tokens of each sequence."""
-        lengths = [sequence.computed - sequence.head for sequence in group]
-        pieces = [piece for sequence in group for piece in sequence.unseen]
+    def _catch_up(self, group: list[RunningRequest]) -> None:
+        """Add the head's keys and values of all places but the newest."""
+        lengths = [request.num_computed - request.num_head_computed - 1 for request in group]
+        hidden = [torch.cat(request.pending_hidden) for request in group]
         following = [
-            token for sequence in group for token in sequence.tokens[sequence.head + 1 : sequence.computed + 1]
+            token for request in group for token in request.tokens[request.num_head_computed + 1 : request.num_computed]
         ]
-        most = max(counts)
-        keys = [[sequence.sampler.key(len(sequence.tokens) + place) for place in range(most)] for sequence in group]
-        temperatures = [sequence.sampler.params.temperature for sequence in group]
-        draws = Draws(tuple(counts), torch.tensor(temperatures), torch.tensor(keys))
-        hidden = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
-        drafts = self._decoder.propose(self._ids(following), hidden, self._places(group, lengths), draws)
-        for sequence, tokens in zip(group, drafts, strict=True):
-            sequence.drafts = tokens
-            sequence.head, sequence.last, sequence.unseen = sequence.computed, sequence.unseen[-1][-1:], []
+        places = self._places(group, lengths)
+        states = torch.cat([states[:-1] for states in hidden])
+        self._decoder.fill_draft_cache(self._tensor(following), states, places)
+        for request, states in zip(group, hidden, strict=True):
+            request.num_head_computed, request.pending_hidden = request.num_computed - 1, [states[-1:].clone()]
 
-    def _places(self, group: list[Sequence], lengths: list[int]) -> Sequences:
-        """So many places of each sequence, from those on that the head has seen."""
-        slots = tuple(sequence.slot for sequence in group if sequence.slot is not None)
-        past = tuple(sequence.head for sequence in group)
-        tables = tuple(tuple(sequence.pages) for sequence in group)
+    def _draft(self, group: list[RunningRequest], counts: list[int]) -> None:
+        """Apply the head to all places up to the newest, and draft so many tokens of each request."""
+        lengths = [request.num_computed - request.num_head_computed for request in group]
+        parts = [part for request in group for part in request.pending_hidden]
+        following = [
+            token
+            for request in group
+            for token in request.tokens[request.num_head_computed + 1 : request.num_computed + 1]
+        ]
+        places = range(max(counts))
+        keys = [[request.sampler.key(len(request.tokens) + place) for place in places] for request in group]
+        temperatures = [request.sampler.params.temperature for request in group]
+        sampling = DraftSampling(tuple(counts), torch.tensor(temperatures), torch.tensor(keys))
+        hidden = parts[0] if len(parts) == 1 else torch.cat(parts)
+        drafts = self._decoder.propose(self._tensor(following), hidden, self._places(group, lengths), sampling)
+        for request, tokens in zip(group, drafts, strict=True):
+            request.drafts = tokens
+            request.num_head_computed, request.last_hidden = request.num_computed, request.pending_hidden[-1][-1:]
+            request.pending_hidden = []
+
+    def _places(self, group: list[RunningRequest], lengths: list[int]) -> Sequences:
+        """Give so many places of each request, beginning behind those that the head has computed."""
+        slots = tuple(request.slot for request in group if request.slot is not None)
+        past = tuple(request.num_head_computed for request in group)
+        tables = tuple(tuple(request.pages) for request in group)
         return Sequences(slots, (0,) * len(group), past, tuple(lengths), tables, self._decoder.pool.page_size)
 
-    def _ids(self, tokens: list[int]) -> Tensor:
+    def _tensor(self, tokens: list[int]) -> Tensor:
         return torch.tensor(tokens, device=self._decoder.model.lm_head.weight.device)
+
+
+_MIN_MEASUREMENTS = 4  # of a length before it is compared
+_WINDOW = 9  # newest measurements, of which the median is taken
+_DECAY = 0.98  # of the acceptance counts, for each step
+_TRIAL_STEPS, _TURN_STEPS = 16, 4  # of a trial, and of a turn of the tried or the best length in it
+_MARGIN = 1.03  # by which another length must be better than the best one to take its place
+_REVIEW_STEPS = 16  # between comparisons of the lengths
+_MIN_WAIT, _MAX_WAIT = 64, 4096  # steps between trials
+_MAX_WAIT_WITH_DRAFTS = 256  # where drafts pay, and trying others costs little
+_SIDES = (1, 2, -1)  # lengths that are tried, relative to the best one
+
+
+class DraftLength:
+    """Chooses the length that makes most tokens a second, by the times of steps and the acceptance of drafts.
+
+    What a draft costs depends on the size of the batch, so times are kept for each power of two of it. Lengths are
+    tried upwards from 0 as long as that helps. Later those beside the best are tried once in a while, and half as often
+    after each trial that changed nothing. In a trial both lengths take turns, so that a machine that slows down slows
+    both. Between trials a step costs a comparison.
+
+    Args:
+        setting: a fixed length, or "auto"
+        max_length: the largest length for "auto"
+
+    Attributes:
+        max_length: the largest length that is chosen
+    """
+
+    def __init__(self, setting: int | Literal["auto"], max_length: int) -> None:
+        self._fixed = None if setting == "auto" else setting
+        self.max_length = max_length if setting == "auto" else setting
+        self._batches: dict[int, _BatchTimes] = {}  # by size, in powers of two
+        self._tries, self._hits = [0.0] * (self.max_length + 1), [0.0] * (self.max_length + 1)
+
+    def length(self, batch_size: int) -> int:
+        """Choose the length for the next step of a batch of so many requests."""
+        if self._fixed is not None:
+            return self._fixed
+        batch = self._batch(batch_size)
+        if not batch.steps_left:
+            self._review(batch)
+        batch.steps_left -= 1
+        return batch.tried if batch.steps_left // _TURN_STEPS % 2 else batch.best
+
+    def record_seconds(
+        self, batch_size: int, length: int, verify: float | None = None, draft: float | None = None
+    ) -> None:
+        """Record the seconds that a step with so many drafts a request took, or that making them took."""
+        batch = self._batch(batch_size)
+        if verify is not None:
+            batch.verify[length].append(verify)
+        if draft is not None:
+            batch.draft[length].append(draft)
+
+    def record_acceptance(self, drafted: int, accepted: int) -> None:
+        """Record how many drafts of one request were accepted."""
+        for place in range(1, min(drafted, accepted + 1) + 1):
+            self._tries[place] = self._tries[place] * _DECAY + 1
+            self._hits[place] = self._hits[place] * _DECAY + (place <= accepted)
+
+    def _batch(self, batch_size: int) -> _BatchTimes:
+        size = batch_size.bit_length()
+        if (batch := self._batches.get(size)) is None:
+            batch = self._batches[size] = _BatchTimes(self.max_length)
+        return batch
+
+    def _review(self, batch: _BatchTimes) -> None:
+        """Decide what the next steps are: of the best length, or a trial."""
+        measured = [length for length in range(self.max_length + 1) if batch.is_measured(length)]
+        best = max(measured, key=lambda length: self._rate(batch, length), default=batch.best)
+        if batch.best in measured and self._rate(batch, best) < _MARGIN * self._rate(batch, batch.best):
+            best = batch.best
+        if best != batch.best:
+            batch.best, batch.until_trial, batch.wait = best, _MIN_WAIT, 2 * _MIN_WAIT
+        beside = [best + side for side in _SIDES if 0 <= best + side <= self.max_length]
+        unknown = [length for length in (0, *beside) if not batch.is_measured(length)]
+        if unknown:
+            batch.tried, batch.steps_left = unknown[0], _TRIAL_STEPS
+        elif batch.until_trial:
+            batch.tried = best
+            batch.steps_left = min(_REVIEW_STEPS, batch.until_trial) if best else batch.until_trial
+            batch.until_trial -= batch.steps_left
+        else:
+            batch.num_trials += 1
+            batch.tried, batch.steps_left = beside[batch.num_trials % len(beside)], _TRIAL_STEPS
+            batch.until_trial = batch.wait
+            batch.wait = min(2 * batch.wait, _MAX_WAIT_WITH_DRAFTS if best else _MAX_WAIT)
+
+    def _rate(self, batch: _BatchTimes, length: int) -> float:
+        """Estimate tokens a second."""
+        tokens = probability = 1.0
+        for place in range(1, length + 1):
+            probability *= self._hits[place] / self._tries[place] if self._tries[place] else 0.0
+            tokens += probability
+        return tokens / batch.seconds(length)
+
+
+class _BatchTimes:
+    """The times of batches of one size, and what is being tried with them.
+
+    Attributes:
+        verify: by length, seconds of steps
+        draft: by length, seconds that drafts took
+        best: the length that makes most tokens a second, as far as is known
+        tried: the length that takes turns with it; the same one between trials
+        steps_left: steps until the next review
+        until_trial: steps until another length is tried
+        wait: how many steps lie before the trial after that
+        num_trials: how many trials there were, less one
+    """
+
+    def __init__(self, max_length: int) -> None:
+        self.verify = [deque[float](maxlen=_WINDOW) for _ in range(max_length + 1)]
+        self.draft = [deque[float](maxlen=_WINDOW) for _ in range(max_length + 1)]
+        self.best = self.tried = self.steps_left = 0
+        self.until_trial, self.wait, self.num_trials = _MIN_WAIT, 2 * _MIN_WAIT, -1
+
+    def is_measured(self, length: int) -> bool:
+        """Whether a length has been measured often enough to be compared."""
+        drafts = len(self.draft[length]) if length else _MIN_MEASUREMENTS
+        return min(len(self.verify[length]), drafts) >= _MIN_MEASUREMENTS
+
+    def seconds(self, length: int) -> float:
+        """Estimate the seconds of a step, its drafts included."""
+        return median_low(self.verify[length]) + (median_low(self.draft[length]) if length else 0.0)

@@ -1,8 +1,8 @@
-"""Text that must match a JSON schema, a regular expression or a grammar: which tokens may come next.
+"""Constrained decoding: which tokens may come next in text that must match a JSON schema, a regex or a grammar.
 
-A grammar is compiled and followed in a process of its own, where it can do no harm (``isolated``, ``matching``): in an
-engine, all that others notice of one that takes too long is that its own text does not go on. While the model computes
-a step, the process works out the tokens that may follow it.
+A grammar is compiled and followed in a process of its own, where it can do no harm (`isolated`, `grammar_worker`). If
+one takes too long in an engine, its own text does not go on, and others notice nothing. While the model computes a
+step, the process works out the tokens that may follow it.
 """
 
 from __future__ import annotations
@@ -16,34 +16,34 @@ from torch import Tensor
 
 from gossamer.data.tokenizer import Tokenizer
 from gossamer.errors import UserError
+from gossamer.infer.grammar_worker import ENDED, MASK, SECONDS, prepare_matching
 from gossamer.infer.isolated import Exhausted, Isolated, Refused, Worker
-from gossamer.infer.matching import ENDED, HEAD, MASK, matching
 from gossamer.infer.request import Grammar
 
 __all__ = ["GrammarError", "Grammars", "Matcher"]
 
-LONGEST = 256 << 10
-"""Characters of a grammar's text."""
-COMPILING = 2.0
-"""Seconds of the processor's time until the first token may be chosen."""
-A_TOKEN = 0.25
-"""Seconds of the processor's time for every further token."""
+MAX_CHARACTERS = 256 << 10
+"""The longest text of a grammar, in characters."""
+COMPILE_SECONDS = 2.0
+"""Processor time until the first token may be chosen, in seconds."""
+TOKEN_SECONDS = 0.25
+"""Processor time for every further token, in seconds."""
 MEMORY = 256 << 20
-"""Bytes, beyond the vocabulary."""
-QUICK = 0.02
-"""Seconds: a grammar that takes more for a token is not waited for, its text goes on when the answer is there."""
+"""Memory of a worker beyond the vocabulary, in bytes."""
+QUICK_SECONDS = 0.02
+"""A grammar that takes longer for a token is not waited for: its text goes on when the answer is there."""
 
 
 class GrammarError(UserError):
-    """A grammar cannot be used, or not any further: whose text it is has to mend it."""
+    """The error of a grammar that cannot be used, or not any further; whoever wrote it has to mend it."""
 
 
 class Grammars:
-    """Makes matchers for a tokenizer. May be used by several threads.
+    """Makes matchers for a tokenizer. Several threads may use it.
 
     Args:
-        tokenizer: whose tokens are to be allowed or forbidden
-        vocab_size: of the model, at least the tokenizer's
+        tokenizer: its tokens are allowed or forbidden
+        vocab_size: the model's, not less than the tokenizer's
     """
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
@@ -51,17 +51,17 @@ class Grammars:
 
     @cached_property
     def _processes(self) -> Isolated:
-        return Isolated(matching, self._tokenizer, self._vocab_size, memory=MEMORY)
+        return Isolated(prepare_matching, self._tokenizer, self._vocab_size, memory=MEMORY)
 
     def matcher(self, grammar: Grammar) -> Matcher:
-        """A matcher at the beginning of a text.
+        """Make a matcher at the beginning of a text.
 
         Raises:
-            GrammarError: the grammar cannot be read, or takes more time or memory than it may.
+            GrammarError: The grammar cannot be read, or takes more time or memory than it may.
         """
-        if len(grammar.text) > LONGEST:
+        if len(grammar.text) > MAX_CHARACTERS:
             raise GrammarError(
-                f"grammar: {grammar.kind} of {len(grammar.text):,} characters is too long; {LONGEST:,} are taken"
+                f"grammar: {grammar.kind} of {len(grammar.text):,} characters is too long; {MAX_CHARACTERS:,} are taken"
             )
         try:
             text = f"{grammar.kind}\n{grammar.text}".encode()
@@ -71,111 +71,112 @@ class Grammars:
             ) from error
         try:
             worker = self._processes.worker()
-            worker.send(text, COMPILING)
-            worker.send(MASK, COMPILING)
+            worker.send(text, COMPILE_SECONDS)
+            worker.send(MASK, COMPILE_SECONDS)
             return Matcher(worker, self._vocab_size)
         except (Refused, Exhausted) as error:
             raise GrammarError(f"grammar: {grammar.kind} cannot be used: {error}") from error
 
 
 class Matcher:
-    """Where a text is in its grammar.
+    """The position of a text in its grammar.
 
     Args:
-        worker: that has been asked to read the grammar, and for the tokens that may come first
-        vocab_size: of the model
+        worker: it has been asked to read the grammar, and for the tokens that may come first
+        vocab_size: the model's
 
     Raises:
-        Refused, Exhausted: by the worker.
+        Refused: The worker cannot read the grammar.
+        Exhausted: The worker has reached a limit or crashed.
     """
 
     def __init__(self, worker: Worker, vocab_size: int) -> None:
         self._worker, self._vocab_size = worker, vocab_size
-        self._owed = deque([self._read_end, self._read_mask])  # answers of the worker that have not been read
-        self._ended = False
+        self._unread = deque([self._read_end, self._read_mask])  # answers of the worker that have not been read
+        self._has_ended = False
         self._mask = np.zeros(vocab_size, bool)
-        self._quick = True
+        self._is_quick = True
         self._failure: GrammarError | None = None
-        while self._owed:
-            self._owed.popleft()()
+        while self._unread:
+            self._unread.popleft()()
 
     @property
-    def ready(self) -> bool:
-        """Whether it is known what may come next, or will be in no time."""
-        while self._owed and not self._quick and self._worker.answered():
+    def is_ready(self) -> bool:
+        """Whether it is known what may come next, or will be known at once."""
+        while self._unread and not self._is_quick and self._worker.has_answered():
             self._read()
-        return self._quick or not self._owed
+        return self._is_quick or not self._unread
 
     @property
-    def quick(self) -> bool:
-        """Whether the last answer was there in no time."""
-        return self._quick
+    def is_quick(self) -> bool:
+        """Whether the last answer came at once."""
+        return self._is_quick
 
     def allowed(self) -> Tensor:
-        """Which tokens may come next, [V] of bool.
+        """Tell which tokens may come next, [V] bool.
 
         Raises:
-            GrammarError: it cannot be told within the limits.
+            GrammarError: That cannot be found out within the limits.
         """
         self._read_all()
         return torch.from_numpy(self._mask)
 
     def consume(self, token: int) -> None:
-        """Go on by a token.
+        """Append a token to the text.
 
         Raises:
-            ValueError: the grammar does not allow it.
-            GrammarError: it cannot be told within the limits.
+            ValueError: The grammar does not allow the token.
+            GrammarError: That cannot be found out within the limits.
         """
         self._read_all()
         if not self._mask[token]:
             raise ValueError(f"token {token} breaks the grammar")
-        if self._ended:
-            return  # by the end of text, which alone may come now
+        if self._has_ended:
+            return  # the end of text, the only token that may come now
         try:
-            self._worker.send(b"%d" % token, A_TOKEN)
-            self._worker.send(MASK, A_TOKEN)
+            self._worker.send(b"%d" % token, TOKEN_SECONDS)
+            self._worker.send(MASK, TOKEN_SECONDS)
         except Exhausted as error:
             raise GrammarError(f"grammar: {error}") from error
-        self._owed += self._read_end, self._read_mask
+        self._unread += self._read_end, self._read_mask
 
     @property
-    def ended(self) -> bool:
-        """Whether nothing more may come; with a grammar that is not quick it may be known only at the next token."""
-        if len(self._owed) == 2 and self._quick:
+    def has_ended(self) -> bool:
+        """Whether nothing more may come; of a grammar that is not quick this may be known only at the next token."""
+        if len(self._unread) == 2 and self._is_quick:
             self._read()
-        return self._ended
+        return self._has_ended
 
     def fileno(self) -> int:
-        """To wait with others for what the worker says next."""
+        """Give a file descriptor to wait on, with others, for the worker's next answer."""
         return self._worker.fileno()
 
     def close(self) -> None:
-        """Nothing more is asked."""
+        """End the worker."""
         self._worker.close()
 
     def _read_all(self) -> None:
-        while self._owed:
+        while self._unread:
             self._read()
         if self._failure is not None:
             raise self._failure
 
     def _read(self) -> None:
-        """Take in the next answer that the worker owes; what went wrong is told when its tokens are asked for."""
+        """Read the worker's next answer; a failure is raised when the tokens are asked for."""
         try:
-            self._owed.popleft()()
+            self._unread.popleft()()
         except (Refused, Exhausted) as error:
-            self._owed.clear()
+            self._unread.clear()
             self._failure = GrammarError(f"grammar: {error}")
             self._failure.__cause__ = error
 
     def _read_end(self) -> None:
-        self._ended = self._worker.receive() == ENDED
+        self._has_ended = self._worker.receive() == ENDED
 
     def _read_mask(self) -> None:
         answer = self._worker.receive()
-        (seconds,) = HEAD.unpack_from(answer)
-        self._quick = seconds <= QUICK
-        bits = np.unpackbits(np.frombuffer(answer, np.uint8, offset=HEAD.size), bitorder="little")
+        (seconds,) = SECONDS.unpack_from(answer)
+        self._is_quick = seconds <= QUICK_SECONDS
+        bits = np.unpackbits(np.frombuffer(answer, np.uint8, offset=SECONDS.size), bitorder="little")
         self._mask = np.zeros(self._vocab_size, bool)
         self._mask[: len(bits)] = bits[: self._vocab_size]

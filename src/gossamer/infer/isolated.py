@@ -1,9 +1,9 @@
 """Work that may hang, eat memory or crash, done in processes that may be given up.
 
-A grammar comes from a client and a chat template from whoever made the checkpoint: both are programs, and the libraries
-that run them can loop for ever, fill the memory or overflow the stack. So they run in workers: processes forked from
-one that has prepared what is costly, such as a vocabulary, with limits on memory and on the processor's time for each
-answer, which the kernel keeps. A worker that exceeds them dies alone. This module imports nothing heavy: a worker
+A grammar comes from a client and a chat template from whoever made the checkpoint. Both are programs, and the libraries
+that run them can loop for ever, fill the memory or overflow the stack. So they run in workers: processes that are
+forked from one that has prepared what is costly, such as a vocabulary. The kernel limits their memory, and the
+processor's time for each answer. A worker that exceeds a limit dies alone. This module imports nothing heavy: a worker
 begins with little memory and in a few milliseconds.
 """
 
@@ -29,60 +29,60 @@ from gossamer.errors import UserError
 __all__ = ["Exhausted", "Handler", "Isolated", "Refused", "Worker"]
 
 Handler = Callable[[bytes], bytes]
-"""What a worker does: bytes to bytes. It may raise ``Refused``."""
-PREPARING = 120.0
-"""Seconds for the preparation."""
-_SLACK = 8.0  # the asker waits for so many times a worker's processor time: other processes take their share
+"""The work of a worker: bytes to bytes. It may raise `Refused`."""
+PREPARATION_SECONDS = 120.0
+"""The longest time that the preparation may take, in seconds."""
+_SLACK = 8.0  # an answer is waited for this many times its processor time: other processes take their share
 _DONE, _REFUSED, _MEMORY = b"\0", b"\1", b"\2"
 _MAIN = "from gossamer.infer.isolated import _main; _main()"
 
 
 class Refused(Exception):
-    """The worker does not do it, in its own words; it goes on."""
+    """The worker refuses a question, in its own words, and goes on."""
 
 
 class Exhausted(Exception):
-    """The worker has reached a limit or crashed, and is no more."""
+    """The worker has reached a limit or crashed, and has ended."""
 
 
 class Isolated:
-    """Starts workers.
+    """Starts workers from one process that is prepared.
 
     Args:
         prepare: called once, in a process of its own; what it returns is called in every worker and makes its handler.
-            A function of a module, not of a class.
-        arguments: for ``prepare``; they can be pickled.
-        memory: bytes that a worker may take beyond what the preparation took.
-        answer: bytes of an answer at most.
+            It must be a function of a module, not of a class.
+        arguments: for `prepare`; they must be picklable
+        memory: bytes that a worker may take beyond what the preparation took
+        max_answer: the largest number of bytes of an answer
     """
 
     def __init__(
-        self, prepare: Callable[..., Callable[[], Handler]], *arguments: Any, memory: int, answer: int = 1 << 28
+        self, prepare: Callable[..., Callable[[], Handler]], *arguments: Any, memory: int, max_answer: int = 1 << 28
     ) -> None:
         if not hasattr(os, "fork"):
             raise UserError("chat templates and grammars run in forked processes; this system cannot fork")
-        self._what = pickle.dumps((prepare.__module__, prepare.__qualname__, arguments, memory))
-        self._answer = answer
+        self._task = pickle.dumps((prepare.__module__, prepare.__qualname__, arguments, memory))
+        self._max_answer = max_answer
         self._lock = threading.Lock()
         self._control: socket.socket | None = None
 
     def worker(self) -> Worker:
-        """A fresh worker.
+        """Start a worker.
 
         Raises:
-            Refused: the preparation failed, in its own words.
-            Exhausted: the preparation took too long or crashed.
+            Refused: The preparation failed, in its own words.
+            Exhausted: The preparation took too long or crashed.
         """
         with self._lock:
             for attempt in range(2):
                 if self._control is None:
-                    self._control = self._prepared()
+                    self._control = self._prepare()
                 ours, theirs = socket.socketpair()
                 try:
                     with theirs:
                         socket.send_fds(self._control, [b"w"], [theirs.fileno()])
-                    return Worker(Connection(ours.detach()), self._answer)
-                except OSError:  # it has been killed; once more
+                    return Worker(Connection(ours.detach()), self._max_answer)
+                except OSError:  # the process has been killed; it is started once more
                     ours.close()
                     self._control.close()
                     self._control = None
@@ -90,8 +90,8 @@ class Isolated:
                         raise
         raise AssertionError
 
-    def _prepared(self) -> socket.socket:
-        """Start the process that prepares, and wait until it has."""
+    def _prepare(self) -> socket.socket:
+        """Start the process that prepares, and wait until it is done."""
         ours, theirs = socket.socketpair()
         with theirs:
             paths = os.pathsep.join(path for path in sys.path if path)
@@ -106,10 +106,10 @@ class Isolated:
         weakref.finalize(self, _end, process, ours.dup())
         connection = Connection(ours.dup().detach())
         try:
-            connection.send_bytes(self._what)
-            if not connection.poll(PREPARING):
-                raise Exhausted(f"not prepared within {PREPARING:g} seconds")
-            _answered(connection.recv_bytes())
+            connection.send_bytes(self._task)
+            if not connection.poll(PREPARATION_SECONDS):
+                raise Exhausted(f"not prepared within {PREPARATION_SECONDS:g} seconds")
+            _unwrap(connection.recv_bytes())
         except (EOFError, OSError):
             raise Exhausted("the process that prepares it has died") from None
         finally:
@@ -118,7 +118,7 @@ class Isolated:
 
 
 def _end(process: subprocess.Popen[bytes], control: socket.socket) -> None:
-    """Nobody asks any more: the process sees its socket closed."""
+    """End the process, which sees that its socket is closed."""
     with contextlib.suppress(OSError):
         control.shutdown(socket.SHUT_RDWR)
     control.close()
@@ -133,72 +133,72 @@ class Worker:
     """A process that answers one question after another.
 
     Attributes:
-        asked: how many questions it has been asked
+        num_questions: how many questions it has been asked
     """
 
-    def __init__(self, connection: Connection, answer: int) -> None:
+    def __init__(self, connection: Connection, max_answer: int) -> None:
         self._connection = connection
-        self._most = answer
+        self._max_answer = max_answer
         self._sent = 0.0
         self._seconds = 0.0
-        self.asked = 0
+        self.num_questions = 0
 
     def ask(self, message: bytes, seconds: float) -> bytes:
         """Send a question and wait for its answer.
 
         Args:
-            message: for the handler.
-            seconds: of the processor's time that the answer may take.
+            message: for the handler
+            seconds: processor time that the answer may take
 
         Raises:
-            Refused: by the handler.
-            Exhausted: the worker has died of it.
+            Refused: The handler refuses the question.
+            Exhausted: The worker has died of it.
         """
         self.send(message, seconds)
         return self.receive()
 
     def send(self, message: bytes, seconds: float) -> None:
-        """Send a question; ``receive`` gives the answer."""
-        self.asked += 1
+        """Send a question; `receive` gives the answer."""
+        self.num_questions += 1
         self._sent, self._seconds = time.monotonic(), seconds
         try:
             self._connection.send_bytes(float(seconds).hex().encode() + b"\n" + message)
         except OSError:
             raise Exhausted("the process that worked on it has died") from None
 
-    def answered(self) -> bool:
-        """Whether ``receive`` has something to give at once, be it the worker's death."""
+    def has_answered(self) -> bool:
+        """Tell whether `receive` has something to give at once, be it the worker's death."""
         try:
             return self._connection.poll(0)
         except OSError:
             return True
 
     def fileno(self) -> int:
-        """To wait on with others."""
+        """Give a file descriptor to wait on, with others."""
         return self._connection.fileno()
 
     def receive(self) -> bytes:
-        """The answer to the last question; raises as ``ask`` does."""
+        """Give the answer to the last question; raises as `ask` does."""
         try:
-            left = self._sent + self._seconds * _SLACK + 1 - time.monotonic()
-            if not self._connection.poll(max(0.0, left)):
+            remaining = self._sent + self._seconds * _SLACK + 1 - time.monotonic()
+            if not self._connection.poll(max(0.0, remaining)):
                 self.close()
                 raise Exhausted(f"not done in {self._seconds:g} seconds")
-            answer = self._connection.recv_bytes(self._most)
+            answer = self._connection.recv_bytes(self._max_answer)
         except (EOFError, OSError):
-            took = time.monotonic() - self._sent
+            seconds = time.monotonic() - self._sent
             self.close()
-            if took >= self._seconds:
+            if seconds >= self._seconds:
                 raise Exhausted(f"not done in {self._seconds:g} seconds") from None
             raise Exhausted("too much memory, or nested too deeply, for the process that worked on it") from None
-        return _answered(answer)
+        return _unwrap(answer)
 
     def close(self) -> None:
-        """End the worker: at once if it waits, else when its time is up."""
+        """End the worker: at once if it is waiting, otherwise when its time is up."""
         self._connection.close()
 
 
-def _answered(answer: bytes) -> bytes:
+def _unwrap(answer: bytes) -> bytes:
     if answer[:1] == _DONE:
         return answer[1:]
     if answer[:1] == _MEMORY:
@@ -206,22 +206,25 @@ def _answered(answer: bytes) -> bytes:
     raise Refused(answer[1:].decode())
 
 
-# What follows runs in the other processes.
+# What follows runs in the process that prepares, and in workers.
 
 
 def _main() -> None:
-    """The process that prepares and forks workers, until its socket is closed."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # sent to the whole group; who started this process says when to end
+    """Prepare, then fork workers until the socket is closed."""
+    for number in (
+        signal.SIGINT,
+        signal.SIGTERM,
+    ):  # sent to the whole group; the parent says when to end
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # so that workers that have ended are forgotten
     control = socket.socket(fileno=int(sys.argv[1]))
     connection = Connection(os.dup(control.fileno()))
     module, name, arguments, memory = pickle.loads(connection.recv_bytes())
     try:
-        with _limited(PREPARING):
+        with _time_limit(PREPARATION_SECONDS):
             make = getattr(import_module(module), name)(*arguments)
     except Exception as error:
-        connection.send_bytes(_told(error))
+        connection.send_bytes(_wrap_error(error))
         return
     connection.send_bytes(_DONE)
     connection.close()
@@ -237,22 +240,22 @@ def _main() -> None:
 
 
 def _work(connection: Connection, make: Callable[[], Handler], memory: int) -> None:
-    """A worker: answer until nobody asks."""
+    """Answer as a worker until nobody asks any more."""
     _limit_memory(memory)
     handler = make()
     with contextlib.suppress(EOFError, OSError):
         while True:
             seconds, _, message = connection.recv_bytes().partition(b"\n")
             try:
-                with _limited(float.fromhex(seconds.decode())):
+                with _time_limit(float.fromhex(seconds.decode())):
                     answer = _DONE + handler(message)
             except Exception as error:
-                answer = _told(error)
+                answer = _wrap_error(error)
             del message
             connection.send_bytes(answer)
 
 
-def _told(error: Exception) -> bytes:
+def _wrap_error(error: Exception) -> bytes:
     if isinstance(error, MemoryError):
         return _MEMORY
     text = str(error) if isinstance(error, Refused) else f"{type(error).__name__}: {error}"
@@ -260,8 +263,8 @@ def _told(error: Exception) -> bytes:
 
 
 @contextlib.contextmanager
-def _limited(seconds: float) -> Any:
-    """The kernel ends this process when it has taken so many seconds of the processor's time, whatever it does."""
+def _time_limit(seconds: float) -> Any:
+    """Let the kernel end this process when it has taken so many seconds of the processor's time, whatever it does."""
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
@@ -270,8 +273,8 @@ def _limited(seconds: float) -> Any:
         signal.setitimer(signal.ITIMER_PROF, 0)
 
 
-def _limit_memory(more: int) -> None:
-    """Addresses for so many bytes beyond what is mapped now, where the system can tell and keeps such a limit."""
+def _limit_memory(extra: int) -> None:
+    """Limit the memory to so many bytes beyond what is mapped now, on systems that keep such a limit."""
     import resource
 
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -280,4 +283,4 @@ def _limit_memory(more: int) -> None:
             mapped = int(file.read().split()[0]) * resource.getpagesize()
     except OSError:
         return
-    resource.setrlimit(resource.RLIMIT_AS, (mapped + more, mapped + more))
+    resource.setrlimit(resource.RLIMIT_AS, (mapped + extra, mapped + extra))

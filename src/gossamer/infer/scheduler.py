@@ -1,4 +1,4 @@
-"""Who runs: slots and pages are given to requests in the order they came, and taken back when memory runs short."""
+"""The scheduler: who has slots and pages, in the order of arrival, and who gives them back when memory is short."""
 
 from __future__ import annotations
 
@@ -8,181 +8,191 @@ from dataclasses import dataclass, field
 import torch
 
 from gossamer.infer.options import EngineOptions
-from gossamer.infer.pages import Pages
-from gossamer.infer.prefix_cache import Entry, PrefixCache
-from gossamer.infer.sequence import Sequence
-from gossamer.model.decoder import Decoder
+from gossamer.infer.prefix_cache import Entry, Pages, PrefixCache
+from gossamer.infer.running_request import RunningRequest
+from gossamer.model.decode.decoder import Decoder
 
 
 @dataclass
-class Plan:
-    """What a step computes.
+class StepPlan:
+    """What a step of the engine computes.
 
     Attributes:
-        prefill: sequences with the number of prompt tokens that are next
-        decode: sequences whose newest token is next, with its drafts
+        prefill: requests with the number of prompt tokens that are next
+        decode: requests whose newest token is next, with its drafts
     """
 
-    prefill: list[tuple[Sequence, int]] = field(default_factory=list)
-    decode: list[Sequence] = field(default_factory=list)
+    prefill: list[tuple[RunningRequest, int]] = field(default_factory=list)
+    decode: list[RunningRequest] = field(default_factory=list)
 
 
 class Scheduler:
-    """Keeps the queue, the running sequences, and who holds which slot and pages.
+    """The queue, the running requests, and the slots and pages that each of them holds.
 
     Args:
-        decoder: whose states they are
+        decoder: whose memory is given out
         options: the engine's
-        total_pages: of its memory
-        drafting: whether the multi-token-prediction head is used
+        total_pages: pages of the decoder's memory
+        uses_drafts: whether the multi-token-prediction head is used
+
+    Attributes:
+        pages: who holds which page
+        cache: beginnings of texts whose states are kept
+        waiting: requests without memory, the next one first
+        running: requests with a slot, the oldest first
+        num_preemptions: how often a request had to give its memory back
+        prefix_queries: requests that were looked up in the prefix cache
+        prefix_hits: requests of which it had a beginning
+        prefix_hit_tokens: tokens of these beginnings
     """
 
-    def __init__(self, decoder: Decoder, options: EngineOptions, total_pages: int, drafting: bool) -> None:
-        self._decoder, self._pool, self._options, self._drafting = decoder, decoder.pool, options, drafting
+    def __init__(self, decoder: Decoder, options: EngineOptions, total_pages: int, uses_drafts: bool) -> None:
+        self._decoder, self._pool, self._options, self._uses_drafts = decoder, decoder.pool, options, uses_drafts
         self.pages = Pages(total_pages)
         self.cache = PrefixCache(self.pages, options.prefix_cache_bytes)
-        self.waiting: deque[Sequence] = deque()
-        self.running: list[Sequence] = []  # oldest first
-        self._slots = list(range(options.max_batch - 1, -1, -1))
-        self.preemptions = self.queries = self.hits = self.hit_tokens = 0
+        self.waiting: deque[RunningRequest] = deque()
+        self.running: list[RunningRequest] = []
+        self._free_slots = list(range(options.max_batch - 1, -1, -1))
+        self.num_preemptions = self.prefix_queries = self.prefix_hits = self.prefix_hit_tokens = 0
 
-    def plan(self) -> Plan:
-        """Admit who fits, find room for those who decode, and share out the step's prompt tokens."""
+    def plan(self) -> StepPlan:
+        """Admit requests that fit, find room for those that decode, and share out the step's prompt tokens."""
         self._admit()
-        plan = Plan()
-        for sequence in list(self.running):
-            if sequence.slow:
-                sequence.drafts = []  # each would wait for the grammar
-            if sequence.decoding and sequence.slot is not None and sequence.ready and self._make_room(sequence):
-                plan.decode.append(sequence)
-        plan.decode = [
-            sequence for sequence in plan.decode if sequence.slot is not None
-        ]  # not preempted by a later one
+        plan = StepPlan()
+        for request in list(self.running):
+            if request.has_slow_grammar:
+                request.drafts = []  # each would wait for the grammar
+            if request.is_decoding and request.slot is not None and request.is_ready and self._make_room(request):
+                plan.decode.append(request)
+        # A request may have been preempted in favour of an older one that came later in the list.
+        plan.decode = [request for request in plan.decode if request.slot is not None]
         budget = self._options.prefill_chunk
-        for sequence in self.running:
-            if not sequence.decoding and budget:
-                size = self._chunk(sequence, budget)
-                plan.prefill.append((sequence, size))
+        for request in self.running:
+            if not request.is_decoding and budget:
+                size = self._chunk(request, budget)
+                plan.prefill.append((request, size))
                 budget -= size
         return plan
 
-    def try_grow(self, sequence: Sequence, tokens: int) -> bool:
-        """Give a sequence pages for so many tokens if they are free."""
-        missing = self._count(tokens) - len(sequence.pages)
-        if missing > self.pages.free:
+    def try_grow(self, request: RunningRequest, tokens: int) -> bool:
+        """Give a request pages for so many tokens, if enough are free."""
+        missing = self._num_pages(tokens) - len(request.pages)
+        if missing > self.pages.num_free:
             return False
         if missing > 0:
-            sequence.pages += self.pages.take(missing)
+            request.pages += self.pages.allocate(missing)
         return True
 
-    def release(self, sequence: Sequence) -> None:
-        """Take a sequence's slot and pages back."""
-        if sequence.slot is None:
+    def release(self, request: RunningRequest) -> None:
+        """Take a request's slot and pages back."""
+        if request.slot is None:
             return
-        self.running.remove(sequence)
-        self._slots.append(sequence.slot)
-        self.pages.drop(sequence.pages)
-        sequence.slot, sequence.pages = None, []
+        self.running.remove(request)
+        self._free_slots.append(request.slot)
+        self.pages.release(request.pages)
+        request.slot, request.pages = None, []
 
-    def preempt(self, sequence: Sequence) -> None:
-        """Take its memory back; it is the first to run again, and computed anew."""
-        self.release(sequence)
-        sequence.forget()
-        self.waiting.appendleft(sequence)
-        self.preemptions += 1
+    def preempt(self, request: RunningRequest) -> None:
+        """Take a request's memory back; it is the first to run again, and is computed anew."""
+        self.release(request)
+        request.reset()
+        self.waiting.appendleft(request)
+        self.num_preemptions += 1
 
-    def keep(self, sequence: Sequence) -> None:
-        """Put what a sequence has computed into the prefix cache."""
-        length = sequence.computed
-        tokens = sequence.tokens[:length]
-        if not length or not self.cache.capacity or sequence.slot is None or tokens in self.cache:
+    def cache_prefix(self, request: RunningRequest) -> None:
+        """Put what is computed of a request into the prefix cache."""
+        length = request.num_computed
+        tokens = request.tokens[:length]
+        if not length or not self.cache.capacity or request.slot is None or tokens in self.cache:
             return
-        if sequence.kept:
-            self._decoder.settle((sequence.slot,), (sequence.kept,))
-            sequence.kept = 0
-        hidden = torch.cat(sequence.unseen) if sequence.unseen else sequence.last
-        pages = tuple(sequence.pages[: self._count(length)])
-        head = min(sequence.head, length - 1)
-        self.cache.add(tokens, Entry(length, pages, self._pool.snapshot(sequence.slot), head, hidden))
+        if request.accepted:
+            self._decoder.replay((request.slot,), (request.accepted,))
+            request.accepted = 0
+        hidden = torch.cat(request.pending_hidden) if request.pending_hidden else request.last_hidden
+        pages = tuple(request.pages[: self._num_pages(length)])
+        num_head_computed = min(request.num_head_computed, length - 1)
+        snapshot = self._pool.snapshot(request.slot)
+        self.cache.add(tokens, Entry(length, pages, snapshot, num_head_computed, hidden))
 
-    def _count(self, tokens: int) -> int:
-        """Pages for so many tokens."""
+    def _num_pages(self, tokens: int) -> int:
         return -(-tokens // self._options.page_size)
 
     def _admit(self) -> None:
-        while self.waiting and self._slots:
-            sequence = self.waiting[0]
-            entry = self.cache.find(sequence.tokens)
-            # A sequence that has all the memory to itself fits, if need be without what was found.
-            if not (self._enter(sequence, entry) or (not self.running and self._enter(sequence, None))):
+        while self.waiting and self._free_slots:
+            request = self.waiting[0]
+            entry = self.cache.find(request.tokens)
+            # A request that has all the memory to itself fits, if need be without what was found.
+            if not (self._try_start(request, entry) or (not self.running and self._try_start(request, None))):
                 return
             self.waiting.popleft()
 
-    def _enter(self, sequence: Sequence, entry: Entry | None) -> bool:
-        """Give a sequence a slot, and pages for its tokens and the next one; False if there are not enough."""
+    def _try_start(self, request: RunningRequest, entry: Entry | None) -> bool:
+        """Give a request a slot, and pages for its tokens and the next one; False if there are not enough."""
         shared: tuple[int, ...] = ()
         if entry is not None:
-            # What the head has of later places is written anew, for this sequence's own next token.
-            stays = entry.head if self._drafting else entry.length
-            shared = entry.pages[: stays // self._options.page_size]
+            # The head's keys and values of later places are computed anew, for this request's own next token.
+            valid = entry.num_head_computed if self._uses_drafts else entry.length
+            shared = entry.pages[: valid // self._options.page_size]
             self.pages.share(entry.pages)  # so that making room does not free them
-        needed = self._count(len(sequence.tokens) + 1) - len(shared)
-        spare = len(self.running)  # a page to grow for each of the others
-        while self.pages.free < needed + spare and self.cache.evict():
+        needed = self._num_pages(len(request.tokens) + 1) - len(shared)
+        reserve = len(self.running)  # a page to grow for each of the others
+        while self.pages.num_free < needed + reserve and self.cache.evict():
             pass
-        fits = self.pages.free >= needed + spare
+        fits = self.pages.num_free >= needed + reserve
         if fits:
-            self._settle_in(sequence, entry, shared, needed)
+            self._start(request, entry, shared, needed)
         if entry is not None:
-            self.pages.drop(entry.pages)
+            self.pages.release(entry.pages)
         return fits
 
-    def _settle_in(self, sequence: Sequence, entry: Entry | None, shared: tuple[int, ...], needed: int) -> None:
+    def _start(self, request: RunningRequest, entry: Entry | None, shared: tuple[int, ...], needed: int) -> None:
+        """Give a request a slot, the shared pages and `needed` more, and the states that the entry has."""
         self.pages.share(shared)
-        sequence.pages = [*shared, *self.pages.take(needed)]
-        sequence.slot = self._slots.pop()
-        self.running.append(sequence)
+        request.pages = [*shared, *self.pages.allocate(needed)]
+        request.slot = self._free_slots.pop()
+        self.running.append(request)
         if entry is None:
-            self._pool.clear(sequence.slot)
+            self._pool.clear(request.slot)
         else:
             for number in range(len(shared), len(entry.pages)):
-                self._pool.copy_page(entry.pages[number], sequence.pages[number])
-            self._pool.restore(sequence.slot, entry.snapshot)
-            sequence.computed = entry.length
-            if self._drafting:
-                sequence.head, sequence.unseen = entry.head, [] if entry.hidden is None else [entry.hidden]
-        sequence.points = self._snapshot_points(sequence)
-        if sequence.cached is None:
-            sequence.cached = sequence.computed
+                self._pool.copy_page(entry.pages[number], request.pages[number])
+            self._pool.restore(request.slot, entry.snapshot)
+            request.num_computed = entry.length
+            if self._uses_drafts:
+                request.num_head_computed = entry.num_head_computed
+                request.pending_hidden = [] if entry.hidden is None else [entry.hidden]
+        request.snapshot_points = self._snapshot_points(request)
+        if request.num_cached is None:
+            request.num_cached = request.num_computed
             if self.cache.capacity:
-                self.queries += 1
-                self.hits += entry is not None
-                self.hit_tokens += sequence.computed
+                self.prefix_queries += 1
+                self.prefix_hits += entry is not None
+                self.prefix_hit_tokens += request.num_computed
 
-    def _snapshot_points(self, sequence: Sequence) -> list[int]:
-        """Places of the prompt, the last one first: at intervals, behind messages, and before its last few tokens."""
+    def _snapshot_points(self, request: RunningRequest) -> list[int]:
+        """Choose places of the prompt, last one first: at intervals, behind messages, before its last few tokens."""
         if not self.cache.capacity:
             return []
-        length, options = len(sequence.request.prompt), self._options
-        points = {*range(options.snapshot_interval, length, options.snapshot_interval), *sequence.request.boundaries}
+        length, options = len(request.prompt), self._options
+        points = {*range(options.snapshot_interval, length, options.snapshot_interval), *request.boundaries}
         points.add((length - 1) // options.page_size * options.page_size)
-        return sorted((point for point in points if sequence.computed < point < length), reverse=True)
+        return sorted((point for point in points if request.num_computed < point < length), reverse=True)
 
-    def _chunk(self, sequence: Sequence, budget: int) -> int:
-        """Tokens of a sequence that are computed next: up to the next snapshot at most."""
-        end = sequence.points[-1] if sequence.points else len(sequence.tokens)
-        return min(budget, end - sequence.computed)
+    def _chunk(self, request: RunningRequest, budget: int) -> int:
+        """Count the tokens of a prompt that are computed next: not beyond the next snapshot."""
+        end = request.snapshot_points[-1] if request.snapshot_points else len(request.tokens)
+        return min(budget, end - request.num_computed)
 
-    def _make_room(self, sequence: Sequence) -> bool:
-        """Pages for a decoding sequence's next tokens: free ones, then the cache's, then the youngest sequence's."""
-        while not self.try_grow(sequence, len(sequence.tokens) + len(sequence.drafts)):
+    def _make_room(self, request: RunningRequest) -> bool:
+        """Find pages for a request's next tokens: free ones, then the cache's, then the youngest request's."""
+        while not self.try_grow(request, len(request.tokens) + len(request.drafts)):
             if self.cache.evict():
                 continue
-            if sequence.drafts:
-                sequence.drafts = []
+            if request.drafts:
+                request.drafts = []
                 continue
             youngest = self.running[-1]
             self.preempt(youngest)
-            if youngest is sequence:
+            if youngest is request:
                 return False
         return True

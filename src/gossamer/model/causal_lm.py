@@ -19,20 +19,16 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from gossamer import ops
 from gossamer.errors import UserError
-from gossamer.model.block import Block
 from gossamer.model.config import ModelConfig
 from gossamer.model.experts import Routing, load_balancing_loss, stack_routing
 from gossamer.model.initialize import initialize
 from gossamer.model.mtp import ONE_STEP, MTPTraining, MultiTokenPrediction
-from gossamer.model.norm import RMSNorm
-from gossamer.model.pool import BatchState
 from gossamer.model.rotary import rotary_tables
 from gossamer.model.sampled_vocabulary import SampledVocabulary
-from gossamer.model.state import State
+from gossamer.model.trunk import Trunk
 from gossamer.ops.checks import check_indices, check_number, describe
 from gossamer.ops.linear_cross_entropy import IGNORED
 from gossamer.ops.packing import document_lengths, positions
@@ -40,19 +36,20 @@ from gossamer.ops.packing import document_lengths, positions
 
 @dataclass
 class Output:
-    """What a forward pass gives.
+    """The results of a forward pass.
 
     Attributes:
         logits: [B, T, V], or None when labels were given
-        loss: mean over the predicted tokens of their negative log-likelihood, in nats
-        mtp_loss: the multi-token-prediction head's, the weighted mean of its steps; None without one
-        aux_loss: the load-balancing loss of this batch, summed over layers; None in a dense network
-        routing: how the routers of the L layers with experts (the head's last) spread the tokens; None likewise
+        loss: mean negative log-likelihood of the predicted tokens, in nats
+        mtp_loss: loss of the multi-token-prediction head, the weighted mean of its steps; None without a head
+        aux_loss: load-balancing loss of this batch, summed over layers; None in a dense network
+        routing: how the routers of the L layers with experts, the head's last, spread the tokens; None in a dense
+            network
         predicted: how many tokens `loss` is the mean of, a scalar
         hidden: [B, T, hidden] after the final norm
         drafts: with labels, [B, T, hidden] for each step of the head, after its norm
-        greedy: if asked for, the likeliest tokens [B, T]: the trunk's for the next place, then each step's of the head
-            for the place its loss is about
+        greedy: if asked for, the most likely tokens [B, T]: first the trunk's for the next place, then those of each
+            step of the head, for the place that its loss is about
     """
 
     logits: Tensor | None = None
@@ -66,43 +63,8 @@ class Output:
     greedy: tuple[Tensor, ...] = ()
 
 
-class Trunk(nn.Module):
-    """`model.*`: from token ids to the hidden states after the final norm.
-
-    With `recompute` set, each block keeps only its input for the backward pass and is computed again there.
-    """
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.recompute = False
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(
-            [Block(config, mixer, config.is_sparse(index)) for index, mixer in enumerate(config.mixers)]
-        )
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-
-    def forward(
-        self,
-        input_ids: Tensor,
-        rotary: tuple[Tensor, Tensor],
-        cu_seqlens: Tensor | None,
-        state: State | BatchState | None,
-        counted: Tensor | None = None,
-    ) -> tuple[Tensor, list[Routing]]:
-        """[B, T] → hidden states [B, T, hidden] and the routing of each layer with experts."""
-        x, layers = self.embed_tokens(input_ids), []
-        for index, block in enumerate(self.layers):
-            if self.recompute and torch.is_grad_enabled() and state is None:
-                x, routing = checkpoint(block, x, rotary, cu_seqlens, None, counted, use_reentrant=False)
-            else:
-                x, routing = block(x, rotary, cu_seqlens, state.layers[index] if state else None, counted)
-            if routing is not None:
-                layers.append(routing)
-        return self.norm(x), layers
-
-
 class CausalLM(nn.Module):
-    """A Qwen3-Next language model with random weights; `gossamer.load` gives one with trained weights.
+    """A Qwen3-Next language model. It begins with random weights; `gossamer.load` gives one with trained weights.
 
     Args:
         config: sizes and switches
@@ -120,19 +82,13 @@ class CausalLM(nn.Module):
         if random_weights:
             initialize(self, config)
 
-    def new_state(self) -> State:
-        """An empty state to decode with: `model(ids, state=state)` reads and extends it."""
-        return State(self.config)
-
     def forward(
         self,
         input_ids: Tensor,
         labels: Tensor | None = None,
         cu_seqlens: Tensor | None = None,
-        state: State | None = None,
         mtp: MTPTraining | None = ONE_STEP,
         divisors: Sequence[float] | None = None,
-        last_only: bool = False,
         greedy: bool = False,
         vocabulary: SampledVocabulary | None = None,
     ) -> Output:
@@ -141,26 +97,23 @@ class CausalLM(nn.Module):
         Args:
             input_ids: [B, T] integers
             labels: [B, T] integers, the tokens themselves (they are shifted here, inside each document); −100 where a
-                token is not to be predicted. Tokens with no label at or behind them in their document are padding,
-                which counts in no loss and no load.
+                token is not to be predicted. A token with no label at its place or behind it in its document is
+                padding, which counts in no loss and no load.
             cu_seqlens: [N + 1] integers on the CPU, where documents begin in the flattened batch; None: each row is one
-            state: of the tokens before these, extended in place; not together with cu_seqlens or labels
             mtp: with labels, how the multi-token-prediction head is taught; None leaves it out
             divisors: what the sums of the losses are divided by, for the next token and then for each step of the
-                head; None: the tokens that each predicts here. A trainer gives the counts of all batches of a step.
-            last_only: logits of the last token alone, [B, 1, V]
-            greedy: with labels, also give the likeliest tokens
-            vocabulary: with labels, those tokens alone get a logit, and all labels are among them
+                head; None: the number of tokens that each predicts here. A trainer gives the counts of all batches of
+                a step.
+            greedy: with labels, also give the most likely tokens
+            vocabulary: with labels, the only tokens that get a logit; all labels are among them
 
         Raises:
-            UserError: an id or a label outside the vocabulary, or shapes, types or devices that do not fit.
+            UserError: An id or a label lies outside the vocabulary, or shapes, types or devices do not fit.
         """
-        if state is not None and (cu_seqlens is not None or labels is not None):
-            raise UserError("a decoding state goes with neither cu_seqlens nor labels")
         input_ids = self._check_ids("input_ids", input_ids)
         batch, length = input_ids.shape
         lengths = document_lengths(batch, length, cu_seqlens)
-        counted = None
+        token_mask = None
         if labels is not None:
             labels = self._check_ids("labels", labels, ignored=IGNORED)
             if labels.shape != input_ids.shape:
@@ -171,34 +124,39 @@ class CausalLM(nn.Module):
                     raise UserError(f"divisors must be {1 + steps} numbers, for the loss and each step of the head")
                 for divisor in divisors:
                     check_number("the model", "a divisor", divisor)
-            counted = tokens_that_count(labels, lengths)
-        if state is not None:
-            state.check(self.config, batch)
-            places = state.positions(length, input_ids.device)
-        else:
-            places = positions(lengths, input_ids.device).view(batch, length)
-        rotary = rotary_tables(places, self.config.rotary_dim, self.config.rope_theta)
-        hidden, layers = self.model(input_ids, rotary, cu_seqlens, state, counted)
-        if state is not None:
-            state.length += length
+            token_mask = padding_mask(labels, lengths)
+        rotary = self._rotary(lengths, input_ids)
+        hidden, routings = self.model(input_ids, rotary, cu_seqlens, token_mask)
         out = Output(hidden=hidden)
         if labels is None:
-            out.logits = self.lm_head(hidden[:, -1:] if last_only else hidden)
+            out.logits = self.lm_head(hidden)
         else:
             targets = targets_ahead(labels, lengths, 1)
             out.predicted = (targets != IGNORED).sum()
             out.loss = _loss(hidden, self.lm_head.weight, targets, divisors[0] if divisors else None, vocabulary)
             if self.mtp is not None and mtp is not None:
-                documents = _Documents(lengths, rotary, cu_seqlens, counted)
-                layers += self._teach_mtp(out, mtp, input_ids, labels, documents, divisors, vocabulary)
+                documents = _Documents(lengths, rotary, cu_seqlens, token_mask)
+                routings += self._mtp_loss(out, mtp, input_ids, labels, documents, divisors, vocabulary)
         if greedy:
-            out.greedy = tuple(self._likeliest(states) for states in (hidden, *out.drafts))
-        out.routing = stack_routing(layers)
+            out.greedy = tuple(self._most_likely(states) for states in (hidden, *out.drafts))
+        out.routing = stack_routing(routings)
         if out.routing is not None:
             out.aux_loss = load_balancing_loss(out.routing.load, out.routing.probability)
         return out
 
-    def _teach_mtp(
+    def hidden_states(self, input_ids: Tensor) -> Tensor:
+        """Compute the hidden states after the final norm, [B, T] → [B, T, hidden]; each row is a document."""
+        input_ids = self._check_ids("input_ids", input_ids)
+        lengths = document_lengths(*input_ids.shape, None)
+        hidden, _ = self.model(input_ids, self._rotary(lengths, input_ids), None)
+        return hidden  # type: ignore[no-any-return]
+
+    def _rotary(self, lengths: tuple[int, ...], input_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute cos and sin of each token's position in its document."""
+        places = positions(lengths, input_ids.device).view(input_ids.shape)
+        return rotary_tables(places, self.config.rotary_dim, self.config.rope_theta)
+
+    def _mtp_loss(
         self,
         out: Output,
         mtp: MTPTraining,
@@ -208,7 +166,7 @@ class CausalLM(nn.Module):
         divisors: Sequence[float] | None,
         vocabulary: SampledVocabulary | None,
     ) -> list[Routing]:
-        """Apply the head step after step; sets the drafts and the loss in `out`, returns the steps' mean routing."""
+        """Apply the head step after step: set drafts and loss in `out`, and give the mean routing of the steps."""
         assert self.mtp is not None and out.hidden is not None
         hidden, head = out.hidden, self.lm_head.weight
         if not mtp.trunk_gradient:
@@ -217,9 +175,9 @@ class CausalLM(nn.Module):
         for step, weight in enumerate(mtp.weights(), start=1):
             # A document's last tokens stand in for the ones after its end, where nothing is predicted.
             following = _ahead(input_ids, documents.lengths, step, fill=None)
-            if documents.counted is not None:  # padding lies behind the end, too
-                text = _ahead(documents.counted.view_as(input_ids), documents.lengths, step, fill=False)
-                following = torch.where(text, following, input_ids)
+            if documents.token_mask is not None:  # padding lies behind the end, too
+                is_text = _ahead(documents.token_mask.view_as(input_ids), documents.lengths, step, fill=False)
+                following = torch.where(is_text, following, input_ids)
             embedding = self.model.embed_tokens(following)
             if not mtp.trunk_gradient:
                 embedding = embedding.detach()
@@ -233,13 +191,13 @@ class CausalLM(nn.Module):
         return [] if stacked is None else [Routing(*(field.mean(0) for field in stacked))]
 
     @torch.no_grad()
-    def _likeliest(self, hidden: Tensor) -> Tensor:
-        """The token with the largest logit at every place, [B, T], a few rows' logits at a time."""
+    def _most_likely(self, hidden: Tensor) -> Tensor:
+        """Find the token with the largest logit at every place, [B, T], with the logits of a few rows at a time."""
         rows = hidden.flatten(0, 1).split(1024)
         return torch.cat([self.lm_head(part).argmax(-1) for part in rows]).view(hidden.shape[:2])
 
     def _check_ids(self, name: str, ids: Tensor, ignored: int | None = None) -> Tensor:
-        """[B, T] of the vocabulary's ids, as int64; see `check_indices`."""
+        """Give ids [B, T] as int64, or refuse what are none of the vocabulary's; see `check_indices`."""
         if not isinstance(ids, Tensor) or ids.ndim != 2:
             raise UserError(f"{name} must be [B, T] of integers, not {describe(ids)}")
         vocab, device = self.config.vocab_size, self.lm_head.weight.device
@@ -247,42 +205,42 @@ class CausalLM(nn.Module):
 
 
 class _Documents(NamedTuple):
-    """Where the documents of a batch lie, as the trunk has used it and the head needs it again."""
+    """Where the documents of a batch lie: what the trunk has used and the head needs again."""
 
     lengths: tuple[int, ...]
     rotary: tuple[Tensor, Tensor]
     cu_seqlens: Tensor | None
-    counted: Tensor | None
+    token_mask: Tensor | None
 
 
 def _loss(
     hidden: Tensor, head: Tensor, targets: Tensor, divisor: float | None, vocabulary: SampledVocabulary | None
 ) -> Tensor:
-    """The sum of the targets' losses over `divisor`, or their mean."""
+    """Divide the sum of the targets' losses by `divisor`, or take their mean."""
     labels, bias = targets, None
     if vocabulary is not None:
-        head, labels, bias = vocabulary.narrowed(head, targets)
+        head, labels, bias = vocabulary.select(head, targets)
     total = ops.linear_cross_entropy(hidden.flatten(0, 1), head, labels.flatten(), bias)
     return total / ((targets != IGNORED).sum().clamp(min=1) if divisor is None else divisor)
 
 
 def targets_ahead(labels: Tensor, lengths: tuple[int, ...], ahead: int) -> Tensor:
-    """What is to be predicted `ahead` places before: [B, T] labels shifted inside documents, −100 past their ends."""
+    """Shift labels [B, T] to where they are predicted, `ahead` places before; −100 past the ends of documents."""
     return _ahead(labels, lengths, ahead, fill=IGNORED)
 
 
-def tokens_that_count(labels: Tensor, lengths: tuple[int, ...]) -> Tensor | None:
-    """Which tokens are no padding: those with a label at their place or behind it in their document.
+def padding_mask(labels: Tensor, lengths: tuple[int, ...]) -> Tensor | None:
+    """Tell padding from tokens, which have a label at their place or behind it in their document.
 
     What lies behind a document's last label changes no loss. The tokens of a prompt that has no labels do, through the
     answer behind them.
 
     Args:
         labels: [B, T], −100 where there is none
-        lengths: of the documents
+        lengths: tokens of each document
 
     Returns:
-        [B·T] bool, or None on a CPU if all of them count.
+        [B·T] bool, false for padding; on a CPU None if there is no padding.
     """
     labelled = labels.flatten() != IGNORED
     if labels.device.type == "cpu" and bool(labelled.all()):
@@ -293,7 +251,7 @@ def tokens_that_count(labels: Tensor, lengths: tuple[int, ...]) -> Tensor | None
 
 
 def _ahead(tokens: Tensor, lengths: tuple[int, ...], ahead: int, fill: int | None) -> Tensor:
-    """The token `ahead` places later in the same document; past its end `fill`, or the token itself if None."""
+    """Give the token `ahead` places later in the same document; past its end `fill`, or the token itself if None."""
     flat = tokens.flatten()
     shifted = F.pad(flat[ahead:], (0, min(ahead, len(flat))))
     remaining = _remaining(lengths, tokens.device)
@@ -302,6 +260,6 @@ def _ahead(tokens: Tensor, lengths: tuple[int, ...], ahead: int, fill: int | Non
 
 
 def _remaining(lengths: tuple[int, ...], device: torch.device) -> Tensor:
-    """For each token how many follow it in its document, [tokens] int64."""
+    """Count for each token how many follow it in its document, [tokens] int64."""
     last = torch.tensor(lengths, dtype=torch.int64).repeat_interleave(torch.tensor(lengths)) - 1
     return last.to(device) - positions(lengths, device)

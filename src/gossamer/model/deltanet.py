@@ -7,10 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gossamer import ops
-from gossamer.model.config import ModelConfig
+from gossamer.model.decode.pool import RecurrentState
+from gossamer.model.layer_spec import LayerSpec
 from gossamer.model.norm import GatedRMSNorm, working_dtype
-from gossamer.model.pool import DeltaSlots
-from gossamer.model.state import LinearState
 from gossamer.ops.delta_step import DeltaWeights
 
 
@@ -21,30 +20,31 @@ class GatedDeltaNet(nn.Module):
     in a narrower type A_log becomes −inf.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, spec: LayerSpec) -> None:
         super().__init__()
-        self.key_heads, self.value_heads = config.linear_num_key_heads, config.linear_num_value_heads
-        self.key_dim, self.value_dim = config.linear_key_head_dim, config.linear_value_head_dim
-        hidden, key_width, value_width = config.hidden_size, config.linear_key_dim, config.linear_value_dim
+        self.key_heads, self.value_heads = spec.linear_num_key_heads, spec.linear_num_value_heads
+        self.key_dim, self.value_dim = spec.linear_key_head_dim, spec.linear_value_head_dim
+        hidden, key_width, value_width = spec.hidden_size, spec.linear_key_dim, spec.linear_value_dim
         self.in_proj_qkvz = nn.Linear(hidden, 2 * key_width + 2 * value_width, bias=False)
         self.in_proj_ba = nn.Linear(hidden, 2 * self.value_heads, bias=False)
         # A convolution's parameter in the checkpoint's shape, [channels, 1, K]; ops.short_conv computes it.
-        channels, taps = config.linear_conv_dim, config.linear_conv_kernel_dim
-        self.conv1d = nn.Conv1d(channels, channels, taps, groups=channels, padding=taps - 1, bias=False)
+        channels, kernel_size = spec.linear_conv_dim, spec.linear_conv_kernel_dim
+        self.conv1d = nn.Conv1d(channels, channels, kernel_size, groups=channels, padding=kernel_size - 1, bias=False)
         self.dt_bias = nn.Parameter(torch.ones(self.value_heads))
         self.A_log = nn.Parameter(torch.zeros(self.value_heads))
-        self.norm = GatedRMSNorm(self.value_dim, config.rms_norm_eps)
+        self.norm = GatedRMSNorm(self.value_dim, spec.rms_norm_eps)
         self.out_proj = nn.Linear(value_width, hidden, bias=False)
 
-    def forward(
-        self, x: Tensor, cu_seqlens: Tensor | None = None, state: LinearState | DeltaSlots | None = None
-    ) -> Tensor:
-        """[B, T, hidden] → [B, T, hidden]; `state` is read and replaced in place."""
-        if isinstance(state, DeltaSlots) and state.steps:
+    def forward(self, x: Tensor, cu_seqlens: Tensor | None = None, state: RecurrentState | None = None) -> Tensor:
+        """Apply the layer: [B, T, hidden] → [B, T, hidden].
+
+        With a `state` the layer goes on from it and leaves there the state after these tokens.
+        """
+        if state is not None and state.speculative:
             return self._step(x, state)
         qkv, z, b, a = self._project(x)
-        before = state or LinearState()
-        mixed, conv_state = ops.short_conv(qkv, self.conv1d.weight.squeeze(1), before.conv, cu_seqlens)
+        conv, recurrent = (None, None) if state is None else (state.conv, state.recurrent)
+        mixed, conv = ops.short_conv(qkv, self.conv1d.weight.squeeze(1), conv, cu_seqlens)
         key_width, value_width = self.key_heads * self.key_dim, self.value_heads * self.value_dim
         q, k, v = mixed.split([key_width, key_width, value_width], dim=-1)
 
@@ -57,30 +57,30 @@ class GatedDeltaNet(nn.Module):
             v.unflatten(-1, (self.value_heads, self.value_dim)),
             g,
             beta,
-            before.recurrent,
+            recurrent,
             cu_seqlens,
         )
         if state is not None:
-            state.conv, state.recurrent = conv_state, recurrent
+            state.conv, state.recurrent = conv, recurrent
         out: Tensor = self.out_proj(self.norm(o, z.unflatten(-1, o.shape[-2:])).flatten(2))
         return out
 
-    def _step(self, x: Tensor, state: DeltaSlots) -> Tensor:
-        """A few tokens of each of several sequences, packed in one row."""
+    def _step(self, x: Tensor, state: RecurrentState) -> Tensor:
+        """Apply the layer to a few tokens of each of several sequences, packed in one row."""
         qkvz, ba = self.in_proj_qkvz(x[0]), self.in_proj_ba(x[0])
         out: Tensor = self.out_proj(state.step(qkvz, ba, self.step_weights)).unsqueeze(0)
         return out
 
     @property
     def step_weights(self) -> DeltaWeights:
-        """What `ops.delta_step` needs beside the projections."""
+        """Weights that `ops.delta_step` needs beside the projections."""
         return DeltaWeights(self.conv1d.weight.squeeze(1), self.A_log, self.dt_bias, self.norm.weight, self.norm.eps)
 
     def _project(self, x: Tensor) -> list[Tensor]:
-        """[B, T, hidden] → [q | k | v], z, b and a, each with its heads one after the other.
+        """Project [B, T, hidden] to [q | k | v], z, b and a, each with its heads one after the other.
 
-        In the checkpoint both projections are interleaved, [q | k | r·v | r·z] and [r·b | r·a] for each key head. Of
-        many tokens the weights are put in order, of few the results: whichever is less.
+        In the checkpoint both projections are interleaved, [q | k | r·v | r·z] and [r·b | r·a] for each key head. For
+        many tokens the weights are put in order, for few tokens the results: whichever is less work.
         """
         repeats = self.value_heads // self.key_heads
         values = repeats * self.value_dim
@@ -94,6 +94,6 @@ class GatedDeltaNet(nn.Module):
         return [qkv, z, *F.linear(x, gates).chunk(2, dim=2)]
 
     def _in_order(self, x: Tensor, widths: list[int], dim: int) -> list[Tensor]:
-        """Along `dim`, parts of these widths for each key head → the parts, each with all heads."""
+        """Split what has parts of these widths for each key head along `dim` into the parts, each with all heads."""
         parts = x.unflatten(dim, (self.key_heads, -1)).split(widths, dim + 1)
         return [part.flatten(dim, dim + 1) for part in parts]

@@ -1,4 +1,4 @@
-"""All initial weights, in one place.
+"""The initial values of all weights, in one place.
 
 | parameter | value | source |
 |---|---|---|

@@ -8,20 +8,21 @@ import torch
 from torch import Tensor, nn
 
 from gossamer.errors import UserError
-from gossamer.model.block import Block
-from gossamer.model.config import FULL, ModelConfig
+from gossamer.model.config import ModelConfig
 from gossamer.model.experts import Routing
+from gossamer.model.layer_spec import layer_specs
 from gossamer.model.norm import RMSNorm
+from gossamer.model.trunk import Block
 
 
 @dataclass(frozen=True)
 class MTPTraining:
-    """How the head is taught.
+    """How the multi-token-prediction head is taught.
 
     Attributes:
         steps: tokens beyond the next one that are predicted, the one head applied to its own output each time
         decay: each further step weighs this much of the one before it (FastMTP, arXiv 2509.18362: 0.6)
-        trunk_gradient: the head's loss teaches the trunk, too
+        trunk_gradient: whether the head's loss teaches the trunk, too
     """
 
     steps: int = 1
@@ -33,7 +34,7 @@ class MTPTraining:
             raise UserError(f"mtp: steps must be 1 or more, not {self.steps}; leave the head out with mtp=None")
 
     def weights(self) -> list[float]:
-        """Of the steps' losses; they sum to 1."""
+        """Give the weights of the steps' losses, which sum to 1."""
         powers = [self.decay**step for step in range(self.steps)]
         return [power / sum(powers) for power in powers]
 
@@ -51,7 +52,7 @@ class MultiTokenPrediction(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.fc = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=False)
-        self.layers = nn.ModuleList([Block(config, FULL, sparse=config.num_experts > 0)])
+        self.layers = nn.ModuleList([Block(spec) for spec in layer_specs(config)[config.num_hidden_layers :]])
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.pre_fc_norm_embedding = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.pre_fc_norm_hidden = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -62,17 +63,25 @@ class MultiTokenPrediction(nn.Module):
         hidden: Tensor,
         rotary: tuple[Tensor, Tensor],
         cu_seqlens: Tensor | None = None,
-        counted: Tensor | None = None,
+        token_mask: Tensor | None = None,
     ) -> tuple[Tensor, Routing | None]:
-        """Embedding of t_{i+1} and h_i, both [B, T, hidden] → hidden states for t_{i+2}, and the block's routing.
+        """Compute the hidden states for t_{i+2}.
 
-        `counted`, [B·T] bool, says which tokens are no padding; None: all.
+        Args:
+            embedding: [B, T, hidden], of t_{i+1}
+            hidden: [B, T, hidden], h_i
+            rotary: cos and sin of the tokens' positions
+            cu_seqlens: where documents begin in the flattened batch; None: each row is one
+            token_mask: [B·T] bool, false for padding; None: no token is padding
+
+        Returns:
+            Hidden states [B, T, hidden], and the block's routing.
         """
-        x, routing = self.layers[0](self.join(embedding, hidden), rotary, cu_seqlens, None, counted)
+        x, routing = self.layers[0](self.join(embedding, hidden), rotary, cu_seqlens, None, token_mask)
         return self.norm(x), routing
 
     def join(self, embedding: Tensor, hidden: Tensor) -> Tensor:
-        """Both […, hidden] → what the block reads, […, hidden]."""
+        """Join an embedding and a hidden state, both […, hidden], to what the block reads, […, hidden]."""
         joined = torch.cat([self.pre_fc_norm_embedding(embedding), self.pre_fc_norm_hidden(hidden)], dim=-1)
         x: Tensor = self.fc(joined)
         return x

@@ -1,4 +1,4 @@
-"""Root-mean-square norms: the trunk's (1 + w) and the gated one of linear attention."""
+"""Root-mean-square norms: the trunk's, with a factor of 1 + w, and the gated one of linear attention."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from gossamer import ops
 
 
 def working_dtype(x: Tensor) -> torch.dtype:
-    """float32, or float64 for inputs of that type: what norms, gates and states are computed in."""
+    """Give the type that norms, gates and states are computed in: float32, or float64 for inputs of that type."""
     return torch.promote_types(x.dtype, torch.float32)
 
 
@@ -22,8 +22,12 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        """[…, width] → […, width]."""
+        """Normalise the last dimension: […, width] → […, width]."""
         return ops.rms_norm(x, 1.0 + self.weight.to(working_dtype(x)), self.eps)
+
+    def factor(self) -> Tensor:
+        """Give 1 + w, [width], by which a normalised vector is multiplied."""
+        return 1.0 + self.weight.detach()
 
 
 class GatedRMSNorm(nn.Module):
@@ -35,5 +39,5 @@ class GatedRMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor, gate: Tensor) -> Tensor:
-        """Both […, width] → […, width]."""
+        """Normalise and gate the last dimension: both […, width] → […, width]."""
         return ops.gated_rms_norm(x, gate, self.weight, self.eps)

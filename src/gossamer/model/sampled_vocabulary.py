@@ -1,10 +1,10 @@
-"""A sample of the vocabulary for the output head in training: its products are with K tokens and not with all V.
+"""A sample of the vocabulary for the output head in training: its products are with K tokens instead of all V.
 
-Of a small network with a vocabulary of thousands, the head is half of a step. Of a batch, the tokens that occur in it
-matter most, since each of them is to be predicted somewhere; the others are only pushed down, and a few of them can
-stand for all: log Σ exp is taken over the tokens that occur and over a sample of the others, each of which counts as
-often as there are others for one drawn (sampled softmax, arXiv 1412.2007, whose correction this is for a sample drawn
-evenly). The sum under the logarithm is right in the mean.
+In a small network with a vocabulary of thousands, the output head is half of a step. The tokens that occur in a batch
+matter most, since each of them is to be predicted somewhere. The others are only pushed down, and a few of them can
+stand for all: log Σ exp is taken over the tokens that occur and over a sample of the others, each of which is counted
+as often as there are others for every one in the sample (sampled softmax, arXiv 1412.2007, with its correction for a
+uniform sample). The sum under the logarithm is right in the mean.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from gossamer.errors import UserError
 from gossamer.ops.checks import describe
 
-LEAST_DRAWN = 0.25  # share of the sample that is drawn, however many different tokens a batch has
+MIN_SAMPLED_FRACTION = 0.25  # of the size that is asked for, however many different tokens a batch has
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +27,7 @@ class SampledVocabulary:
 
     Attributes:
         tokens: [K] int64, ascending
-        log_counts: [K] float32, the log of how many tokens each stands for: 0 for those that occur
+        log_counts: [K] float32, the logarithm of how many tokens each stands for: 0 for those that occur
     """
 
     tokens: Tensor
@@ -42,47 +42,51 @@ class SampledVocabulary:
         if int(tokens[0]) < 0 or not bool((tokens[1:] > tokens[:-1]).all()):
             raise UserError("vocabulary: tokens must be ids in ascending order")
 
-    def narrowed(self, head: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What the loss needs instead of the whole head.
+    def select(self, head: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Give what the loss needs in place of the whole output head.
 
         Args:
             head: [V, hidden]
-            targets: int64, each among the tokens, or negative where nothing is predicted
+            targets: int64, each of them among the tokens, or negative where nothing is predicted
 
         Returns:
-            The tokens' rows [K, hidden]; the targets as places among them; what is added to the logits, [K].
+            The tokens' rows [K, hidden]; the targets as indices into the tokens; what is added to the logits, [K].
 
         Raises:
-            UserError: on a CPU, a target that is not among the tokens, or a token that has no row.
+            UserError: On a CPU, a target is not among the tokens, or a token has no row.
         """
         tokens = self.tokens.to(head.device)
-        places = torch.searchsorted(tokens, targets.clamp(min=0)).clamp(max=len(tokens) - 1)
+        indices = torch.searchsorted(tokens, targets.clamp(min=0)).clamp(max=len(tokens) - 1)
         if head.device.type == "cpu":
             if int(tokens[-1]) >= len(head):
                 raise UserError(f"vocabulary: token {int(tokens[-1])} is outside the vocabulary of {len(head)}")
-            missing = (tokens[places] != targets) & (targets >= 0)
+            missing = (tokens[indices] != targets) & (targets >= 0)
             if bool(missing.any()):
                 raise UserError(f"vocabulary: label {int(targets[missing][0])} is not among the sampled tokens")
-        return head.index_select(0, tokens), torch.where(targets < 0, targets, places), self.log_counts.to(head.device)
+        labels = torch.where(targets < 0, targets, indices)
+        return head.index_select(0, tokens), labels, self.log_counts.to(head.device)
 
 
 def sample_vocabulary(labels: Tensor, vocab_size: int, size: int) -> SampledVocabulary | None:
-    """The tokens that occur in labels, and others drawn evenly; None where that would be the whole vocabulary.
+    """Take the tokens that occur in labels, and a uniform sample of the others.
 
     Args:
         labels: int64 on the CPU, negative where nothing is predicted
         vocab_size: V
-        size: K; a quarter of it is drawn even where the batch has more than three quarters of it in different tokens
+        size: K; a quarter of it is sampled even where the different tokens of the batch take more than three quarters
+
+    Returns:
+        The sample, or None if it would be the whole vocabulary.
     """
-    occurs = torch.zeros(vocab_size, dtype=torch.bool)
-    occurs[labels[labels >= 0]] = True
-    others = (~occurs).nonzero()[:, 0]
-    drawn = max(size - (vocab_size - len(others)), math.ceil(LEAST_DRAWN * size))
-    if drawn >= len(others):
+    is_included = torch.zeros(vocab_size, dtype=torch.bool)
+    is_included[labels[labels >= 0]] = True
+    others = (~is_included).nonzero()[:, 0]
+    num_sampled = max(size - (vocab_size - len(others)), math.ceil(MIN_SAMPLED_FRACTION * size))
+    if num_sampled >= len(others):
         return None
     log_counts = torch.zeros(vocab_size)
-    picked = others[torch.randperm(len(others))[:drawn]]
-    log_counts[picked] = math.log(len(others) / drawn)
-    occurs[picked] = True
-    tokens = occurs.nonzero()[:, 0]
+    sampled = others[torch.randperm(len(others))[:num_sampled]]
+    log_counts[sampled] = math.log(len(others) / num_sampled)
+    is_included[sampled] = True
+    tokens = is_included.nonzero()[:, 0]
     return SampledVocabulary(tokens, log_counts[tokens])

@@ -5,10 +5,8 @@ from __future__ import annotations
 import torch
 
 from gossamer.ops.attention import attention
-from gossamer.ops.decode_layers import decode_layers
 from gossamer.ops.delta_rule import delta_rule
 from gossamer.ops.delta_step import delta_step
-from gossamer.ops.draft_tokens import draft_tokens
 from gossamer.ops.draw import draw
 from gossamer.ops.few_rows import few_rows
 from gossamer.ops.gated_rms_norm import gated_rms_norm
@@ -22,11 +20,9 @@ from gossamer.ops.short_conv import short_conv
 
 __all__ = [
     "attention",
-    "decode_layers",
     "delta_rule",
     "delta_step",
     "describe",
-    "draft_tokens",
     "draw",
     "few_rows",
     "forced",

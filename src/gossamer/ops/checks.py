@@ -5,7 +5,7 @@ whatever lies there, and end the process at best. Every operation's public funct
 here, whichever implementation runs: all of them refuse the same things with the same words.
 
 What costs more than a step allows is checked where it is made and not at every call: the weights and memory of a
-network that decodes (`decode_layers.Layers`, `draft_tokens.Head`), and the places of a batch's sequences
+network that decodes (`DecoderLayers` and `DraftHead` in model/decode), and the places of a batch's sequences
 (`sequences.Sequences`), whose bounds are then compared with the memory's at each call.
 
 Indices are compared with their bounds on the CPU alone. On an accelerator a step would have to wait for the answer;

@@ -23,9 +23,9 @@ from gossamer.data.token_files import TokenFile
 from gossamer.data.tokenizer import Tokenizer
 from gossamer.errors import UserError
 from gossamer.model.causal_lm import CausalLM, targets_ahead
-from gossamer.model.finite import SAID, why_not_finite
-from gossamer.model.int8 import round_to_int8
 from gossamer.model.mtp import MTPTraining
+from gossamer.model.nonfinite import NOT_FINITE, explain_nonfinite
+from gossamer.model.quantize import quantize_to_int8
 from gossamer.ops.linear_cross_entropy import IGNORED
 from gossamer.ops.packing import document_lengths
 from gossamer.reading import TextErrors
@@ -163,8 +163,8 @@ def _why_not_finite(model: CausalLM, batches: Iterable[Batch], device: torch.dev
         for ids in batch.input_ids.to(device):
             logits = model(ids.unsqueeze(0)).logits
             if not bool(logits.isfinite().all()):
-                return why_not_finite(model, ids)
-    return f"{SAID} for all of the text together"
+                return explain_nonfinite(model, ids)
+    return f"{NOT_FINITE} for all of the text together"
 
 
 def _acceptance(greedy: list[Tensor], labels: Tensor, lengths: tuple[int, ...]) -> Tensor:
@@ -216,7 +216,7 @@ def evaluate_run(
     directory = hub.find_model(run)
     model, tokenizer = hub.load(directory, device=where), Tokenizer.load(directory)
     if weights == "int8":
-        round_to_int8(model)
+        quantize_to_int8(model)
     length, rows = 512, 8
     if paths:
         sets = {"": prepare_one(tuple(paths), CorpusConfig(errors=errors), tokenizer, progress)}

@@ -25,8 +25,8 @@ from gossamer.data.packing import TrainBatches
 from gossamer.data.tokenizer import Tokenizer
 from gossamer.errors import UserError
 from gossamer.infer.defaults import sampling_for_readers
+from gossamer.infer.generation import sample_text
 from gossamer.infer.request import SamplingParams
-from gossamer.infer.sample import sample_text
 from gossamer.model.causal_lm import CausalLM
 from gossamer.reading import checked
 from gossamer.run.announce import announce, conclude, start_facts, what_next

@@ -40,6 +40,6 @@ def build_engine(folder: Path, config: EngineConfig) -> Callable[[], tuple[Engin
 
     def make() -> tuple[Engine, ModelInfo]:
         engine = InferEngine(model, tokenizer, config.options)
-        return engine, ModelInfo(engine.longest, model.config.vocab_size, config.options.max_batch)
+        return engine, ModelInfo(engine.max_length, model.config.vocab_size, config.options.max_batch)
 
     return make

@@ -266,7 +266,7 @@ class _Renderer:
             except Refused:
                 self._idle.append(worker)
                 raise
-            if worker.asked < MANY:
+            if worker.num_questions < MANY:
                 self._idle.append(worker)
             else:
                 worker.close()

@@ -26,9 +26,9 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from gossamer.errors import UserError
-from gossamer.model.block import Block
 from gossamer.model.causal_lm import CausalLM
 from gossamer.model.experts import SparseMLP
+from gossamer.model.trunk import Block
 from gossamer.train.expert_parallel import SpreadExperts
 from gossamer.train.world import World
 

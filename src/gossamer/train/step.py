@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gossamer import device as devices
 from gossamer.data.packing import Batch
-from gossamer.model.causal_lm import CausalLM, Output, targets_ahead, tokens_that_count
+from gossamer.model.causal_lm import CausalLM, Output, padding_mask, targets_ahead
 from gossamer.model.mtp import MTPTraining
 from gossamer.model.sampled_vocabulary import SampledVocabulary, sample_vocabulary
 from gossamer.ops.linear_cross_entropy import IGNORED
@@ -125,7 +125,7 @@ class Learner:
 def _num_tokens(batch: Batch) -> int:
     """How many tokens of a batch are no padding."""
     rows, length = batch.labels.shape
-    counted = tokens_that_count(batch.labels, document_lengths(rows, length, batch.cu_seqlens))
+    counted = padding_mask(batch.labels, document_lengths(rows, length, batch.cu_seqlens))
     return batch.labels.numel() if counted is None else int(counted.sum())
 
 

@@ -8,8 +8,8 @@ from torch import Tensor
 from gossamer.errors import UserError
 from gossamer.ops import native as kernels
 from gossamer.ops.checks import check_floats, shape
-from gossamer.ops.decode_layers.layers import Int8, Matrix, check_matrix
 from gossamer.ops.few_rows.native import native
+from gossamer.ops.matrix import Int8, Matrix, check_matrix
 from gossamer.ops.registry import Operation
 
 FEW_ROWS = Operation("few_rows", trains=False)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gossamer.ops import native as kernels
-from gossamer.ops.decode_layers.layers import Int8, Matrix
+from gossamer.ops.matrix import Int8, Matrix
 
 MOST = 64  # vectors; beyond, the BLAS is faster
 

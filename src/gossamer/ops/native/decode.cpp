@@ -1,8 +1,8 @@
 // Whole layers for the next few tokens of several sequences, in one parallel region: what a decoding step is made of.
 //
 // With few tokens a layer is a few hundred microseconds of reading weights, and as many calls from Python would cost more
-// than that. The mathematics is that of model/; docs in ops/decode_layers. Threads meet at a barrier six times a layer;
-// what is small (norms, the choice of experts) each computes for itself.
+// than that. The mathematics is that of model/, and model/decode/layers.py calls it. Threads meet at a barrier six times
+// a layer; what is small (norms, the choice of experts) each computes for itself.
 
 #include <algorithm>
 #include <cmath>
@@ -10,59 +10,39 @@
 
 #include "attention.h"
 #include "delta_step.h"
-#include "rows.h"
+#include "layer.h"
 #include "team.h"
 
 using namespace gossamer;
 
 namespace {
 
-constexpr int UNIT = 16;   // rows of a matrix, of which a thread takes a number in one piece
-constexpr int BLOCK = 64;  // rows whose products are kept before they go on
-
-// A layer as ops/decode_layers lists it: addresses and sizes, 8 bytes each. Of a linear layer the pages, of a layer of
-// full attention the memory is not there.
-struct Layer {
-    const float *input_norm, *post_norm;  // 1 + w
-    // linear attention
-    Matrix qkvz, ba, linear_out;
-    const float *conv_weight, *A_log, *dt_bias, *gated_norm;
-    float *conv, *recurrent, *keys, *updates, *gates;
-    // full attention; biases may be null
-    Matrix q, k, v, o;
-    const float *q_bias, *k_bias, *v_bias, *o_bias, *q_norm, *k_norm;
-    float *k_pages, *v_pages;
-    // feed-forward: router (null in a dense layer), experts, and the shared expert or dense network
-    Matrix router;
-    const float *router_bias;
-    Matrix gate_up, down, shared_gate, gate, up, shared_down;
-    int64_t shared_width;
-};
-
-struct Sizes {
-    int64_t layers, hidden, heads, kv_heads, head_dim, rotary_half, key_heads, value_heads, key_dim, value_dim, taps, most,
-        experts, chosen, width, renormalise, page_size;
-};
+constexpr int UNIT = 16;   // rows of a matrix; a thread takes a number of units that lie side by side
+constexpr int BLOCK = 64;  // rows whose products are held before they are used
 
 // The tokens, whose they are, and where they lie in their texts.
 struct Batch {
-    int64_t sequences, tokens, most_pages;
-    const int64_t *slots, *kept, *past, *lengths, *table;
-    bool stay;  // no later step forgets any of them
+    int64_t num_sequences, num_tokens, max_pages;
+    const int64_t *slots, *accepted, *past, *lengths, *page_table;
+    bool speculative;  // the next step may forget them again
     std::vector<int64_t> starts;
 };
 
-struct Shared {  // by all threads
-    std::vector<float> projected, more, mixed, logits, acts, cos, sin;
+// What all threads read and write.
+struct Buffers {
+    std::vector<float> projected;  // [q | k | v | z] of linear attention, or queries and their gates
+    std::vector<float> projected_small;  // [b | a] of linear attention, or keys and values
+    std::vector<float> mixed, logits, activations, cos, sin;
 };
 
-struct Own {  // of a thread, number `thread` of its team
+// One thread of the team, with what it alone reads and writes.
+struct Worker {
     Team *team;
     int thread;
-    std::vector<float> normed, sums, weights;
+    std::vector<float> normed, probabilities, weights;
     std::vector<const float *> rows;
     std::vector<int64_t> ids, order, offsets;
-    // Of `count` pieces of work those that are this thread's, one after the other: it reads one stretch of memory.
+    // Its share of `count` units of work, one after the other: it reads one stretch of memory.
     int64_t first_of(int64_t count) const { return count * thread / team->threads; }
     int64_t last_of(int64_t count) const { return count * (thread + 1) / team->threads; }
 };
@@ -75,7 +55,7 @@ void rms_norm(float *y, const float *x, const float *w, int64_t rows, int width,
     }
 }
 
-void point_at(std::vector<const float *> &rows, const float *x, int64_t count, int64_t width) {
+void set_rows(std::vector<const float *> &rows, const float *x, int64_t count, int64_t width) {
     rows.resize(count);
     for (int64_t i = 0; i < count; i++) rows[i] = x + i * width;
 }
@@ -87,15 +67,16 @@ struct Stretch {
 };
 
 // This thread's stretch of a matrix of `rows`.
-Stretch share(const Own &own, int64_t rows) {
+Stretch share(const Worker &worker, int64_t rows) {
     const int64_t units = (rows + UNIT - 1) / UNIT;
-    return {own.first_of(units) * UNIT, std::min(rows, own.last_of(units) * UNIT)};
+    return {worker.first_of(units) * UNIT, std::min(rows, worker.last_of(units) * UNIT)};
 }
 
 // out [T, rows] = x Wᵀ + bias: this thread's share of the rows.
-void linear(const Own &own, const Matrix &w, const float *bias, int64_t rows, int64_t width, float *out, int64_t ldo) {
-    const std::vector<const float *> &x = own.rows;
-    const Stretch mine = share(own, rows);
+void linear(const Worker &worker, const Matrix &w, const float *bias, int64_t rows, int64_t width, float *out,
+            int64_t ldo) {
+    const std::vector<const float *> &x = worker.rows;
+    const Stretch mine = share(worker, rows);
     products(int(x.size()), mine.rows(), x.data(), w.from(mine.first, width), int(width), out + mine.first, ldo);
     for (size_t t = 0; bias && t < x.size(); t++)
         add_scaled(out + t * ldo + mine.first, 1.0f, bias + mine.first, mine.rows());
@@ -108,19 +89,19 @@ void add_products(const float *const *in, int64_t count, const Matrix &w, Stretc
     for (int64_t first = rows.first; first < rows.last; first += BLOCK) {
         const int n = int(std::min<int64_t>(BLOCK, rows.last - first));
         for (int64_t t = 0; t < count; t += 4) {
-            const int some = int(std::min<int64_t>(4, count - t));
-            products(some, n, in + t, w.from(first, width), int(width), sums, BLOCK);
-            for (int i = 0; i < some; i++) add_scaled(to(t + i) + first, 1.0f, sums + i * BLOCK, n);
+            const int group = int(std::min<int64_t>(4, count - t));
+            products(group, n, in + t, w.from(first, width), int(width), sums, BLOCK);
+            for (int i = 0; i < group; i++) add_scaled(to(t + i) + first, 1.0f, sums + i * BLOCK, n);
         }
     }
 }
 
 // x += in Wᵀ + bias: this thread's share of the rows.
-void add_linear(const Own &own, const Matrix &w, const float *bias, int64_t rows, int64_t width, float *x) {
-    const Stretch mine = share(own, rows);
+void add_linear(const Worker &worker, const Matrix &w, const float *bias, int64_t rows, int64_t width, float *x) {
+    const Stretch mine = share(worker, rows);
     const auto to = [&](int64_t t) { return x + t * rows; };
-    add_products(own.rows.data(), int64_t(own.rows.size()), w, mine, width, to);
-    for (size_t t = 0; bias && t < own.rows.size(); t++)
+    add_products(worker.rows.data(), int64_t(worker.rows.size()), w, mine, width, to);
+    for (size_t t = 0; bias && t < worker.rows.size(); t++)
         add_scaled(to(t) + mine.first, 1.0f, bias + mine.first, mine.rows());
 }
 
@@ -135,243 +116,274 @@ void rotate(float *x, const float *cos, const float *sin, int half) {
 
 // All tokens of one sequence for one key head: norms, rotation, the new keys and values into their pages, attention and
 // its gate. q [T, H, 2D], query before gate; kv [T, 2, Hkv, D].
-void attend(const Layer &l, const Sizes &z, const Batch &batch, int64_t n, int64_t head, float *q, float *kv, float eps,
-            const Shared &shared, float *mixed) {
-    const int64_t D = z.head_dim, R = z.heads / z.kv_heads, row = z.kv_heads * D, length = batch.lengths[n];
-    const int64_t *table = batch.table + n * batch.most_pages;
-    const int half = int(z.rotary_half);
-    for (int64_t t = batch.starts[n]; t < batch.starts[n] + length; t++) {
-        const float *cos = shared.cos.data() + t * half, *sin = shared.sin.data() + t * half;
-        const int64_t place = batch.past[n] + t - batch.starts[n];
-        const int64_t at = (table[place / z.page_size] * z.page_size + place % z.page_size) * row + head * D;
+void attend(const Layer &l, const Batch &batch, int64_t n, int64_t head, float *q, float *kv, float eps,
+            const Buffers &buffers, float *mixed) {
+    const int64_t H = l.num_attention_heads, D = l.head_dim, R = H / l.num_key_value_heads, row = l.key_value_dim();
+    const int64_t first_token = batch.starts[n], length = batch.lengths[n];
+    const int64_t *pages = batch.page_table + n * batch.max_pages;
+    const int half = int(l.rotary_dim / 2);
+    for (int64_t t = first_token; t < first_token + length; t++) {
+        const float *cos = buffers.cos.data() + t * half, *sin = buffers.sin.data() + t * half;
+        const int64_t place = batch.past[n] + t - first_token;
+        const int64_t at = (pages[place / l.page_size] * l.page_size + place % l.page_size) * row + head * D;
         float *k = kv + t * 2 * row + head * D;
         rms_norm(l.k_pages + at, k, l.k_norm, 1, int(D), eps);
         rotate(l.k_pages + at, cos, sin, half);
         std::memcpy(l.v_pages + at, k + row, sizeof(float) * D);
         for (int64_t r = head * R; r < (head + 1) * R; r++) {
-            float *one = q + (t * z.heads + r) * 2 * D;
-            rms_norm(one, one, l.q_norm, 1, int(D), eps);
-            rotate(one, cos, sin, half);
+            float *query = q + (t * H + r) * 2 * D;
+            rms_norm(query, query, l.q_norm, 1, int(D), eps);
+            rotate(query, cos, sin, half);
         }
     }
     // Queries lie 2D apart for the sake of their gates; attention wants the heads of a token together.
-    std::vector<float> together(length * R * D);
+    std::vector<float> queries(length * R * D);
     for (int64_t t = 0; t < length; t++)
         for (int64_t r = 0; r < R; r++)
-            std::memcpy(together.data() + (t * R + r) * D, q + ((batch.starts[n] + t) * z.heads + head * R + r) * 2 * D,
+            std::memcpy(queries.data() + (t * R + r) * D, q + ((first_token + t) * H + head * R + r) * 2 * D,
                         sizeof(float) * D);
-    const AttentionLayout layout{int(z.kv_heads), int(R), int(D), R * D, row, row, 1.0f / std::sqrt(float(D))};
-    const InPages keys{l.k_pages + head * D, l.v_pages + head * D, layout, table, int(z.page_size)};
+    const AttentionLayout layout{int(l.num_key_value_heads), int(R), int(D), R * D, row, row, 1.0f / std::sqrt(float(D))};
+    const InPages keys{l.k_pages + head * D, l.v_pages + head * D, layout, pages, int(l.page_size)};
     for (int64_t first = 0; first < length; first += QUERIES) {
-        const int some = int(std::min<int64_t>(QUERIES, length - first));
-        forward_block(layout, together.data() + first * R * D, keys, batch.past[n] + first, some,
-                      mixed + ((batch.starts[n] + first) * z.heads + head * R) * D, nullptr);
+        const int count = int(std::min<int64_t>(QUERIES, length - first));
+        forward_block(layout, queries.data() + first * R * D, keys, batch.past[n] + first, count,
+                      mixed + ((first_token + first) * H + head * R) * D, nullptr);
     }
-    for (int64_t t = batch.starts[n]; t < batch.starts[n] + length; t++)
+    for (int64_t t = first_token; t < first_token + length; t++)
         for (int64_t r = head * R; r < (head + 1) * R; r++) {
-            const float *gate = q + (t * z.heads + r) * 2 * D + D;
-            float *out = mixed + (t * z.heads + r) * D;
+            const float *gate = q + (t * H + r) * 2 * D + D;
+            float *out = mixed + (t * H + r) * D;
 #pragma omp simd
             for (int64_t d = 0; d < D; d++) out[d] *= sigmoid(gate[d]);
         }
 }
 
-void mix(const Layer &l, const Sizes &z, const Batch &batch, float eps, Shared &shared, Own &own, float *x) {
-    const int64_t T = batch.tokens, hidden = z.hidden;
-    float *projected = shared.projected.data(), *more = shared.more.data(), *mixed = shared.mixed.data();
-    rms_norm(own.normed.data(), x, l.input_norm, T, int(hidden), eps);
-    point_at(own.rows, own.normed.data(), T, hidden);
-    if (l.qkvz) {
-        const Step s{int(z.key_heads), int(z.value_heads / z.key_heads), int(z.key_dim), int(z.value_dim), int(z.taps),
-                     int(z.most), eps};
-        const Memory memory{l.conv, l.recurrent, l.keys, l.updates, l.gates};
-        const int64_t wide = z.key_heads * s.projected();
-        linear(own, l.qkvz, nullptr, wide, hidden, projected, wide);
-        linear(own, l.ba, nullptr, 2 * z.value_heads, hidden, more, 2 * z.value_heads);
-        own.team->meet();
-        for (int64_t task = own.thread; task < batch.sequences * z.key_heads; task += own.team->threads) {
-            const int64_t n = task / z.key_heads, at = batch.starts[n];
-            const int head = int(task % z.key_heads), length = int(batch.lengths[n]);
-            const float *qkvz = projected + at * wide, *ba = more + at * 2 * z.value_heads;
-            float *y = mixed + at * z.value_heads * z.value_dim;
-            if (batch.stay)
-                step_head_for_good(s, memory, batch.slots[n], length, head, qkvz, ba, l.conv_weight, l.A_log, l.dt_bias,
-                                   l.gated_norm, y);
-            else
-                step_head(s, memory, batch.slots[n], int(batch.kept[n]), length, head, qkvz, ba, l.conv_weight, l.A_log,
-                          l.dt_bias, l.gated_norm, y);
-        }
-        own.team->meet();
-        point_at(own.rows, mixed, T, z.value_heads * z.value_dim);
-        add_linear(own, l.linear_out, nullptr, hidden, z.value_heads * z.value_dim, x);
-    } else {
-        const int64_t wide = 2 * z.heads * z.head_dim, kv = z.kv_heads * z.head_dim;
-        linear(own, l.q, l.q_bias, wide, hidden, projected, wide);
-        linear(own, l.k, l.k_bias, kv, hidden, more, 2 * kv);
-        linear(own, l.v, l.v_bias, kv, hidden, more + kv, 2 * kv);
-        own.team->meet();
-        for (int64_t task = own.thread; task < batch.sequences * z.kv_heads; task += own.team->threads)
-            attend(l, z, batch, task / z.kv_heads, task % z.kv_heads, projected, more, eps, shared, mixed);
-        own.team->meet();
-        point_at(own.rows, mixed, T, z.heads * z.head_dim);
-        add_linear(own, l.o, l.o_bias, hidden, z.heads * z.head_dim, x);
+// x += linear attention of the normed x, for this thread's share of each product and of the heads.
+void linear_attention(const Layer &l, const Batch &batch, float eps, Buffers &buffers, Worker &worker, float *x) {
+    float *qkvz = buffers.projected.data(), *ba = buffers.projected_small.data(), *mixed = buffers.mixed.data();
+    const int64_t heads = l.linear_num_key_heads, qkvz_dim = l.qkvz_dim(), ba_dim = 2 * l.linear_num_value_heads;
+    const Step step{int(heads), int(l.linear_num_value_heads / heads), int(l.linear_key_head_dim),
+                    int(l.linear_value_head_dim), int(l.linear_conv_kernel_dim), int(l.max_step_tokens), eps};
+    const Memory memory{l.conv, l.recurrent, l.keys, l.updates, l.gates};
+    linear(worker, l.in_proj_qkvz, nullptr, qkvz_dim, l.hidden_size, qkvz, qkvz_dim);
+    linear(worker, l.in_proj_ba, nullptr, ba_dim, l.hidden_size, ba, ba_dim);
+    worker.team->meet();
+    for (int64_t task = worker.thread; task < batch.num_sequences * heads; task += worker.team->threads) {
+        const int64_t n = task / heads, first_token = batch.starts[n];
+        const int head = int(task % heads), length = int(batch.lengths[n]);
+        float *y = mixed + first_token * l.linear_value_dim();
+        if (batch.speculative)
+            step_head(step, memory, batch.slots[n], int(batch.accepted[n]), length, head, qkvz + first_token * qkvz_dim,
+                      ba + first_token * ba_dim, l.conv1d, l.A_log, l.dt_bias, l.norm, y);
+        else
+            step_head_for_good(step, memory, batch.slots[n], length, head, qkvz + first_token * qkvz_dim,
+                               ba + first_token * ba_dim, l.conv1d, l.A_log, l.dt_bias, l.norm, y);
     }
-    own.team->meet();
+    worker.team->meet();
+    set_rows(worker.rows, mixed, batch.num_tokens, l.linear_value_dim());
+    add_linear(worker, l.out_proj, nullptr, l.hidden_size, l.linear_value_dim(), x);
+}
+
+// x += full attention of the normed x, for this thread's share of each product and of the heads.
+void full_attention(const Layer &l, const Batch &batch, float eps, Buffers &buffers, Worker &worker, float *x) {
+    float *q = buffers.projected.data(), *kv = buffers.projected_small.data(), *mixed = buffers.mixed.data();
+    const int64_t heads = l.num_key_value_heads, q_dim = 2 * l.query_dim(), kv_dim = l.key_value_dim();
+    linear(worker, l.q_proj, l.q_proj_bias, q_dim, l.hidden_size, q, q_dim);
+    linear(worker, l.k_proj, l.k_proj_bias, kv_dim, l.hidden_size, kv, 2 * kv_dim);
+    linear(worker, l.v_proj, l.v_proj_bias, kv_dim, l.hidden_size, kv + kv_dim, 2 * kv_dim);
+    worker.team->meet();
+    for (int64_t task = worker.thread; task < batch.num_sequences * heads; task += worker.team->threads)
+        attend(l, batch, task / heads, task % heads, q, kv, eps, buffers, mixed);
+    worker.team->meet();
+    set_rows(worker.rows, mixed, batch.num_tokens, l.query_dim());
+    add_linear(worker, l.o_proj, l.o_proj_bias, l.hidden_size, l.query_dim(), x);
+}
+
+// The token mixer: x += Mixer(Norm x).
+void mix(const Layer &l, const Batch &batch, float eps, Buffers &buffers, Worker &worker, float *x) {
+    rms_norm(worker.normed.data(), x, l.input_layernorm, batch.num_tokens, int(l.hidden_size), eps);
+    set_rows(worker.rows, worker.normed.data(), batch.num_tokens, l.hidden_size);
+    if (l.in_proj_qkvz)
+        linear_attention(l, batch, eps, buffers, worker, x);
+    else
+        full_attention(l, batch, eps, buffers, worker, x);
+    worker.team->meet();
 }
 
 // From the router's logits of all tokens: which tokens each expert has, sorted by expert, and with what weight.
-void route(const Layer &l, const Sizes &z, int64_t T, const float *logits, int64_t ldl, Own &own) {
-    const int64_t E = z.experts, k = z.chosen;
-    own.ids.resize(T * k), own.weights.resize(T * k), own.order.resize(T * k), own.sums.resize(2 * E);
-    own.offsets.assign(E + 1, 0);
-    float *p = own.sums.data(), *score = p + E;
+void route(const Layer &l, int64_t T, const float *logits, int64_t ldl, Worker &worker) {
+    const int64_t E = l.num_experts, k = l.num_experts_per_tok;
+    worker.ids.resize(T * k), worker.weights.resize(T * k), worker.order.resize(T * k);
+    worker.probabilities.resize(2 * E);
+    worker.offsets.assign(E + 1, 0);
+    float *p = worker.probabilities.data(), *score = p + E;
     for (int64_t t = 0; t < T; t++) {
         const float *row = logits + t * ldl;
-        float most = row[0], sum = 0.0f, chosen = 0.0f;
-        for (int64_t e = 1; e < E; e++) most = std::max(most, row[e]);
-        for (int64_t e = 0; e < E; e++) sum += p[e] = exp_(row[e] - most);
-        for (int64_t e = 0; e < E; e++) score[e] = p[e] / sum + (l.router_bias ? l.router_bias[e] : 0.0f);
+        float max = row[0], sum = 0.0f, top_k_sum = 0.0f;
+        for (int64_t e = 1; e < E; e++) max = std::max(max, row[e]);
+        for (int64_t e = 0; e < E; e++) sum += p[e] = exp_(row[e] - max);
+        for (int64_t e = 0; e < E; e++)
+            score[e] = p[e] / sum + (l.e_score_correction_bias ? l.e_score_correction_bias[e] : 0.0f);
         for (int64_t j = 0; j < k; j++) {
             const int64_t best = std::max_element(score, score + E) - score;
-            own.ids[t * k + j] = best, own.weights[t * k + j] = p[best] / sum;
-            chosen += p[best] / sum;
+            worker.ids[t * k + j] = best, worker.weights[t * k + j] = p[best] / sum;
+            top_k_sum += p[best] / sum;
             score[best] = -INFINITY;
         }
         for (int64_t j = 0; j < k; j++) {
-            if (z.renormalise) own.weights[t * k + j] /= chosen;
-            own.offsets[own.ids[t * k + j] + 1]++;
+            if (l.norm_topk_prob) worker.weights[t * k + j] /= top_k_sum;
+            worker.offsets[worker.ids[t * k + j] + 1]++;
         }
     }
-    for (int64_t e = 0; e < E; e++) own.offsets[e + 1] += own.offsets[e];
-    std::vector<int64_t> next(own.offsets.begin(), own.offsets.end() - 1);
-    for (int64_t i = 0; i < T * k; i++) own.order[next[own.ids[i]]++] = i;
+    for (int64_t e = 0; e < E; e++) worker.offsets[e + 1] += worker.offsets[e];
+    std::vector<int64_t> next(worker.offsets.begin(), worker.offsets.end() - 1);
+    for (int64_t i = 0; i < T * k; i++) worker.order[next[worker.ids[i]]++] = i;
 }
 
-// acts[i] = weight_i · SiLU(G x_i) ⊙ U x_i for rows `first` to `first` + n of G and U.
+// activations[i] = weight_i · SiLU(G x_i) ⊙ U x_i for rows `first` to `first` + n of G and U.
 void activate(const float *const *x, int count, const Matrix &gate, const Matrix &up, int64_t hidden, int n,
-              const float *weights, float *acts, int64_t ld) {
+              const float *weights, float *activations, int64_t ld) {
     float g[4 * BLOCK], u[4 * BLOCK];
     for (int t = 0; t < count; t += 4) {
-        const int some = std::min(4, count - t);
-        products(some, n, x + t, gate, int(hidden), g, BLOCK);
-        products(some, n, x + t, up, int(hidden), u, BLOCK);
-        for (int i = 0; i < some; i++)
+        const int group = std::min(4, count - t);
+        products(group, n, x + t, gate, int(hidden), g, BLOCK);
+        products(group, n, x + t, up, int(hidden), u, BLOCK);
+        for (int i = 0; i < group; i++)
             for (int r = 0; r < n; r++) {
                 const float open = g[i * BLOCK + r];
-                acts[(t + i) * ld + r] = weights[t + i] * open * sigmoid(open) * u[i * BLOCK + r];
+                activations[(t + i) * ld + r] = weights[t + i] * open * sigmoid(open) * u[i * BLOCK + r];
             }
     }
 }
 
-void feed_forward(const Layer &l, const Sizes &z, const Batch &batch, float eps, Shared &shared, Own &own, float *x) {
-    const int64_t T = batch.tokens, hidden = z.hidden, E = l.router ? z.experts : 0, k = l.router ? z.chosen : 0;
-    const int64_t ldl = z.experts + 1, I = z.width, J = l.shared_width;
-    float *acts = shared.acts.data(), *shared_acts = acts + T * k * I;
-    rms_norm(own.normed.data(), x, l.post_norm, T, int(hidden), eps);
-    point_at(own.rows, own.normed.data(), T, hidden);
-    std::vector<float> open(T, 1.0f);
-    if (l.router) {
-        linear(own, l.router, nullptr, E, hidden, shared.logits.data(), ldl);
-        linear(own, l.shared_gate, nullptr, 1, hidden, shared.logits.data() + E, ldl);
-        own.team->meet();
-        route(l, z, T, shared.logits.data(), ldl, own);
-        for (int64_t t = 0; t < T; t++) open[t] = sigmoid(shared.logits[t * ldl + E]);
+// The feed-forward part: x += FFN(Norm x).
+void feed_forward(const Layer &l, const Batch &batch, float eps, Buffers &buffers, Worker &worker, float *x) {
+    const int64_t T = batch.num_tokens, hidden = l.hidden_size, E = l.num_experts, k = l.num_experts_per_tok;
+    const int64_t ldl = E + 1, I = l.moe_intermediate_size, J = l.shared_dim();
+    float *activations = buffers.activations.data(), *shared_activations = activations + T * k * I;
+    rms_norm(worker.normed.data(), x, l.post_attention_layernorm, T, int(hidden), eps);
+    set_rows(worker.rows, worker.normed.data(), T, hidden);
+    std::vector<float> shared_weights(T, 1.0f);
+    if (E) {
+        linear(worker, l.gate, nullptr, E, hidden, buffers.logits.data(), ldl);
+        linear(worker, l.shared_expert_gate, nullptr, 1, hidden, buffers.logits.data() + E, ldl);
+        worker.team->meet();
+        route(l, T, buffers.logits.data(), ldl, worker);
+        for (int64_t t = 0; t < T; t++) shared_weights[t] = sigmoid(buffers.logits[t * ldl + E]);
     }
     // First products: rows of the shared expert, then of every expert that has tokens.
     std::vector<const float *> sorted(T * k);
     std::vector<float> weights(T * k);
     std::vector<int64_t> active;
     for (int64_t i = 0; i < T * k; i++) {
-        sorted[i] = own.normed.data() + own.order[i] / k * hidden;
-        weights[i] = own.weights[own.order[i]];
+        sorted[i] = worker.normed.data() + worker.order[i] / k * hidden;
+        weights[i] = worker.weights[worker.order[i]];
     }
     for (int64_t e = 0; e < E; e++)
-        if (own.offsets[e] < own.offsets[e + 1]) active.push_back(e);
+        if (worker.offsets[e] < worker.offsets[e + 1]) active.push_back(e);
     const auto units_of = [](int64_t rows) { return (rows + UNIT - 1) / UNIT; };
     const int64_t all = units_of(J) + int64_t(active.size()) * units_of(I);
     int64_t before = 0;  // units of the experts seen so far
     const auto visit = [&](int64_t rows, auto work) {
-        const int64_t last = std::min(rows, (own.last_of(all) - before) * UNIT);
-        for (int64_t first = std::max<int64_t>(0, own.first_of(all) - before) * UNIT; first < last; first += BLOCK)
+        const int64_t last = std::min(rows, (worker.last_of(all) - before) * UNIT);
+        for (int64_t first = std::max<int64_t>(0, worker.first_of(all) - before) * UNIT; first < last; first += BLOCK)
             work(first, int(std::min<int64_t>(BLOCK, last - first)));
         before += units_of(rows);
     };
     visit(J, [&](int64_t first, int n) {
-        activate(own.rows.data(), int(T), l.gate.from(first, hidden), l.up.from(first, hidden), hidden, n, open.data(),
-                 shared_acts + first, J);
+        activate(worker.rows.data(), int(T), l.gate_proj.from(first, hidden), l.up_proj.from(first, hidden), hidden, n,
+                 shared_weights.data(), shared_activations + first, J);
     });
     for (const int64_t e : active)
         visit(I, [&](int64_t first, int n) {
-            const int64_t from = own.offsets[e];
-            const Matrix gate = l.gate_up.from(e * 2 * I + first, hidden), up = gate.from(I, hidden);
-            activate(sorted.data() + from, int(own.offsets[e + 1] - from), gate, up, hidden, n, weights.data() + from,
-                     acts + from * I + first, I);
+            const int64_t from = worker.offsets[e];
+            const Matrix gate = l.experts_gate_up_proj.from(e * 2 * I + first, hidden), up = gate.from(I, hidden);
+            activate(sorted.data() + from, int(worker.offsets[e + 1] - from), gate, up, hidden, n, weights.data() + from,
+                     activations + from * I + first, I);
         });
-    own.team->meet();
+    worker.team->meet();
     // Second products: each thread has a stretch of the result, to which all experts add in the order of their numbers.
-    const Stretch mine = share(own, hidden);
-    point_at(own.rows, shared_acts, T, J);
-    add_products(own.rows.data(), T, l.shared_down, mine, J, [&](int64_t t) { return x + t * hidden; });
+    const Stretch mine = share(worker, hidden);
+    set_rows(worker.rows, shared_activations, T, J);
+    add_products(worker.rows.data(), T, l.down_proj, mine, J, [&](int64_t t) { return x + t * hidden; });
     for (const int64_t e : active) {
-        const int64_t from = own.offsets[e], count = own.offsets[e + 1] - from;
-        point_at(own.rows, acts + from * I, count, I);
-        add_products(own.rows.data(), count, l.down.from(e * hidden, I), mine, I,
-                     [&](int64_t i) { return x + own.order[from + i] / k * hidden; });
+        const int64_t from = worker.offsets[e], count = worker.offsets[e + 1] - from;
+        set_rows(worker.rows, activations + from * I, count, I);
+        add_products(worker.rows.data(), count, l.experts_down_proj.from(e * hidden, I), mine, I,
+                     [&](int64_t i) { return x + worker.order[from + i] / k * hidden; });
     }
-    own.team->meet();
+    worker.team->meet();
+}
+
+// Numbers that a token's feed-forward part computes between its two products.
+int64_t activations_of(const Layer &l) { return l.num_experts_per_tok * l.moe_intermediate_size + l.shared_dim(); }
+
+// Makes room for what a pass of T tokens through these layers computes in between.
+void resize(Buffers &buffers, const Layer *layers, int64_t num_layers, int64_t T) {
+    const auto grow = [](std::vector<float> &v, int64_t size) { if (int64_t(v.size()) < size) v.resize(size); };
+    for (const Layer *l = layers; l < layers + num_layers; l++) {
+        grow(buffers.projected, T * std::max(l->qkvz_dim(), 2 * l->query_dim()));
+        grow(buffers.projected_small, T * 2 * std::max(l->linear_num_value_heads, l->key_value_dim()));
+        grow(buffers.mixed, T * std::max(l->linear_value_dim(), l->query_dim()));
+        grow(buffers.logits, T * (l->num_experts + 1));
+        grow(buffers.activations, T * activations_of(*l));
+        grow(buffers.cos, T * l->rotary_dim / 2), grow(buffers.sin, T * l->rotary_dim / 2);
+    }
 }
 
 }  // namespace
 
 extern "C" {
 
-// x [T, hidden] passes through all layers in place. `layers` holds a `Layer` each, `sizes` the `Sizes`; steps [4,
-// sequences]: slots, kept, past, lengths; table [sequences, most_pages]; angles' inverse frequencies [rotary_half];
-// final_norm [hidden], 1 + w of the norm behind the layers. If the tokens `stay`, `kept` is not read.
-void gossamer_decode_layers(float *x, const int64_t *layers, const int64_t *sizes, const int64_t *steps,
-                            const int64_t *table, const float *frequencies, const float *final_norm, int64_t sequences,
-                            int64_t most_pages, int64_t stay, float eps) {
-    Sizes z;
-    std::memcpy(&z, sizes, sizeof(z));
+// Writes what `Layer` consists of, "kind name" for each field, into `out`, which has room for `size` characters.
+void gossamer_layer_fields(char *out, int64_t size) {
+#define GOSSAMER_SIZE(name) "size " #name "\n"
+#define GOSSAMER_WEIGHT(name) "weight " #name "\n"
+#define GOSSAMER_MATRIX(name) "matrix " #name "\n"
+#define GOSSAMER_STATE(name) "state " #name "\n"
+    std::strncpy(out, GOSSAMER_LAYER(GOSSAMER_SIZE, GOSSAMER_WEIGHT, GOSSAMER_MATRIX, GOSSAMER_STATE), size_t(size));
+}
+
+// x [T, hidden] passes through all layers and the norm behind them, in place. `layers` holds `num_layers` of `Layer`;
+// steps [4, sequences]: slots, accepted, past, lengths; page_table [sequences, max_pages]; frequencies [rotary_dim / 2]
+// of the angles; final_norm [hidden], 1 + w. `accepted` is read only if the tokens are speculative.
+void gossamer_decode_layers(float *x, const int64_t *layers, int64_t num_layers, const int64_t *steps,
+                            const int64_t *page_table, const float *frequencies, const float *final_norm,
+                            int64_t num_sequences, int64_t max_pages, int64_t speculative, float eps) {
     const Layer *list = reinterpret_cast<const Layer *>(layers);
-    Batch batch{sequences, 0, most_pages, steps, steps + sequences, steps + 2 * sequences, steps + 3 * sequences, table,
-                stay != 0, {0}};
-    for (int64_t n = 0; n < sequences; n++) batch.starts.push_back(batch.tokens += batch.lengths[n]);
-    const int64_t T = batch.tokens;
-    int64_t widest = 0;
-    for (int64_t i = 0; i < z.layers; i++) widest = std::max(widest, z.chosen * z.width + list[i].shared_width);
-    thread_local Shared shared;
-    const auto room = [](std::vector<float> &v, int64_t size) { if (int64_t(v.size()) < size) v.resize(size); };
-    const int64_t linear_wide = 2 * (z.key_heads * z.key_dim + z.value_heads * z.value_dim);
-    room(shared.projected, T * std::max(linear_wide, 2 * z.heads * z.head_dim));
-    room(shared.more, T * 2 * std::max(z.value_heads, z.kv_heads * z.head_dim));
-    room(shared.mixed, T * std::max(z.value_heads * z.value_dim, z.heads * z.head_dim));
-    room(shared.logits, T * (z.experts + 1));
-    room(shared.acts, T * widest);
-    room(shared.cos, T * z.rotary_half), room(shared.sin, T * z.rotary_half);
-    for (int64_t n = 0; n < sequences; n++)
+    Batch batch{num_sequences, 0, max_pages, steps, steps + num_sequences, steps + 2 * num_sequences,
+                steps + 3 * num_sequences, page_table, speculative != 0, {0}};
+    for (int64_t n = 0; n < num_sequences; n++) batch.starts.push_back(batch.num_tokens += batch.lengths[n]);
+    const int64_t T = batch.num_tokens, hidden = list->hidden_size;
+    int64_t half = 0, widest = 0;
+    for (const Layer *l = list; l < list + num_layers; l++) {
+        half = std::max(half, l->rotary_dim / 2);
+        widest = std::max(widest, std::max(l->qkvz_dim(), 2 * l->query_dim()) + 3 * activations_of(*l));
+    }
+    thread_local Buffers own_buffers;
+    Buffers &buffers = own_buffers;  // the calling thread's, for the whole team
+    resize(buffers, list, num_layers, T);
+    for (int64_t n = 0; n < num_sequences; n++)
         for (int64_t t = batch.starts[n]; t < batch.starts[n + 1]; t++)
-            for (int64_t i = 0; i < z.rotary_half; i++) {
+            for (int64_t i = 0; i < half; i++) {
                 const float angle = float(batch.past[n] + t - batch.starts[n]) * frequencies[i];
-                shared.cos[t * z.rotary_half + i] = std::cos(angle), shared.sin[t * z.rotary_half + i] = std::sin(angle);
+                buffers.cos[t * half + i] = std::cos(angle), buffers.sin[t * half + i] = std::sin(angle);
             }
-    Shared &everybodys = shared;
     Team team;
-    const int64_t work = T * z.hidden * (linear_wide + 3 * widest);  // of a layer
-#pragma omp parallel if (!is_small(work / 4))
+#pragma omp parallel if (!is_small(T * hidden * widest / 4))
     {
         const FlushSubnormals flush;
 #pragma omp single
         team.threads = omp_get_num_threads();
-        thread_local Own own;
-        own.team = &team, own.thread = omp_get_thread_num();
-        own.normed.resize(T * z.hidden);
-        for (int64_t i = 0; i < z.layers; i++) {
-            mix(list[i], z, batch, eps, everybodys, own, x);
-            feed_forward(list[i], z, batch, eps, everybodys, own, x);
+        thread_local Worker worker;
+        worker.team = &team, worker.thread = omp_get_thread_num();
+        worker.normed.resize(T * hidden);
+        for (const Layer *l = list; l < list + num_layers; l++) {
+            mix(*l, batch, eps, buffers, worker, x);
+            feed_forward(*l, batch, eps, buffers, worker, x);
         }
-        for (int64_t t = own.thread; t < T; t += team.threads)
-            rms_norm(x + t * z.hidden, x + t * z.hidden, final_norm, 1, int(z.hidden), eps);
+        for (int64_t t = worker.thread; t < T; t += team.threads)
+            rms_norm(x + t * hidden, x + t * hidden, final_norm, 1, int(hidden), eps);
     }
 }
 
@@ -380,7 +392,7 @@ void gossamer_few_rows(const float *x, const void *w, const float *scales, float
                        int64_t width) {
     const Matrix matrix{w, scales};
     std::vector<const float *> vectors;
-    point_at(vectors, x, tokens, width);
+    set_rows(vectors, x, tokens, width);
     parallel_for((rows + UNIT - 1) / UNIT, !is_small(rows * width / 4), [&](int64_t unit) {
         const int64_t first = unit * UNIT;
         products(int(tokens), int(std::min<int64_t>(UNIT, rows - first)), vectors.data(), matrix.from(first, width),

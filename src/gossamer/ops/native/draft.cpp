@@ -1,18 +1,18 @@
 // Drafts of a multi-token-prediction head: what joins a token and a hidden state, the head's layer, the output head and
-// the choice of a token, again and again, in one call from Python (docs in ops/draft_tokens).
+// the choice of a token, again and again, in one call from model/decode/drafts.py.
 
 #include <cmath>
 #include <numeric>
 
 #include "draw.h"
-#include "rows.h"
+#include "layer.h"
 
 using namespace gossamer;
 
 extern "C" {
-void gossamer_decode_layers(float *x, const int64_t *layers, const int64_t *sizes, const int64_t *steps,
-                            const int64_t *table, const float *frequencies, const float *final_norm, int64_t sequences,
-                            int64_t most_pages, int64_t stay, float eps);
+void gossamer_decode_layers(float *x, const int64_t *layers, int64_t num_layers, const int64_t *steps,
+                            const int64_t *page_table, const float *frequencies, const float *final_norm,
+                            int64_t num_sequences, int64_t max_pages, int64_t speculative, float eps);
 void gossamer_few_rows(const float *x, const void *w, const float *scales, float *out, int64_t tokens, int64_t rows,
                        int64_t width);
 void gossamer_draw(const float *logits, const float *temperatures, const int64_t *keys, int64_t *tokens, int64_t rows,
@@ -31,68 +31,71 @@ void norm_into(float *y, const float *x, const float *w, int64_t width, float ep
 
 extern "C" {
 
-// tokens [sequences, most]; of sequence n `counts[n]` are written. following, hidden [T, width]: T = Σ lengths places;
-// embedding [vocab, width]; joint [width, 2 width]; layers, sizes, steps, table, frequencies and final_norm as in
-// gossamer_decode_layers; out [vocab, width]; temperatures [sequences]; keys [sequences, most].
+// tokens [N, max_count]; of sequence n, `counts[n]` are written. following [T] and hidden [T, width] belong to the
+// T = Σ lengths places; embedding [vocab, width]; fc [width, 2 width]; layer, steps, page_table, frequencies and
+// final_norm as in gossamer_decode_layers; lm_head [vocab, width]; temperatures [N]; keys [N, max_count].
 void gossamer_draft_tokens(int64_t *tokens, const int64_t *following, const float *hidden, const float *embedding,
-                           const float *embedding_norm, const float *hidden_norm, const void *joint,
-                           const float *joint_scales, const int64_t *layers, const int64_t *sizes, const int64_t *steps,
-                           const int64_t *table, const float *frequencies, const float *final_norm, const void *out,
-                           const float *out_scales, int64_t vocab, const int64_t *counts, const float *temperatures,
-                           const int64_t *keys, int64_t most, int64_t sequences, int64_t most_pages, float eps) {
+                           const float *embedding_norm, const float *hidden_norm, const void *fc, const float *fc_scales,
+                           const int64_t *layer, const int64_t *steps, const int64_t *page_table,
+                           const float *frequencies, const float *final_norm, const void *lm_head,
+                           const float *lm_head_scales, int64_t vocab, const int64_t *counts, const float *temperatures,
+                           const int64_t *keys, int64_t max_count, int64_t num_sequences, int64_t max_pages, float eps) {
     const FlushSubnormals flush;
-    const int64_t N = sequences, width = sizes[1], *lengths = steps + 3 * N;
+    const int64_t N = num_sequences, width = reinterpret_cast<const Layer *>(layer)->hidden_size;
+    const int64_t *slots = steps, *past = steps + 2 * N, *lengths = steps + 3 * N;
     const int64_t T = std::accumulate(lengths, lengths + N, int64_t(0));
-    thread_local std::vector<float> joined, states, last, logits;
-    thread_local std::vector<float> warmth;
-    thread_local std::vector<int64_t> group, now, pages, seeds, made;
+    thread_local std::vector<float> joined, states, last, logits, group_temperatures;
+    thread_local std::vector<int64_t> group, next_steps, pages, group_keys, drafts;
     joined.resize(T * 2 * width), states.resize(T * width), last.resize(N * width), logits.resize(N * vocab);
-    const auto pass = [&](const int64_t *ids, const float *from, const int64_t *places, const int64_t *tables,
-                          int64_t count, int64_t some) {
+    // The head at `count` places of `sequences` sequences: its output is left in `states`.
+    const auto forward = [&](const int64_t *ids, const float *from, const int64_t *places, const int64_t *tables,
+                             int64_t count, int64_t sequences) {
         for (int64_t t = 0; t < count; t++) {
             float *both = joined.data() + t * 2 * width;
             norm_into(both, embedding + ids[t] * width, embedding_norm, width, eps);
             norm_into(both + width, from + t * width, hidden_norm, width, eps);
         }
-        gossamer_few_rows(joined.data(), joint, joint_scales, states.data(), count, width, 2 * width);
-        gossamer_decode_layers(states.data(), layers, sizes, places, tables, frequencies, final_norm, some, most_pages, 0,
+        gossamer_few_rows(joined.data(), fc, fc_scales, states.data(), count, width, 2 * width);
+        gossamer_decode_layers(states.data(), layer, 1, places, tables, frequencies, final_norm, sequences, max_pages, 1,
                                eps);
     };
-    pass(following, hidden, steps, table, T, N);
-    group.resize(N);
+    forward(following, hidden, steps, page_table, T, N);
+    group.resize(N);  // the sequences whose hidden states lie in `last`
     int64_t end = 0;
     for (int64_t n = 0; n < N; n++) {
         group[n] = n, end += lengths[n];
         std::memcpy(last.data() + n * width, states.data() + (end - 1) * width, sizeof(float) * width);
     }
-    for (int64_t place = 0; place < most; place++) {
-        int64_t some = 0;  // of those that want another
+    for (int64_t place = 0; place < max_count; place++) {
+        int64_t size = 0;  // of those in the group that want another draft
         for (size_t row = 0; row < group.size(); row++)
             if (counts[group[row]] > place) {
-                if (some < int64_t(row))
-                    std::memcpy(last.data() + some * width, last.data() + row * width, sizeof(float) * width);
-                group[some++] = group[row];
+                if (size < int64_t(row))
+                    std::memcpy(last.data() + size * width, last.data() + row * width, sizeof(float) * width);
+                group[size++] = group[row];
             }
-        group.resize(some);
-        if (!some) return;
-        if (place) {  // the head's output and the newest draft, a place further
-            now.assign(4 * some, 0), pages.resize(some * most_pages), made.resize(some);
-            for (int64_t row = 0; row < some; row++) {
+        group.resize(size);
+        if (!size) return;
+        if (place) {  // the head again, on its own output and the newest draft, a place further
+            next_steps.assign(4 * size, 0), pages.resize(size * max_pages), drafts.resize(size);
+            for (int64_t row = 0; row < size; row++) {
                 const int64_t n = group[row];
-                made[row] = tokens[n * most + place - 1];
-                now[row] = steps[n], now[2 * some + row] = steps[2 * N + n] + lengths[n] + place - 1, now[3 * some + row] = 1;
-                std::memcpy(pages.data() + row * most_pages, table + n * most_pages, sizeof(int64_t) * most_pages);
+                drafts[row] = tokens[n * max_count + place - 1];
+                next_steps[row] = slots[n], next_steps[2 * size + row] = past[n] + lengths[n] + place - 1;
+                next_steps[3 * size + row] = 1;
+                std::memcpy(pages.data() + row * max_pages, page_table + n * max_pages, sizeof(int64_t) * max_pages);
             }
-            pass(made.data(), last.data(), now.data(), pages.data(), some, some);
-            std::memcpy(last.data(), states.data(), sizeof(float) * some * width);
+            forward(drafts.data(), last.data(), next_steps.data(), pages.data(), size, size);
+            std::memcpy(last.data(), states.data(), sizeof(float) * size * width);
         }
-        gossamer_few_rows(last.data(), out, out_scales, logits.data(), some, vocab, width);
-        warmth.resize(some), seeds.resize(some), made.resize(some);
-        for (int64_t row = 0; row < some; row++)
-            warmth[row] = temperatures[group[row]], seeds[row] = keys[group[row] * most + place];
-        gossamer_draw(logits.data(), warmth.data(), seeds.data(), made.data(), some, vocab);
-        // One that was drawn from nothing is as good as any.
-        for (int64_t row = 0; row < some; row++) tokens[group[row] * most + place] = std::max<int64_t>(made[row], 0);
+        gossamer_few_rows(last.data(), lm_head, lm_head_scales, logits.data(), size, vocab, width);
+        group_temperatures.resize(size), group_keys.resize(size), drafts.resize(size);
+        for (int64_t row = 0; row < size; row++)
+            group_temperatures[row] = temperatures[group[row]], group_keys[row] = keys[group[row] * max_count + place];
+        gossamer_draw(logits.data(), group_temperatures.data(), group_keys.data(), drafts.data(), size, vocab);
+        // Where no logit is finite there is no draft; any token will do, since it will not be accepted.
+        for (int64_t row = 0; row < size; row++)
+            tokens[group[row] * max_count + place] = std::max<int64_t>(drafts[row], 0);
     }
 }
 

@@ -9,7 +9,7 @@ import torch
 
 from engines import network, tokens
 from gossamer.model.causal_lm import CausalLM
-from gossamer.model.finite import why_not_finite
+from gossamer.model.nonfinite import explain_nonfinite
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,7 @@ def test_the_layer_and_the_weights_are_named(weight: str, place: str, value: flo
     model = deepcopy(network())
     model.get_parameter(weight).data.fill_(value)
     numbers = model.get_parameter(weight).numel()
-    told = why_not_finite(model, torch.tensor(tokens(9)))
+    told = explain_nonfinite(model, torch.tensor(tokens(9)))
     assert told == (
         f"the model's logits are not finite at {place}: {numbers} of {numbers} numbers of {weight} are NaN or infinite"
     )
@@ -40,12 +40,12 @@ def test_an_overflow_is_told_from_weights_that_are_not_finite() -> None:
     model = deepcopy(network())
     for name in ("up_proj", "down_proj"):
         getattr(model.model.layers[1].mlp.shared_expert, name).weight.data *= 1e30
-    told = why_not_finite(model, torch.tensor(tokens(9)))
+    told = explain_nonfinite(model, torch.tensor(tokens(9)))
     assert told.startswith("the model's logits are not finite at layer 1: model.layers.1.mlp.shared_expert")
     assert told.endswith("overflows, though its weights are finite")
 
 
 def test_a_sound_text_is_not_blamed() -> None:
     model: CausalLM = network()
-    assert "do not show where" in why_not_finite(model, torch.tensor(tokens(9)))
+    assert "do not show where" in explain_nonfinite(model, torch.tensor(tokens(9)))
     assert not any(module._forward_hooks for module in model.modules())

@@ -1,4 +1,4 @@
-"""Continue one prompt, streaming: the engine with a single request."""
+"""The continuation of one prompt, streamed: the engine with a single request."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ def sample_text(
     sampling: SamplingParams,
     begin: Sequence[int] | None = None,
 ) -> Iterator[str]:
-    """Yield the continuation's text in pieces of whole characters; it ends where the model ends the document.
+    """Yield the continuation's text, whole characters at a time; it ends where the model ends the document.
 
     Args:
-        model: what continues
-        tokenizer: of the model
+        model: what continues the prompt
+        tokenizer: the model's
         prompt: the beginning of a document
-        sampling: how
+        sampling: how tokens are chosen
         begin: ids before the prompt; None: the delimiter that documents begin with in training
 
     Raises:
-        UserError: the text would outgrow the model's max_position_embeddings, or the model breaks off.
+        UserError: The text would outgrow the model's max_position_embeddings, or the model breaks off.
     """
     ids = (*((tokenizer.eot_id,) if begin is None else begin), *tokenizer.encode(prompt)) or (tokenizer.eot_id,)
     size = EngineOptions.page_size
@@ -57,20 +57,20 @@ def sample_text(
 
 
 def generate(model: CausalLM, tokenizer: Tokenizer, prompt: str = "", max_tokens: int = 200, **sampling: Any) -> str:
-    """The continuation of a prompt, whole; see `Engine` for many at once and for streams.
+    """Generate the continuation of a prompt, whole; see `Engine` for many at once and for streams.
 
     Args:
         model: as `gossamer.load` gives it
-        tokenizer: of the model
+        tokenizer: the model's
         prompt: the beginning of a document
-        max_tokens: of the continuation at most
+        max_tokens: the largest number of tokens of the continuation
         sampling: keywords of `SamplingParams`; without any, those of `gossamer sample`
 
     Raises:
-        UserError: a keyword that there is not, or a text that would outgrow the model's context.
+        UserError: There is no such keyword, or the text would outgrow the model's context.
     """
-    chosen = SamplingParams(max_tokens, **sampling_for_readers({}, sampling))
-    return "".join(sample_text(model, tokenizer, prompt, chosen))
+    params = SamplingParams(max_tokens, **sampling_for_readers({}, sampling))
+    return "".join(sample_text(model, tokenizer, prompt, params))
 
 
 def sample_run(
@@ -82,9 +82,16 @@ def sample_run(
     seed: int = 0,
     device: str = "auto",
 ) -> Iterator[str]:
-    """Yield `prompt`, then its continuation by the model of a run or a Hugging Face directory.
+    """Yield `prompt`, then its continuation by the model of a run or of a Hugging Face directory.
 
-    What is None follows ``defaults``.
+    Args:
+        run: folder of a run or of a checkpoint
+        prompt: the beginning of a document
+        tokens: the largest number of tokens of the continuation
+        temperature: see `SamplingParams`; None follows `defaults`
+        top_p: likewise
+        seed: of the random numbers
+        device: auto, cpu, cuda, cuda:1, npu …
     """
     directory = hub.find_model(run)
     recommended, ends = generation_config(directory)
@@ -93,9 +100,9 @@ def sample_run(
     where = devices.resolve(device)
     devices.keep_freed_memory()
     tokenizer = Tokenizer.load(directory)
-    tokenizer.encode(prompt)  # refused before it is shown: what is no text cannot be printed either
+    tokenizer.encode(prompt)  # what is no text is refused before it is printed
     model = hub.load(directory, device=where)
     yield prompt
-    # A run has learnt that documents begin with the delimiter; what others trained begins as in transformers.
+    # A run has learnt that documents begin with the delimiter; other checkpoints begin as they do in transformers.
     begin = None if directory != user_path(run) else tokenizer.prefix_ids
     yield from sample_text(model, tokenizer, prompt, sampling, begin)

@@ -7,12 +7,12 @@ import copy
 import torch
 
 from engines import engine, greedy, ids, network, request, run, tokens
-from gossamer.model.int8 import round_to_int8
+from gossamer.model.quantize import quantize_to_int8
 
 
 def test_a_number_moves_by_half_a_step_of_its_row_at_most() -> None:
     before, model = network(), copy.deepcopy(network())
-    rounded = round_to_int8(model)
+    rounded = quantize_to_int8(model)
     names = {name for name, parameter in model.named_parameters() if parameter in rounded}
     assert "lm_head.weight" in names and "model.layers.0.mlp.experts.gate_up_proj" in names
     old, changed = dict(before.named_parameters()), set()
@@ -34,7 +34,7 @@ def test_a_number_moves_by_half_a_step_of_its_row_at_most() -> None:
 def test_a_row_of_zeros_stays() -> None:
     model = copy.deepcopy(network())
     model.lm_head.weight[3] = 0.0
-    round_to_int8(model)
+    quantize_to_int8(model)
     assert model.lm_head.weight[3].eq(0).all()
 
 

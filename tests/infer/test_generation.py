@@ -9,8 +9,8 @@ import torch
 
 from engines import greedy, network, tokenizer
 from gossamer.errors import UserError
+from gossamer.infer.generation import sample_text
 from gossamer.infer.request import SamplingParams
-from gossamer.infer.sample import sample_text
 
 PROMPT = "ABCAB"
 

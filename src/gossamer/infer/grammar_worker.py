@@ -1,4 +1,4 @@
-"""What runs in a grammar's own process (see ``isolated``): llguidance, which tells the tokens that may come next.
+"""The work of a grammar's own process (see `isolated`): llguidance, which says which tokens may come next.
 
 Every grammar has a process, so nothing heavy is imported here.
 """
@@ -14,30 +14,32 @@ import llguidance
 from gossamer.data.tokenizer import Tokenizer
 from gossamer.infer.isolated import Handler, Refused
 
-__all__ = ["ENDED", "HEAD", "MASK", "matching"]
+__all__ = ["ENDED", "MASK", "SECONDS", "prepare_matching"]
 
-HEAD = struct.Struct("<d")
-"""Begins a mask's answer: the seconds that it took; the mask follows, a bit a token."""
+SECONDS = struct.Struct("<d")
+"""How the answer with a mask begins: the seconds that it took. The mask follows, a bit a token."""
 ENDED, GOES_ON = b"e", b"g"
-"""Answers to a grammar and to a token: whether nothing more may come."""
+"""The answers to a grammar and to a token: whether nothing more may come."""
 MASK = b""
-"""Asks for the tokens that may come next."""
+"""The question for the tokens that may come next."""
 _ANY_OBJECT = '{"type": "object"}'
 
 
-def matching(tokenizer: Tokenizer, vocab_size: int) -> Callable[[], Handler]:
-    """Prepare a vocabulary; what is returned makes the handler of one text.
-
-    The handler takes ``kind\\ngrammar`` first, then the ids of tokens as ``str``, each to go on by, and ``MASK``.
+def prepare_matching(tokenizer: Tokenizer, vocab_size: int) -> Callable[[], Handler]:
+    """Prepare a vocabulary.
 
     Args:
-        tokenizer: whose tokens are to be allowed or forbidden; text that a grammar forces is allowed as it makes tokens
-            of it.
-        vocab_size: of the model, at least the tokenizer's.
+        tokenizer: its tokens are allowed or forbidden; text that a grammar forces is allowed as it splits it into
+            tokens
+        vocab_size: the model's, not less than the tokenizer's
+
+    Returns:
+        A function that makes the handler of one text. The handler takes `kind\\ngrammar` first, then ids of tokens as
+        `str`, each of which it appends to the text, and `MASK`.
     """
     wrapper = llguidance.TokenizerWrapper(_Vocabulary(tokenizer))
     vocabulary = llguidance.LLTokenizer(wrapper, n_vocab=vocab_size)
-    vocabulary.tokenize_str("a")  # whatever it puts off is done before the first fork
+    vocabulary.tokenize_str("a")  # what it does on first use is done before the first fork
 
     def begin() -> Handler:
         matcher: llguidance.LLMatcher | None = None
@@ -46,11 +48,11 @@ def matching(tokenizer: Tokenizer, vocab_size: int) -> Callable[[], Handler]:
             nonlocal matcher
             if matcher is None:
                 kind, _, text = message.partition(b"\n")
-                matcher = _compiled(vocabulary, kind.decode(), text.decode())
+                matcher = _compile(vocabulary, kind.decode(), text.decode())
             elif message == MASK:
                 return _mask(matcher)
             elif not matcher.consume_token(int(message)):
-                raise Refused(_in_a_line(matcher.get_error()))
+                raise Refused(_in_one_line(matcher.get_error()))
             return ENDED if matcher.is_stopped() else GOES_ON
 
         return handle
@@ -59,14 +61,14 @@ def matching(tokenizer: Tokenizer, vocab_size: int) -> Callable[[], Handler]:
 
 
 def _mask(matcher: llguidance.LLMatcher) -> bytes:
-    began = time.perf_counter()
+    start = time.perf_counter()
     mask = matcher.compute_bitmask()
     if matcher.is_error():
-        raise Refused(_in_a_line(matcher.get_error()))
-    return HEAD.pack(time.perf_counter() - began) + mask
+        raise Refused(_in_one_line(matcher.get_error()))
+    return SECONDS.pack(time.perf_counter() - start) + mask
 
 
-def _compiled(vocabulary: llguidance.LLTokenizer, kind: str, text: str) -> llguidance.LLMatcher:
+def _compile(vocabulary: llguidance.LLTokenizer, kind: str, text: str) -> llguidance.LLMatcher:
     make = llguidance.LLMatcher
     try:
         if kind == "regex":
@@ -78,13 +80,13 @@ def _compiled(vocabulary: llguidance.LLTokenizer, kind: str, text: str) -> llgui
         limits = llguidance.LLParserLimits(verbose_errors=False)
         matcher = make(vocabulary, grammar, log_level=0, limits=limits)
     except ValueError as error:
-        raise Refused(_in_a_line(str(error))) from error
+        raise Refused(_in_one_line(str(error))) from error
     if matcher.is_error():
-        raise Refused(_in_a_line(matcher.get_error()))
+        raise Refused(_in_one_line(matcher.get_error()))
     return matcher
 
 
-def _in_a_line(error: str) -> str:
+def _in_one_line(error: str) -> str:
     error = error.split("<backtrace>")[0].replace("<non-verbose/>", "")
     if error.startswith("panic:"):
         return "it is more than the library for grammars can hold"
@@ -92,7 +94,7 @@ def _in_a_line(error: str) -> str:
 
 
 class _Vocabulary:
-    """A tokenizer as llguidance wants it."""
+    """A tokenizer with the attributes that llguidance reads."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.eos_token_id = tokenizer.eot_id

@@ -1,0 +1,202 @@
+"""Memory for many sequences: keys and values in pages, states of linear attention in slots.
+
+A page holds the keys and values of `page_size` tokens in every full-attention layer, that of the
+multi-token-prediction head included; a sequence lists its pages in order. A slot holds, for every linear-attention
+layer, one sequence's recurrent state, the last inputs of its convolution, and what is needed to forget its newest
+tokens (ops/delta_step).
+
+`StatePool` owns the memory; `RecurrentState` and `KVCache` are the parts of it that a layer reads and writes for the
+sequences of one forward pass. Which sequence has which page and slot is the caller's business.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gossamer import ops
+from gossamer.model.config import ModelConfig
+from gossamer.model.layer_spec import layer_specs
+from gossamer.ops.delta_step import DeltaMemory, DeltaWeights
+from gossamer.ops.sequences import Sequences
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A sequence's states of linear attention after some number of tokens, copied out of its slot.
+
+    Attributes:
+        conv: for each linear-attention layer [K − 1, channels]
+        recurrent: for each linear-attention layer [Hv, dk, dv]
+    """
+
+    conv: tuple[Tensor, ...]
+    recurrent: tuple[Tensor, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that the copies take, in bytes."""
+        return sum(x.nbytes for x in (*self.conv, *self.recurrent))
+
+
+class StatePool:
+    """Memory for the states of up to `slots` sequences.
+
+    Args:
+        config: the network's configuration
+        slots: the largest number of sequences at the same time
+        pages: pages of keys and values, of all sequences together
+        page_size: tokens in a page
+        max_step_tokens: the largest number of tokens that a step may have of one sequence, drafts included
+        device: where the network is
+        dtype: the network's; recurrent states are in float32 at least
+
+    Attributes:
+        memory: the states of linear-attention layers, by the layer's index
+        pages: keys and values, [pages, page_size, Hkv, D] each, of full-attention layers by the layer's index; the
+            multi-token-prediction head's comes behind the trunk's
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        slots: int,
+        pages: int,
+        page_size: int,
+        max_step_tokens: int,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self.config, self.page_size, self.max_step_tokens = config, page_size, max_step_tokens
+        self._conv_window = config.linear_conv_kernel_dim - 1  # inputs that the convolution reads before a token's own
+        wide = torch.promote_types(dtype, torch.float32)
+
+        def zeros(*shape: int, dtype: torch.dtype = wide) -> Tensor:
+            return torch.zeros(shape, dtype=dtype, device=device)
+
+        self.memory: dict[int, DeltaMemory] = {}
+        self.pages: dict[int, tuple[Tensor, Tensor]] = {}
+        for index, spec in enumerate(layer_specs(config)):
+            if spec.is_linear:
+                heads = spec.linear_num_value_heads
+                self.memory[index] = DeltaMemory(
+                    conv=zeros(slots, self._conv_window + max_step_tokens, spec.linear_conv_dim, dtype=dtype),
+                    recurrent=zeros(slots, heads, spec.linear_key_head_dim, spec.linear_value_head_dim),
+                    keys=zeros(slots, max_step_tokens, spec.linear_num_key_heads, spec.linear_key_head_dim),
+                    updates=zeros(slots, max_step_tokens, heads, spec.linear_value_head_dim),
+                    gates=zeros(slots, max_step_tokens, heads),
+                )
+            else:
+                shape = pages, page_size, spec.num_key_value_heads, spec.head_dim
+                self.pages[index] = zeros(*shape, dtype=dtype), zeros(*shape, dtype=dtype)
+
+    def tensors(self, index: int) -> dict[str, Tensor]:
+        """Give a layer's part of the memory by the names of its tensors."""
+        if index in self.memory:
+            return self.memory[index]._asdict()
+        return dict(zip(("k_pages", "v_pages"), self.pages[index], strict=True))
+
+    def state(self, index: int, sequences: Sequences, speculative: bool) -> RecurrentState | KVCache:
+        """Give a layer's part of the memory, for the sequences of a forward pass."""
+        if index in self.memory:
+            return RecurrentState(self.memory[index], sequences, speculative)
+        return KVCache(*self.pages[index], sequences)
+
+    def clear(self, slot: int) -> None:
+        """Make a slot the state before the first token."""
+        for memory in self.memory.values():
+            memory.conv[slot].zero_()
+            memory.recurrent[slot].zero_()
+
+    def snapshot(self, slot: int) -> Snapshot:
+        """Copy a slot's states; the tokens of its last step must have been replayed (`Decoder.replay`)."""
+        return Snapshot(
+            tuple(memory.conv[slot, : self._conv_window].clone() for memory in self.memory.values()),
+            tuple(memory.recurrent[slot].clone() for memory in self.memory.values()),
+        )
+
+    def restore(self, slot: int, snapshot: Snapshot) -> None:
+        """Put a snapshot into a slot; the next step accepts 0 tokens of a last one."""
+        for memory, conv, recurrent in zip(self.memory.values(), snapshot.conv, snapshot.recurrent, strict=True):
+            memory.conv[slot, : self._conv_window] = conv
+            memory.recurrent[slot] = recurrent
+
+    def copy_page(self, source: int, target: int) -> None:
+        """Copy a page's keys and values, in every layer."""
+        for k, v in self.pages.values():
+            k[target] = k[source]
+            v[target] = v[source]
+
+
+class RecurrentState:
+    """A linear-attention layer's state, for the sequences of a forward pass.
+
+    Args:
+        memory: the layer's, of all slots
+        sequences: whose tokens come, and in which slots their states lie
+        speculative: whether the next step may forget the tokens again; there are then only a few of each sequence
+
+    Attributes:
+        conv: [N, K − 1, channels], the last inputs of the convolution
+        recurrent: [N, Hv, dk, dv]
+    """
+
+    def __init__(self, memory: DeltaMemory, sequences: Sequences, speculative: bool) -> None:
+        self.memory, self.sequences, self.speculative = memory, sequences, speculative
+        self._slots = sequences.steps[0].to(memory.conv.device)
+        self._conv_window = memory.conv.shape[1] - memory.keys.shape[1]
+
+    @property
+    def conv(self) -> Tensor:
+        return self.memory.conv[self._slots, : self._conv_window]
+
+    @conv.setter
+    def conv(self, value: Tensor) -> None:
+        self.memory.conv[self._slots, : self._conv_window] = value
+
+    @property
+    def recurrent(self) -> Tensor:
+        return self.memory.recurrent[self._slots]
+
+    @recurrent.setter
+    def recurrent(self, value: Tensor) -> None:
+        self.memory.recurrent[self._slots] = value
+
+    def step(self, qkvz: Tensor, ba: Tensor, weights: DeltaWeights) -> Tensor:
+        """Go on by a few tokens that may be forgotten again; see `ops.delta_step`."""
+        return ops.delta_step(qkvz, ba, weights, self.memory, self.sequences)
+
+
+class KVCache:
+    """A full-attention layer's keys and values in pages, for the sequences of a forward pass.
+
+    Args:
+        k_pages: [pages, page_size, Hkv, D]
+        v_pages: likewise
+        sequences: whose tokens come, and in which pages their keys and values lie
+    """
+
+    def __init__(self, k_pages: Tensor, v_pages: Tensor, sequences: Sequences) -> None:
+        self.k_pages, self.v_pages, self.sequences = k_pages, v_pages, sequences
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Add the new tokens' keys and values, then let each query attend to its sequence up to its own place.
+
+        Args:
+            q: [1, T, H, D], of all sequences, packed
+            k: [1, T, Hkv, D]
+            v: likewise
+
+        Returns:
+            [1, T, H, D]
+        """
+        self.write(k, v)
+        return ops.paged_attention(q[0], self.k_pages, self.v_pages, self.sequences).unsqueeze(0)
+
+    def write(self, k: Tensor, v: Tensor) -> None:
+        """Add the new tokens' keys and values, [1, T, Hkv, D] each."""
+        places = self.sequences.places.to(k.device)
+        self.k_pages.flatten(0, 1).index_copy_(0, places, k[0].to(self.k_pages.dtype))
+        self.v_pages.flatten(0, 1).index_copy_(0, places, v[0].to(self.v_pages.dtype))

@@ -1,0 +1,128 @@
+"""Layers that decode: the native call against the network's own modules, and these against a full forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from decoding import MAX_STEP, batches
+from exactness import implementations, seeds
+from gossamer import ops
+from gossamer.model.causal_lm import CausalLM
+from gossamer.model.config import ModelConfig
+from gossamer.model.decode.decoder import Decoder
+from gossamer.model.decode.pool import StatePool
+from gossamer.ops.sequences import Sequences
+from model_configs import configs
+
+
+def close(actual: Tensor, expected: Tensor) -> None:
+    assert actual.shape == expected.shape
+    if expected.numel():
+        error = float((actual.double() - expected.double()).abs().max())
+        assert error <= 1e-4 * max(1.0, float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("implementation", implementations("decode_layers", but="reference"))
+@settings(max_examples=40)
+@given(configs(), st.booleans(), st.data(), st.booleans(), seeds)
+def test_decode_layers(implementation: str, config: ModelConfig, speculative: bool, data: Any, biased: bool, seed: int):
+    """Networks of every kind, from states that hold anything: outputs, and what the states are afterwards."""
+    sequences = data.draw(batches() if speculative else batches(least=1, most=9))
+    torch.manual_seed(seed)
+    model = CausalLM(config).eval().requires_grad_(False)
+    for name, parameter in model.named_parameters():
+        torch.nn.init.normal_(parameter, std=0.3 if "norm" in name or "A_log" in name else parameter.shape[-1] ** -0.5)
+    if biased:
+        for block in model.model.layers:
+            if hasattr(block.mlp, "gate"):
+                block.mlp.gate.e_score_correction_bias = torch.randn(config.num_experts)
+    found = []
+    for name in ("reference", implementation):
+        pool = StatePool(config, 6, 20, sequences.page_size, MAX_STEP, torch.device("cpu"), torch.float32)
+        generator = torch.Generator().manual_seed(seed)
+        states = [x for memory in pool.memory.values() for x in memory] + [x for kv in pool.pages.values() for x in kv]
+        for x in states:
+            x.copy_(torch.randn(x.shape, generator=generator) * 0.3)
+        for memory in pool.memory.values():
+            memory.gates.abs_().neg_()
+        decoder = Decoder(model, pool)
+        ids = torch.randint(config.vocab_size, (sum(sequences.lengths),), generator=generator)
+        with ops.forced(decode_layers=name), torch.inference_mode():
+            hidden = [decoder.forward(ids, sequences, speculative)]
+            if model.mtp is not None:
+                assert decoder._head is not None
+                hidden.append(decoder._head.forward(ids, hidden[0], sequences))
+        places = sequences.places
+        kept = [x.flatten(0, 1)[places] for kv in pool.pages.values() for x in kv]
+        found.append([*hidden, *kept, *(memory.recurrent for memory in pool.memory.values())])
+        before = config.linear_conv_kernel_dim - 1
+        window = before + (min(sequences.lengths) if speculative else 0)  # what a later step may read
+        found[-1] += [memory.conv[list(sequences.slots), :window] for memory in pool.memory.values()]
+    for expected, actual in zip(*found, strict=True):
+        close(actual, expected)
+
+
+@pytest.fixture
+def threads() -> Iterator[int]:
+    """More threads than there are cores, so that they wait for one another in every way there is."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(7)
+    yield 7
+    torch.set_num_threads(before)
+
+
+def test_what_a_token_gives_does_not_depend_on_how_many_threads_there_are(threads: int) -> None:
+    """Not by a single bit."""
+    if ops.OPERATIONS["decode_layers"].choose(torch.device("cpu")).name != "native":
+        pytest.skip("of the native kernels alone")
+    torch.manual_seed(0)
+    config = ModelConfig(
+        vocab_size=50, hidden_size=160, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, head_dim=24,
+        linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=16, linear_value_head_dim=20,
+        num_experts=6, num_experts_per_tok=2, moe_intermediate_size=80, shared_expert_intermediate_size=64,
+    )  # fmt: skip
+    model, results = CausalLM(config).eval().requires_grad_(False), []
+    for number in (threads, 1):
+        torch.set_num_threads(number)
+        pool = StatePool(config, 8, 30, 4, MAX_STEP, torch.device("cpu"), torch.float32)
+        decoder, made = Decoder(model, pool), []
+        for place in range(10):
+            tables = tuple((3 * n, 3 * n + 1, 3 * n + 2) for n in range(6))
+            sequences = Sequences(tuple(range(6)), (min(place, 1),) * 6, (place,) * 6, (1,) * 6, tables, 4)
+            made.append(decoder.forward(torch.arange(place, place + 6), sequences, speculative=True))
+        results.append(torch.cat(made))
+    assert torch.equal(*results)
+
+
+def test_what_a_token_gives_does_not_depend_on_what_is_decoded_beside_it() -> None:
+    """Not by a single bit."""
+    torch.manual_seed(0)
+    config = ModelConfig(
+        vocab_size=50, hidden_size=48, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, head_dim=24,
+        linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=8, linear_value_head_dim=12,
+        num_experts=6, num_experts_per_tok=2, moe_intermediate_size=20, shared_expert_intermediate_size=16,
+    )  # fmt: skip
+    model = CausalLM(config).eval().requires_grad_(False)
+    if ops.OPERATIONS["decode_layers"].choose(torch.device("cpu")).name != "native":
+        pytest.skip("of the native kernels alone")
+    results = []
+    for others, speculative in product((0, 1, 2, 6), (True, False)):
+        pool = StatePool(config, 8, 30, 4, MAX_STEP, torch.device("cpu"), torch.float32)
+        decoder, made = Decoder(model, pool), []
+        for place in range(9):
+            count = 1 + others
+            sequences = Sequences(
+                tuple(range(count)), (min(place, 1) if speculative else 0,) * count, (place,) * count, (1,) * count,
+                tuple((3 * n, 3 * n + 1, 3 * n + 2) for n in range(count)), 4,
+            )  # fmt: skip
+            made.append(decoder.forward(torch.arange(place, place + count), sequences, speculative)[0])
+        results.append(torch.stack(made))
+    assert all(torch.equal(result, results[0]) for result in results)
