@@ -22,7 +22,7 @@ from measure import describe, machine, table
 from peers import gossamer_step, model_config
 
 from gossamer import device as devices
-from gossamer.certify.rates import seconds_of_one
+from gossamer.certify.timing import seconds_of_one
 from gossamer.model.config import ModelConfig
 from gossamer.model.counts import delta_rule_backward_flops, delta_rule_flops
 

@@ -26,10 +26,9 @@ from peers import Variant, gossamer_step, model_config, qwen3_next_step
 
 from gossamer import device as devices
 from gossamer import ops
-from gossamer.certify.cases import DOCUMENTS, Case
 from gossamer.certify.checks import Check, failed
 from gossamer.certify.exactness import Inputs
-from gossamer.certify.inputs import inputs_of
+from gossamer.certify.inputs import DOCUMENTS, Case, inputs_of
 from gossamer.certify.operations import check_operation
 from gossamer.certify.timing import Rates, time_operations, training_inputs
 from gossamer.model.config import ModelConfig

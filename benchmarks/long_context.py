@@ -26,8 +26,7 @@ from peers import gossamer_forward, gossamer_step, model_config, qwen3_next_forw
 
 from gossamer import device as devices
 from gossamer.certify.inputs import cast, inputs_of, moved
-from gossamer.certify.rates import Call, in_turns
-from gossamer.certify.timing import caller
+from gossamer.certify.timing import Call, caller, in_turns
 from gossamer.model.config import ModelConfig
 
 LENGTHS = (512, 1024, 2048, 4096, 8192, 16384, 32768)

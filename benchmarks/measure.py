@@ -23,7 +23,7 @@ from unittest import mock
 import environment  # (before PyTorch; every subject's process inherits it)
 import torch
 
-from gossamer.certify.rates import Call, copy_rate, seconds_of
+from gossamer.certify.timing import Call, copy_rate, seconds_of
 
 PATIENCE = 60.0  # seconds of a call that is not the first, which may compile something
 

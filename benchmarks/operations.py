@@ -33,8 +33,16 @@ from torch import Tensor
 from gossamer import device as devices
 from gossamer import ops
 from gossamer.certify.inputs import Gates, cast, inputs_of, moved
-from gossamer.certify.rates import Call, copy_rate, in_turns
-from gossamer.certify.timing import FRESH, Rates, operation_of, time_operations, training_inputs
+from gossamer.certify.timing import (
+    FRESH,
+    Call,
+    Rates,
+    copy_rate,
+    in_turns,
+    operation_of,
+    time_operations,
+    training_inputs,
+)
 from gossamer.model.config import ModelConfig
 
 GEMM_SIZE, COPY_MEGABYTES = 2048, 256

@@ -12,13 +12,13 @@ import torch
 
 from gossamer import device as devices
 from gossamer import ops
-from gossamer.certify import doctor, rates, threads, timing
-from gossamer.certify.cases import CONFIG
+from gossamer.certify import doctor, timing
+from gossamer.certify.inputs import CONFIG
 from gossamer.certify.timing import FRESH
 from gossamer.cli import main
 
 CPU = torch.device("cpu")
-QUIET = threads.ThreadUse(2, "", 2, 2, float("inf"), 1, 0.0)
+QUIET = doctor.ThreadUse(2, "", 2, 2, float("inf"), 1, 0.0)
 
 
 def row(
@@ -100,7 +100,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "_GEMM_SIZE", 64)
     monkeypatch.setattr(doctor, "_COPY_MEGABYTES", 1)
     monkeypatch.setattr(devices, "peak_rate", lambda device, dtype: 1e9)
-    monkeypatch.setattr(rates, "seconds_of", lambda call, device, **_: rates.seconds_of_one(call, device))
+    monkeypatch.setattr(timing, "seconds_of", lambda call, device, **_: timing.seconds_of_one(call, device))
 
 
 def test_every_operation_is_measured_by_what_runs_and_by_pytorch(small: None) -> None:

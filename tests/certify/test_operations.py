@@ -9,8 +9,8 @@ import torch
 
 from certify_faults import Faulty
 from gossamer import ops
-from gossamer.certify.cases import cases
 from gossamer.certify.checks import failed
+from gossamer.certify.inputs import cases
 from gossamer.certify.operations import check_operation, check_operations, checked_operations, source_of
 
 CPU = torch.device("cpu")

@@ -7,8 +7,7 @@ import torch
 
 from gossamer import device as devices
 from gossamer.certify import speed
-from gossamer.certify.collectives import collective_rate
-from gossamer.certify.speed import Measured, preset_recipe, seconds_a_step, synthetic_batches
+from gossamer.certify.speed import Measured, collective_rate, preset_recipe, seconds_a_step, synthetic_batches
 
 CPU = torch.device("cpu")
 

@@ -33,10 +33,16 @@ def certify(device: str, quick: bool, out: str | None, json: bool) -> tuple[dict
     from rich.console import Console
 
     from gossamer import device as devices
-    from gossamer.certify.certificate import certificate, default_folder, require_writable, write_certificate
+    from gossamer.certify.certificate import (
+        certificate,
+        default_folder,
+        require_writable,
+        show,
+        summary,
+        write_certificate,
+    )
     from gossamer.certify.page import write_page
     from gossamer.certify.run import examine
-    from gossamer.certify.table import show, summary
 
     chosen = devices.resolve(device)
     folder = default_folder(chosen) if out is None else user_path(out)

@@ -1,4 +1,4 @@
-"""`certificate.json`: what was found out about a device, for programs."""
+"""A certificate: what was found out about a device, for programs as `certificate.json`, for the eyes as tables."""
 
 from __future__ import annotations
 
@@ -7,18 +7,25 @@ import math
 import os
 import re
 import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console, Group
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
 
 from gossamer import __version__
 from gossamer import device as devices
-from gossamer.certify.checks import verdict
+from gossamer.certify.checks import GROUPS, Check, Status, failed, verdict
 from gossamer.certify.run import Findings
 from gossamer.errors import UserError
 from gossamer.run.metrics import write_atomically
+from gossamer.units import flops
 
 __all__ = [
     "CERTIFICATE_FILE",
@@ -27,11 +34,16 @@ __all__ = [
     "certificate",
     "default_folder",
     "require_writable",
+    "show",
+    "summary",
+    "worst_of",
     "write_certificate",
 ]
 
 CERTIFICATE_FILE, PAGE_FILE = "certificate.json", "certificate.html"
 FORMAT = 1  # of the file; another number for a form that older readers would misread
+_COLORS: dict[Status, str] = {"pass": "green", "fail": "bold red", "not run": "yellow"}
+_WORDS: dict[Status, str] = {"pass": "passed", "fail": "failed", "not run": "not run"}
 
 
 def certificate(findings: Findings) -> Any:
@@ -90,3 +102,87 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def show(findings: Findings, title: str, console: Console) -> None:
+    """Print what was found: operations by type, each kind of check, speed, and what failed or could not be run."""
+    passed, reasons = verdict(findings.checks)
+    wrong = failed(findings.checks)
+    console.print(Group(f"\n[bold]{escape(title)}[/]\n", _operations(findings.checks), _groups(findings.checks)))
+    console.print(Group(*_speeds(findings)), "")
+    for line in _not_run(findings.checks):
+        console.print(f"[yellow]not run[/]  {escape(line)}", soft_wrap=True)
+    if back := findings.census.fell_back():
+        console.print(f"[yellow]on the CPU[/]  {len(back)} operators: {escape(', '.join(back))}", soft_wrap=True)
+    for line in [check.describe() for check in wrong] + reasons[len(wrong) :]:
+        console.print(f"[bold red]FAIL[/]  {escape(line)}", soft_wrap=True)
+    console.print(f"\n[{_COLORS[passed]}]{passed.upper()}[/]")
+
+
+def summary(group: str, checks: Sequence[Check], seconds: float) -> str:
+    """A kind of check in a line, as it is told while the certification runs."""
+    counts = Counter(check.status for check in checks)
+    told = ", ".join(f"[{_COLORS[status]}]{counts[status]}[/] {_WORDS[status]}" for status in _COLORS if counts[status])
+    return f"{group:<12} {told} [dim]in {seconds:.1f} s[/]"
+
+
+def worst_of(checks: Iterable[Check]) -> Check | None:
+    """The check whose error is the largest share of what is allowed; None if none has an error."""
+    measured = [check for check in checks if check.error is not None and check.tolerance]
+    return max(measured, key=lambda check: (check.error or 0.0) / (check.tolerance or 1.0), default=None)
+
+
+def _operations(checks: Sequence[Check]) -> Table:
+    own = [check for check in checks if check.group == "operations" and check.dtype]
+    dtypes = list(dict.fromkeys(check.dtype for check in own))
+    table = Table("operation", *dtypes, title="Largest error of each implementation", title_justify="left", box=None)
+    for name in dict.fromkeys(check.name for check in own):
+        cells = []
+        for dtype in dtypes:
+            found = [check for check in own if (check.name, check.dtype) == (name, dtype)]
+            wrong, worst = failed(found), worst_of(found)
+            cells.append(Text("FAIL" if wrong else f"{worst.error:.0e}" if worst else "", "bold red" if wrong else ""))
+        table.add_row(name, *cells)
+    return table
+
+
+def _groups(checks: Sequence[Check]) -> Table:
+    table = Table("", "passed", "failed", "not run", "nearest to its limit", title_justify="left", box=None)
+    table.title = "\nAll checks"
+    for group in GROUPS:
+        own = [check for check in checks if check.group == group]
+        counts = Counter(check.status for check in own)
+        worst = worst_of(check for check in own if check.status == "pass")
+        near = f"{worst.error:.0e} of {worst.tolerance:.0e}: {_what(worst)}" if worst else ""
+        cells = [Text(str(counts[status] or "–"), _COLORS[status] if counts[status] else "dim") for status in _COLORS]
+        table.add_row(group, *cells, near)
+    return table
+
+
+def _what(check: Check) -> str:
+    """The check's name, and its type where the name does not say it."""
+    return check.name if check.dtype in check.name else f"{check.name} {check.dtype}"
+
+
+def _speeds(findings: Findings) -> list[Table]:
+    measured = findings.measured
+    table = Table(title="\nSpeed", title_justify="left", box=None, show_header=False)
+    for dtype, rate in measured.gemm_flops.items():
+        table.add_row(f"products in {dtype}", f"{flops(rate)}/s")
+    if measured.copy_bytes_per_second:
+        table.add_row("copies", f"{measured.copy_bytes_per_second / 1e9:.3g} GB/s")
+    if measured.collective_bytes_per_second:
+        table.add_row("sums over all devices", f"{measured.collective_bytes_per_second / 1e9:.3g} GB/s")
+    for row in measured.training:
+        what = f"training {row['preset']}, {row['batch_size']} × {row['sequence_length']} tokens a step"
+        table.add_row(what, f"{row['tokens_per_second']:,.0f} tokens/s, MFU {row['mfu']:.0%}")
+    return [table] if table.row_count else []
+
+
+def _not_run(checks: Sequence[Check]) -> list[str]:
+    """What could not be run, by reason."""
+    reasons: dict[str, list[str]] = {}
+    for check in checks:
+        if check.status == "not run":
+            reasons.setdefault(check.message, []).append(f"{check.group}: {check.name}".replace("operations: ", ""))
+    return [f"{', '.join(dict.fromkeys(names))} ({reason})" for reason, names in reasons.items()]

@@ -48,6 +48,6 @@ def decode_in_parts(model: CausalLM, ids: Tensor, lengths: Sequence[int], reject
             part = torch.cat([part, part.new_zeros(rows, rejected)], dim=1)
         sequences = Sequences(slots, (accepted,) * rows, (past,) * rows, (part.shape[1],) * rows, tables, PAGE_SIZE)
         hidden = decoder.forward(part.flatten(), sequences, speculative)
-        logits.append(decoder.logits(hidden).view(rows, part.shape[1], -1)[:, :length])
+        logits.append(decoder.logits(hidden).view(rows, part.shape[1], len(weight))[:, :length])
         past, accepted = past + length, length if speculative else 0
     return torch.cat(logits, dim=1)

@@ -12,11 +12,10 @@ from torch import Tensor
 
 from gossamer import device as devices
 from gossamer import ops
-from gossamer.certify.cases import Case, cases
 from gossamer.certify.checks import Check, first_line, judge, named
 from gossamer.certify.exactness import Inputs, evaluate, tolerance, worst_difference
-from gossamer.certify.inputs import cast, moved
-from gossamer.certify.shadow import culprit
+from gossamer.certify.inputs import Case, cases, cast, moved
+from gossamer.certify.operators import culprit
 from gossamer.ops.registry import Implementation
 
 CPU = torch.device("cpu")

@@ -1,28 +1,39 @@
-"""`certificate.html`: a certificate on one page that needs nothing else."""
+"""`certificate.html`: a certificate on one page that needs nothing else, with its pictures."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gossamer.certify import plots
-from gossamer.certify.census import COMPOSED, FELL_BACK, NATIVE, PLUGIN
-from gossamer.certify.certificate import PAGE_FILE
+import numpy as np
+import torch
+from markupsafe import Markup, escape
+
+from gossamer.certify import network
+from gossamer.certify.certificate import PAGE_FILE, worst_of
 from gossamer.certify.checks import GROUPS, Check, failed
+from gossamer.certify.operators import COMPOSED, FELL_BACK, NATIVE, PLUGIN
 from gossamer.certify.run import Findings
-from gossamer.certify.table import worst_of
+from gossamer.certify.training import TOLERANCE
 from gossamer.report import page
+from gossamer.report.charts import NARROW, WIDE, Drawn
+from gossamer.report.curves import SERIES, Chart, Curve, table
+from gossamer.report.draw import draw_svg
 from gossamer.units import amount, duration, flops, size
 
 __all__ = ["write_page"]
+
+_LOW, _HIGH = 1e-5, 1e1  # shares of what is allowed, at the picture's ends
+_LEFT, _RIGHT, _ROW, _WIDTH = 235, 20, 21, 1040
 
 
 def write_page(findings: Findings, record: dict[str, Any], folder: Path) -> Path:
     """Write a certificate's page beside it."""
     checks, losses = findings.checks, findings.curves.losses
-    curves = [plots.loss_chart(losses), plots.difference_chart(losses)]
+    curves = [loss_chart(losses), difference_chart(losses)]
     text = page.render(
         "certificate.html.jinja",
         package="gossamer.certify",
@@ -31,10 +42,10 @@ def write_page(findings: Findings, record: dict[str, Any], folder: Path) -> Path
         facts=_facts(record),
         failures=[check.describe() for check in failed(checks)],
         other_reasons=record["reasons"][len(failed(checks)) :],
-        errors=plots.error_picture([check for check in checks if check.group == "operations" and check.dtype]),
-        colors=plots.colors([check.dtype for check in checks if check.group == "operations" and check.tolerance]),
+        errors=error_picture([check for check in checks if check.group == "operations" and check.dtype]),
+        colors=colors([check.dtype for check in checks if check.group == "operations" and check.tolerance]),
         groups=[_group(group, checks) for group in GROUPS],
-        curves=[plots.drawn_over_tokens(chart) for chart in curves if chart.measured],
+        curves=[drawn_over_tokens(chart) for chart in curves if chart.measured],
         operators=record["operators"],
         ran=_ran(record["operators"]),
         training=record["measured"]["training"],
@@ -80,3 +91,92 @@ def _ran(operators: list[dict[str, Any]]) -> list[tuple[str, int, int]]:
         if own:
             found.append((where, len(own), sum(row["calls"] for row in own)))
     return found
+
+
+def colors(dtypes: Sequence[str]) -> dict[str, str]:
+    """A colour of the page's palette for each type."""
+    return {dtype: SERIES[index % len(SERIES)] for index, dtype in enumerate(dict.fromkeys(dtypes))}
+
+
+def error_picture(checks: Sequence[Check]) -> Markup:
+    """A row for each name, a dot for each check: its error as a share of what is allowed, on a logarithmic axis.
+
+    Errors of zero stand at the left end, failures that have no number at the right end.
+    """
+    measured = [check for check in checks if check.tolerance]
+    rows = list(dict.fromkeys(check.name for check in measured))
+    color = colors([check.dtype for check in measured])
+    bottom = 12 + _ROW * len(rows)
+    parts = [f'<svg viewBox="0 0 {_WIDTH} {bottom + 42}" font-size="12" fill="none" aria-hidden="true">']
+    for power in range(-5, 2):
+        x, label = _place(10.0**power), {0: "allowed", 1: "10×"}.get(power, f"1e{power}")
+        stroke = "alarm" if power == 0 else "line"
+        parts.append(f'<path d="M{x:.1f} 6V{bottom}" stroke="var(--{stroke})"/>')
+        parts.append(f'<text x="{x:.1f}" y="{bottom + 18}" text-anchor="middle" fill="var(--muted)">{label}</text>')
+    parts.append(
+        f'<text x="{(_LEFT + _WIDTH) / 2}" y="{bottom + 36}" text-anchor="middle" fill="var(--muted)">'
+        "error as a share of what is allowed</text>"
+    )
+    for index, name in enumerate(rows):
+        y = 6 + _ROW * (index + 0.5)
+        parts.append(f'<path d="M{_LEFT} {y}H{_WIDTH - _RIGHT}" stroke="var(--line)"/>')
+        parts.append(f'<text x="{_LEFT - 10}" y="{y}" dy="4" text-anchor="end" fill="var(--ink)">{escape(name)}</text>')
+        parts += [_dot(check, y, color[check.dtype]) for check in measured if check.name == name]
+    return Markup("".join([*parts, "</svg>"]))
+
+
+def _dot(check: Check, y: float, color: str) -> str:
+    assert check.error is not None and check.tolerance
+    share = check.error / check.tolerance
+    x = _place(share if share == share else math.inf)
+    if check.status == "fail":
+        return f'<path d="M{x - 5:.1f} {y - 5}l10 10m0 -10l-10 10" stroke="var(--alarm)" stroke-width="2.5"/>'
+    return f'<circle cx="{x:.1f}" cy="{y}" r="4" fill="var(--{color})" fill-opacity=".65"/>'
+
+
+def _place(share: float) -> float:
+    """Where a share of what is allowed stands, in pixels from the left."""
+    clipped = min(max(share, _LOW), _HIGH)
+    way = (math.log(clipped) - math.log(_LOW)) / (math.log(_HIGH) - math.log(_LOW))
+    return _LEFT + 8 + way * (_WIDTH - _LEFT - _RIGHT - 16)
+
+
+def loss_chart(losses: dict[str, list[float]]) -> Chart:
+    """The losses of all runs; the CPU's in float64 as a dashed line over them."""
+    curves = [_curve(values, dtype, color) for dtype, values, color in _runs(losses)]
+    if "reference" in losses:
+        curves.append(_curve(losses["reference"], "the CPU in float64", "ink", dashed=True))
+    return Chart("Loss", "nats a token", tuple(curves))
+
+
+def difference_chart(losses: dict[str, list[float]]) -> Chart:
+    """How far each loss is from the CPU's, as a share of it."""
+    reference = np.array(losses.get("reference", []))
+    curves = []
+    for dtype, values, color in _runs(losses):
+        share = np.abs(np.array(values) - reference) / reference
+        curves.append(_curve(np.where(share > 0, share, math.nan).tolist(), dtype, color, dots=True))
+        allowed = [TOLERANCE[getattr(torch, dtype)]] * len(values)
+        curves.append(_curve(allowed, f"allowed in {dtype}", color, dashed=True))
+    return Chart("Difference", "share of the CPU's loss", tuple(curves), logarithmic=True)
+
+
+def _runs(losses: dict[str, list[float]]) -> list[tuple[str, list[float], str]]:
+    color = colors([dtype for dtype in losses if dtype != "reference"])
+    return [(dtype, values, color[dtype]) for dtype, values in losses.items() if dtype != "reference"]
+
+
+def _curve(values: list[float], label: str, color: str, **style: Any) -> Curve:
+    steps = np.arange(1, len(values) + 1, dtype=np.float64)
+    tokens = steps * network.ROWS * network.LENGTH
+    return Curve(label, color, steps, tokens, steps, np.array(values, dtype=np.float64), **style)
+
+
+def drawn_over_tokens(chart: Chart) -> Drawn:
+    """A chart with its pictures; every run here takes the same tokens, and time is not what is looked at."""
+    end = max((float(item.tokens[-1]) for item in chart.curves if len(item.tokens)), default=1.0)
+    sizes = (("wide", (WIDE[0], 280)), ("narrow", NARROW))
+    pictures = [
+        {"axis": "tokens", "shape": shape, "picture": draw_svg(chart, "tokens", end, *size)} for shape, size in sizes
+    ]
+    return Drawn(chart, chart.curves, pictures, True, {"curves": table(chart.curves), "marks": []})

@@ -15,15 +15,12 @@ import torch
 
 from gossamer import device as devices
 from gossamer import ops
-from gossamer.certify.census import Census, check_operators
 from gossamer.certify.checks import GROUPS, Check, first_line
-from gossamer.certify.memory import check_memory
-from gossamer.certify.model import check_model
-from gossamer.certify.numbers import check_numbers, checked_dtypes
+from gossamer.certify.hardware import check_memory, check_numbers, checked_dtypes
 from gossamer.certify.operations import check_operations
+from gossamer.certify.operators import Census, check_operators
 from gossamer.certify.speed import Measured, check_speed
-from gossamer.certify.storage import check_storage
-from gossamer.certify.training import Curves, check_determinism, check_training
+from gossamer.certify.training import Curves, check_determinism, check_model, check_storage, check_training
 from gossamer.errors import UserError, is_out_of_memory
 
 Listener = Callable[[str, list[Check], float], None]

@@ -1,18 +1,117 @@
-"""Fifty steps of training on a device beside the CPU's, and whether the same run gives the same weights again."""
+"""Training on a device beside the CPU's: losses and gradients of a batch, fifty steps, and moving what was trained."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+import math
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from gossamer import ops
+from gossamer import device as devices
+from gossamer import hub, ops
 from gossamer.certify import network
-from gossamer.certify.checks import Check, first_line, judge, named
+from gossamer.certify.checks import Check, failed, first_line, judge, named
+from gossamer.certify.decoding import decode_in_parts
+from gossamer.certify.exactness import largest_error
+from gossamer.certify.operators import culprit
+from gossamer.model.causal_lm import CausalLM
+from gossamer.run.checkpoint import load_checkpoint, save_checkpoint, snapshot
+from gossamer.train.step import Learner
 
 CPU = torch.device("cpu")
+# Of a loss; of a gradient: the length of the difference over the gradient's own, or a thousandth of all gradients'
+# together, since where sums cancel nothing is left but rounding. Seen on a CPU: 1e-7 and 4e-6, and with products in
+# bfloat16 2e-5 and 6e-2, where a token or two also go to another expert.
+LOSS = {torch.float32: 1e-5, torch.bfloat16: 5e-3}
+GRADIENT = {torch.float32: 1e-4, torch.bfloat16: 0.25}
+SHARE = 1e-3
+LOGITS = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
+LOSSES = ("loss", "mtp_loss", "aux_loss")
+_WHERE = "the operator census, and src/gossamer/model"
+
+
+def check_model(device: torch.device, dtypes: Sequence[torch.dtype]) -> Iterator[Check]:
+    """Losses and gradients of one packed batch, and decoding, with products computed in each of these types."""
+    for dtype in dtypes:
+        yield from _losses_and_gradients(device, dtype)
+        yield _decoding(device, dtype)
+
+
+def _losses_and_gradients(device: torch.device, dtype: torch.dtype) -> Iterator[Check]:
+    expected = _reference()
+
+    def run() -> dict[str, Tensor]:
+        return gradients(network.network(device), device, dtype)
+
+    try:
+        found = {name: value.cpu().double() for name, value in run().items()}
+    except Exception as error:
+        message = f"{first_line(error)}{culprit(run, device)}"
+        yield Check("network", "losses and gradients", "fail", message, named(dtype), where=_WHERE)
+        return
+    checks = []
+    for name in LOSSES:
+        off = largest_error(found[name], expected[name])
+        checks.append(judge("network", name, off, LOSS[dtype], where=_WHERE, dtype=named(dtype)))
+    worst, off = _worst_gradient(found, expected)
+    message = f"the gradient of {worst} is off by {off:.1e} of its length, allowed {GRADIENT[dtype]:.0e}"
+    checks.append(judge("network", "gradients", off, GRADIENT[dtype], message, where=_WHERE, dtype=named(dtype)))
+    blamed = culprit(run, device) if failed(checks) else ""
+    for check in checks:
+        yield check if check.status == "pass" else replace(check, message=check.message + blamed)
+
+
+def _worst_gradient(found: dict[str, Tensor], expected: dict[str, Tensor]) -> tuple[str, float]:
+    lengths = {name: float(want.norm()) for name, want in expected.items() if name not in LOSSES}
+    least = SHARE * math.hypot(*lengths.values())
+    errors = {
+        name: float((found[name] - expected[name]).norm()) / max(length, least) for name, length in lengths.items()
+    }
+    worst = max(errors, key=lambda name: math.inf if math.isnan(errors[name]) else errors[name])
+    return worst, errors[worst]
+
+
+def gradients(model: CausalLM, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The losses of one batch and the gradient of every parameter, products computed in `dtype`."""
+    batch = network.batches(1)[0]
+    with devices.autocast(device, dtype):
+        out = model(batch.input_ids.to(device), labels=batch.labels.to(device), cu_seqlens=batch.cu_seqlens)
+    losses = {"loss": out.loss, "mtp_loss": out.mtp_loss, "aux_loss": out.aux_loss}
+    torch.stack(list(losses.values())).sum().backward()
+    found = {name: loss.detach() for name, loss in losses.items()}
+    return found | {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+@lru_cache
+def _reference() -> dict[str, Tensor]:
+    with ops.forced(**dict.fromkeys(ops.OPERATIONS, "reference")):
+        return gradients(network.network(CPU, torch.float64), CPU, torch.float32)
+
+
+def _decoding(device: torch.device, dtype: torch.dtype) -> Check:
+    """A prompt, then token by token from the state, against all tokens at once in the reference."""
+    ids = network.batches(1)[0].input_ids[:1, :24]
+    with torch.no_grad(), ops.forced(**dict.fromkeys(ops.OPERATIONS, "reference")):
+        expected = network.network(CPU, torch.float64)(ids).logits
+
+    def run() -> Tensor:
+        return decode_in_parts(network.network(device), ids, [17, *[1] * 7])
+
+    name = "decoding token by token"
+    try:
+        found = run()
+    except Exception as error:
+        return Check("network", name, "fail", f"{first_line(error)}{culprit(run, device)}", named(dtype), where=_WHERE)
+    off = largest_error(found, expected)
+    check = judge("network", name, off, LOGITS[dtype], where="src/gossamer/model/decode", dtype=named(dtype))
+    return check if check.status == "pass" else replace(check, message=check.message + culprit(run, device))
+
+
 STEPS = 50
 # Of each step's loss. Seen on a CPU: 2e-7, with products in bfloat16 1e-3. On an accelerator Muon orthogonalises in
 # bfloat16 whatever the products are computed in, and a token between two experts may go to the other one.
@@ -84,3 +183,68 @@ def _run(device: torch.device, precision: str) -> tuple[list[float], dict[str, t
     learner = network.learner(device, precision)
     losses = network.train(learner, network.batches(STEPS)[:REPEATED])
     return losses, {name: value.detach().cpu() for name, value in learner.model.state_dict().items()}
+
+
+BEFORE, AFTER = 2, 3  # steps before saving, and in all
+
+
+def check_storage(device: torch.device) -> Iterator[Check]:
+    """Weights as a Hugging Face directory, and training that goes on elsewhere from a checkpoint."""
+    with tempfile.TemporaryDirectory(prefix="gossamer-certify-") as name:
+        folder = Path(name)
+        try:
+            learner = network.learner(device)
+            network.train(learner, network.batches(AFTER)[:BEFORE])
+        except Exception as error:
+            yield Check("storage", "saving", "not run", f"training failed: {first_line(error)}")
+            return
+        for target in dict.fromkeys([CPU, device]):
+            yield _weights(learner.model, folder / "model", target)
+        yield from _checkpoint(learner, device, folder)
+
+
+def _weights(model: CausalLM, folder: Path, target: torch.device) -> Check:
+    name = f"weights to {target.type}"
+    try:
+        hub.save(model, folder)
+        loaded = hub.load(folder, device=target)
+    except Exception as error:
+        return Check("storage", name, "fail", first_line(error), where="src/gossamer/hub")
+    before, after = model.state_dict(), loaded.state_dict()
+    changed = [key for key in before if not torch.equal(before[key].cpu(), after[key].cpu())]
+    if changed:
+        return Check("storage", name, "fail", f"{changed[0]} has changed, of {len(changed)} in all", where="copies")
+    return Check("storage", name, "pass", error=0.0, tolerance=0.0)
+
+
+def _checkpoint(learner: Learner, device: torch.device, folder: Path) -> Iterator[Check]:
+    """A step after the checkpoint: on the device bit for bit, on the CPU and back within training's tolerance."""
+    try:
+        state = snapshot(learner.model, learner.optimizers)
+        saved = save_checkpoint(folder, BEFORE, state, {})
+        expected = _next_loss(learner)
+    except Exception as error:
+        yield Check(
+            "storage", "writing a checkpoint", "fail", first_line(error), where="src/gossamer/run/checkpoint.py"
+        )
+        return
+    ways = {"the same device": (device, 0.0)}
+    if device.type != "cpu":
+        ways["the CPU"] = (CPU, TOLERANCE[torch.float32])
+    for where, (target, tolerance) in ways.items():
+        name = f"a checkpoint goes on on {where}"
+        try:
+            other = network.learner(target)
+            load_checkpoint(saved, other.model, other.optimizers)
+            found = _next_loss(other)
+        except Exception as error:
+            yield Check("storage", name, "fail", first_line(error), where="src/gossamer/run/checkpoint.py")
+            continue
+        error_ = abs(found - expected) / expected
+        message = f"the next loss is {found:.8g} instead of {expected:.8g}"
+        yield judge("storage", name, error_, tolerance, message, "src/gossamer/run/checkpoint.py")
+
+
+def _next_loss(learner: Learner) -> float:
+    """The second loss from here: the first step's weights decide it."""
+    return network.train(learner, network.batches(AFTER + 1)[BEFORE:])[-1]

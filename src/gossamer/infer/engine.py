@@ -52,7 +52,7 @@ class _Failure:
 class _Answer(NamedTuple):
     """What a step adds to an answer: how many tokens, and why the answer ends, if it does."""
 
-    count: int
+    num_tokens: int
     reason: FinishReason | None
     failure: _Failure | None
 

@@ -147,9 +147,9 @@ class CausalLM(nn.Module):
     def hidden_states(self, input_ids: Tensor) -> Tensor:
         """Compute the hidden states after the final norm, [B, T] → [B, T, hidden]; each row is a document."""
         input_ids = self._check_ids("input_ids", input_ids)
-        lengths = document_lengths(*input_ids.shape, None)
+        lengths = document_lengths(len(input_ids), input_ids.shape[1], None)
         hidden, _ = self.model(input_ids, self._rotary(lengths, input_ids), None)
-        return hidden  # type: ignore[no-any-return]
+        return hidden
 
     def _rotary(self, lengths: tuple[int, ...], input_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Compute cos and sin of each token's position in its document."""

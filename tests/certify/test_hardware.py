@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gossamer.certify import memory
+from gossamer.certify import hardware
 
 CPU = torch.device("cpu")
 
@@ -15,8 +15,8 @@ CPU = torch.device("cpu")
     [(1000, 1100, "pass"), (1000, 700, "fail"), (700, 1000, "fail"), (40, 100, "pass"), (0, 100, "fail")],
 )
 def test_the_peak_is_held_against_the_estimate(monkeypatch, peak: int, estimate: int, status: str) -> None:
-    monkeypatch.setattr(memory, "measured_apart", lambda preset: {"peak": peak << 20, "estimate": estimate << 20})
-    check = memory._peak(CPU, "nano")
+    monkeypatch.setattr(hardware, "measured_apart", lambda preset: {"peak": peak << 20, "estimate": estimate << 20})
+    check = hardware._peak(CPU, "nano")
     assert check.status == status and f"{peak} MiB, estimated {estimate} MiB" in check.message
 
 
@@ -24,13 +24,13 @@ def test_a_process_that_ends_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     def ended(preset: str) -> None:
         raise RuntimeError("its process ended")
 
-    monkeypatch.setattr(memory, "measured_apart", ended)
-    check = memory._peak(CPU, "nano")
+    monkeypatch.setattr(hardware, "measured_apart", ended)
+    check = hardware._peak(CPU, "nano")
     assert check.status == "fail" and check.where and "its process ended" in check.message
 
 
 def test_the_cpu_refuses_a_petabyte_and_works_again() -> None:
-    assert memory._full(CPU).status == "pass"
+    assert hardware._full(CPU).status == "pass"
 
 
 @pytest.mark.parametrize(
@@ -48,5 +48,5 @@ def test_how_memory_runs_out(monkeypatch: pytest.MonkeyPatch, error: Exception |
             raise error
 
     monkeypatch.setattr(torch, "empty", empty)
-    problem = memory._fill(CPU, 1 << 30)
+    problem = hardware._fill(CPU, 1 << 30)
     assert told in problem and bool(problem) == bool(told)

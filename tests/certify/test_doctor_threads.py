@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gossamer.certify.threads import ThreadUse, thread_findings, thread_use
+from gossamer.certify.doctor import ThreadUse, thread_findings, thread_use
 
 GOOD = ThreadUse(threads=8, wanted="", machine=8, bound=8, quota=math.inf, threads_per_core=1, load=0.5)
 
