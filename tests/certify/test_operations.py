@@ -10,6 +10,7 @@ import torch
 from certify_faults import Faulty
 from gossamer import ops
 from gossamer.certify.checks import failed
+from gossamer.certify.decoding import check_decoding, check_served_operations, served_operations
 from gossamer.certify.inputs import cases
 from gossamer.certify.operations import check_operation, check_operations, checked_operations, source_of
 
@@ -34,8 +35,43 @@ def test_every_able_implementation_passes_in_every_type() -> None:
         for one in ops.OPERATIONS[name].implementations
         if one.obstacle(CPU)
     }
-    engine = set(ops.OPERATIONS) - set(checked_operations())
-    assert {check.name for check in found if check.status == "not run"} == unable | engine
+    assert {check.name for check in found if check.status == "not run"} == unable
+
+
+def test_every_operation_is_called_by_itself_or_decodes() -> None:
+    assert sorted([*checked_operations(), *served_operations()]) == sorted(ops.OPERATIONS)
+
+
+def test_every_able_implementation_that_decodes_passes() -> None:
+    found = list(check_served_operations(CPU, DTYPES))
+    assert not failed(found), [check.describe() for check in failed(found)]
+    passed = {check.name for check in found if check.status == "pass"}
+    implementations = {name: ops.OPERATIONS[name].implementations for name in served_operations()}
+    assert passed == {
+        f"{name} {one.name}" for name, those in implementations.items() for one in those if not one.obstacle(CPU)
+    }
+    assert {check.dtype for check in found if check.name == "delta_step padded"} == {"float64", "float32", "bfloat16"}
+
+
+def test_the_network_decodes_and_the_engine_answers_as_the_reference() -> None:
+    found = list(check_decoding(CPU, [torch.float32, torch.bfloat16]))
+    assert not failed(found), [check.describe() for check in failed(found)]
+    assert len(found) == 4
+
+
+@pytest.mark.parametrize(("operation", "implementation"), [("delta_step", "padded"), ("paged_attention", "sdpa")])
+def test_a_wrong_implementation_that_decodes_is_told(
+    monkeypatch: pytest.MonkeyPatch, operation: str, implementation: str
+) -> None:
+    plant(monkeypatch, operation, implementation, lambda function: lambda *rest: 1.01 * function(*rest))
+    wrong = failed(check_served_operations(CPU, [torch.float32]))
+    assert f"{operation} {implementation}" in {check.name for check in wrong}
+    assert all(check.error > check.tolerance and check.where for check in wrong)
+
+
+def test_wrong_drafts_and_samples_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(monkeypatch, "draw", "reference", lambda function: lambda *rest: function(*rest).roll(1))
+    assert "draft_tokens reference" in {check.name for check in failed(check_served_operations(CPU, [torch.float32]))}
 
 
 @pytest.mark.parametrize("name", checked_operations())

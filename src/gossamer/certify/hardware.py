@@ -139,7 +139,7 @@ def measured_peak(preset: str, device: torch.device) -> dict[str, int]:
 
 def measured_apart(preset: str) -> dict[str, int]:
     """The same on a CPU, in a process of its own: what this one has held counts to its peak for ever."""
-    command = [sys.executable, "-m", "gossamer.certify.memory", preset]
+    command = [sys.executable, "-m", "gossamer.certify.hardware", preset]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": _path()})
     if done.returncode:
         raise RuntimeError((done.stderr.strip().splitlines() or ["its process ended"])[-1])

@@ -9,6 +9,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ import torch
 from gossamer import device as devices
 from gossamer import ops
 from gossamer.certify.checks import GROUPS, Check, first_line
+from gossamer.certify.decoding import check_decoding, check_served_operations
 from gossamer.certify.hardware import check_memory, check_numbers, checked_dtypes
 from gossamer.certify.operations import check_operations
 from gossamer.certify.operators import Census, check_operators
@@ -130,11 +132,12 @@ def _questions(group: str, findings: Findings) -> Iterator[Check]:
         case "numbers":
             return check_numbers(device)
         case "operations":
-            return check_operations(device, dtypes, quick)
+            return chain(check_operations(device, dtypes, quick), check_served_operations(device, dtypes))
         case "operators":
             return check_operators(device, precisions, quick, findings.census)
         case "network":
-            return check_model(device, list(precisions.values()))
+            types = list(precisions.values())
+            return chain(check_model(device, types), check_decoding(device, types))
         case "training":
             return check_training(device, precisions, findings.curves)
         case "determinism":

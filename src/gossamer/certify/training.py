@@ -16,7 +16,6 @@ from gossamer import device as devices
 from gossamer import hub, ops
 from gossamer.certify import network
 from gossamer.certify.checks import Check, failed, first_line, judge, named
-from gossamer.certify.decoding import decode_in_parts
 from gossamer.certify.exactness import largest_error
 from gossamer.certify.operators import culprit
 from gossamer.model.causal_lm import CausalLM
@@ -30,16 +29,14 @@ CPU = torch.device("cpu")
 LOSS = {torch.float32: 1e-5, torch.bfloat16: 5e-3}
 GRADIENT = {torch.float32: 1e-4, torch.bfloat16: 0.25}
 SHARE = 1e-3
-LOGITS = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 LOSSES = ("loss", "mtp_loss", "aux_loss")
 _WHERE = "the operator census, and src/gossamer/model"
 
 
 def check_model(device: torch.device, dtypes: Sequence[torch.dtype]) -> Iterator[Check]:
-    """Losses and gradients of one packed batch, and decoding, with products computed in each of these types."""
+    """Losses and gradients of one packed batch, with products computed in each of these types."""
     for dtype in dtypes:
         yield from _losses_and_gradients(device, dtype)
-        yield _decoding(device, dtype)
 
 
 def _losses_and_gradients(device: torch.device, dtype: torch.dtype) -> Iterator[Check]:
@@ -91,25 +88,6 @@ def gradients(model: CausalLM, device: torch.device, dtype: torch.dtype) -> dict
 def _reference() -> dict[str, Tensor]:
     with ops.forced(**dict.fromkeys(ops.OPERATIONS, "reference")):
         return gradients(network.network(CPU, torch.float64), CPU, torch.float32)
-
-
-def _decoding(device: torch.device, dtype: torch.dtype) -> Check:
-    """A prompt, then token by token from the state, against all tokens at once in the reference."""
-    ids = network.batches(1)[0].input_ids[:1, :24]
-    with torch.no_grad(), ops.forced(**dict.fromkeys(ops.OPERATIONS, "reference")):
-        expected = network.network(CPU, torch.float64)(ids).logits
-
-    def run() -> Tensor:
-        return decode_in_parts(network.network(device), ids, [17, *[1] * 7])
-
-    name = "decoding token by token"
-    try:
-        found = run()
-    except Exception as error:
-        return Check("network", name, "fail", f"{first_line(error)}{culprit(run, device)}", named(dtype), where=_WHERE)
-    off = largest_error(found, expected)
-    check = judge("network", name, off, LOGITS[dtype], where="src/gossamer/model/decode", dtype=named(dtype))
-    return check if check.status == "pass" else replace(check, message=check.message + culprit(run, device))
 
 
 STEPS = 50
