@@ -54,7 +54,7 @@ def delta_rule(config: ModelConfig, lengths: tuple[int, ...], turns: int) -> dic
         return run
 
     calls = {str(length): passes(length) for length in lengths}
-    medians = in_turns(calls, device, least_seconds=0.0, least_turns=turns)
+    medians = in_turns(calls, device, min_seconds=0.0, min_turns=turns)
     return {length: medians[str(length)] / (length * max(1, most // length)) for length in lengths}
 
 
@@ -83,7 +83,7 @@ def one_head(config: ModelConfig, turns: int) -> dict[str, dict[int, float]]:
         for count in counts:
             calls[f"{operation} {count}"] = _on_threads(call, count)
     try:
-        medians = in_turns(calls, device, least_seconds=0.0, least_turns=turns)
+        medians = in_turns(calls, device, min_seconds=0.0, min_turns=turns)
     finally:
         torch.set_num_threads(most)
     return {

@@ -31,7 +31,7 @@ SCENARIOS: dict[str, tuple[tuple[str, ...], list[str], Callable[[], None]]] = {
 
 def main(folder: Path) -> None:
     device = chip.install()
-    training.STEPS, training.LEARNT = 4, 1.0
+    training.STEPS, training.MAX_LOSS_RATIO = 4, 1.0
     speed.PRESETS = ("nano",)
     speed.seconds_a_step = lambda *_: 0.5
     for name, (groups, checked, plant) in SCENARIOS.items():

@@ -12,5 +12,5 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "STEPS", 30)
     monkeypatch.setattr(speed, "PRESETS", ("nano",))
     monkeypatch.setattr(speed, "seconds_a_step", lambda *_: 0.5)
-    monkeypatch.setattr(hardware, "measured_apart", lambda preset: {"estimate": 300 << 20, "peak": 310 << 20})
+    monkeypatch.setattr(hardware, "measured_separately", lambda preset: {"estimate": 300 << 20, "peak": 310 << 20})
     training.reference_curve.cache_clear()

@@ -86,7 +86,7 @@ def test_subnormals_are_seen_as_the_process_is_set() -> None:
     try:
         for wanted in (True, False):
             if torch.set_flush_denormal(wanted):  # false: this processor cannot be told to
-                with doctor.at_most_threads(1):  # others keep the mode that they were made with
+                with doctor.max_threads(1):  # others keep the mode that they were made with
                     assert doctor.flushes_subnormals() is wanted
     finally:
         torch.set_flush_denormal(before)
@@ -141,7 +141,7 @@ def test_shares_are_recorded_for_every_operation_that_can_be_timed() -> None:
 
 def test_fewer_threads_are_an_episode() -> None:
     before = torch.get_num_threads()
-    with doctor.at_most_threads(1):
+    with doctor.max_threads(1):
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == before
     assert timing.operation_of("delta_rule" + FRESH) == "delta_rule"

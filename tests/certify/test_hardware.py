@@ -15,7 +15,9 @@ CPU = torch.device("cpu")
     [(1000, 1100, "pass"), (1000, 700, "fail"), (700, 1000, "fail"), (40, 100, "pass"), (0, 100, "fail")],
 )
 def test_the_peak_is_held_against_the_estimate(monkeypatch, peak: int, estimate: int, status: str) -> None:
-    monkeypatch.setattr(hardware, "measured_apart", lambda preset: {"peak": peak << 20, "estimate": estimate << 20})
+    monkeypatch.setattr(
+        hardware, "measured_separately", lambda preset: {"peak": peak << 20, "estimate": estimate << 20}
+    )
     check = hardware._peak(CPU, "nano")
     assert check.status == status and f"{peak} MiB, estimated {estimate} MiB" in check.message
 
@@ -24,7 +26,7 @@ def test_a_process_that_ends_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     def ended(preset: str) -> None:
         raise RuntimeError("its process ended")
 
-    monkeypatch.setattr(hardware, "measured_apart", ended)
+    monkeypatch.setattr(hardware, "measured_separately", ended)
     check = hardware._peak(CPU, "nano")
     assert check.status == "fail" and check.where and "its process ended" in check.message
 

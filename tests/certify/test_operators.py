@@ -22,14 +22,14 @@ def program(dtype: torch.dtype = torch.float32) -> torch.Tensor:
     z = F.silu(y[1:, ::2]) * torch.rsqrt(y.square().mean() + 1e-6)
     values, _ = z.topk(2, dim=1)
     values.sum().backward()
-    optimizer = torch.optim.AdamW([x], lr=0.1, foreach=True)
+    optimizer = torch.optim.AdamW([x], lr=0.1, formax_kinds=True)
     optimizer.step()
     return x.detach().cumsum(0).masked_fill_(torch.eye(5, 7, dtype=torch.bool), float("-inf"))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 def test_right_operators_pass(dtype: torch.dtype) -> None:
-    shadow = Shadow(CPU, each=100)
+    shadow = Shadow(CPU, max_kinds=100)
     with shadow:
         program(dtype)
     assert not shadow.wrong
@@ -80,7 +80,7 @@ def test_random_numbers_are_not_compared_and_attention_is() -> None:
 
 
 def test_so_many_kinds_of_input_and_no_more() -> None:
-    shadow = Shadow(CPU, each=2)
+    shadow = Shadow(CPU, max_kinds=2)
     with shadow:
         for size in (1, 2, 2, 3, 4):
             torch.ones(size).add(1)

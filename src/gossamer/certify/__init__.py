@@ -1,6 +1,6 @@
-"""Certification of a device: is everything gossamer computes there right, does it stay right, and how fast is it?
+"""Certification of a device: is everything that gossamer computes there right, does it stay right, how fast is it?
 
-`certify` asks every question in turn and writes `certificate.json` with a page beside it; one file a question.
+`certify` asks every question in turn, and writes `certificate.json` with a page beside it.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ def certify(device: str, quick: bool, out: str | None, json: bool) -> tuple[dict
 
     Args:
         device: auto, cpu, cuda, cuda:1, npu …
-        quick: fewer inputs, under a minute on two CPU cores
+        quick: whether to try fewer inputs, which takes under a minute on two CPU cores
         out: folder of the certificate and its page; None: certificates/ and the device's name
+        json: whether to print nothing on standard output
 
     Returns:
         The certificate, and where it was written.
 
     Raises:
-        UserError: there is no such device, the folder cannot be written to, or the device stopped answering; then the
-            certificate holds what was found before, with the verdict `fail`.
+        UserError: There is no such device, the folder cannot be written to, or the device stopped answering. The
+            certificate then holds what was found before, with the verdict `fail`.
     """
     from rich.console import Console
 
@@ -48,9 +49,9 @@ def certify(device: str, quick: bool, out: str | None, json: bool) -> tuple[dict
     folder = default_folder(chosen) if out is None else user_path(out)
     require_writable(folder)
     devices.keep_freed_memory()
-    told = Console(file=sys.stderr, highlight=False)
-    told.print(f"certifying {devices.device_name(chosen)}{', quickly' if quick else ''}")
-    findings = examine(chosen, quick, lambda *found: told.print(summary(*found)))
+    progress = Console(file=sys.stderr, highlight=False)
+    progress.print(f"certifying {devices.device_name(chosen)}{', quickly' if quick else ''}")
+    findings = examine(chosen, quick, lambda *found: progress.print(summary(*found)))
     record = certificate(findings)
     path = write_certificate(record, folder)
     page = write_page(findings, record, folder)

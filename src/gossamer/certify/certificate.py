@@ -1,4 +1,4 @@
-"""A certificate: what was found out about a device, for programs as `certificate.json`, for the eyes as tables."""
+"""A certificate: what was found out about a device, as `certificate.json` for programs and as tables for people."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ _WORDS: dict[Status, str] = {"pass": "passed", "fail": "failed", "not run": "not
 
 
 def certificate(findings: Findings) -> Any:
-    """The certificate as JSON holds it.
+    """Make the certificate as JSON holds it.
 
-    `verdict` is `pass` only where nothing failed and something of every required kind of check was run; `reasons` says
+    `verdict` is `pass` only if nothing failed and something of every required kind of check was run; `reasons` says
     what stands in the way. A number that is not finite is null.
     """
     passed, reasons = verdict(findings.checks)
@@ -74,18 +74,18 @@ def certificate(findings: Findings) -> Any:
 
 
 def default_folder(device: torch.device) -> Path:
-    """`certificates/cuda-nvidia-h200`: of the device's type and name."""
+    """Name a folder by the device's type and name, such as `certificates/cuda-nvidia-h200`."""
     words = re.findall(r"[a-z0-9]+", f"{device.type} {devices.product_name(device)}".lower())
     return Path("certificates") / "-".join(words)
 
 
 def require_writable(folder: Path) -> None:
     """Refuse (UserError) a folder that a certificate cannot be written into, before the device is asked anything."""
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not there.is_dir():
-        raise UserError(f"--out {folder}: {there} is a file; name a folder")
-    if not os.access(there, os.W_OK):
-        raise UserError(f"--out {folder}: {there} cannot be written to; name another folder")
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise UserError(f"--out {folder}: {existing} is a file; name a folder")
+    if not os.access(existing, os.W_OK):
+        raise UserError(f"--out {folder}: {existing} cannot be written to; name another folder")
 
 
 def write_certificate(found: dict[str, Any], folder: Path) -> Path:
@@ -120,14 +120,14 @@ def show(findings: Findings, title: str, console: Console) -> None:
 
 
 def summary(group: str, checks: Sequence[Check], seconds: float) -> str:
-    """A kind of check in a line, as it is told while the certification runs."""
+    """Sum up a kind of check in a line, while the certification runs."""
     counts = Counter(check.status for check in checks)
-    told = ", ".join(f"[{_COLORS[status]}]{counts[status]}[/] {_WORDS[status]}" for status in _COLORS if counts[status])
-    return f"{group:<12} {told} [dim]in {seconds:.1f} s[/]"
+    text = ", ".join(f"[{_COLORS[status]}]{counts[status]}[/] {_WORDS[status]}" for status in _COLORS if counts[status])
+    return f"{group:<12} {text} [dim]in {seconds:.1f} s[/]"
 
 
 def worst_of(checks: Iterable[Check]) -> Check | None:
-    """The check whose error is the largest share of what is allowed; None if none has an error."""
+    """Find the check whose error is the largest share of its tolerance; None if none has an error."""
     measured = [check for check in checks if check.error is not None and check.tolerance]
     return max(measured, key=lambda check: (check.error or 0.0) / (check.tolerance or 1.0), default=None)
 
@@ -153,14 +153,14 @@ def _groups(checks: Sequence[Check]) -> Table:
         own = [check for check in checks if check.group == group]
         counts = Counter(check.status for check in own)
         worst = worst_of(check for check in own if check.status == "pass")
-        near = f"{worst.error:.0e} of {worst.tolerance:.0e}: {_what(worst)}" if worst else ""
+        near = f"{worst.error:.0e} of {worst.tolerance:.0e}: {_name(worst)}" if worst else ""
         cells = [Text(str(counts[status] or "–"), _COLORS[status] if counts[status] else "dim") for status in _COLORS]
         table.add_row(group, *cells, near)
     return table
 
 
-def _what(check: Check) -> str:
-    """The check's name, and its type where the name does not say it."""
+def _name(check: Check) -> str:
+    """Give the check's name, and its type if the name does not say it."""
     return check.name if check.dtype in check.name else f"{check.name} {check.dtype}"
 
 
@@ -180,7 +180,7 @@ def _speeds(findings: Findings) -> list[Table]:
 
 
 def _not_run(checks: Sequence[Check]) -> list[str]:
-    """What could not be run, by reason."""
+    """List what could not be run, by reason."""
     reasons: dict[str, list[str]] = {}
     for check in checks:
         if check.status == "not run":

@@ -1,4 +1,4 @@
-"""What a certification found out: checks, each with its outcome, and the verdict over all of them."""
+"""The results of a certification: checks, each with its outcome, and the verdict over all of them."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ class Check:
         status: pass, fail or not run
         message: what is wrong, why it was not run, or a remark
         dtype: type that was computed in, without `torch.`
-        case: which inputs
-        shape: of the inputs
+        case: which inputs were tried
+        shape: shape of the inputs
         error: largest difference, in units of the reference's largest magnitude unless the name says otherwise
         tolerance: the largest error that passes
         where: where to look when it fails
-        seconds: that it took
+        seconds: how long it took
     """
 
     group: str
@@ -61,11 +61,11 @@ class Check:
         assert self.status == "pass" or self.message, f"{self.name}: {self.status} without a reason"
 
     def to_dict(self) -> dict[str, Any]:
-        """What the certificate holds; empty fields are left out."""
+        """Give what the certificate holds; empty fields are left out."""
         return {key: value for key, value in asdict(self).items() if value not in ("", None)}
 
     def describe(self) -> str:
-        """A failure, or what could not be run, in a line: operation, type, inputs, error, where to look."""
+        """Describe a failure, or what could not be run, in a line: operation, type, inputs, error, where to look."""
         what = " ".join(part for part in (self.name, self.dtype, self.case, self.shape) if part)
         return f"{what}: {self.message}" + (f" (look at {self.where})" if self.where else "")
 
@@ -73,24 +73,30 @@ class Check:
 def judge(
     group: str, name: str, error: float, tolerance: float, message: str = "", where: str = "", **rest: Any
 ) -> Check:
-    """A check that passes where the error is at most the tolerance; an error that is no number fails.
+    """Make a check that passes if the error is not above the tolerance; an error that is no number fails.
 
     Args:
-        message: said of a failure
-        where: likewise
+        group: see `Check`
+        name: see `Check`
+        error: see `Check`
+        tolerance: see `Check`
+        message: what to say of a failure; None says how large the error is
+        where: where to look when it fails
+        rest: further fields of `Check`
     """
     if error <= tolerance:
         return Check(group, name, "pass", error=error, tolerance=tolerance, **rest)
-    said = message or f"off by {error:.1e}, allowed {tolerance:.0e}"
-    return Check(group, name, "fail", said, error=error, tolerance=tolerance, where=where, **rest)
+    text = message or f"off by {error:.1e}, allowed {tolerance:.0e}"
+    return Check(group, name, "fail", text, error=error, tolerance=tolerance, where=where, **rest)
 
 
 def failed(checks: Iterable[Check]) -> list[Check]:
+    """Pick the checks that failed."""
     return [check for check in checks if check.status == "fail"]
 
 
 def verdict(checks: Sequence[Check]) -> tuple[Literal["pass", "fail"], list[str]]:
-    """Whether the device passes, and if not, why: what failed, and kinds of check of which nothing could be run."""
+    """Decide whether the device passes, and if not, why: failures, and kinds of check that could not run."""
     ran = {check.group for check in checks if check.status != "not run"}
     reasons = [check.describe() for check in failed(checks)]
     reasons += [f"{group}: nothing of it could be run" for group in REQUIRED if group not in ran]
@@ -98,11 +104,11 @@ def verdict(checks: Sequence[Check]) -> tuple[Literal["pass", "fail"], list[str]
 
 
 def named(dtype: torch.dtype) -> str:
-    """`bfloat16`, not `torch.bfloat16`."""
+    """Name a type as `bfloat16`, not `torch.bfloat16`."""
     return str(dtype).removeprefix("torch.")
 
 
 def first_line(error: BaseException, limit: int = 200) -> str:
-    """An exception in one line: its type, and the first line of what it says."""
+    """Put an exception in one line: its type, and the first line of its message."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"[:limit]

@@ -1,4 +1,4 @@
-"""How fast is this machine for what it is? Measured in some seconds, and in plain words what keeps it from more.
+"""The speed of a machine for what it is, measured in some seconds; and in plain words what keeps it from more.
 
 Times of two machines cannot be compared; shares can. Each operation's call at a small fixed shape, on two threads at
 most, is set against the roofline that this machine's own products and copies give at this moment, and that share
@@ -38,24 +38,129 @@ from gossamer.units import flops
 
 SHARES = Path(__file__).with_name("shares.json")
 RECIPE, ROWS, LENGTH, THREADS = "micro", 2, 256, 2  # what operations are timed with
-FAR_BELOW = 3.0  # times: on a machine that others use, a share comes out at half of what it is, now and then
-SLOW_GATES = 2.0  # times that a fresh network's gates take longer than a trained one's
-HINDERED = 0.5  # of the threads' number: what products on all of them gain over one
+FAR_BELOW = 3.0  # times below its record: on a machine that others use, a share is now and then half of what it was
+SLOW_GATES = 2.0  # how many times as long a fresh network's gates may take as a trained one's
+MIN_GAIN = 0.5  # of products on all threads over one, as a share of the number of threads
 _GEMM_SIZE, _COPY_MEGABYTES = 1024, 64
+_MAX_LOAD = 0.75  # of the processors, by other programs
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that costs speed.
+
+    Attributes:
+        what: the problem, in a sentence
+        remedy: what to do about it
+    """
+
+    what: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.remedy}"
+
+
+@dataclass(frozen=True)
+class ThreadUse:
+    """The threads of a process, and the processors that it may use.
+
+    Attributes:
+        threads: threads of PyTorch and the native kernels
+        wanted: the value of OMP_NUM_THREADS; empty if there is none
+        machine: logical processors of the machine
+        bound: logical processors that the process may run on
+        quota: how many processors' time its control groups give it; infinite without a limit
+        threads_per_core: logical processors that share a core
+        load: programs that wanted a processor during the last minute, on average
+    """
+
+    threads: int
+    wanted: str
+    machine: int
+    bound: int
+    quota: float
+    threads_per_core: int
+    load: float
+
+    @property
+    def usable(self) -> int:
+        """Threads that can run at the same time."""
+        return max(1, min(self.bound, math.ceil(self.quota) if math.isfinite(self.quota) else self.bound))
+
+    @property
+    def cores(self) -> int:
+        """Cores that these threads run on."""
+        return max(1, self.usable // self.threads_per_core)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the fields for JSON, which has no infinity."""
+        own = asdict(self) | {"usable": self.usable, "cores": self.cores}
+        return own | {"quota": self.quota if math.isfinite(self.quota) else None}
+
+
+def thread_use() -> ThreadUse:
+    """Look up the threads of this process, now."""
+    machine = os.cpu_count() or 1
+    return ThreadUse(
+        threads=torch.get_num_threads(),
+        wanted=os.environ.get("OMP_NUM_THREADS", ""),
+        machine=machine,
+        bound=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else machine,
+        quota=cpu_quota(),
+        threads_per_core=devices.processor().threads_per_core,
+        load=os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0,
+    )
+
+
+def thread_findings(use: ThreadUse) -> Iterator[Finding]:
+    """Tell what is wrong with the number of threads, or with the machine at this moment."""
+    if use.threads > use.usable:
+        set_by = f"OMP_NUM_THREADS={use.wanted} asks for" if use.wanted else "PyTorch takes"
+        yield Finding(
+            f"{set_by} {use.threads} threads, but this process may use {use.usable} of the machine's {use.machine} "
+            f"processors ({_explain_limit(use)}); threads that wait for one another wait for those that do not run",
+            f"set OMP_NUM_THREADS={use.cores}, or unset it",
+        )
+    elif use.threads > use.cores:
+        yield Finding(
+            f"{use.threads} threads share {use.cores} cores: two hardware threads of a core share its arithmetic units",
+            f"try OMP_NUM_THREADS={use.cores}",
+        )
+    elif 2 * use.threads <= use.cores:
+        why = f"OMP_NUM_THREADS={use.wanted}" if use.wanted else "PyTorch chose so"
+        yield Finding(
+            f"{use.threads} of {use.cores} cores are used ({why})", f"OMP_NUM_THREADS={use.cores} uses all of them"
+        )
+    if use.load > _MAX_LOAD * use.usable:
+        yield Finding(
+            f"other programs kept {use.load:.1f} of {use.usable} processors busy during the last minute",
+            "the rates below are of what they left; measure again when the machine is quiet",
+        )
+
+
+def _explain_limit(use: ThreadUse) -> str:
+    if use.quota < use.bound:
+        return f"its control group's quota is {use.quota:g} processors"
+    if use.bound < use.machine:
+        return f"it is bound to {use.bound} of them"
+    return "that is all there are"
 
 
 def examine_speed(device: torch.device) -> dict[str, Any]:
     """Measure a device.
 
     Returns:
-        processor: what its figures are kept under
-        threads: what the process has and may use, of a CPU
-        gemm_flops, copy_bytes_per_second: on all threads
-        gemm_gain: products on all threads over those on one, of a CPU
-        subnormals: "off" where PyTorch's functions count them as zero, else "on", of a CPU
-        operations: rows with operation, implementation, chosen, seconds, share of the roofline and the recorded share
-        recorded: where the recorded shares come from; None where there are none
-        findings: what is wrong, each with its remedy
+        A dictionary with these keys.
+
+        - processor: the name under which its figures are kept
+        - threads: what the process has and may use, on a CPU
+        - gemm_flops, copy_bytes_per_second: rates on all threads
+        - gemm_gain: rate of products on all threads over that on one, on a CPU
+        - subnormals: "off" if PyTorch's functions count them as zero, otherwise "on"; on a CPU
+        - operations: rows with operation, implementation, chosen, seconds, share of the roofline and recorded share
+        - recorded: where the recorded shares come from; None if there are none
+        - findings: what is wrong, each with its remedy
     """
     dtype, cpu = devices.compute_dtype(device, "auto"), device.type == "cpu"
     use = thread_use() if cpu else None
@@ -82,53 +187,53 @@ def examine_speed(device: torch.device) -> dict[str, Any]:
 
 
 def measure_operations(device: torch.device, dtype: torch.dtype) -> list[dict[str, Any]]:
-    """Each training operation, forward and backward, by the implementation that runs and by PyTorch alone."""
+    """Time each training operation, forward and backward, by the implementation that runs and by PyTorch alone."""
     config = operation_config()
 
     def rates() -> Rates:
         a = torch.randn(_GEMM_SIZE, _GEMM_SIZE, device=device, dtype=dtype)
-        seconds = seconds_of(lambda: torch.mm(a, a), device, least_seconds=0.05)
+        seconds = seconds_of(lambda: torch.mm(a, a), device, min_seconds=0.05)
         return Rates(2.0 * _GEMM_SIZE**3 / seconds, copy_rate(device, _COPY_MEGABYTES))
 
-    def wanted(operation: ops.Operation, name: str) -> bool:
+    def is_wanted(operation: ops.Operation, name: str) -> bool:
         return name in (operation.choose(device).name, operation.through_pytorch().name)
 
-    with at_most_threads(THREADS):
+    with max_threads(THREADS):
         inputs = training_inputs(config, ROWS, LENGTH, device, dtype)
-        rows = time_operations(config, inputs, LENGTH, rates, seconds=0.2, wanted=wanted)
-    kept = ("operation", "implementation", "chosen", "seconds", "failure", "left_out")
+        rows = time_operations(config, inputs, LENGTH, rates, seconds=0.2, is_wanted=is_wanted)
+    columns = ("operation", "implementation", "chosen", "seconds", "failure", "left_out")
     return [
-        {key: row[key] for key in kept if key in row} | {"share": row.get("roofline_share")}
+        {key: row[key] for key in columns if key in row} | {"share": row.get("roofline_share")}
         for row in rows
         if row["direction"] == BOTH or "seconds" not in row
     ]
 
 
 def operation_config() -> ModelConfig:
-    """The network whose operations are timed."""
+    """Give the network whose operations are timed."""
     return load_recipe(RECIPE).model
 
 
 def share_name(operation: str, implementation: str) -> str:
-    """Under which a share is recorded."""
+    """Give the name under which a share is recorded."""
     return f"{operation}: {implementation}"
 
 
 def recorded_shares(vectors: str) -> dict[str, Any] | None:
-    """What was measured on a processor with this vector unit: processor, torch, date and shares; None: nothing."""
+    """Read what was measured on a processor with this vector unit: processor, torch, date, shares; None if nothing."""
     recorded: dict[str, dict[str, Any]] = read_object(SHARES)
     return recorded.get(vectors)
 
 
 def flushes_subnormals() -> bool:
-    """Whether PyTorch's functions count subnormal floats as zero, in this thread and in those that work for it."""
+    """Find out whether PyTorch's functions count subnormal floats as zero, in all threads."""
     tiny = torch.full((1 << 20,), 1e-39)  # enough for all threads
     return not bool((tiny * 0.5).count_nonzero())
 
 
 @contextmanager
-def at_most_threads(count: int) -> Iterator[None]:
-    """Inside this context PyTorch and the native kernels have no more threads than so many."""
+def max_threads(count: int) -> Iterator[None]:
+    """Give PyTorch and the native kernels no more than `count` threads inside this context."""
     before = torch.get_num_threads()
     torch.set_num_threads(min(before, count))
     try:
@@ -138,15 +243,15 @@ def at_most_threads(count: int) -> Iterator[None]:
 
 
 def _gain(device: torch.device, dtype: torch.dtype, rate: float) -> float:
-    """How many times as fast products are on all threads as on one."""
-    with at_most_threads(1):
+    """Measure how many times as fast products are on all threads as on one."""
+    with max_threads(1):
         return rate / devices.peak_rate(device, dtype)
 
 
 def _speed_findings(found: Mapping[str, Any]) -> Iterator[Finding]:
-    """What the measured figures say."""
+    """Tell what the measured figures say is wrong."""
     use, gain = found["threads"], found["gemm_gain"]
-    if use is not None and use["threads"] > 1 and gain < HINDERED * use["threads"]:
+    if use is not None and use["threads"] > 1 and gain < MIN_GAIN * use["threads"]:
         yield Finding(
             f"products on {use['threads']} threads are only {gain:.1f} times as fast as on one",
             "other programs, or a limit of this container, take their time; fewer threads may be faster",
@@ -187,7 +292,7 @@ def _speed_findings(found: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def report(found: Mapping[str, Any]) -> str:
-    """What `examine_speed` has found, for people."""
+    """Write what `examine_speed` has found, for people."""
     use, recorded = found["threads"], found["recorded"]
     lines = [f"speed of {found['processor']}"]
     gain = "" if found["gemm_gain"] is None else f", {found['gemm_gain']:.1f} times those of one thread"
@@ -216,110 +321,3 @@ def report(found: Mapping[str, Any]) -> str:
     findings = [f"- {one['what']}: {one['remedy']}" for one in found["findings"]]
     lines += findings or ["nothing is far below what it should be"]
     return "\n".join(lines)
-
-
-__all__ = ["Finding", "ThreadUse", "thread_findings", "thread_use"]
-
-_BUSY = 0.75  # of the processors, taken by other programs
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Something that costs speed.
-
-    Attributes:
-        what: in a sentence
-        remedy: what to do about it
-    """
-
-    what: str
-    remedy: str
-
-    def __str__(self) -> str:
-        return f"{self.what}: {self.remedy}"
-
-
-@dataclass(frozen=True)
-class ThreadUse:
-    """A process' threads and what there is for them.
-
-    Attributes:
-        threads: of PyTorch and the native kernels
-        wanted: what OMP_NUM_THREADS says; empty: nothing
-        machine: logical processors of the machine
-        bound: those of them that the process may run on
-        quota: processors' worth of time that its control groups give it; infinite: no limit
-        threads_per_core: logical processors that share a core
-        load: programs that wanted a processor during the last minute, on average
-    """
-
-    threads: int
-    wanted: str
-    machine: int
-    bound: int
-    quota: float
-    threads_per_core: int
-    load: float
-
-    @property
-    def usable(self) -> int:
-        """Threads that can run at the same time."""
-        return max(1, min(self.bound, math.ceil(self.quota) if math.isfinite(self.quota) else self.bound))
-
-    @property
-    def cores(self) -> int:
-        """Cores behind these."""
-        return max(1, self.usable // self.threads_per_core)
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON, which has no infinity."""
-        own = asdict(self) | {"usable": self.usable, "cores": self.cores}
-        return own | {"quota": self.quota if math.isfinite(self.quota) else None}
-
-
-def thread_use() -> ThreadUse:
-    """Of this process, now."""
-    machine = os.cpu_count() or 1
-    return ThreadUse(
-        threads=torch.get_num_threads(),
-        wanted=os.environ.get("OMP_NUM_THREADS", ""),
-        machine=machine,
-        bound=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else machine,
-        quota=cpu_quota(),
-        threads_per_core=devices.processor().threads_per_core,
-        load=os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0,
-    )
-
-
-def thread_findings(use: ThreadUse) -> Iterator[Finding]:
-    """What is wrong with the number of threads, or with the machine at this moment."""
-    if use.threads > use.usable:
-        set_by = f"OMP_NUM_THREADS={use.wanted} asks for" if use.wanted else "PyTorch takes"
-        yield Finding(
-            f"{set_by} {use.threads} threads, but this process may use {use.usable} of the machine's {use.machine} "
-            f"processors ({_withheld(use)}); threads that wait for one another wait for those that do not run",
-            f"set OMP_NUM_THREADS={use.cores}, or unset it",
-        )
-    elif use.threads > use.cores:
-        yield Finding(
-            f"{use.threads} threads share {use.cores} cores: two hardware threads of a core share its arithmetic units",
-            f"try OMP_NUM_THREADS={use.cores}",
-        )
-    elif 2 * use.threads <= use.cores:
-        why = f"OMP_NUM_THREADS={use.wanted}" if use.wanted else "PyTorch chose so"
-        yield Finding(
-            f"{use.threads} of {use.cores} cores are used ({why})", f"OMP_NUM_THREADS={use.cores} uses all of them"
-        )
-    if use.load > _BUSY * use.usable:
-        yield Finding(
-            f"other programs kept {use.load:.1f} of {use.usable} processors busy during the last minute",
-            "the rates below are of what they left; measure again when the machine is quiet",
-        )
-
-
-def _withheld(use: ThreadUse) -> str:
-    if use.quota < use.bound:
-        return f"its control group's quota is {use.quota:g} processors"
-    if use.bound < use.machine:
-        return f"it is bound to {use.bound} of them"
-    return "that is all there are"

@@ -1,4 +1,4 @@
-"""How an operation is compared with its float64 reference: what is evaluated, and how far off it may be."""
+"""The comparison of an operation with its float64 reference: what is evaluated, and how far off it may be."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _ROUNDED_ONCE = {("delta_rule", name) for name in ("native", "triton", "chunked"
 
 
 def tolerance(operation: str, implementation: str, dtype: torch.dtype) -> float:
-    """How far an implementation may be from the reference, as a share of its largest magnitude."""
+    """Give how far an implementation may be from the reference, as a share of its largest magnitude."""
     if operation == "orthogonalize":
         return ORTHOGONALIZE[dtype]
     if dtype == torch.bfloat16 and (operation, implementation) not in _ROUNDED_ONCE:
@@ -32,34 +32,34 @@ def tolerance(operation: str, implementation: str, dtype: torch.dtype) -> float:
 
 
 def cotangents(outputs: Iterable[Tensor]) -> list[Tensor]:
-    """A gradient for each output, from the shape alone and exact in every type."""
+    """Make a gradient for each output, from the shape alone and exact in every type."""
     generator = torch.Generator().manual_seed(1)
     return [torch.randn(out.shape, generator=generator).bfloat16().to(out) for out in outputs]
 
 
 def evaluate(function: Callable[..., Any], inputs: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Outputs by number and the gradient of every floating-point input by name, for fixed output gradients."""
+    """Compute outputs by number, and gradients of floating-point inputs by name, for fixed gradients of the outputs."""
     leaves = {
         name: value.detach().clone().requires_grad_() if _floating(value) else value for name, value in inputs.items()
     }
     outputs = function(**leaves)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     result = {f"output {index}": out.detach() for index, out in enumerate(outputs)}
-    wanted = {name: leaf for name, leaf in leaves.items() if _floating(leaf)}
+    sources = {name: leaf for name, leaf in leaves.items() if _floating(leaf)}
     # An output may be a constant (nothing comes of no tokens); then the gradients are zero, and compared as such.
     pairs = [(out, grad) for out, grad in zip(outputs, cotangents(outputs), strict=True) if out.requires_grad]
     if not pairs:
-        return result | {f"gradient of {name}": torch.zeros_like(leaf) for name, leaf in wanted.items()}
+        return result | {f"gradient of {name}": torch.zeros_like(leaf) for name, leaf in sources.items()}
     roots, grads = zip(*pairs, strict=True)
-    gradients = torch.autograd.grad(roots, list(wanted.values()), grads, materialize_grads=True)
-    for (name, leaf), gradient in zip(wanted.items(), gradients, strict=True):
+    gradients = torch.autograd.grad(roots, list(sources.values()), grads, materialize_grads=True)
+    for (name, leaf), gradient in zip(sources.items(), gradients, strict=True):
         assert gradient.dtype == leaf.dtype, name
         result[f"gradient of {name}"] = gradient
     return result
 
 
 class Difference(NamedTuple):
-    """How far one result is from its reference: the largest difference over the largest magnitude, at least one."""
+    """The distance of a result from its reference: the largest difference over the largest magnitude, at least one."""
 
     name: str
     error: float
@@ -67,7 +67,7 @@ class Difference(NamedTuple):
 
 
 def worst_difference(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Difference:
-    """The result that is furthest from its reference; what is not finite is infinitely far."""
+    """Find the result that is furthest from its reference; what is not finite is infinitely far."""
     assert actual.keys() == expected.keys()
     worst = Difference("", 0.0)
     for name, want in expected.items():
@@ -80,7 +80,7 @@ def worst_difference(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor
 
 
 def largest_error(got: Tensor, want: Tensor, scale: float | None = None) -> float:
-    """Largest difference, over `scale` or the largest magnitude of what is wanted, which counts as one at least."""
+    """Compute the largest difference, over `scale` or the largest magnitude of what is expected, one at least."""
     if not want.numel():
         return 0.0
     got, want = got.detach().cpu().double(), want.detach().cpu().double()

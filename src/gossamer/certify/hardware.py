@@ -28,7 +28,7 @@ _ALLOWED = {torch.float64: 1e-14, torch.float32: 2e-6, torch.bfloat16: 1e-2}
 
 
 def claimed(device: torch.device) -> dict[torch.dtype, str]:
-    """Types that certification is about, each with what the device lacks of it by its flags, or ""."""
+    """Give the types that certification is about, each with what the device lacks by its flags, or ""."""
     can = devices.capabilities(device)
     # A CPU computes in bfloat16 anyhow, if slowly.
     bf16 = "" if can.bf16 or not devices.is_accelerator(device) else "no products in bfloat16, by the device's flags"
@@ -37,7 +37,7 @@ def claimed(device: torch.device) -> dict[torch.dtype, str]:
 
 
 def check_numbers(device: torch.device) -> Iterator[Check]:
-    """A product, its rounding, and the rules by which types are mixed, for each type that the device claims."""
+    """Check a product, its rounding, and the rules by which types are mixed, in each type that the device claims."""
     for dtype, lacking in claimed(device).items():
         name = f"products in {named(dtype)}"
         yield Check("numbers", name, "not run", lacking) if lacking else _product(name, dtype, device)
@@ -60,7 +60,7 @@ def _product(name: str, dtype: torch.dtype, device: torch.device) -> Check:
 
 
 def _large_indices(device: torch.device) -> Check:
-    """Integers of 64 bits, which token ids and the order of experts' tokens are."""
+    """Check integers of 64 bits, which hold token ids and the order of experts' tokens."""
     name, numbers = "integers of 64 bits", torch.tensor([2**40 + 3, -5, 2**33])
     try:
         found = (numbers.to(device) * 3 + 1).sort().values.cpu()
@@ -72,40 +72,41 @@ def _large_indices(device: torch.device) -> Check:
 
 
 def checked_dtypes(device: torch.device) -> list[torch.dtype]:
-    """Types that operations are checked in there."""
+    """List the types that operations are checked in on a device."""
     return [dtype for dtype, lacking in claimed(device).items() if not lacking]
 
 
 # Of the estimate; a device's libraries also keep some tens of MiB, which count little in what is at least this large.
 TOLERANCE = 0.25
-LEAST = 256 << 20
-_BLOCKS = 16  # that a device's memory is filled with
-_BEYOND = 1 << 50  # bytes that no address space of today has
+MIN_ESTIMATE = 256 << 20
+_BLOCKS = 16  # tensors that a device's memory is filled with
+_TOO_MANY_BYTES = 1 << 50  # more than today's address spaces hold
 
 
 def check_memory(device: torch.device, quick: bool) -> Iterator[Check]:
+    """Check the peak of a training step against its estimate, and that a full device fails cleanly."""
     yield _peak(device, "nano" if quick else "micro")
     yield _full(device)
 
 
 def _peak(device: torch.device, preset: str) -> Check:
     name, where = f"peak of {preset}", "src/gossamer/run/memory.py"
-    if reason := _uncounted(device):
+    if reason := _why_unknown(device):
         return Check("memory", name, "not run", reason)
-    if reason := _too_little(device, preset):
+    if reason := _lacking_memory(device, preset):
         return Check("memory", name, "not run", reason)
     try:
-        found = measured_apart(preset) if device.type == "cpu" else measured_peak(preset, device)
+        found = measured_separately(preset) if device.type == "cpu" else measured_peak(preset, device)
     except Exception as error:
         return Check("memory", name, "fail", first_line(error), where=where)
     peak, estimate = found["peak"], found["estimate"]
-    said = f"{peak / 2**20:.0f} MiB, estimated {estimate / 2**20:.0f} MiB"
-    check = judge("memory", name, abs(peak - estimate) / max(estimate, LEAST), TOLERANCE, said, where)
-    return replace(check, message=said)
+    message = f"{peak / 2**20:.0f} MiB, estimated {estimate / 2**20:.0f} MiB"
+    check = judge("memory", name, abs(peak - estimate) / max(estimate, MIN_ESTIMATE), TOLERANCE, message, where)
+    return replace(check, message=message)
 
 
-def _uncounted(device: torch.device) -> str:
-    """Why a device's peak cannot be known, or ""."""
+def _why_unknown(device: torch.device) -> str:
+    """Say why a device's peak cannot be known, or ""."""
     if not devices.is_accelerator(device):
         return ""
     try:
@@ -116,8 +117,8 @@ def _uncounted(device: torch.device) -> str:
     return "" if counted else "the plug-in does not count what tensors take"
 
 
-def _too_little(device: torch.device, preset: str) -> str:
-    """How much memory a preset needs and the device has, if that is too little; "" if nobody knows."""
+def _lacking_memory(device: torch.device, preset: str) -> str:
+    """Say how much memory a preset needs and the device has, if that is too little; "" otherwise."""
     try:
         there = devices.memory_bytes(device)
     except Exception:
@@ -127,7 +128,7 @@ def _too_little(device: torch.device, preset: str) -> str:
 
 
 def measured_peak(preset: str, device: torch.device) -> dict[str, int]:
-    """Bytes at the peak of two training steps of a preset on a device, and what was estimated of it."""
+    """Measure the peak of two training steps of a preset on a device, in bytes, and estimate it."""
     recipe = preset_recipe(preset)
     estimate = estimate_peak(recipe, device).total
     devices.forget_peak_memory(device)
@@ -137,8 +138,8 @@ def measured_peak(preset: str, device: torch.device) -> dict[str, int]:
     return {"estimate": estimate, "peak": devices.peak_memory(device)}
 
 
-def measured_apart(preset: str) -> dict[str, int]:
-    """The same on a CPU, in a process of its own: what this one has held counts to its peak for ever."""
+def measured_separately(preset: str) -> dict[str, int]:
+    """Measure the same on a CPU, in a process of its own: this one's peak includes all that it has ever held."""
     command = [sys.executable, "-m", "gossamer.certify.hardware", preset]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": _path()})
     if done.returncode:
@@ -152,7 +153,7 @@ def _path() -> str:
 
 
 def _full(device: torch.device) -> Check:
-    """Take memory until there is none: the error must say so, and afterwards everything must work again."""
+    """Take memory until there is none left: the error must say so, and afterwards everything must work again."""
     name, where = "a full device", "the plug-in's allocator"
     try:
         total = devices.memory_bytes(device)
@@ -176,7 +177,7 @@ def _fill(device: torch.device, total: int) -> str:
     held: list[Any] = []
     try:
         if device.type == "cpu":
-            held.append(torch.empty(_BEYOND, dtype=torch.uint8))
+            held.append(torch.empty(_TOO_MANY_BYTES, dtype=torch.uint8))
         else:
             for _ in range(_BLOCKS + _BLOCKS // 4):
                 held.append(torch.empty(total // _BLOCKS, dtype=torch.uint8, device=device))

@@ -23,14 +23,14 @@ Gates = Literal["trained", "fresh"]
 
 
 def inputs_of(operation: str, config: ModelConfig, lengths: list[int], gates: Gates = "trained") -> Inputs:
-    """Random float64 inputs of the network's heads and widths, the documents of these lengths packed in one row.
+    """Make random float64 inputs of a network's heads and widths, with documents of these lengths packed in one row.
 
     They are on the CPU: a device may have no float64. Where an operation takes a state, one is given.
 
     Args:
-        operation: its name
+        operation: the operation's name
         config: the network
-        lengths: of the documents (tokens)
+        lengths: tokens of each document
         gates: the delta rule's decays: those of a trained network, which forgets a few percent a token, or of a fresh
             one (`model.initialize`), whose fastest head forgets all within a token or two, so that products of decays
             fall through float32's subnormal range
@@ -65,9 +65,9 @@ def inputs_of(operation: str, config: ModelConfig, lengths: list[int], gates: Ga
                 "cu_seqlens": cu_seqlens,
             }
         case "short_conv":
-            taps = config.linear_conv_kernel_dim
-            state = normal(len(lengths), taps - 1, channels)
-            x, weight = normal(1, tokens, channels), normal(channels, taps)
+            kernel_size = config.linear_conv_kernel_dim
+            state = normal(len(lengths), kernel_size - 1, channels)
+            x, weight = normal(1, tokens, channels), normal(channels, kernel_size)
             return {"x": x, "weight": weight, "initial_state": state, "cu_seqlens": cu_seqlens}
         case "gated_rms_norm":
             shape = (1, tokens, values, value_dim)
@@ -96,13 +96,13 @@ def inputs_of(operation: str, config: ModelConfig, lengths: list[int], gates: Ga
 
 
 def _fresh_gates(noise: Tensor) -> Tensor:
-    """[1, T, heads] of noise → g = −A·softplus(a + dt_bias) as initialised: A from 16 down to 0.01, dt_bias 1."""
+    """Turn noise [1, T, heads] into g = −A·softplus(a + dt_bias) as initialised: A from 16 down to 0.01, dt_bias 1."""
     rates = torch.linspace(16, 0.01, noise.shape[2], dtype=noise.dtype)
     return -rates * F.softplus(0.3 * noise + 1)  # a: initializer_range · √hidden
 
 
 def cast(inputs: Inputs, dtype: torch.dtype) -> Inputs:
-    """Floating-point inputs in `dtype`; gates, rates and states, which the model keeps in float32, no narrower."""
+    """Cast floating-point inputs to `dtype`; gates, rates and states, which the model has in float32, no narrower."""
     wide = torch.promote_types(dtype, torch.float32)
     return {
         name: x.to(wide if name in ("g", "beta") or (name == "initial_state" and x.ndim == 4) else dtype)
@@ -113,7 +113,7 @@ def cast(inputs: Inputs, dtype: torch.dtype) -> Inputs:
 
 
 def moved(inputs: Inputs, device: torch.device) -> Inputs:
-    """All tensors on a device, but for `cu_seqlens`, which is read on the host."""
+    """Move all tensors to a device, except `cu_seqlens`, which is read on the host."""
     return {name: x.to(device) if isinstance(x, Tensor) and name != "cu_seqlens" else x for name, x in inputs.items()}
 
 
@@ -142,13 +142,13 @@ FEW_DOCUMENTS = [1, 0, 66, 2]
 
 @dataclass(frozen=True)
 class Case:
-    """Inputs of an operation.
+    """Inputs that an operation is tried with.
 
     Attributes:
         name: what is special about them
-        inputs: makes them, float64 on the CPU
-        views: each input is a part of a larger tensor, as a split projection gives it: rows with a stride
-        wide_only: not for types narrower than float32, whose own rounding such inputs magnify
+        inputs: makes them, in float64 on the CPU
+        views: whether each input is a part of a larger tensor, as a split projection gives it: rows with a stride
+        wide_only: whether types narrower than float32 are left out, whose own rounding such inputs magnify
     """
 
     name: str
@@ -158,7 +158,7 @@ class Case:
 
 
 def cases(operation: str, quick: bool) -> Iterator[Case]:
-    """What an operation is checked with; `quick`: in fewer and shorter documents."""
+    """Give the cases that an operation is checked with; `quick` ones have fewer and shorter documents."""
     documents = FEW_DOCUMENTS if quick else DOCUMENTS
     yield Case("packed documents, given states", partial(inputs_of, operation, CONFIG, documents))
     yield Case("odd sizes", partial(inputs_of, operation, ODD, documents))
@@ -172,7 +172,7 @@ def cases(operation: str, quick: bool) -> Iterator[Case]:
 
 
 def in_rows(operation: str, config: ModelConfig, rows: int, length: int) -> Inputs:
-    """`rows` documents of `length` tokens, each a row of its own, from no state."""
+    """Make inputs of `rows` documents of `length` tokens, each a row of its own, without a state."""
     inputs = inputs_of(operation, config, [length] * rows)
     inputs.pop("cu_seqlens", None)
     inputs.pop("initial_state", None)
@@ -183,7 +183,7 @@ def in_rows(operation: str, config: ModelConfig, rows: int, length: int) -> Inpu
 
 
 def _one_key_written_in_full() -> Inputs:
-    """beta = 1 and g = 0 on one key: powers of the triangular matrix explode, its inverse does not."""
+    """Set beta = 1 and g = 0 on one key: powers of the triangular matrix explode, its inverse does not."""
     inputs = inputs_of("delta_rule", CONFIG, [130])
     inputs["k"] = inputs["k"][:, :1].expand_as(inputs["k"]).contiguous()
     return inputs | {"beta": torch.ones_like(inputs["beta"]), "g": torch.zeros_like(inputs["g"])}
@@ -206,7 +206,7 @@ def _rows_of_zeros(operation: str) -> Inputs:
 
 
 def _more_keys_than_queries() -> Inputs:
-    """What decoding asks: the queries are the last places of the keys'."""
+    """Take queries from the last places of the keys alone, as decoding does."""
     inputs = in_rows("attention", CONFIG, 2, 40)
     return inputs | {"q": inputs["q"][:, -3:].contiguous()}
 

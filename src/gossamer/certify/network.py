@@ -41,14 +41,14 @@ LEARNING_RATE = 3e-3
 
 
 def recipe(precision: str = "fp32") -> Recipe:
-    """How it is trained: Muon and AdamW together, packed documents, multi-token prediction, a balancing loss."""
+    """Give the recipe: Muon and AdamW together, packed documents, multi-token prediction, a balancing loss."""
     training = TrainingConfig(sequence_length=LENGTH, batch_size=ROWS, precision=precision)  # type: ignore[arg-type]
     return Recipe(model=CONFIG, optimizer=OptimizerConfig(learning_rate=LEARNING_RATE), training=training)
 
 
 @lru_cache
 def batches(count: int) -> Sequence[Batch]:
-    """So many batches of packed documents, in which the next token follows from the one before, three times of four."""
+    """Make batches of packed documents, where the next token follows from the one before in three cases of four."""
     generator = torch.Generator().manual_seed(1)
     return [_batch(generator) for _ in range(count)]
 
@@ -69,16 +69,16 @@ def _batch(generator: torch.Generator) -> Batch:
 
 
 def network(device: torch.device, dtype: torch.dtype = torch.float32) -> CausalLM:
-    """The network with the same random weights wherever it is."""
+    """Make the network, with the same random weights on every device."""
     devices.seed_everything(0)
     return CausalLM(CONFIG).to(dtype).to(device)
 
 
 def learner(device: torch.device, precision: str = "fp32", dtype: torch.dtype = torch.float32) -> Learner:
-    """The network with its optimizers, at the start; weights and optimizer state in `dtype`."""
+    """Make the network with its optimizers, before the first step; weights and optimizer state are in `dtype`."""
     return Learner(network(device, dtype), recipe(precision))
 
 
 def train(learner: Learner, steps: Sequence[Batch]) -> list[float]:
-    """Take a step on each batch; gives the losses, in nats a token."""
+    """Take a step on each batch, and give the losses in nats a token."""
     return [float(learner.step([batch], LEARNING_RATE).values["loss"]) for batch in steps]

@@ -1,4 +1,4 @@
-"""Every implementation of every operation that can run on a device, beside the float64 reference on the CPU."""
+"""Every implementation of an operation that can run on a device, beside the float64 reference on the CPU."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 
 
 def check_operations(device: torch.device, dtypes: Sequence[torch.dtype], quick: bool) -> Iterator[Check]:
-    """A check for each implementation of each operation, type and case; `quick`: in fewer cases."""
+    """Check each implementation of each operation, type and case; `quick` tries fewer cases."""
     for name in checked_operations():
         yield from check_operation(name, cases(name, quick), dtypes, device)
 
@@ -35,7 +35,7 @@ def checked_operations() -> list[str]:
 def check_operation(
     name: str, which: Iterable[Case], dtypes: Sequence[torch.dtype], device: torch.device
 ) -> Iterator[Check]:
-    """Each implementation in each case and type; what cannot run there is `not run`, with the reason."""
+    """Check each implementation in each case and type; what cannot run there is `not run`, with the reason."""
     able = []
     for one in ops.OPERATIONS[name].implementations:
         if reason := one.obstacle(device):
@@ -51,14 +51,14 @@ def check_operation(
 def check_case(
     operation: str, implementations: Sequence[Implementation], case: Case, dtype: torch.dtype, device: torch.device
 ) -> Iterator[Check]:
-    """Implementations on the same inputs in one type; the reference sees the very numbers that the type can hold."""
+    """Check implementations on the same inputs in one type; the reference sees the numbers as that type holds them."""
     inputs = cast(case.inputs(), dtype)
     function = partial(_call, operation, case.views)
     with ops.forced(**{operation: "reference"}):
         expected = evaluate(function, _widened(cast(inputs, torch.float64), case.views))
     given = _widened(inputs, case.views)
     for one in implementations:
-        began = time.perf_counter()
+        start = time.perf_counter()
         with ops.forced(**{operation: one.name}):
             found = _compare(operation, one, function, given, expected, dtype, device)
         shape = ", ".join(
@@ -66,8 +66,8 @@ def check_case(
             for name, x in inputs.items()
             if isinstance(x, Tensor) and name in ("q", "v", "x", "hidden", "gate_up_proj", "weight", "matrices")
         )
-        took = time.perf_counter() - began
-        yield judge("operations", dtype=named(dtype), case=case.name, shape=shape, seconds=took, **found)
+        seconds = time.perf_counter() - start
+        yield judge("operations", dtype=named(dtype), case=case.name, shape=shape, seconds=seconds, **found)
 
 
 def _compare(
@@ -79,7 +79,7 @@ def _compare(
     dtype: torch.dtype,
     device: torch.device,
 ) -> dict[str, Any]:
-    """What `judge` needs to know of one implementation."""
+    """Compare one implementation with the reference; gives the arguments of `judge`."""
     found: dict[str, Any] = {
         "name": f"{operation} {one.name}",
         "tolerance": tolerance(operation, one.name, _rounded_to(operation, one.name, dtype, device)),
@@ -100,14 +100,14 @@ def _compare(
 
 
 def _rounded_to(operation: str, implementation: str, dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """The type that decides how exact an implementation is; Muon's products are in bfloat16 where that is fast."""
+    """Give the type that decides how exact an implementation is; Muon multiplies in bfloat16 where that is fast."""
     if (operation, implementation, dtype) == ("orthogonalize", "batched", torch.float32):
         return devices.compute_dtype(device, "auto")
     return dtype
 
 
 def source_of(one: Implementation) -> str:
-    """The file that an implementation is written in."""
+    """Name the file that an implementation is written in."""
     return f"src/{one.function.__module__.replace('.', '/')}.py"
 
 
@@ -118,7 +118,7 @@ def _call(operation: str, views: bool, **inputs: Any) -> Any:
 
 
 def _widened(inputs: Inputs, views: bool) -> Inputs:
-    """For `_call` with views: each matrix as the first half of a larger one."""
+    """Make each matrix the first half of a larger one, for `_call` with views."""
     return {name: torch.cat([x, x], dim=-1) if views and _splits(x) else x for name, x in inputs.items()}
 
 

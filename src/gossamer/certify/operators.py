@@ -37,28 +37,33 @@ NATIVE, COMPOSED, PLUGIN, FELL_BACK = "natively", "composed of others", "by the 
 
 @dataclass
 class Census:
-    """For each operator: calls in two steps of training, where it ran, and its largest error."""
+    """The operators of a training step.
+
+    Attributes:
+        operators: for each its calls in two steps, where it ran, and its largest error
+    """
 
     operators: list[dict[str, Any]] = field(default_factory=list)
 
     def fell_back(self) -> list[str]:
+        """Name the operators that ran on the CPU instead."""
         return [row["operator"] for row in self.operators if row["ran"] == FELL_BACK]
 
 
 def check_operators(
     device: torch.device, precisions: Mapping[str, torch.dtype], quick: bool, census: Census
 ) -> Iterator[Check]:
-    """Two training steps in each precision, every operator beside the CPU's; the counts are left in `census`.
+    """Check every operator of two training steps in each precision beside the CPU's; counts are left in `census`.
 
     Operations run through PyTorch alone here, so that operators are seen which a fused kernel would hide.
     """
     calls: dict[str, int] = {}
     compared: dict[str, list[Compared]] = {}
     skipped: dict[str, str] = {}
-    said: set[str] = set()
+    warned: set[str] = set()
     batches = network.batches(2)
     for precision, dtype in precisions.items():
-        shadow = Shadow(device, each=3 if quick else 12)
+        shadow = Shadow(device, max_kinds=3 if quick else 12)
         problem = ""
         with warnings.catch_warnings(record=True) as caught, ops.forced(**ops.pytorch_alone()):
             warnings.simplefilter("always")
@@ -68,7 +73,7 @@ def check_operators(
                     network.train(learner, batches)
             except Exception as error:
                 problem = first_line(error)
-        said |= {name for warning in caught for name in _WARNED.findall(str(warning.message))}
+        warned |= {name for warning in caught for name in _WARNED.findall(str(warning.message))}
         for name, count in shadow.calls.items():
             calls[name] = calls.get(name, 0) + count
         for one in shadow.compared:
@@ -80,15 +85,15 @@ def check_operators(
         yield _worst(compared[name])
     for name in sorted(set(skipped) - set(compared)):
         yield Check("operators", name, "not run", skipped[name])
-    census.operators = [_row(name, count, device, said, compared.get(name, [])) for name, count in calls.items()]
+    census.operators = [_row(name, count, device, warned, compared.get(name, [])) for name, count in calls.items()]
     census.operators.sort(key=lambda row: -row["calls"])
 
 
 def _broken(shadow: Shadow, problem: str, dtype: str) -> Iterator[Check]:
-    """The steps did not end: that, unless the operator that failed tells it already, and what was not reached."""
+    """Tell of steps that did not end, unless the operator that failed tells it already, and of what was not reached."""
     if not shadow.wrong:
         yield Check("operators", "two training steps", "fail", problem, dtype, where="src/gossamer/train/step.py")
-    wanted = Shadow(CPU, each=0)
+    wanted = Shadow(CPU, max_kinds=0)
     learner = network.learner(CPU, "fp32", torch.float64)
     with ops.forced(**ops.pytorch_alone()), wanted:
         network.train(learner, network.batches(2))
@@ -101,29 +106,30 @@ def _broken(shadow: Shadow, problem: str, dtype: str) -> Iterator[Check]:
 def _worst(found: list[Compared]) -> Check:
     worst = max(found, key=lambda one: one.error / one.tolerance if one.tolerance else (one.error or 0.0))
     about = {"dtype": worst.dtype, "shape": worst.shapes, "error": worst.error, "tolerance": worst.tolerance}
-    if worst.right:
+    if worst.is_right:
         return Check("operators", worst.operator, "pass", **about)  # type: ignore[arg-type]
-    said = worst.problem or f"is off by {worst.error:.1e}, allowed {worst.tolerance:.0e}"
+    message = worst.problem or f"is off by {worst.error:.1e}, allowed {worst.tolerance:.0e}"
     where = f"the plug-in's {worst.operator}"
-    return Check("operators", worst.operator, "fail", said, where=where, **about)  # type: ignore[arg-type]
+    return Check("operators", worst.operator, "fail", message, where=where, **about)  # type: ignore[arg-type]
 
 
-def _row(name: str, count: int, device: torch.device, said: set[str], found: list[Compared]) -> dict[str, Any]:
+def _row(name: str, count: int, device: torch.device, warned: set[str], found: list[Compared]) -> dict[str, Any]:
     errors = [one.error for one in found]
-    return {"operator": name, "calls": count, "ran": where_it_ran(name, device, said)} | (
+    return {"operator": name, "calls": count, "ran": where_it_ran(name, device, warned)} | (
         {"error": max(errors)} if errors else {}
     )
 
 
-def where_it_ran(name: str, device: torch.device, said: set[str]) -> str:
-    """By what PyTorch's dispatcher has registered, and by warnings of a fall-back.
+def where_it_ran(name: str, device: torch.device, warned: set[str]) -> str:
+    """Tell where an operator ran, by what PyTorch's dispatcher has registered and by warnings of a fall-back.
 
     Args:
-        name: of an operator, with its overload
-        said: operators, with or without their overload, whose fall-back was told in a warning
+        name: an operator with its overload
+        device: where it was to run
+        warned: operators, with or without their overload, whose fall-back a warning has told of
     """
     base = name.split(".")[0]
-    if name in said or base in said:
+    if name in warned or base in warned:
         return FELL_BACK
     key = torch._C._dispatch_key_for_device(device.type)
     has = torch._C._dispatch_has_kernel_for_dispatch_key
@@ -150,13 +156,14 @@ _ANY_ORDER = ("aten::topk", "aten::sort", "aten::kthvalue", "aten::mode", "aten:
 
 @dataclass(frozen=True)
 class Compared:
-    """One operator on one kind of input.
+    """The comparison of one operator on one kind of input.
 
     Attributes:
-        operator: with its overload, such as `aten::add.Tensor`
+        operator: its name with the overload, such as `aten::add.Tensor`
         dtype: the narrowest floating-point type among its tensors
-        shapes: of its inputs
-        error: see `TOLERANCE`; infinite where it raised an exception or gave another shape or type
+        shapes: shapes of its inputs
+        error: see `TOLERANCE`; infinite if it raised an exception or gave another shape or type
+        tolerance: the largest error that passes
         problem: what it did then
     """
 
@@ -168,41 +175,49 @@ class Compared:
     problem: str = ""
 
     @property
-    def right(self) -> bool:
+    def is_right(self) -> bool:
+        """Whether the error passes."""
         return self.error <= self.tolerance
 
     def describe(self) -> str:
+        """Say in a line what is wrong."""
         wrong = self.problem or f"is off by {self.error:.1e}, allowed {self.tolerance:.0e}"
         return f"{self.operator} in {self.dtype} on {self.shapes} {wrong}"
 
 
 class Shadow(TorchDispatchMode):
-    """Counts the operators that run on a device, and compares them with the CPU's.
+    """A dispatch mode that counts the operators that run on a device, and compares them with the CPU's.
 
     Args:
-        device: operators that touch none of its tensors are passed over
-        each: how many kinds of input of an operator are compared at most; 0 counts only
+        device: operators that touch none of its tensors are ignored
+        max_kinds: the largest number of kinds of input that are compared of an operator; 0 only counts
+
+    Attributes:
+        calls: by operator
+        compared: the comparisons, in order
+        not_compared: operators that cannot be compared, with the reason
     """
 
-    def __init__(self, device: torch.device, each: int = 3) -> None:
+    def __init__(self, device: torch.device, max_kinds: int = 3) -> None:
         super().__init__()
-        self.device, self.each = device, each
+        self.device, self.max_kinds = device, max_kinds
         self.calls: Counter[str] = Counter()
         self.compared: list[Compared] = []
-        self.not_compared: dict[str, str] = {}  # operator → reason
+        self.not_compared: dict[str, str] = {}
         self._seen: dict[str, set[str]] = {}
 
     @property
     def wrong(self) -> list[Compared]:
-        return [one for one in self.compared if not one.right]
+        """The comparisons that do not pass."""
+        return [one for one in self.compared if not one.is_right]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if not self._concerned(args, kwargs):
+        if not self._is_concerned(args, kwargs):
             return func(*args, **kwargs)
         name = func.name()
         self.calls[name] += 1
-        if not self._wanted(func, name, args, kwargs):
+        if not self._is_compared(func, name, args, kwargs):
             return func(*args, **kwargs)
         with torch.no_grad():
             before = _on_cpu((args, kwargs))
@@ -216,21 +231,21 @@ class Shadow(TorchDispatchMode):
             self._compare(func, name, args, kwargs, out, before)
         return out
 
-    def _concerned(self, args: Any, kwargs: Any) -> bool:
+    def _is_concerned(self, args: Any, kwargs: Any) -> bool:
         for leaf in tree_iter((args, kwargs)):
             device = leaf.device if isinstance(leaf, Tensor) else leaf
             if isinstance(device, torch.device) and device.type == self.device.type:
                 return True
         return False
 
-    def _wanted(self, func: Any, name: str, args: Any, kwargs: Any) -> bool:
-        if not self.each or not name.startswith("aten::") or name.startswith(_NOT_COMPARED):
+    def _is_compared(self, func: Any, name: str, args: Any, kwargs: Any) -> bool:
+        if not self.max_kinds or not name.startswith("aten::") or name.startswith(_NOT_COMPARED):
             return False
         if torch.Tag.nondeterministic_seeded in func.tags and not _without_dropout(func, args, kwargs):
-            self.not_compared[name] = "draws random numbers"
+            self.not_compared[name] = "uses random numbers"
             return False
         seen, kind = self._seen.setdefault(name, set()), repr([*map(_key, tree_iter((args, kwargs)))])
-        if kind in seen or len(seen) >= self.each:
+        if kind in seen or len(seen) >= self.max_kinds:
             return False
         seen.add(kind)
         return True
@@ -258,30 +273,30 @@ class Shadow(TorchDispatchMode):
 
 
 def culprit(run: Callable[[], object], device: torch.device) -> str:
-    """The first aten operator that goes wrong in `run`, for the end of a message; "" if all of them are right."""
-    shadow = Shadow(device, each=1 << 30)
+    """Find the first aten operator that goes wrong in `run`, for the end of a message; "" if all of them are right."""
+    shadow = Shadow(device, max_kinds=1 << 30)
     try:
         with shadow:
             run()
-    except Exception:  # told by whoever asks
+    except Exception:  # the caller reports it
         pass
     return f"; in it {shadow.wrong[0].describe()}" if shadow.wrong else ""
 
 
 def _on_cpu(tree: Any) -> Any:
-    """Copies on the CPU, floating-point numbers in float64; a device among the arguments becomes the CPU."""
+    """Copy to the CPU, floating-point numbers in float64; a device among the arguments becomes the CPU."""
 
-    def one(leaf: Any) -> Any:
+    def move(leaf: Any) -> Any:
         if isinstance(leaf, Tensor):
             copy = leaf.detach().to("cpu", copy=True)
             return copy.double() if copy.is_floating_point() else copy
         return torch.device("cpu") if isinstance(leaf, torch.device) else leaf
 
-    return tree_map(one, tree)
+    return tree_map(move, tree)
 
 
 def _without_dropout(func: Any, args: Any, kwargs: Any) -> bool:
-    """Whether an operator could draw random numbers and is told not to."""
+    """Whether an operator could use random numbers and is told not to."""
     for place, argument in enumerate(func._schema.arguments):
         if argument.name == "dropout_p":
             share = args[place] if place < len(args) else kwargs.get(argument.name, argument.default_value)
@@ -290,7 +305,7 @@ def _without_dropout(func: Any, args: Any, kwargs: Any) -> bool:
 
 
 def _results(func: Any, args: Any, kwargs: Any, out: Any) -> Iterator[Tensor]:
-    """Tensors that an operator returns, numbers as tensors, and tensors that it writes into."""
+    """Give the tensors that an operator returns, numbers as tensors, and the tensors that it writes into."""
     for leaf in tree_iter(out):
         if isinstance(leaf, Tensor | bool | int | float):
             yield leaf if isinstance(leaf, Tensor) else torch.tensor(leaf, dtype=torch.float64)
@@ -301,7 +316,7 @@ def _results(func: Any, args: Any, kwargs: Any, out: Any) -> Iterator[Tensor]:
 
 
 def _wrong_form(func: Any, args: Any, kwargs: Any, out: Any) -> str:
-    """Whether the results are of another shape or type than PyTorch's rules say, as its meta kernels know them."""
+    """Say whether results have another shape or type than PyTorch's rules say, as its meta kernels know them."""
     meta = torch.device("meta")
     try:
         want = func(*tree_map(_as_meta, args), **tree_map(_as_meta, kwargs))
@@ -339,13 +354,13 @@ def _error(got: Tensor, want: Tensor, scale: float) -> float:
 
 
 def _magnitude(leaves: list[Any]) -> float:
-    """The largest finite magnitude among tensors of floating-point numbers."""
+    """Find the largest finite magnitude among tensors of floating-point numbers."""
     found = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.numel()]
     return max((float(leaf.abs().nan_to_num(0.0, 0.0, 0.0).max()) for leaf in found), default=0.0)
 
 
 def _kind(args: Any, kwargs: Any, results: list[Tensor] | None = None) -> tuple[str, str]:
-    """The narrowest floating-point type among tensors, and the shapes of the inputs."""
+    """Give the narrowest floating-point type among tensors, and the shapes of the inputs."""
     inputs = [leaf for leaf in tree_iter((args, kwargs)) if isinstance(leaf, Tensor)]
     types = {leaf.dtype for leaf in [*inputs, *(results or [])] if leaf.is_floating_point()}
     narrowest = min(types, key=lambda dtype: (dtype.itemsize, -torch.finfo(dtype).eps), default=None)
@@ -355,7 +370,7 @@ def _kind(args: Any, kwargs: Any, results: list[Tensor] | None = None) -> tuple[
 
 
 def _key(leaf: Any) -> Any:
-    """What tells one kind of input from another; numbers of floating point vary from step to step."""
+    """Give what tells one kind of input from another; floating-point numbers vary from step to step."""
     if isinstance(leaf, Tensor):
         return tuple(leaf.shape), leaf.dtype, leaf.is_contiguous()
     return leaf if isinstance(leaf, bool | int | str | None | torch.dtype) else type(leaf).__name__

@@ -26,7 +26,7 @@ from gossamer.units import amount, duration, flops, size
 
 __all__ = ["write_page"]
 
-_LOW, _HIGH = 1e-5, 1e1  # shares of what is allowed, at the picture's ends
+_LOW, _HIGH = 1e-5, 1e1  # errors over tolerances, at the picture's ends
 _LEFT, _RIGHT, _ROW, _WIDTH = 235, 20, 21, 1040
 
 
@@ -47,14 +47,14 @@ def write_page(findings: Findings, record: dict[str, Any], folder: Path) -> Path
         groups=[_group(group, checks) for group in GROUPS],
         curves=[drawn_over_tokens(chart) for chart in curves if chart.measured],
         operators=record["operators"],
-        ran=_ran(record["operators"]),
+        ran=_places(record["operators"]),
         training=record["measured"]["training"],
     )
     return page.write_page(folder / PAGE_FILE, text)
 
 
 def _facts(record: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """Figures at the head of the page: label, figure, remark."""
+    """Give the figures at the head of the page: label, figure, remark."""
     device, measured = record["device"], record["measured"]
     counts = Counter(check["status"] for check in record["checks"])
     facts = [("checks passed", f"{counts['pass']:,}", f"{counts['fail']} failed, {counts['not run']} not run")]
@@ -71,7 +71,7 @@ def _facts(record: dict[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def _group(group: str, checks: Sequence[Check]) -> dict[str, Any]:
-    """One kind of check: what it asks, its counts, its failures first."""
+    """Describe one kind of check: what it asks, its counts, and its checks with failures first."""
     own = [check for check in checks if check.group == group]
     order = {"fail": 0, "not run": 1, "pass": 2}
     return {
@@ -83,8 +83,8 @@ def _group(group: str, checks: Sequence[Check]) -> dict[str, Any]:
     }
 
 
-def _ran(operators: list[dict[str, Any]]) -> list[tuple[str, int, int]]:
-    """Where operators ran: how many of them, and how many calls."""
+def _places(operators: list[dict[str, Any]]) -> list[tuple[str, int, int]]:
+    """Count where operators ran: how many of them, and how many calls."""
     found = []
     for where in (NATIVE, PLUGIN, COMPOSED, FELL_BACK):
         own = [row for row in operators if row["ran"] == where]
@@ -94,12 +94,12 @@ def _ran(operators: list[dict[str, Any]]) -> list[tuple[str, int, int]]:
 
 
 def colors(dtypes: Sequence[str]) -> dict[str, str]:
-    """A colour of the page's palette for each type."""
+    """Give each type a colour of the page's palette."""
     return {dtype: SERIES[index % len(SERIES)] for index, dtype in enumerate(dict.fromkeys(dtypes))}
 
 
 def error_picture(checks: Sequence[Check]) -> Markup:
-    """A row for each name, a dot for each check: its error as a share of what is allowed, on a logarithmic axis.
+    """Draw a row for each name and a dot for each check: its error over its tolerance, on a logarithmic axis.
 
     Errors of zero stand at the left end, failures that have no number at the right end.
     """
@@ -135,14 +135,14 @@ def _dot(check: Check, y: float, color: str) -> str:
 
 
 def _place(share: float) -> float:
-    """Where a share of what is allowed stands, in pixels from the left."""
+    """Give the place of an error over its tolerance, in pixels from the left."""
     clipped = min(max(share, _LOW), _HIGH)
-    way = (math.log(clipped) - math.log(_LOW)) / (math.log(_HIGH) - math.log(_LOW))
-    return _LEFT + 8 + way * (_WIDTH - _LEFT - _RIGHT - 16)
+    fraction = (math.log(clipped) - math.log(_LOW)) / (math.log(_HIGH) - math.log(_LOW))
+    return _LEFT + 8 + fraction * (_WIDTH - _LEFT - _RIGHT - 16)
 
 
 def loss_chart(losses: dict[str, list[float]]) -> Chart:
-    """The losses of all runs; the CPU's in float64 as a dashed line over them."""
+    """Chart the losses of all runs, with the CPU's in float64 as a dashed line over them."""
     curves = [_curve(values, dtype, color) for dtype, values, color in _runs(losses)]
     if "reference" in losses:
         curves.append(_curve(losses["reference"], "the CPU in float64", "ink", dashed=True))
@@ -150,7 +150,7 @@ def loss_chart(losses: dict[str, list[float]]) -> Chart:
 
 
 def difference_chart(losses: dict[str, list[float]]) -> Chart:
-    """How far each loss is from the CPU's, as a share of it."""
+    """Chart how far each loss is from the CPU's, as a share of it."""
     reference = np.array(losses.get("reference", []))
     curves = []
     for dtype, values, color in _runs(losses):
@@ -173,7 +173,7 @@ def _curve(values: list[float], label: str, color: str, **style: Any) -> Curve:
 
 
 def drawn_over_tokens(chart: Chart) -> Drawn:
-    """A chart with its pictures; every run here takes the same tokens, and time is not what is looked at."""
+    """Draw a chart over tokens: every run here takes the same ones, and their time does not matter."""
     end = max((float(item.tokens[-1]) for item in chart.curves if len(item.tokens)), default=1.0)
     sizes = (("wide", (WIDE[0], 280)), ("narrow", NARROW))
     pictures = [

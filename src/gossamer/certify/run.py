@@ -1,6 +1,6 @@
 """A certification from beginning to end: every kind of check in turn, whatever fails on the way.
 
-A device that stops answering ends it: what was not asked yet is `not run`, and the verdict is fail.
+A device that stops answering ends it: checks that had not begun are `not run`, and the verdict is fail.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ class Findings:
     """All that is found out about a device.
 
     Attributes:
-        device: it
-        identity: what it is, what runs there, and which implementation of each operation is chosen
+        device: the device
         quick: whether fewer inputs were tried
-        checks: in the order in which they ran
-        census: of operators
-        curves: of the losses in training
-        measured: rates
+        identity: what the device is, what runs there, and which implementation of each operation is chosen
+        checks: all checks, in the order in which they ran
+        census: the operators of training
+        curves: the losses of training
+        measured: the device's rates
         lost: why the device stopped answering, or ""
-        seconds: that it took
+        seconds: how long it took
     """
 
     device: torch.device
@@ -59,13 +59,14 @@ def examine(device: torch.device, quick: bool, listener: Listener = lambda group
     """Ask every question about a device.
 
     Args:
-        quick: with fewer inputs, under a minute on two CPU cores
-        listener: told of each kind of check when it is through: which, its checks, and the seconds they took
+        device: the device
+        quick: whether to try fewer inputs, which takes under a minute on two CPU cores
+        listener: called after each kind of check with its name, its checks, and the seconds they took
 
     Raises:
-        UserError: the device does not answer at all.
+        UserError: The device does not answer at all.
     """
-    began = time.perf_counter()
+    begin = time.perf_counter()
     try:
         findings = Findings(device, quick, identity(device))
     except RuntimeError as error:
@@ -78,12 +79,12 @@ def examine(device: torch.device, quick: bool, listener: Listener = lambda group
             findings.lost = _run(group, findings, checks)
         findings.checks += checks
         listener(group, checks, time.perf_counter() - start)
-    findings.seconds = time.perf_counter() - began
+    findings.seconds = time.perf_counter() - begin
     return findings
 
 
 def identity(device: torch.device) -> dict[str, Any]:
-    """What the device says of itself; asked first, since it may not answer later."""
+    """Ask what the device says of itself; this comes first, since it may not answer later."""
     name = devices.product_name(device)
     try:
         memory = devices.memory_bytes(device)
@@ -109,7 +110,7 @@ def identity(device: torch.device) -> dict[str, Any]:
 
 
 def _run(group: str, findings: Findings, checks: list[Check]) -> str:
-    """Run one kind of check into `checks`; gives why the device was lost, or ""."""
+    """Run one kind of check into `checks`, and say why the device was lost, or ""."""
     device = findings.device
     try:
         for check in _questions(group, findings):
@@ -117,7 +118,7 @@ def _run(group: str, findings: Findings, checks: list[Check]) -> str:
             if check.status == "fail" and (lost := _silent(device)):
                 checks.append(Check(group, "the device", "fail", f"it stopped answering: {lost}", where="its driver"))
                 return lost
-    except Exception as error:  # a check that does not guard itself: before a run is trusted, all of them must end
+    except Exception as error:  # an error outside of a check; the verdict must not be a pass
         checks.append(Check(group, "the checks themselves", "fail", first_line(error), where=f"certify, {group}"))
         if lost := _silent(device):
             return lost
@@ -152,13 +153,13 @@ def _questions(group: str, findings: Findings) -> Iterator[Check]:
 
 
 def _precisions(device: torch.device) -> dict[str, torch.dtype]:
-    """A recipe's words for what it can be trained in there, with the types of products."""
+    """Give a recipe's names for the precisions that the device trains in, with the types of products."""
     precisions = {"fp32": torch.float32}
     return precisions | ({"bf16": torch.bfloat16} if devices.has_fast_bfloat16(device) else {})
 
 
 def _silent(device: torch.device) -> str:
-    """Why a device no longer answers, or "": it is asked for nothing but a number back.
+    """Say why a device no longer answers, or "": it is asked for nothing but a number.
 
     A device that lacks an operator or memory does answer.
     """

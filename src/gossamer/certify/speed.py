@@ -1,4 +1,4 @@
-"""How fast a device is: products, copies, collectives, and training steps of the presets that fit."""
+"""The speed of a device: products, copies, collectives, and training steps of the presets that fit."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from gossamer.train.world import World
 from gossamer.units import flops
 
 PRESETS = ("nano", "micro", "mini", "small")
-MOST_SECONDS = {True: 1.0, False: 30.0}  # of a step, in a quick certification and a whole one
-_SUSPECTED_MFU = 0.25
+MAX_SECONDS = {True: 1.0, False: 30.0}  # of a step, in a quick certification and in a whole one
+_ASSUMED_MFU = 0.25
 
 
 @dataclass
@@ -36,8 +36,8 @@ class Measured:
 
     Attributes:
         gemm_flops: FLOP/s of large square products, by type
-        copy_bytes_per_second: reading and writing counted
-        collective_bytes_per_second: bytes of a tensor that all devices here sum, over the seconds; of one device None
+        copy_bytes_per_second: bytes that a copy moves in a second, reading and writing counted
+        collective_bytes_per_second: bytes of a tensor that all devices here sum in a second; None with one device
         training: for each preset tokens/s, MFU (share of the product rate in the type computed in) and what was run
     """
 
@@ -91,10 +91,10 @@ def _training(preset: str, device: torch.device, quick: bool, measured: Measured
         return Check(
             "speed", name, "not run", f"the plug-in does not tell how much memory there is: {first_line(error)}"
         )
-    reason = _too_much(recipe, device, peak, MOST_SECONDS[quick])
-    while reason and recipe.training.batch_size > 1:  # a smaller batch tells nearly as much
+    reason = _excess(recipe, device, peak, MAX_SECONDS[quick])
+    while reason and recipe.training.batch_size > 1:  # a smaller batch is nearly as good a measurement
         recipe = replace(recipe, training=replace(recipe.training, batch_size=recipe.training.batch_size // 2))
-        reason = _too_much(recipe, device, peak, MOST_SECONDS[quick])
+        reason = _excess(recipe, device, peak, MAX_SECONDS[quick])
     if reason:
         return Check("speed", name, "not run", f"{reason}, with one row a step")
     training = recipe.training
@@ -123,47 +123,47 @@ def _training(preset: str, device: torch.device, quick: bool, measured: Measured
     return Check("speed", name, "pass", f"{speed:,.0f} tokens/s, MFU {speed * each / peak:.0%}", named(dtype))
 
 
-def _too_much(recipe: Recipe, device: torch.device, peak: float, most_seconds: float) -> str:
-    """Why a step should not be taken here, or "": memory, or time."""
+def _excess(recipe: Recipe, device: torch.device, peak: float, max_seconds: float) -> str:
+    """Say why a step should not be taken here, for memory or time; "" if it can be."""
     estimate = estimate_peak(recipe, device)
     if not estimate.fits(device):
         return f"needs {estimate.most / 2**30:.1f} of {devices.memory_bytes(device) / 2**30:.1f} GiB"
-    likely = recipe.training.batch_size * recipe.training.sequence_length * _flops(recipe) / peak / _SUSPECTED_MFU
-    return f"would take about {likely:.0f} s a step" if likely > most_seconds else ""
+    seconds = recipe.training.batch_size * recipe.training.sequence_length * _flops(recipe) / peak / _ASSUMED_MFU
+    return f"would take about {seconds:.0f} s a step" if seconds > max_seconds else ""
 
 
 def _flops(recipe: Recipe) -> float:
-    """FLOPs of a training step for each of its tokens."""
+    """Count the FLOPs of a training step for each of its tokens."""
     training = recipe.training
     flops = flops_by_part(recipe.model, training.sequence_length, training.mtp_steps, training.sampled_vocab_size)
     return sum(flops.values())
 
 
-def seconds_a_step(recipe: Recipe, device: torch.device, least_seconds: float) -> float:
-    """Mean seconds of a training step, after two that are not counted."""
+def seconds_a_step(recipe: Recipe, device: torch.device, min_seconds: float) -> float:
+    """Measure the mean seconds of a training step, after two that are not counted."""
     learner = Learner(CausalLM(recipe.model).to(device), recipe)
     (batches,) = synthetic_batches(recipe, 1)
     rate = recipe.optimizer.learning_rate
     for _ in range(2):
         learner.step(batches, rate)
     devices.synchronize(device)
-    began, steps = time.perf_counter(), 0
-    while steps < 3 or time.perf_counter() - began < least_seconds:
+    start, steps = time.perf_counter(), 0
+    while steps < 3 or time.perf_counter() - start < min_seconds:
         learner.step(batches, rate)
         devices.synchronize(device)
         steps += 1
-    return (time.perf_counter() - began) / steps
+    return (time.perf_counter() - start) / steps
 
 
 def preset_recipe(preset: str) -> Recipe:
-    """The recipe of a preset, one micro-batch a step."""
+    """Give the recipe of a preset, with one micro-batch in a step."""
     assert preset in recipe_names()
     recipe = load_recipe(preset)
     return replace(recipe, training=replace(recipe.training, gradient_accumulation=1))
 
 
 def synthetic_batches(recipe: Recipe, steps: int) -> list[list[Batch]]:
-    """For each step its micro-batches, of random tokens, each row a document."""
+    """Make for each step its micro-batches, of random tokens, with a document in each row."""
     training, generator = recipe.training, torch.Generator().manual_seed(0)
     rows, length = training.batch_size, training.sequence_length
     cu_seqlens = torch.arange(0, rows * length + 1, length, dtype=torch.int32)
@@ -179,13 +179,13 @@ _REPEATS = 5
 
 
 def collective_rate(device_type: str, processes: int, megabytes: int = 64) -> float:
-    """Bytes of a tensor that every process ends up with the sum of, over the seconds that it takes.
+    """Measure how fast processes sum a tensor, in bytes of the tensor a second.
 
-    Each process has a device of its own, on a CPU they share it.
+    Each process has a device of its own; on a CPU they share it.
 
     Raises:
-        RuntimeError: a sum is wrong.
-        torch.multiprocessing.ProcessRaisedException: a process failed.
+        RuntimeError: A sum is wrong.
+        torch.multiprocessing.ProcessRaisedException: A process failed.
     """
     context = multiprocessing.get_context("spawn")
     rates: SimpleQueue[float] = context.SimpleQueue()
@@ -205,11 +205,11 @@ def _serve(rank: int, device_type: str, processes: int, port: int, megabytes: in
         raise RuntimeError(f"the sum over {processes} devices is wrong")
     devices.synchronize(world.device)
     world.barrier()
-    began = time.perf_counter()
+    start = time.perf_counter()
     for _ in range(_REPEATS):
         world.sum_(own)
     devices.synchronize(world.device)
-    rates.put(own.nbytes * _REPEATS / (time.perf_counter() - began))
+    rates.put(own.nbytes * _REPEATS / (time.perf_counter() - start))
     world.close()
 
 

@@ -1,4 +1,4 @@
-"""How fast each operation runs, by each of its implementations, beside what the machine could do.
+"""The speed of each operation, by each of its implementations, beside what the machine could do.
 
 A call's time is set against the roofline: the larger of its FLOPs over the rate of a large matrix product and of the
 bytes that must move over the rate of a large copy. That share has no unit, so that it can be compared between machines.
@@ -23,39 +23,88 @@ from gossamer.model.config import ModelConfig
 from gossamer.model.counts import delta_rule_backward_flops, delta_rule_flops
 from gossamer.ops.linear_cross_entropy import IGNORED
 
-TOO_LONG = 1.0  # seconds of a call
+MAX_SECONDS = 1.0  # of a call
 FORWARD, BOTH = "forward", "forward and backward"
-FRESH = ", a fresh network's gates"  # behind an operation's name, of what else it is timed with
+FRESH = ", a fresh network's gates"  # behind the name of an operation that is timed with other inputs as well
+
+
+Call = Callable[[], object]
+
+
+def seconds_of_one(call: Call, device: torch.device) -> float:
+    """Measure the seconds of one call, including what it started on the device."""
+    devices.synchronize(device)
+    start = time.perf_counter()
+    call()
+    devices.synchronize(device)
+    return time.perf_counter() - start
+
+
+def seconds_of(call: Call, device: torch.device, min_seconds: float = 0.2, min_calls: int = 3) -> float:
+    """Measure the median seconds of a call in this process, after one that is not counted."""
+    call()
+    times: list[float] = []
+    while len(times) < min_calls or sum(times) < min_seconds:
+        times.append(seconds_of_one(call, device))
+    return statistics.median(times)
+
+
+def copy_rate(device: torch.device, megabytes: int = 256) -> float:
+    """Measure the bytes a second that a copy moves, reading and writing counted, far outside the caches."""
+    source = torch.ones(megabytes << 18, device=device)
+    target = torch.empty_like(source)
+    return 2.0 * source.nbytes / seconds_of(lambda: target.copy_(source), device)
+
+
+def in_turns(
+    calls: Mapping[str, Call], device: torch.device, min_seconds: float = 1.0, min_turns: int = 3
+) -> dict[str, float]:
+    """Measure the median seconds of each call, A B C A B C … in this process, all of them warm already.
+
+    Args:
+        calls: by name
+        device: where they run
+        min_seconds: the shortest time for all of them together
+        min_turns: how often each is called at least
+    """
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    start, turns = time.perf_counter(), 0
+    while calls and (turns < min_turns or time.perf_counter() - start < min_seconds):
+        turns += 1
+        for name, call in calls.items():
+            times[name].append(seconds_of_one(call, device))
+    return {name: statistics.median(found) for name, found in times.items()}
 
 
 @dataclass(frozen=True)
 class Rates:
-    """What the machine can do: FLOP/s of a large product, bytes/s of a large copy."""
+    """The rates of a machine: FLOP/s of a large product, bytes/s of a large copy."""
 
     gemm: float
     copy: float
 
     def mean(self, other: Rates) -> Rates:
+        """Take the mean of two measurements."""
         return Rates((self.gemm + other.gemm) / 2, (self.copy + other.copy) / 2)
 
 
 def caller(operation: str, inputs: Inputs) -> Callable[[], dict[str, Tensor]]:
-    """A call forward and backward: outputs by number and gradients by name, for fixed gradients of the outputs."""
+    """Make a call forward and backward: outputs by number, gradients by name, for fixed gradients of the outputs."""
     leaves = {
         name: x.detach().requires_grad_() if isinstance(x, Tensor) and x.is_floating_point() else x
         for name, x in inputs.items()
     }
-    wanted = {name: x for name, x in leaves.items() if isinstance(x, Tensor) and x.requires_grad}
-    grads: list[Tensor] = []  # made once: a timing must not include it
+    sources = {name: x for name, x in leaves.items() if isinstance(x, Tensor) and x.requires_grad}
+    grads: list[Tensor] = []  # made once, so that no timing includes it
 
     def call() -> dict[str, Tensor]:
         outputs = getattr(ops, operation)(**leaves)
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         if not grads:
             grads.extend(cotangents(outputs))
-        found = torch.autograd.grad(outputs, list(wanted.values()), grads)
+        found = torch.autograd.grad(outputs, list(sources.values()), grads)
         result = {f"output {number}": out.detach() for number, out in enumerate(outputs)}
-        return result | {f"gradient of {name}": grad for name, grad in zip(wanted, found, strict=True)}
+        return result | {f"gradient of {name}": grad for name, grad in zip(sources, found, strict=True)}
 
     return call
 
@@ -63,10 +112,10 @@ def caller(operation: str, inputs: Inputs) -> Callable[[], dict[str, Tensor]]:
 def training_inputs(
     config: ModelConfig, rows: int, length: int, device: torch.device, dtype: torch.dtype
 ) -> dict[str, Inputs]:
-    """For each operation what a training step calls it with: `rows` documents of `length` tokens, and no state.
+    """Make for each operation the inputs of a training step: `rows` documents of `length` tokens, and no state.
 
-    The delta rule comes twice, the second time under its name and `FRESH`: what it computes with changes while a
-    network learns, and with it, on some processors, how long that takes.
+    The delta rule comes twice, the second time under its name and `FRESH`: its inputs change while a network learns,
+    and with them, on some processors, the time that it takes.
     """
     found = {}
     for name in ops.training_operations():
@@ -80,12 +129,12 @@ def training_inputs(
 
 
 def operation_of(timed: str) -> str:
-    """The operation of a name in `training_inputs`."""
+    """Give the operation of a name in `training_inputs`."""
     return timed.removesuffix(FRESH)
 
 
 def forward_caller(operation: str, inputs: Inputs) -> Callable[[], tuple[Tensor, ...]]:
-    """A call without gradients."""
+    """Make a call without gradients."""
 
     @torch.no_grad()
     def call() -> tuple[Tensor, ...]:
@@ -96,7 +145,7 @@ def forward_caller(operation: str, inputs: Inputs) -> Callable[[], tuple[Tensor,
 
 
 def flops_of(operation: str, config: ModelConfig, inputs: Inputs, length: int) -> tuple[float, float]:
-    """FLOPs forward and backward, of rows of `length` tokens, of what has a name in `training_inputs`."""
+    """Count FLOPs forward and backward of what has a name in `training_inputs`, in rows of `length` tokens."""
     match operation_of(operation):
         case "attention":
             tokens, heads, width = inputs["q"].shape[1:]
@@ -118,7 +167,7 @@ def flops_of(operation: str, config: ModelConfig, inputs: Inputs, length: int) -
 
 
 def bytes_of(inputs: Inputs, outputs: tuple[Tensor, ...]) -> tuple[int, int]:
-    """Bytes that must move forward and backward: inputs read, outputs written; the same with their gradients added."""
+    """Count bytes that must move forward, inputs read and outputs written, and backward, with their gradients added."""
     tensors = [value for value in inputs.values() if isinstance(value, Tensor)]
     read, written = sum(x.nbytes for x in tensors), sum(x.nbytes for x in outputs)
     gradients = sum(x.nbytes for x in tensors if x.is_floating_point())
@@ -126,7 +175,7 @@ def bytes_of(inputs: Inputs, outputs: tuple[Tensor, ...]) -> tuple[int, int]:
 
 
 def roofline(flops: float, moved: float, rates: Rates) -> float:
-    """Seconds that the work takes at least, at the machine's measured rates."""
+    """Compute the shortest time that the work can take at the machine's measured rates, in seconds."""
     return max(flops / rates.gemm, moved / rates.copy)
 
 
@@ -136,28 +185,31 @@ def time_operations(
     length: int,
     rates: Callable[[], Rates],
     seconds: float = 1.0,
-    wanted: Callable[[ops.Operation, str], bool] = lambda operation, implementation: True,
+    is_wanted: Callable[[ops.Operation, str], bool] = lambda operation, implementation: True,
 ) -> list[dict[str, Any]]:
-    """A row for each operation, implementation and direction: seconds, FLOPs, bytes and share of the roofline.
+    """Time operations.
 
     Args:
         config: the network that the inputs were made for
         inputs: for each operation, as `training_inputs` gives them
-        length: tokens a row
+        length: tokens in a row
         rates: measures the machine, before and after each operation
-        seconds: given to an operation
-        wanted: whether an operation is to be timed by the implementation of this name
+        seconds: time for an operation
+        is_wanted: whether an operation is to be timed by the implementation of this name
+
+    Returns:
+        A row for each operation, implementation and direction: seconds, FLOPs, bytes and share of the roofline.
     """
     rows, before = list[dict[str, Any]](), rates()
     for name, given in inputs.items():
-        found = _time_operation(name, given, flops_of(name, config, given, length), seconds, wanted)
+        found = _time_operation(name, given, flops_of(name, config, given, length), seconds, is_wanted)
         after = rates()
         beside, before = before.mean(after), after
         for row in found:
             if "seconds" in row:
-                least = roofline(row["flops"], row["bytes"], beside)
+                shortest = roofline(row["flops"], row["bytes"], beside)
                 row |= {"gemm_gflops": beside.gemm / 1e9, "copy_gbytes": beside.copy / 1e9}
-                row["roofline_share"] = least / row["seconds"]
+                row["roofline_share"] = shortest / row["seconds"]
         rows += found
     return rows
 
@@ -167,14 +219,14 @@ def _time_operation(
     inputs: Inputs,
     flops: tuple[float, float],
     seconds: float,
-    wanted: Callable[[ops.Operation, str], bool],
+    is_wanted: Callable[[ops.Operation, str], bool],
 ) -> list[dict[str, Any]]:
     operation, rows, calls = ops.OPERATIONS[operation_of(name)], list[dict[str, Any]](), dict[str, Call]()
     device = next(value.device for value in inputs.values() if isinstance(value, Tensor) and value.is_floating_point())
     chosen = operation.choose(device).name
     moved: tuple[int, int] | None = None
     for one in operation.implementations:
-        if one.obstacle(device) or not wanted(operation, one.name):
+        if one.obstacle(device) or not is_wanted(operation, one.name):
             continue
         call = forward_caller(operation.name, inputs)
         works: tuple[tuple[str, Call], ...] = ((FORWARD, call), (BOTH, caller(operation.name, inputs)))
@@ -185,11 +237,11 @@ def _time_operation(
             try:
                 first = seconds_of_one(timed, device)
                 # The first call may build or allocate something.
-                first = seconds_of_one(timed, device) if first <= 10 * TOO_LONG else first
+                first = seconds_of_one(timed, device) if first <= 10 * MAX_SECONDS else first
             except Exception as error:  # a kernel that fails here must not keep the others from their turn
                 row["failure"] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:120]
                 break
-            if first > TOO_LONG:
+            if first > MAX_SECONDS:
                 row["left_out"] = f"left out: {first:.1f} s a call"
                 break
             calls[f"{one.name} {direction}"] = timed
@@ -200,9 +252,9 @@ def _time_operation(
             row["flops"], row["bytes"] = flops[0] + place * flops[1], moved[place]
     medians = in_turns(calls, device, seconds)
     for row in rows:
-        took = medians.get(f"{row['implementation']} {row['direction']}")
-        if took is not None:
-            row["seconds"] = took
+        found = medians.get(f"{row['implementation']} {row['direction']}")
+        if found is not None:
+            row["seconds"] = found
     return rows
 
 
@@ -212,50 +264,3 @@ def _forcing(operation: str, implementation: str, call: Call) -> Call:
             return call()
 
     return forced
-
-
-Call = Callable[[], object]
-
-
-def seconds_of_one(call: Call, device: torch.device) -> float:
-    """Seconds of one call, what it started on the device included."""
-    devices.synchronize(device)
-    began = time.perf_counter()
-    call()
-    devices.synchronize(device)
-    return time.perf_counter() - began
-
-
-def seconds_of(call: Call, device: torch.device, least_seconds: float = 0.2, least_calls: int = 3) -> float:
-    """Median seconds of a call in this process, after one that is not counted."""
-    call()
-    times: list[float] = []
-    while len(times) < least_calls or sum(times) < least_seconds:
-        times.append(seconds_of_one(call, device))
-    return statistics.median(times)
-
-
-def copy_rate(device: torch.device, megabytes: int = 256) -> float:
-    """Bytes a second that a copy moves, reading and writing counted, far outside the caches."""
-    source = torch.ones(megabytes << 18, device=device)
-    target = torch.empty_like(source)
-    return 2.0 * source.nbytes / seconds_of(lambda: target.copy_(source), device)
-
-
-def in_turns(
-    calls: Mapping[str, Call], device: torch.device, least_seconds: float = 1.0, least_turns: int = 3
-) -> dict[str, float]:
-    """Median seconds of each call, A B C A B C … in this process, all of them warm already.
-
-    Args:
-        calls: by name
-        least_seconds: time that all of them together are given at least
-        least_turns: times that each is called at least
-    """
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    began, turns = time.perf_counter(), 0
-    while calls and (turns < least_turns or time.perf_counter() - began < least_seconds):
-        turns += 1
-        for name, call in calls.items():
-            times[name].append(seconds_of_one(call, device))
-    return {name: statistics.median(found) for name, found in times.items()}

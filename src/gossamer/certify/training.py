@@ -34,7 +34,7 @@ _WHERE = "the operator census, and src/gossamer/model"
 
 
 def check_model(device: torch.device, dtypes: Sequence[torch.dtype]) -> Iterator[Check]:
-    """Losses and gradients of one packed batch, with products computed in each of these types."""
+    """Check the losses and gradients of one packed batch, with products computed in each of these types."""
     for dtype in dtypes:
         yield from _losses_and_gradients(device, dtype)
 
@@ -58,23 +58,23 @@ def _losses_and_gradients(device: torch.device, dtype: torch.dtype) -> Iterator[
     worst, off = _worst_gradient(found, expected)
     message = f"the gradient of {worst} is off by {off:.1e} of its length, allowed {GRADIENT[dtype]:.0e}"
     checks.append(judge("network", "gradients", off, GRADIENT[dtype], message, where=_WHERE, dtype=named(dtype)))
-    blamed = culprit(run, device) if failed(checks) else ""
+    cause = culprit(run, device) if failed(checks) else ""
     for check in checks:
-        yield check if check.status == "pass" else replace(check, message=check.message + blamed)
+        yield check if check.status == "pass" else replace(check, message=check.message + cause)
 
 
 def _worst_gradient(found: dict[str, Tensor], expected: dict[str, Tensor]) -> tuple[str, float]:
     lengths = {name: float(want.norm()) for name, want in expected.items() if name not in LOSSES}
-    least = SHARE * math.hypot(*lengths.values())
+    smallest = SHARE * math.hypot(*lengths.values())
     errors = {
-        name: float((found[name] - expected[name]).norm()) / max(length, least) for name, length in lengths.items()
+        name: float((found[name] - expected[name]).norm()) / max(length, smallest) for name, length in lengths.items()
     }
     worst = max(errors, key=lambda name: math.inf if math.isnan(errors[name]) else errors[name])
     return worst, errors[worst]
 
 
 def gradients(model: CausalLM, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The losses of one batch and the gradient of every parameter, products computed in `dtype`."""
+    """Compute the losses of one batch and the gradient of every parameter, with products in `dtype`."""
     batch = network.batches(1)[0]
     with devices.autocast(device, dtype):
         out = model(batch.input_ids.to(device), labels=batch.labels.to(device), cu_seqlens=batch.cu_seqlens)
@@ -94,27 +94,31 @@ STEPS = 50
 # Of each step's loss. Seen on a CPU: 2e-7, with products in bfloat16 1e-3. On an accelerator Muon orthogonalises in
 # bfloat16 whatever the products are computed in, and a token between two experts may go to the other one.
 TOLERANCE = {torch.float32: 2e-3, torch.bfloat16: 1e-2}
-LEARNT = 0.7  # the last loss over the first at most; less tells nothing of a curve
-REPEATED = 3  # steps
+MAX_LOSS_RATIO = 0.7  # of the last loss to the first: a network that learns less tells nothing of a curve
+REPEATED_STEPS = 3
 
 
 @dataclass
 class Curves:
-    """The losses of the runs, in nats a token; by type, `reference` for the CPU's in float64."""
+    """The losses of the runs.
+
+    Attributes:
+        losses: in nats a token, by type; `reference` for the CPU's in float64
+    """
 
     losses: dict[str, list[float]] = field(default_factory=dict)
 
 
 @lru_cache
 def reference_curve() -> tuple[float, ...]:
-    """The CPU's losses in float64, through PyTorch alone."""
+    """Compute the CPU's losses in float64, through PyTorch alone."""
     with ops.forced(**ops.pytorch_alone()):
         learner = network.learner(CPU, "fp32", torch.float64)
         return tuple(network.train(learner, network.batches(STEPS)))
 
 
 def check_training(device: torch.device, precisions: Mapping[str, torch.dtype], curves: Curves) -> Iterator[Check]:
-    """The losses of all steps, in each of a recipe's precisions; they are left in `curves`."""
+    """Check the losses of all steps, in each of a recipe's precisions; they are left in `curves`."""
     expected = curves.losses["reference"] = list(reference_curve())
     for precision, dtype in precisions.items():
         name = f"{STEPS} steps"
@@ -132,15 +136,15 @@ def check_training(device: torch.device, precisions: Mapping[str, torch.dtype], 
             step = wrong[0]
             message = f"from step {step} on the loss is {found[step - 1]:.6g} instead of {expected[step - 1]:.6g}"
         yield judge("training", name, worst, TOLERANCE[dtype], message, "the network's checks", dtype=named(dtype))
-        learnt = found[-1] / found[0]
+        ratio = found[-1] / found[0]
         message = f"the loss went from {found[0]:.3g} to {found[-1]:.3g}"
-        yield judge("training", "what was learnt", learnt, LEARNT, message, "the optimizers", dtype=named(dtype))
+        yield judge("training", "what was learnt", ratio, MAX_LOSS_RATIO, message, "the optimizers", dtype=named(dtype))
 
 
 def check_determinism(device: torch.device, precisions: Mapping[str, torch.dtype]) -> Iterator[Check]:
-    """The same few steps twice, from the same seed: every loss and every weight, bit for bit."""
+    """Take the same few steps twice, from the same seed, and compare every loss and every weight, bit for bit."""
     for precision, dtype in precisions.items():
-        name = f"{REPEATED} steps twice"
+        name = f"{REPEATED_STEPS} steps twice"
         try:
             runs = [_run(device, precision) for _ in range(2)]
         except Exception as error:
@@ -159,20 +163,20 @@ def check_determinism(device: torch.device, precisions: Mapping[str, torch.dtype
 
 def _run(device: torch.device, precision: str) -> tuple[list[float], dict[str, torch.Tensor]]:
     learner = network.learner(device, precision)
-    losses = network.train(learner, network.batches(STEPS)[:REPEATED])
+    losses = network.train(learner, network.batches(STEPS)[:REPEATED_STEPS])
     return losses, {name: value.detach().cpu() for name, value in learner.model.state_dict().items()}
 
 
-BEFORE, AFTER = 2, 3  # steps before saving, and in all
+SAVED_STEPS, ALL_STEPS = 2, 3  # steps before saving, and in all
 
 
 def check_storage(device: torch.device) -> Iterator[Check]:
-    """Weights as a Hugging Face directory, and training that goes on elsewhere from a checkpoint."""
+    """Check weights as a Hugging Face directory, and training that goes on elsewhere from a checkpoint."""
     with tempfile.TemporaryDirectory(prefix="gossamer-certify-") as name:
         folder = Path(name)
         try:
             learner = network.learner(device)
-            network.train(learner, network.batches(AFTER)[:BEFORE])
+            network.train(learner, network.batches(ALL_STEPS)[:SAVED_STEPS])
         except Exception as error:
             yield Check("storage", "saving", "not run", f"training failed: {first_line(error)}")
             return
@@ -196,10 +200,10 @@ def _weights(model: CausalLM, folder: Path, target: torch.device) -> Check:
 
 
 def _checkpoint(learner: Learner, device: torch.device, folder: Path) -> Iterator[Check]:
-    """A step after the checkpoint: on the device bit for bit, on the CPU and back within training's tolerance."""
+    """Check a step after the checkpoint: on the device bit for bit, on the CPU within training's tolerance."""
     try:
         state = snapshot(learner.model, learner.optimizers)
-        saved = save_checkpoint(folder, BEFORE, state, {})
+        saved = save_checkpoint(folder, SAVED_STEPS, state, {})
         expected = _next_loss(learner)
     except Exception as error:
         yield Check(
@@ -224,5 +228,5 @@ def _checkpoint(learner: Learner, device: torch.device, folder: Path) -> Iterato
 
 
 def _next_loss(learner: Learner) -> float:
-    """The second loss from here: the first step's weights decide it."""
-    return network.train(learner, network.batches(AFTER + 1)[BEFORE:])[-1]
+    """Compute the second loss from here: the first step's weights decide it."""
+    return network.train(learner, network.batches(ALL_STEPS + 1)[SAVED_STEPS:])[-1]
