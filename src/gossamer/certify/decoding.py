@@ -118,7 +118,7 @@ def _reference() -> tuple[Tensor, Tensor]:
 def full_logits(ids: Tensor) -> Tensor:
     """Compute the logits of ids [B, T] by a full forward pass on the CPU, in float64 through the references."""
     with torch.no_grad(), ops.forced(**dict.fromkeys(ops.OPERATIONS, "reference")):
-        return network.network(CPU, torch.float64)(ids).logits  # type: ignore[no-any-return]
+        return network.network(CPU, torch.float64)(ids).logits
 
 
 @torch.inference_mode()

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engines import network
 from exactness import implementations, seeds
 from gossamer import ops
 from gossamer.model.causal_lm import CausalLM
@@ -78,3 +79,17 @@ def test_a_filled_draft_cache_has_the_keys_and_values_of_a_forward_pass() -> Non
         pages.append(torch.stack(pool.pages[2]))
     assert float(pages[0].abs().max()) > 0
     torch.testing.assert_close(*pages, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("implementation", implementations("draft_tokens"))
+def test_tokens_that_lie_apart_in_memory_are_read_where_they_lie(implementation: str) -> None:
+    model = network()
+    following, hidden = torch.arange(8).view(4, 2), torch.randn(4, 2, model.config.hidden_size)
+    sequences = Sequences(tuple(range(4)), (0,) * 4, (0,) * 4, (1,) * 4, tuple((n,) for n in range(4)), 4)
+    sampling = DraftSampling((2,) * 4, torch.zeros(4), torch.zeros(4, 2, dtype=torch.int64))
+    drafts = []
+    for ids, states in ((following[:, 1], hidden[:, 1]), (following[:, 1].clone(), hidden[:, 1].clone())):
+        pool = StatePool(model.config, 4, 4, 4, 4, torch.device("cpu"), torch.float32)
+        with ops.forced(draft_tokens=implementation):
+            drafts.append(Decoder(model, pool).propose(ids, states, sequences, sampling))
+    assert drafts[0] == drafts[1]

@@ -171,10 +171,10 @@ def native(
     counts, layers, table = torch.tensor(sampling.counts), head.layers, sequences.page_table
     tokens = torch.empty(sampling.keys.shape, dtype=torch.int64)
     kernels.call(
-        "draft_tokens", tokens, following, hidden.contiguous(), head.embed_tokens, head.pre_fc_norm_embedding,
-        head.pre_fc_norm_hidden, *values_and_scales(head.fc), layers.rows, sequences.steps, table, layers.frequencies,
-        layers.final_norm, *values_and_scales(head.lm_head), len(head.embed_tokens), counts, sampling.temperatures,
-        sampling.keys, sampling.keys.shape[1], *table.shape, layers.norm.eps,
+        "draft_tokens", tokens, following.contiguous(), hidden.contiguous(), head.embed_tokens,
+        head.pre_fc_norm_embedding, head.pre_fc_norm_hidden, *values_and_scales(head.fc), layers.rows, sequences.steps,
+        table, layers.frequencies, layers.final_norm, *values_and_scales(head.lm_head), len(head.embed_tokens), counts,
+        sampling.temperatures, sampling.keys, sampling.keys.shape[1], *table.shape, layers.norm.eps,
     )  # fmt: skip
     rows: list[list[int]] = tokens.tolist()
     return [row[:count] for row, count in zip(rows, sampling.counts, strict=True)]
