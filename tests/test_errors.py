@@ -2,7 +2,7 @@
 
 import pytest
 
-from gossamer.errors import UserError, nearest, nearest_path
+from gossamer.errors import UserError, did_you_mean, did_you_mean_path
 
 KEYS = ["model.num_experts", "model.num_experts_per_tok", "training.steps", "training.seed"]
 OPTIONS = ["--help", "--tokenizer", "--optimizer.learning_rate", "--training.steps", "--training.tokens"]
@@ -26,27 +26,32 @@ OPTIONS += ["--training.sequence_length", "--optimizer.eps", "--price", "--out",
     ],
 )
 def test_names_the_nearest(typed: str, meant: str) -> None:
-    assert nearest(typed, OPTIONS if typed.startswith("--") else KEYS) == f"; did you mean {meant!r}?"
+    assert did_you_mean(typed, OPTIONS if typed.startswith("--") else KEYS) == f"; did you mean {meant!r}?"
 
 
 def test_says_nothing_when_nothing_is_near() -> None:
-    assert nearest("zzz", KEYS) == ""
-    assert nearest("training.zzz", KEYS) == ""
-    assert nearest("--zz", OPTIONS) == ""
-    assert nearest("zzz", []) == ""
+    assert did_you_mean("zzz", KEYS) == ""
+    assert did_you_mean("training.zzz", KEYS) == ""
+    assert did_you_mean("--zz", OPTIONS) == ""
+    assert did_you_mean("zzz", []) == ""
 
 
 @pytest.mark.parametrize("typed", ["--epochs", "--force", "--dropout", "--clip", "--verbose", "--topk", "--iters"])
 def test_offers_nothing_far_fetched(typed: str) -> None:
-    assert nearest(typed, OPTIONS) == ""
+    assert did_you_mean(typed, OPTIONS) == ""
 
 
 def test_paths_are_compared_by_their_own_names() -> None:
     runs = ["/data/experiments/one", "/data/experiments/mine"]
-    assert nearest_path("/data/experiments/mien", runs) == "; did you mean '/data/experiments/mine'?"
-    assert nearest_path("/data/experiments/zzz", runs) == ""
-    assert nearest_path("zzz.txt", ["novel.txt"]) == nearest_path("a.jsonl", ["b.jsonl"]) == nearest_path("a", []) == ""
-    assert nearest_path("novels.txt", ["novel.txt"]) == nearest_path("novel.text", ["novel.txt"])
+    assert did_you_mean_path("/data/experiments/mien", runs) == "; did you mean '/data/experiments/mine'?"
+    assert did_you_mean_path("/data/experiments/zzz", runs) == ""
+    assert (
+        did_you_mean_path("zzz.txt", ["novel.txt"])
+        == did_you_mean_path("a.jsonl", ["b.jsonl"])
+        == did_you_mean_path("a", [])
+        == ""
+    )
+    assert did_you_mean_path("novels.txt", ["novel.txt"]) == did_you_mean_path("novel.text", ["novel.txt"])
 
 
 def test_user_errors_are_value_errors_to_python() -> None:
@@ -54,10 +59,10 @@ def test_user_errors_are_value_errors_to_python() -> None:
 
 
 def test_a_slip_in_three_letters() -> None:
-    assert nearest("h2o", ["h100", "h20"]) == "; did you mean 'h20'?"
-    assert nearest("eps", ["epochs", "ups"]) == "; did you mean 'ups'?"
-    assert nearest("eps", ["epochs"]) == ""
+    assert did_you_mean("h2o", ["h100", "h20"]) == "; did you mean 'h20'?"
+    assert did_you_mean("eps", ["epochs", "ups"]) == "; did you mean 'ups'?"
+    assert did_you_mean("eps", ["epochs"]) == ""
 
 
 def test_a_hint_stays_short_whatever_the_name() -> None:
-    assert len(nearest("a" * 5000, ["a" * 5001])) < 120
+    assert len(did_you_mean("a" * 5000, ["a" * 5001])) < 120

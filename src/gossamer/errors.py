@@ -18,10 +18,10 @@ __all__ = [
     "FieldError",
     "UnknownKeyError",
     "UserError",
+    "did_you_mean",
+    "did_you_mean_path",
     "is_out_of_memory",
-    "names_meant",
-    "nearest",
-    "nearest_path",
+    "reject_unknown_fields",
     "shorten",
 ]
 
@@ -83,7 +83,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or bool(says_so)
 
 
-def names_meant(kind: type[T]) -> type[T]:
+def reject_unknown_fields(kind: type[T]) -> type[T]:
     """Decorate a dataclass so that a keyword which no field has is refused with the name that was probably meant."""
     construct = kind.__init__
 
@@ -92,7 +92,7 @@ def names_meant(kind: type[T]) -> type[T]:
         known = [field.name for field in dataclasses.fields(cast(Any, kind))]
         for name in named:
             if name not in known:
-                hint = nearest(name, known) or f" (there are {', '.join(known)})"
+                hint = did_you_mean(name, known) or f" (there are {', '.join(known)})"
                 raise UserError(f"{kind.__name__} has no {name!r}{hint}")
         construct(self, *values, **named)
 
@@ -111,7 +111,7 @@ def shorten(text: object, max_length: int = 80) -> str:
     return line if len(line) <= max_length else f"{line[:max_length]} …"
 
 
-def nearest(name: str, candidates: Iterable[str]) -> str:
+def did_you_mean(name: str, candidates: Iterable[str]) -> str:
     """Return `"; did you mean 'x'?"` for the candidate that is most like a name, or `""` when none is close.
 
     Dotted names are compared by their last part, the same one or its initials first, then within their own section:
@@ -135,7 +135,7 @@ def nearest(name: str, candidates: Iterable[str]) -> str:
     return _hint(found)
 
 
-def nearest_path(path: str, candidates: Iterable[str]) -> str:
+def did_you_mean_path(path: str, candidates: Iterable[str]) -> str:
     """Return the same hint for files and folders, whose own names are compared without their folders and endings.
 
     `runs/mien` finds `runs/mine`, and `a.jsonl` does not find `b.jsonl` for ending alike.

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from gossamer.errors import FieldError, UnknownKeyError, nearest, shorten
+from gossamer.errors import FieldError, UnknownKeyError, did_you_mean, shorten
 
 __all__ = [
     "PYTHON_ONLY",
@@ -209,7 +209,7 @@ def convert(value: Any, annotation: Any, name: str) -> Any:
 def _nearest(value: Any, annotation: Any) -> str:
     """The hint that names which of a few words was probably meant."""
     words = [word for kind in _simple_kinds(annotation) if get_origin(kind) is Literal for word in get_args(kind)]
-    return nearest(value, map(str, words)) if isinstance(value, str) else ""
+    return did_you_mean(value, map(str, words)) if isinstance(value, str) else ""
 
 
 def check_fields(instance: Any, except_for: Collection[str] = ()) -> None:
@@ -293,7 +293,7 @@ def _convert_section(value: Any, section: type, name: str) -> Any:
     known = hints_of(section)
     for key in value:
         if key not in known:
-            raise UnknownKeyError(f"{name}.{key}", nearest(str(key), known))
+            raise UnknownKeyError(f"{name}.{key}", did_you_mean(str(key), known))
     try:
         return section(**value)
     except FieldError as error:
@@ -301,7 +301,7 @@ def _convert_section(value: Any, section: type, name: str) -> Any:
 
 
 def expected(annotation: Any) -> str:
-    """Say in words which values a type has: `a whole number`, `a list, each a number`, `text or null` …"""
+    """Say in words which values a type has: `a whole number`, `a list, each a number`, `text or null`."""
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "null"}
     names[Path] = "a path"
     origin, arguments = get_origin(annotation), get_args(annotation)

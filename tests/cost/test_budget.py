@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gossamer.cost.budget import LEAST_SECONDS, parse_budget
+from gossamer.cost.budget import MIN_SECONDS, parse_budget
 from gossamer.errors import UserError
 
 
@@ -70,9 +70,9 @@ def test_the_least_that_is_named_is_enough(price):
     with pytest.raises(UserError) as caught:
         parse_budget("1e-9usd", price=price)
     least = str(caught.value).split("the least is ")[1].split()[0]
-    assert parse_budget(least, price=price).seconds(price, 1) >= LEAST_SECONDS * (1 - 1e-6)
+    assert parse_budget(least, price=price).seconds(price, 1) >= MIN_SECONDS * (1 - 1e-6)
 
 
-@given(st.floats(LEAST_SECONDS, 1e9))
+@given(st.floats(MIN_SECONDS, 1e9))
 def test_a_written_number_of_seconds_is_read_back(seconds):
     assert math.isclose(parse_budget(f"{seconds!r}s").amount, seconds)

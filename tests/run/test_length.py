@@ -86,7 +86,7 @@ def test_the_last_evaluation_stops_in_time_but_reads_something():
 
 
 def test_a_machine_that_becomes_slower_has_the_decay_complete_in_time(tiny_recipe, tmp_path, monkeypatch):
-    monkeypatch.setattr(budget, "LEAST_SECONDS", 1.0)
+    monkeypatch.setattr(budget, "MIN_SECONDS", 1.0)
     seconds, began, step = 6.0, time.perf_counter(), Learner.step
 
     def slower(self, *args):
@@ -110,7 +110,7 @@ def test_a_machine_that_becomes_slower_has_the_decay_complete_in_time(tiny_recip
 @pytest.fixture
 def few_flops(tiny_recipe, monkeypatch):
     """Training by a budget of some twenty steps, less than anybody may ask for."""
-    monkeypatch.setattr(budget, "LEAST_FLOPS", 1e9)
+    monkeypatch.setattr(budget, "MIN_FLOPS", 1e9)
     return replace(tiny_recipe.training, budget="5e9flop", batch_size=8, eval_every=0)
 
 

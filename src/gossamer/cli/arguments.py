@@ -16,7 +16,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 from gossamer.cli.shared import Verb
-from gossamer.errors import FieldError, UserError, nearest, shorten
+from gossamer.errors import FieldError, UserError, did_you_mean, shorten
 from gossamer.options import Option, options_of, plain_type, without_none
 from gossamer.reading import parse_number, user_path
 from gossamer.typed import convert, count_of, expected
@@ -238,7 +238,7 @@ def _unknown(flag: str, flags: Flags) -> str:
     for key, option in flags.all.items():
         if name in option.former_names:
             return f"{flag} is now called --{key}"
-    hint = nearest(flag, [f"--{key}" for key in (*flags.all, "help")])
+    hint = did_you_mean(flag, [f"--{key}" for key in (*flags.all, "help")])
     return f"unknown option {flag!r}{hint or _see(flags)}"
 
 

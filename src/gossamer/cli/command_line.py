@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from gossamer import __version__
 from gossamer.cli.memory_limit import memory_limit, require_memory
 from gossamer.cli.shared import Verb
-from gossamer.errors import UserError, is_out_of_memory, nearest, shorten
+from gossamer.errors import UserError, did_you_mean, is_out_of_memory, shorten
 from gossamer.streams import ReaderGone, usable_streams
 
 _MAX_LENGTH = 2000  # characters of a message
@@ -66,7 +66,7 @@ def _call(verbs: Mapping[str, Verb], arguments: Sequence[str]) -> int:
         return verbs[verb](**parse(verb, verbs[verb], rest)) or 0
     else:
         what = "option" if verb.startswith("-") else "verb"
-        hint = nearest(verb, [*verbs, "--help", "--version", "--debug"]) or f"; there are {', '.join(verbs)}"
+        hint = did_you_mean(verb, [*verbs, "--help", "--version", "--debug"]) or f"; there are {', '.join(verbs)}"
         raise UserError(f"unknown {what} {verb!r}{hint}")
     return 0
 

@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from gossamer import units
 from gossamer.cli.arguments import Flags, is_switch
-from gossamer.errors import UserError, nearest
+from gossamer.errors import UserError, did_you_mean
 from gossamer.options import Option, documented, plain_type, summary_of, without_none
 from gossamer.typed import Metavar, Range, hints_of
 
@@ -67,7 +67,7 @@ def _topic(words: Sequence[str], sections: Mapping[str, str]) -> str:
     if topic in sections or topic == "all":
         return topic
     if word and not word.startswith("-"):
-        hint = nearest(topic, sections) or f" (one of {', '.join(sections)}, all)"
+        hint = did_you_mean(topic, sections) or f" (one of {', '.join(sections)}, all)"
         raise UserError(f"--help {topic}: no section of a recipe{hint}")
     return ""
 

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
-from gossamer.errors import UserError, nearest_path
+from gossamer.errors import UserError, did_you_mean_path
 from gossamer.reading import user_path
 from gossamer.streams import ReaderGone
 from gossamer.typed import Help
@@ -39,7 +39,7 @@ def existing(run: str, what: str = "a folder that `gossamer train` wrote, or a H
     folder = user_path(run)
     if not folder.is_dir():
         siblings = [str(path) for path in folder.parent.iterdir() if path.is_dir()] if folder.parent.is_dir() else []
-        hint = nearest_path(run, siblings) or f" ({what})"
+        hint = did_you_mean_path(run, siblings) or f" ({what})"
         raise UserError(f"no run {run!r}{hint}")
     return folder
 

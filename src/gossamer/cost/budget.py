@@ -7,15 +7,15 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from gossamer.errors import FieldError, nearest
+from gossamer.errors import FieldError, did_you_mean
 
-__all__ = ["LEAST_FLOPS", "LEAST_SECONDS", "Budget", "parse_budget"]
+__all__ = ["MIN_FLOPS", "MIN_SECONDS", "Budget", "parse_budget"]
 
-LEAST_SECONDS = 20.0
-"""Loading PyTorch, looking at the text and measuring the device leave too little of less to learn anything."""
+MIN_SECONDS = 20.0
+"""The smallest budget of time: loading PyTorch, reading the text and measuring the device take most of it."""
 
-LEAST_FLOPS = 2e11
-"""What a few dozen steps of the smallest network take."""
+MIN_FLOPS = 2e11
+"""The smallest budget of arithmetic: a few dozen steps of the smallest network."""
 
 _SECONDS = {"s": 1, "sec": 1, "second": 1, "m": 60, "min": 60, "minute": 60, "h": 3600, "hour": 3600, "d": 86400}
 _SECONDS |= {"day": 86400, "w": 604800, "week": 604800}
@@ -29,9 +29,9 @@ class Budget:
     """What a run may spend.
 
     Attributes:
-        text: as it was written
+        text: the budget as the user wrote it
         kind: time (seconds of the clock), money or flops (of training steps)
-        amount: of seconds, of money, or of FLOPs
+        amount: number of seconds, amount of money, or number of FLOPs
     """
 
     text: str
@@ -39,7 +39,12 @@ class Budget:
     amount: float
 
     def seconds(self, price: float | None, devices: int) -> float | None:
-        """The clock's time that so many devices may take at `price` for a device-hour; None for FLOPs."""
+        """Return how many seconds of the clock the run may take; None for a budget of FLOPs.
+
+        Args:
+            price: cost of one device for an hour
+            devices: number of devices
+        """
         if self.kind == "flops":
             return None
         if self.kind == "time":
@@ -52,11 +57,12 @@ def parse_budget(text: str, price: float | None = None, currency: str = "USD") -
     """Read a budget.
 
     Args:
-        price: money for a device-hour, without which money buys nothing; None: not known
-        currency: label of that money, in either case of its letters
+        text: the budget as a user writes it
+        price: cost of one device for an hour, which a budget of money needs; None: not known
+        currency: currency of the price, in upper or lower case
 
     Raises:
-        UserError: the line says what cannot be read, what is missing, or the least that is of use.
+        FieldError: the line says what cannot be read, what is missing, or the smallest budget that is of use.
     """
     found = [match.groups() for match in _AMOUNT.finditer(text.strip())]
     if not found or "".join(_AMOUNT.split(text.strip())[::3]):
@@ -83,7 +89,11 @@ def _budget(text: str, amounts: list[tuple[float, str]], currency: str) -> Budge
     if unit == currency.lower():
         return Budget(text, "money", number)
     known = [*_SECONDS, *_FLOPS, currency.lower()]
-    hint = nearest(unit, known) if len(unit) > 3 else f"; money is in {currency} here, --training.currency changes that"
+    hint = (
+        did_you_mean(unit, known)
+        if len(unit) > 3
+        else f"; money is in {currency} here, --training.currency changes that"
+    )
     raise FieldError("budget", f" {text!r}: unknown unit {unit!r}{hint}; {_FORMS}")
 
 
@@ -94,19 +104,19 @@ def _singular(unit: str) -> str:
 def _require_enough(budget: Budget, price: float | None, currency: str) -> None:
     seconds = budget.seconds(price, 1)
     if seconds is None:
-        if budget.amount < LEAST_FLOPS:
+        if budget.amount < MIN_FLOPS:
             raise FieldError(
-                "budget", f" {budget.text!r} is too small to train anything; the least is {LEAST_FLOPS:g}flop"
+                "budget", f" {budget.text!r} is too small to train anything; the least is {MIN_FLOPS:g}flop"
             )
-    elif seconds < LEAST_SECONDS * (1 - 1e-9):  # a price of a third leaves it a hair short
-        least = f"{LEAST_SECONDS:g}s"
+    elif seconds < MIN_SECONDS * (1 - 1e-9):  # rounding: a price of a third falls just short
+        least = f"{MIN_SECONDS:g}s"
         if budget.kind == "money":
             assert price is not None
-            least = f"{_rounded_up(LEAST_SECONDS / 3600 * price)}{currency.lower()} at {price:g} {currency} an hour"
+            least = f"{_rounded_up(MIN_SECONDS / 3600 * price)}{currency.lower()} at {price:g} {currency} an hour"
         raise FieldError("budget", f" {budget.text!r} is too small to train anything; the least is {least}")
 
 
 def _rounded_up(value: float) -> str:
-    """A number of two digits, not less than the value."""
+    """The smallest number of two digits that is not less than a value."""
     unit = 10.0 ** (math.floor(math.log10(value)) - 1)
     return f"{float(f'{math.ceil(value / unit - 1e-9) * unit:.2g}'):g}"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-from gossamer.errors import FieldError, names_meant, nearest
+from gossamer.errors import FieldError, did_you_mean, reject_unknown_fields
 from gossamer.reading import TextErrors, user_path
 from gossamer.typed import RESUMABLE, Flag, Metavar, Range, Unit, check_fields
 
@@ -23,7 +23,7 @@ MIN_BPE_VOCAB = 257
 _Paths = Annotated[tuple[str, ...], Metavar("PATH")]
 
 
-@names_meant
+@reject_unknown_fields
 @dataclass(frozen=True)
 class SetConfig:
     """One of the named sets of text that a corpus is mixed from.
@@ -43,7 +43,7 @@ class SetConfig:
         check_fields(self)
 
 
-@names_meant
+@reject_unknown_fields
 @dataclass(frozen=True)
 class CorpusConfig:
     """The text to train on, the text to validate on, and the tokenizer.
@@ -96,7 +96,7 @@ class CorpusConfig:
         full = [name for name, one in self.sets.items() if one.paths]
         for name, one in self.sets.items():
             if not one.paths:
-                hint = nearest(name, full) or "; give its files and folders"
+                hint = did_you_mean(name, full) or "; give its files and folders"
                 raise FieldError(f"sets.{name}", f": names no paths{hint}")
         if self.sets and not any(one.weight for one in self.sets.values()):
             raise FieldError("sets", ": all weights are 0, and nothing is left to train on; give one a weight > 0")

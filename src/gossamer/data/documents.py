@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from gossamer.data.text_stream import DecodeStats, decode_utf8, file_kind, open_utf8, text_blocks, text_lines
-from gossamer.errors import UserError, nearest
+from gossamer.errors import UserError, did_you_mean
 from gossamer.reading import open_to_read, parse_json
 
 __all__ = ["MAX_CHUNK", "SETTINGS_OR_RECORDS", "NoTextField", "is_binary", "read_documents", "split_into_chunks"]
@@ -288,6 +288,6 @@ def _checked_column(column: Any, arrow: Any) -> Any:
 def _no_field(where: str, field: str, known: Iterable[str] | Mapping[str, Any], what: str, first: bool) -> UserError:
     names = list(known)
     listed = ", ".join(repr(name[:40]) for name in names[:8]) + (" ..." if len(names) > 8 else "")
-    hint = nearest(field, names) or "; name the right one with --corpus.text_field"
+    hint = did_you_mean(field, names) or "; name the right one with --corpus.text_field"
     error = NoTextField if first else UserError
     return error(f"{where}: no field {field!r} in this {what} ({listed or 'it is empty'}){hint}")

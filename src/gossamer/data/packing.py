@@ -22,7 +22,7 @@ from typing_extensions import TypedDict  # Python 3.11 has one that pydantic can
 
 from gossamer.data.rows import BestFitRows, RowsPosition, Span, SplitRows
 from gossamer.data.token_files import Mixture, TokenFile
-from gossamer.errors import UserError, nearest
+from gossamer.errors import UserError, did_you_mean
 from gossamer.ops.linear_cross_entropy import IGNORED
 from gossamer.reading import checked
 from gossamer.typed import Range
@@ -107,7 +107,7 @@ class TrainBatches:
     ) -> None:
         _check_sizes(batch_size, sequence_length, rank, world_size)
         if packing not in PACKINGS:
-            raise UserError(f"packing: {packing!r} is not {' or '.join(PACKINGS)}{nearest(packing, PACKINGS)}")
+            raise UserError(f"packing: {packing!r} is not {' or '.join(PACKINGS)}{did_you_mean(packing, PACKINGS)}")
         for name, file in data.token_files.items():
             if file.num_tokens < sequence_length:
                 text = "the training text" if len(data.token_files) == 1 else f"the training text of {name!r}"

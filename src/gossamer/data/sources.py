@@ -27,7 +27,7 @@ from gossamer.cache import cached_folder, key_of
 from gossamer.data.config import CorpusConfig
 from gossamer.data.progress import ProgressDisplay
 from gossamer.data.text_stream import file_kind
-from gossamer.errors import UserError, nearest, nearest_path
+from gossamer.errors import UserError, did_you_mean, did_you_mean_path
 from gossamer.reading import read_json, user_path
 
 __all__ = ["HUB_PREFIX", "SkippedFiles", "fetch_hub_dataset", "find_files", "standard_library"]
@@ -150,7 +150,7 @@ def _nearest_path(path: Path) -> str:
         names = os.listdir(path.parent)
     except OSError:
         return f"; there is no folder {str(path.parent)!r} either"
-    return nearest_path(path.name, names) or "; check the path"
+    return did_you_mean_path(path.name, names) or "; check the path"
 
 
 def _walk(folder: Path, skipped: SkippedFiles) -> Iterator[Path]:
@@ -259,7 +259,7 @@ def _hub_texts(datasets: Any, spec: str, name: str, config: str | None, split: s
         for record in datasets.load_dataset(name, config, split=split, streaming=True):
             number += 1
             if field not in record:
-                hint = nearest(field, record) or "; name the right one with --corpus.text_field"
+                hint = did_you_mean(field, record) or "; name the right one with --corpus.text_field"
                 raise UserError(f"{spec}: no field {field!r} in this dataset ({', '.join(map(repr, record))}){hint}")
             if not isinstance(record[field], str):
                 raise UserError(

@@ -10,7 +10,7 @@ import tokenizers
 from typing_extensions import TypedDict  # Python 3.11 has one that pydantic cannot read
 
 from gossamer import reading
-from gossamer.errors import UserError, nearest
+from gossamer.errors import UserError, did_you_mean
 from gossamer.typed import Range, convert
 
 TEMPLATE_FILE = "chat_template.jinja"
@@ -30,7 +30,10 @@ def find_tokenizer(folder: str | Path) -> Path:
     if file is None and place.exists():
         raise UserError(f"{folder}: holds no tokenizer.json; name a run folder or a Hugging Face directory that does")
     if file is None:
-        hint = nearest(str(folder), ["bpe", "char"]) or "; give 'bpe', 'char', a run folder or a Hugging Face directory"
+        hint = (
+            did_you_mean(str(folder), ["bpe", "char"])
+            or "; give 'bpe', 'char', a run folder or a Hugging Face directory"
+        )
         raise UserError(f"{folder}: no such tokenizer{hint}")
     return file
 

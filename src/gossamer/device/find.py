@@ -11,7 +11,7 @@ from importlib.util import find_spec
 import torch
 
 from gossamer.device.backends import BACKENDS
-from gossamer.errors import UserError, nearest
+from gossamer.errors import UserError, did_you_mean
 
 log = logging.getLogger("gossamer")
 
@@ -35,7 +35,7 @@ def resolve(name: str = "auto") -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UserError(f"unknown device {name!r}{nearest(name, present)}; here: {', '.join(present)}") from None
+        raise UserError(f"unknown device {name!r}{did_you_mean(name, present)}; here: {', '.join(present)}") from None
     if device.type not in present:
         raise UserError(f"device {name!r} is not on this machine; here: {', '.join(present)}")
     if device.index is not None and device.index >= device_count(device):

@@ -11,7 +11,7 @@ import torch
 
 from gossamer.device.backends import backend_of
 from gossamer.device.names import module_of, product_name
-from gossamer.errors import UserError, nearest
+from gossamer.errors import UserError, did_you_mean
 
 VARIABLE = "GOSSAMER_DEVICE_FLAGS"
 
@@ -114,7 +114,7 @@ def _parse(text: str) -> dict[str, Any]:
     for pair in filter(None, (part.strip() for part in text.split(","))):
         name, _, value = (part.strip() for part in pair.partition("="))
         if name not in kinds:
-            raise UserError(f"{VARIABLE}: no flag {name!r}{nearest(name, kinds)}; flags: {', '.join(kinds)}")
+            raise UserError(f"{VARIABLE}: no flag {name!r}{did_you_mean(name, kinds)}; flags: {', '.join(kinds)}")
         if name == "collective" and value:
             chosen[name] = value
         elif name != "collective" and value in ("yes", "no"):

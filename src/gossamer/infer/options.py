@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from gossamer.errors import FieldError, names_meant
+from gossamer.errors import FieldError, reject_unknown_fields
 from gossamer.typed import PYTHON_ONLY, Range, Unit, check_fields
 
 __all__ = ["EngineOptions", "EngineStats", "SamplingOptions", "Temperature", "TopP", "Weights"]
@@ -15,7 +15,7 @@ TopP = Annotated[float, Range(0, 1, above=True)]
 Weights = Literal["stored", "int8"]
 
 
-@names_meant
+@reject_unknown_fields
 @dataclass(frozen=True)
 class EngineOptions:
     """The sizes and switches of an engine.
@@ -54,7 +54,7 @@ class EngineOptions:
             raise FieldError("cache_tokens", f": {self.cache_tokens} must hold at least one page of {self.page_size}")
 
 
-@names_meant
+@reject_unknown_fields
 @dataclass(frozen=True)
 class SamplingOptions:
     """What someone who reads the text may choose about sampling; None leaves it to `infer/defaults.py`.

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, get_args
 
-from gossamer.errors import FieldError, UserError, names_meant, nearest
+from gossamer.errors import FieldError, UserError, did_you_mean, reject_unknown_fields
 from gossamer.typed import Range, check_fields
 
 FinishReason = Literal["stop", "length", "abort", "error"]
@@ -32,14 +32,14 @@ class Grammar:
         if self.kind not in get_args(GrammarKind):
             kinds = get_args(GrammarKind)
             raise UserError(
-                f"grammar: unknown kind {self.kind!r}{nearest(self.kind, kinds)}; known: {', '.join(kinds)}"
+                f"grammar: unknown kind {self.kind!r}{did_you_mean(self.kind, kinds)}; known: {', '.join(kinds)}"
             )
 
 
 _Penalty = Annotated[float, Range(-math.inf, math.inf)]  # that is, any finite number
 
 
-@names_meant
+@reject_unknown_fields
 @dataclass(frozen=True)
 class SamplingParams:
     """How tokens are chosen: logits are changed in the order of this list, then one token is sampled.

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any
 
-from gossamer.errors import FieldError, UserError, names_meant, nearest
+from gossamer.errors import FieldError, UserError, did_you_mean, reject_unknown_fields
 from gossamer.typed import Range, Unit, check_fields, shown
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ _Every = Annotated[int, Range(1, 1 << 20)]
 _Coefficient = Annotated[float, Range(0, 1_000_000)]
 
 
-@names_meant
+@reject_unknown_fields
 @dataclass(frozen=True)
 class ModelConfig:
     """A Qwen3-Next network.
@@ -241,7 +241,7 @@ class ModelConfig:
         known = {field.name for field in fields(cls)}
         for key in [key for key in values if key not in known]:
             if key not in _IGNORED_KEYS and not key.startswith("_"):
-                raise UserError(f"unknown model key {shown(key)}{nearest(key, known)}")
+                raise UserError(f"unknown model key {shown(key)}{did_you_mean(key, known)}")
             del values[key]
         return cls(**values)
 

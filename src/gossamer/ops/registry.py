@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from gossamer.errors import UserError, nearest
+from gossamer.errors import UserError, did_you_mean
 
 OPERATIONS: dict[str, Operation] = {}
 _FORCED: dict[str, str] = {}
@@ -141,4 +141,6 @@ def _from_environment() -> dict[str, str]:
 def _check_names(choice: dict[str, str]) -> None:
     for name in choice:
         if name not in OPERATIONS:
-            raise UserError(f"unknown operation {name!r}{nearest(name, OPERATIONS)}; known: {', '.join(OPERATIONS)}")
+            raise UserError(
+                f"unknown operation {name!r}{did_you_mean(name, OPERATIONS)}; known: {', '.join(OPERATIONS)}"
+            )

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gossamer.errors import UserError, nearest
+from gossamer.errors import UserError, did_you_mean
 from gossamer.plan.lined_yaml import Place, read_lined
 
 SHIPPED = Path(__file__).parent / "catalogue.yaml"
@@ -103,7 +103,7 @@ class Catalogue:
         """
         found = self.chips.get(key.lower())
         if found is None:
-            hint = nearest(key.lower(), self.chips)
+            hint = did_you_mean(key.lower(), self.chips)
             raise UserError(
                 f"unknown chip {key!r}{hint} (one of {', '.join(self.chips)}; --catalogue FILE adds others)"
             )

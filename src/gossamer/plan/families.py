@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from gossamer.errors import UserError, nearest
+from gossamer.errors import UserError, did_you_mean
 from gossamer.model.config import FULL, MODEL_TYPE, ModelConfig
 from gossamer.plan.workload import FeedForward, Layer, Mixer, Workload, workload_of
 from gossamer.typed import Range, convert, shown
@@ -71,7 +71,7 @@ def _workload(values: Mapping[str, Any], name: str) -> Workload:
     if family == MODEL_TYPE:
         return workload_of(ModelConfig.from_dict(dict(values)), name)
     if not isinstance(family, str) or family not in FAMILIES:
-        hint = nearest(str(family), FAMILIES)
+        hint = did_you_mean(str(family), FAMILIES)
         raise UserError(f"model_type {shown(family)} is not counted{hint} (one of {', '.join(FAMILIES)})")
     keys = _Keys(values)
     hidden, depth = keys("hidden_size"), keys("num_hidden_layers")

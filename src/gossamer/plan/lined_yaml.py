@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from gossamer.errors import UserError, nearest
+from gossamer.errors import UserError, did_you_mean
 from gossamer.reading import parse_number, read_text
 from gossamer.typed import shown
 from gossamer.yaml_files import MAX_YAML, compose_yaml
@@ -44,7 +44,7 @@ class Place:
             if name in seen:
                 raise at_key.wrong("stands twice")
             if known is not None and name not in known:
-                raise at_key.wrong(f"unknown key{nearest(name, known)}")
+                raise at_key.wrong(f"unknown key{did_you_mean(name, known)}")
             seen.add(name)
             yield name, place
 

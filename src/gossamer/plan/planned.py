@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gossamer.errors import UserError, nearest
+from gossamer.errors import UserError, did_you_mean
 from gossamer.hub.find import CONFIG, find_model
 from gossamer.plan import (
     Catalogue,
@@ -45,7 +45,7 @@ def planned_network(word: str) -> Workload:
     names = recipe_names()
     if word not in names and not path.is_file():
         raise UserError(
-            f"unknown model {word!r}{nearest(word, names)} (one of {', '.join(names)}, a recipe's YAML file, or a "
+            f"unknown model {word!r}{did_you_mean(word, names)} (one of {', '.join(names)}, a recipe's YAML file, or a "
             "Hugging Face config.json or its folder)"
         )
     return workload_of(load_recipe(word).model, path.stem if path.is_file() else word)

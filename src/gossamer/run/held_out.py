@@ -10,7 +10,7 @@ import numpy as np
 from gossamer.data.dataset import Dataset
 from gossamer.data.packing import Batch, validation_batches
 from gossamer.data.token_files import TokenFile
-from gossamer.errors import UserError, nearest
+from gossamer.errors import UserError, did_you_mean
 from gossamer.run.evaluate import Evaluation, Tally, bytes_of_tokens, tally
 from gossamer.train.config import TrainingConfig
 from gossamer.train.step import Learner
@@ -46,7 +46,7 @@ def judge(training: TrainingConfig, dataset: Dataset) -> str:
     """
     name = training.best_checkpoint_by or next(iter(dataset.validation))
     if name not in dataset.validation:
-        hint = nearest(name, dataset.validation) or f"; there is {', '.join(dataset.validation)}"
+        hint = did_you_mean(name, dataset.validation) or f"; there is {', '.join(dataset.validation)}"
         raise UserError(f"training.best_checkpoint_by {name!r} is no held-out set{hint}")
     return name
 

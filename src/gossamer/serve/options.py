@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from gossamer.errors import UserError, names_meant
+from gossamer.errors import UserError, reject_unknown_fields
 from gossamer.typed import PYTHON_ONLY, Formerly, Metavar, Range, Unit, check_fields
 
 __all__ = ["ServeOptions", "is_loopback"]
@@ -15,7 +15,7 @@ __all__ = ["ServeOptions", "is_loopback"]
 _Seconds = Annotated[float, Range(0, 1_000_000, above=True), Unit("seconds")]
 
 
-@names_meant
+@reject_unknown_fields
 @dataclass(frozen=True)
 class ServeOptions:
     """Where the service listens, who may use it, and how much of it.

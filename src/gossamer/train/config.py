@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from gossamer.cost.budget import parse_budget
-from gossamer.errors import FieldError, names_meant
+from gossamer.errors import FieldError, reject_unknown_fields
 from gossamer.typed import RESUMABLE, SET_BY_BUDGET, Flag, Formerly, Metavar, Range, Unit, check_fields
 
 _MAX_STEP_TOKENS = 1 << 28  # of an optimizer step; the largest that are known have a quarter of it
@@ -18,7 +18,7 @@ _Weight = Annotated[float, Range(0, 1_000_000)]
 _Price = Annotated[float, Range(0, 10**9, above=True), Metavar("PRICE")]
 
 
-@names_meant
+@reject_unknown_fields
 @dataclass(frozen=True)
 class OptimizerConfig:
     """How a gradient becomes a step.
@@ -48,7 +48,7 @@ class OptimizerConfig:
         check_fields(self)
 
 
-@names_meant
+@reject_unknown_fields
 @dataclass(frozen=True)
 class ScheduleConfig:
     """The learning rate over a run: it rises in a straight line, may stay, and falls to a fraction of its peak.
@@ -69,7 +69,7 @@ class ScheduleConfig:
         check_fields(self)
 
 
-@names_meant
+@reject_unknown_fields
 @dataclass(frozen=True)
 class TrainingConfig:
     """What a step is made of, how many steps there are, and what happens between them.

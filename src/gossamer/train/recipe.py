@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, get_origin
 
 from gossamer.data.config import CorpusConfig
-from gossamer.errors import FieldError, UnknownKeyError, UserError, names_meant, nearest
+from gossamer.errors import FieldError, UnknownKeyError, UserError, did_you_mean, reject_unknown_fields
 from gossamer.model.config import ModelConfig
 from gossamer.options import Option, options_of, without_none
 from gossamer.reading import read_text, user_path
@@ -22,7 +22,7 @@ from gossamer.typed import check_fields, count_of, hints_of
 from gossamer.yaml_files import MAX_YAML, parse_yaml, plain_values, yaml_text
 
 
-@names_meant
+@reject_unknown_fields
 @dataclass(frozen=True)
 class Recipe:
     """One training run.
@@ -100,7 +100,7 @@ def recipe_from(values: Mapping[str, Any], overrides: Mapping[str, Any] | None =
     parts: dict[str, dict[str, Any]] = {name: {} for name in ("", *sections)}
     for key, value in flat.items():
         if key not in options:
-            raise UnknownKeyError(key, nearest(key, [*options, *sections]))
+            raise UnknownKeyError(key, did_you_mean(key, [*options, *sections]))
         section, _, name = key.rpartition(".")
         count = count_of(value, options[key].annotation) if isinstance(value, str) else None  # 15T
         parts[section][name] = value if count is None else count
@@ -200,7 +200,7 @@ def recipe_file(name_or_path: str | Path) -> Path:
     name = str(name_or_path)
     if name not in recipe_names():
         raise UserError(
-            f"no recipe {name!r}{nearest(name, recipe_names())} "
+            f"no recipe {name!r}{did_you_mean(name, recipe_names())} "
             f"(a path of a YAML file, or one of {', '.join(recipe_names())})"
         )
     return recipe_folder() / f"{name}.yaml"
