@@ -10,6 +10,7 @@ import pytest
 
 from gossamer.cli import VERBS
 from gossamer.cli.arguments import flags_of, parse
+from gossamer.cli.reference import reference
 from gossamer.errors import UserError
 from gossamer.train.recipe import recipe_options
 
@@ -68,6 +69,11 @@ def test_commands_are_understood(document: Path) -> None:
                 assert "--help" in words
             except UserError as error:  # a sentence may name a verb without all that it takes
                 assert str(error).startswith("missing ") or str(error).endswith("needs at least one value"), words
+
+
+def test_the_reference_of_options_is_made_of_their_declarations() -> None:
+    """Where this fails, `python -m gossamer.cli.reference > docs/options.md` writes it anew."""
+    assert (ROOT / "docs" / "options.md").read_text(encoding="utf-8") == reference()
 
 
 def known_flags() -> dict[str, set[str]]:

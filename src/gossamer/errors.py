@@ -6,13 +6,10 @@ never one of these.
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
-import functools
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypeVar, cast
 
 __all__ = [
     "FieldError",
@@ -21,15 +18,12 @@ __all__ = [
     "did_you_mean",
     "did_you_mean_path",
     "is_out_of_memory",
-    "reject_unknown_fields",
     "shorten",
 ]
 
 _MIN_SIMILARITY = 0.75
 """The likeness that a hint asks of two names, by difflib's ratio: one letter of four may be another. Below it, names
 were offered that share a few letters and nothing else: eps for epochs, price for force, report for import."""
-
-T = TypeVar("T")
 
 _OUT_OF_MEMORY = "out of memory|can't allocate memory|cannot allocate memory|bad_alloc|failed to map segment"
 
@@ -81,23 +75,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     """
     says_so = isinstance(error, RuntimeError | ImportError) and re.search(_OUT_OF_MEMORY, str(error), re.I)
     return isinstance(error, MemoryError) or bool(says_so)
-
-
-def reject_unknown_fields(kind: type[T]) -> type[T]:
-    """Decorate a dataclass so that a keyword which no field has is refused with the name that was probably meant."""
-    construct = kind.__init__
-
-    @functools.wraps(construct)
-    def checked(self: T, *values: Any, **named: Any) -> None:
-        known = [field.name for field in dataclasses.fields(cast(Any, kind))]
-        for name in named:
-            if name not in known:
-                hint = did_you_mean(name, known) or f" (there are {', '.join(known)})"
-                raise UserError(f"{kind.__name__} has no {name!r}{hint}")
-        construct(self, *values, **named)
-
-    kind.__init__ = checked  # type: ignore[assignment]
-    return kind
 
 
 def shorten(text: object, max_length: int = 80) -> str:

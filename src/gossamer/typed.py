@@ -10,16 +10,17 @@ config.json or a line of Python. `gossamer/options.py` reads the same annotation
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, is_dataclass
-from functools import lru_cache
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
-from gossamer.errors import FieldError, UnknownKeyError, did_you_mean, shorten
+from gossamer.errors import FieldError, UnknownKeyError, UserError, did_you_mean, shorten
 
 __all__ = [
     "PYTHON_ONLY",
@@ -37,8 +38,11 @@ __all__ = [
     "expected",
     "hints_of",
     "marks_of",
+    "reject_unknown_fields",
     "shown",
 ]
+
+T = TypeVar("T")
 
 _MAX_SHOWN = 60  # characters of a value in a message
 
@@ -212,6 +216,30 @@ def _nearest(value: Any, annotation: Any) -> str:
     return did_you_mean(value, map(str, words)) if isinstance(value, str) else ""
 
 
+def reject_unknown_fields(kind: type[T]) -> type[T]:
+    """Decorate a dataclass so that a keyword which no field has is refused with the name that was probably meant."""
+    construct = kind.__init__
+
+    @functools.wraps(construct)
+    def checked(self: T, *values: Any, **named: Any) -> None:
+        known = [field.name for field in dataclasses.fields(cast(Any, kind))]
+        for name in named:
+            if name not in known:
+                raise UserError(f"{kind.__name__} has no {name!r}{_instead(name, kind, known)}")
+        construct(self, *values, **named)
+
+    kind.__init__ = checked  # type: ignore[assignment]
+    return kind
+
+
+def _instead(name: str, kind: Any, known: list[str]) -> str:
+    """The hint that names the field that was meant: the one that had the name before, or one like it."""
+    for field, annotation in hints_of(kind).items():
+        if any(isinstance(mark, Formerly) and name in mark.names for mark in marks_of(annotation)):
+            return f"; it is now called {field!r}"
+    return did_you_mean(name, known) or f" (there are {', '.join(known)})"
+
+
 def check_fields(instance: Any, except_for: Collection[str] = ()) -> None:
     """Hold the fields of a dataclass, frozen or not, to what they declare, and make them the types that they declare.
 
@@ -228,7 +256,7 @@ def check_fields(instance: Any, except_for: Collection[str] = ()) -> None:
             object.__setattr__(instance, name, convert(getattr(instance, name), annotation, name))
 
 
-@lru_cache
+@functools.lru_cache
 def hints_of(kind: Any) -> dict[str, Any]:
     """The annotations of a dataclass or a function, with what they say beside the types."""
     return get_type_hints(kind, include_extras=True)

@@ -348,6 +348,11 @@ def test_names_of_earlier_releases_are_refused_elsewhere_with_the_new_one() -> N
         recipe_from({}, {"training.best_by": "novels"})
 
 
+def test_a_keyword_of_an_earlier_release_is_refused_with_the_new_one() -> None:
+    with pytest.raises(UserError, match=r"^TrainingConfig has no 'pair_steps'; it is now called 'bigram_steps'$"):
+        TrainingConfig(pair_steps=3)  # type: ignore[call-arg]
+
+
 def test_no_former_name_is_in_use_again() -> None:
     former = [name for option in recipe_options().values() for name in option.former_names]
     assert former and not {*former} & {*recipe_options()} and len({*former}) == len(former)

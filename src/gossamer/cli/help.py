@@ -122,7 +122,9 @@ def _section(recipe: Mapping[str, Option], defaults: Mapping[str, Any], section:
 
 def _row(name: str, option: Option) -> tuple[str, str]:
     """An option with its values, and what it means."""
-    return f"--{name}" if is_switch(option) else f"--{name} {_metavar(option)}", f"{option.help}{_remark(name, option)}"
+    return f"--{name}" if is_switch(
+        option
+    ) else f"--{name} {metavar_of(option)}", f"{option.help}{_remark(name, option)}"
 
 
 def _column(names: Sequence[str]) -> int:
@@ -147,7 +149,7 @@ def _lines(rows: Sequence[tuple[str, str]], column: int = 0) -> list[str]:
 # What there is to say of an option.
 
 
-def _metavar(option: Option) -> str:
+def metavar_of(option: Option) -> str:
     """The words that stand for an option's values."""
     kind = without_none(option.annotation)
     if get_origin(kind) is tuple:
@@ -185,18 +187,29 @@ def _remark(name: str, option: Option) -> str:
     """The type, range, unit and default of an option, in brackets after what it means."""
     if is_switch(option):
         return ""
+    default = default_of(option)
+    facts = [
+        numbers_of(option),
+        f"default {default}" if default else "",
+        f"the same as --{option.name}" if name != option.name else "",
+    ]
+    return f" [{', '.join(fact for fact in facts if fact)}]" if any(facts) else ""
+
+
+def numbers_of(option: Option) -> str:
+    """The type, range and unit of an option that is a number, or a list of them; nothing for others."""
     kind = without_none(option.annotation)
     if get_origin(kind) is tuple:
         kind = plain_type(get_args(kind)[0])
-    facts = []
-    if _is_number(kind):
-        facts.append("int" if _is_whole(kind) else "float")
-        facts.append(f"{_interval(option.range)} {option.unit}".strip())
-    if option.default not in (None, MISSING, (), "", {}):
-        facts.append(f"default {_value(option.default)}")
-    if name != option.name:
-        facts.append(f"the same as --{option.name}")
-    return f" [{', '.join(fact for fact in facts if fact)}]" if facts else ""
+    if not _is_number(kind):
+        return ""
+    interval = f"{_interval(option.range)} {option.unit}".strip()
+    return ", ".join(part for part in ("int" if _is_whole(kind) else "float", interval) if part)
+
+
+def default_of(option: Option) -> str:
+    """The default of an option as it would be typed; nothing where it is empty, or the help describes it in words."""
+    return "" if option.default in (None, MISSING, (), "", {}) else _value(option.default)
 
 
 def _interval(allowed: Range | None) -> str:

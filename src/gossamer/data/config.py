@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-from gossamer.errors import FieldError, did_you_mean, reject_unknown_fields
+from gossamer.errors import FieldError, did_you_mean
 from gossamer.reading import TextErrors, user_path
-from gossamer.typed import RESUMABLE, Flag, Metavar, Range, Unit, check_fields
+from gossamer.typed import RESUMABLE, Flag, Metavar, Range, Unit, check_fields, reject_unknown_fields
 
 __all__ = ["HELD_OUT_NAME", "MIN_BPE_VOCAB", "CorpusConfig", "SetConfig"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from gossamer.errors import FieldError, reject_unknown_fields
-from gossamer.typed import PYTHON_ONLY, Range, Unit, check_fields
+from gossamer.errors import FieldError
+from gossamer.typed import PYTHON_ONLY, Range, Unit, check_fields, reject_unknown_fields
 
 __all__ = ["EngineOptions", "EngineStats", "SamplingOptions", "Temperature", "TopP", "Weights"]
 

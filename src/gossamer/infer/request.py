@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, get_args
 
-from gossamer.errors import FieldError, UserError, did_you_mean, reject_unknown_fields
-from gossamer.typed import Range, check_fields
+from gossamer.errors import FieldError, UserError, did_you_mean
+from gossamer.typed import Range, check_fields, reject_unknown_fields
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 GrammarKind = Literal["json_schema", "json_object", "regex", "lark"]

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any
 
-from gossamer.errors import FieldError, UserError, did_you_mean, reject_unknown_fields
-from gossamer.typed import Range, Unit, check_fields, shown
+from gossamer.errors import FieldError, UserError, did_you_mean
+from gossamer.typed import SET_BY_BUDGET, Range, Unit, check_fields, reject_unknown_fields, shown
 
 if TYPE_CHECKING:
     from gossamer.model.counts import Counts
@@ -93,33 +93,33 @@ class ModelConfig:
     """
 
     vocab_size: _Vocabulary = 151936
-    hidden_size: _Width = 2048
-    intermediate_size: _Width = 5632
-    num_hidden_layers: _Depth = 48
-    num_attention_heads: _Heads = 16
-    num_key_value_heads: _Heads = 2
-    head_dim: _Width = 256
+    hidden_size: Annotated[_Width, SET_BY_BUDGET] = 2048
+    intermediate_size: Annotated[_Width, SET_BY_BUDGET] = 5632
+    num_hidden_layers: Annotated[_Depth, SET_BY_BUDGET] = 48
+    num_attention_heads: Annotated[_Heads, SET_BY_BUDGET] = 16
+    num_key_value_heads: Annotated[_Heads, SET_BY_BUDGET] = 2
+    head_dim: Annotated[_Width, SET_BY_BUDGET] = 256
     max_position_embeddings: _Tokens = 32768
     initializer_range: Annotated[float, Range(0, 1000)] = 0.02
     rms_norm_eps: Annotated[float, Range(1e-30, 1)] = 1e-6
     tie_word_embeddings: bool = False
     rope_theta: Annotated[float, Range(1, 1e12)] = 10000.0
-    partial_rotary_factor: Annotated[float, Range(0, 1, above=True)] = 0.25
+    partial_rotary_factor: Annotated[float, Range(0, 1, above=True), SET_BY_BUDGET] = 0.25
     attention_bias: bool = False
-    full_attention_interval: _Every = 4
-    layer_types: tuple[str, ...] | None = None
+    full_attention_interval: Annotated[_Every, SET_BY_BUDGET] = 4
+    layer_types: Annotated[tuple[str, ...] | None, SET_BY_BUDGET] = None
     linear_conv_kernel_dim: _KernelSize = 4
-    linear_key_head_dim: _Width = 128
-    linear_value_head_dim: _Width = 128
-    linear_num_key_heads: _Heads = 16
-    linear_num_value_heads: _Heads = 32
-    num_experts: Annotated[int, Range(0, 1 << 20)] = 512
-    num_experts_per_tok: Annotated[int, Range(1, 1 << 20)] = 10
-    moe_intermediate_size: _Width = 512
-    shared_expert_intermediate_size: _Width = 512
+    linear_key_head_dim: Annotated[_Width, SET_BY_BUDGET] = 128
+    linear_value_head_dim: Annotated[_Width, SET_BY_BUDGET] = 128
+    linear_num_key_heads: Annotated[_Heads, SET_BY_BUDGET] = 16
+    linear_num_value_heads: Annotated[_Heads, SET_BY_BUDGET] = 32
+    num_experts: Annotated[int, Range(0, 1 << 20), SET_BY_BUDGET] = 512
+    num_experts_per_tok: Annotated[int, Range(1, 1 << 20), SET_BY_BUDGET] = 10
+    moe_intermediate_size: Annotated[_Width, SET_BY_BUDGET] = 512
+    shared_expert_intermediate_size: Annotated[_Width, SET_BY_BUDGET] = 512
     norm_topk_prob: bool = True
-    decoder_sparse_step: _Every = 1
-    mlp_only_layers: tuple[int, ...] = ()
+    decoder_sparse_step: Annotated[_Every, SET_BY_BUDGET] = 1
+    mlp_only_layers: Annotated[tuple[int, ...], SET_BY_BUDGET] = ()
     router_aux_loss_coef: _Coefficient = 0.001
     num_nextn_predict_layers: Annotated[int, Range(0, 1)] = 1
 

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gossamer.cost.sizes import DIMENSIONS
 from gossamer.data.sources import HUB_PREFIX
 from gossamer.errors import UserError
 from gossamer.reading import user_path
@@ -30,7 +29,7 @@ def require_undecided(recipe: str | None, overrides: Mapping[str, Any]) -> None:
     if recipe is not None:
         raise UserError(f"--budget chooses the network, as does --recipe {recipe}; give one of them, or {own}")
     for key in overrides:
-        if recipe_options()[key].is_set_by_budget or key.removeprefix("model.") in DIMENSIONS:
+        if recipe_options()[key].is_set_by_budget:
             raise UserError(f"--budget decides --{key}; leave one of them out, or {own}")
 
 

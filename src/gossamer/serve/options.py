@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from gossamer.errors import UserError, reject_unknown_fields
-from gossamer.typed import PYTHON_ONLY, Formerly, Metavar, Range, Unit, check_fields
+from gossamer.errors import UserError
+from gossamer.typed import PYTHON_ONLY, Formerly, Metavar, Range, Unit, check_fields, reject_unknown_fields
 
 __all__ = ["ServeOptions", "is_loopback"]
 

@@ -6,8 +6,18 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from gossamer.cost.budget import parse_budget
-from gossamer.errors import FieldError, reject_unknown_fields
-from gossamer.typed import RESUMABLE, SET_BY_BUDGET, Flag, Formerly, Metavar, Range, Unit, check_fields
+from gossamer.errors import FieldError
+from gossamer.typed import (
+    RESUMABLE,
+    SET_BY_BUDGET,
+    Flag,
+    Formerly,
+    Metavar,
+    Range,
+    Unit,
+    check_fields,
+    reject_unknown_fields,
+)
 
 _MAX_STEP_TOKENS = 1 << 28  # of an optimizer step; the largest that are known have a quarter of it
 _Steps = Annotated[int, Range(0, 10**12), Unit("steps")]

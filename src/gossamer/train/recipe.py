@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any, get_origin
 
 from gossamer.data.config import CorpusConfig
-from gossamer.errors import FieldError, UnknownKeyError, UserError, did_you_mean, reject_unknown_fields
+from gossamer.errors import FieldError, UnknownKeyError, UserError, did_you_mean
 from gossamer.model.config import ModelConfig
 from gossamer.options import Option, options_of, without_none
 from gossamer.reading import read_text, user_path
 from gossamer.train.config import OptimizerConfig, ScheduleConfig, TrainingConfig
-from gossamer.typed import check_fields, count_of, hints_of
+from gossamer.typed import check_fields, count_of, hints_of, reject_unknown_fields
 from gossamer.yaml_files import MAX_YAML, parse_yaml, plain_values, yaml_text
 
 
