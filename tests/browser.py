@@ -64,7 +64,7 @@ def chromium() -> Iterator[Any]:
 
 
 def send(page: Any, text: str, wait: bool = True) -> None:
-    """Send a message and, with ``wait``, wait for the end of its answer."""
+    """Send a message and, with `wait`, wait for the end of its answer."""
     page.get_by_label("Message", exact=True).fill(text)
     page.get_by_label("Message", exact=True).press("Enter")
     if wait:

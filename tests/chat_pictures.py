@@ -14,7 +14,7 @@ from pathlib import Path
 from browser import DESKTOP, PHONE, chromium
 from engine_double import EngineDouble, write_tokenizer
 from gossamer.data.tokenizer import Tokenizer
-from gossamer.serve.worker import ModelInfo
+from gossamer.serve.engine_worker import ModelInfo
 from live_service import live
 
 THOUGHT = """The person wants the idea rather than the formula. Start from what ordinary attention keeps, then say \

@@ -1,7 +1,7 @@
 """An engine without a model: what it answers stands in the prompt. It fails on demand, in every way the real one may.
 
-The last ``SAY text`` of a prompt, up to the end of its message, is the answer; a prompt without one goes on with
-``word word …``. These words in the prompt do something instead: REFUSE and BREAK when it is submitted, FAIL, NANS,
+The last `SAY text` of a prompt, up to the end of its message, is the answer; a prompt without one goes on with
+`word word …`. These words in the prompt do something instead: REFUSE and BREAK when it is submitted, FAIL, NANS,
 RAISE, CRASH and SEGV at its first step. SLOW makes every step take 20 ms.
 """
 
@@ -21,7 +21,7 @@ from gossamer.data.tokenizer import Tokenizer
 from gossamer.errors import UserError
 from gossamer.infer.options import EngineStats
 from gossamer.infer.request import Delta, Grammar, Request, TokenLogprobs, Usage
-from gossamer.serve.worker import ModelInfo
+from gossamer.serve.engine_worker import ModelInfo
 
 TEMPLATE = """\
 {%- if tools %}<|im_start|>system
@@ -47,7 +47,7 @@ SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
 
 def write_tokenizer(folder: Path, form: str | None = "json") -> Path:
-    """A byte-level tokenizer with ChatML's tokens; ``form``: of tool calls, None: no chat template."""
+    """A byte-level tokenizer with ChatML's tokens; `form`: of tool calls, None: no chat template."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     core = Core(models.BPE(vocab={token: index for index, token in enumerate(alphabet)}, merges=[]))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -70,7 +70,7 @@ class _Running:
 
 
 class EngineDouble:
-    """One token a step for each of ``max_batch`` requests, first come first served."""
+    """One token a step for each of `max_batch` requests, first come first served."""
 
     def __init__(self, tokenizer: Tokenizer, max_batch: int) -> None:
         self._tokenizer = tokenizer
@@ -150,7 +150,7 @@ class EngineDouble:
 
 
 def build(folder: Path, max_batch: int = 4, max_model_len: int = 4096, first: str = ""):
-    """What ``gossamer.serve.build.build_engine`` is for the real one.
+    """What `gossamer.serve.engine_worker.build_engine` is for the real one.
 
     Args:
         first: a file with an order for the loading: "die", "wait" until the file is gone, or what the user did wrong.
@@ -168,5 +168,5 @@ def build(folder: Path, max_batch: int = 4, max_model_len: int = 4096, first: st
 
 
 def build_by(folder: Path, order: str):
-    """The same, called as ``build_engine`` is: the order's file in place of the engine's configuration."""
+    """The same, called as `build_engine` is: the order's file in place of the engine's configuration."""
     return build(folder, first=order)

@@ -29,7 +29,7 @@ TROUBLE = {
 
 
 def hostile_template(plain: str) -> str:
-    """A template that does what ``chat_template_kwargs`` say, and else what it did."""
+    """A template that does what `chat_template_kwargs` say, and else what it did."""
     cases = "".join(f"{{%- if do == '{name}' %}}{source}{{% endif %}}" for name, source in TROUBLE.items())
     return "{%- if do is defined %}" + cases + "{% endif %}" + plain
 
@@ -117,7 +117,7 @@ class Hostile:
     """The run.
 
     Args:
-        url: of the service; its template is ``hostile_template``.
+        url: of the service; its template is `hostile_template`.
         texts: prompts with the answers that they have alone.
         more: further fields of every good request.
         seed: of what is sent in which order.
@@ -136,7 +136,7 @@ class Hostile:
     wall: float = 0.0
 
     async def run(self, count: int, at_once: int, endless: float = 0.0) -> None:
-        """Send ``count`` requests, ``at_once`` at the same time; ``endless``: the share of templates without end."""
+        """Send `count` requests, `at_once` at the same time; `endless`: the share of templates without end."""
         chance, gate, began = random.Random(self.seed), asyncio.Semaphore(at_once), time.monotonic()
         kinds: dict[str, tuple[Callable[[random.Random], dict[str, Any]], float]] = {
             "good": (lambda chance: {}, 4),

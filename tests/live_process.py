@@ -29,7 +29,7 @@ if __name__ == "__main__":
 
 
 class Process:
-    """What `gossamer serve` starts; ``arguments`` are those of a Python."""
+    """What `gossamer serve` starts; `arguments` are those of a Python."""
 
     def __init__(self, *arguments: object) -> None:
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}

@@ -15,16 +15,16 @@ import httpx2
 import openai
 
 import engine_double
-from gossamer.serve.keys import ApiKeys
+from gossamer.serve.engine_worker import BuildEngine
+from gossamer.serve.middleware import ApiKeys
 from gossamer.serve.options import ServeOptions
 from gossamer.serve.server import Server, make_service
-from gossamer.serve.worker import Build
 
 
 class Live:
-    """A service that answers at ``url`` while the context lasts."""
+    """A service that answers at `url` while the context lasts."""
 
-    def __init__(self, folder: Path, options: ServeOptions, build: Build) -> None:
+    def __init__(self, folder: Path, options: ServeOptions, build: BuildEngine) -> None:
         self.service = make_service(folder, options, build)
         self.server = Server(self.service, ApiKeys(options.keys) if options.keys else None)
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -75,7 +75,7 @@ class Live:
 
 
 @contextlib.contextmanager
-def live(folder: Path, build: dict[str, Any] | Build | None = None, **options: Any) -> Iterator[Live]:
+def live(folder: Path, build: dict[str, Any] | BuildEngine | None = None, **options: Any) -> Iterator[Live]:
     made = build if callable(build) else partial(engine_double.build, folder, **(build or {}))
     with Live(folder, ServeOptions(**options), made) as service:
         yield service.wait()

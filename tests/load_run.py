@@ -63,7 +63,7 @@ class Load:
     report: Report = field(default_factory=Report)
 
     async def run(self, count: int, at_once: int, halfway: Callable[[], Awaitable[None]] | None = None) -> Report:
-        """Let ``count`` clients come, ``at_once`` at the same time; ``halfway`` happens among them."""
+        """Let `count` clients come, `at_once` at the same time; `halfway` happens among them."""
         chance, gate, start = random.Random(self.seed), asyncio.Semaphore(at_once), time.monotonic()
         kinds: dict[str, tuple[Callable[[str], Awaitable[str]], float]] = {
             "whole": (self._whole, 4),

@@ -16,7 +16,7 @@ LENGTHS = st.integers(2, 16)
 
 
 def numbered_tokens(sizes: list[int], fingerprint: str = "f") -> TokenFile:
-    """Documents of ``sizes`` tokens; each token but the delimiters (0) is another number, so that it is found again."""
+    """Documents of `sizes` tokens; each token but the delimiters (0) is another number, so that it is found again."""
     offsets = np.cumsum([0, *sizes])
     tokens = np.arange(1, offsets[-1] + 1, dtype=np.uint32)
     tokens[offsets[:-1]] = tokens[offsets[1:] - 1] = 0
@@ -24,7 +24,7 @@ def numbered_tokens(sizes: list[int], fingerprint: str = "f") -> TokenFile:
 
 
 def marked(sizes: list[int]) -> TokenFile:
-    """Like ``numbered_tokens`` with numbers for the delimiters, too: token i is i + 1."""
+    """Like `numbered_tokens` with numbers for the delimiters, too: token i is i + 1."""
     offsets = np.cumsum([0, *sizes])
     return TokenFile(np.arange(1, offsets[-1] + 1, dtype=np.uint32), offsets, int(offsets[-1]), "f")
 

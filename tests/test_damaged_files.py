@@ -46,7 +46,7 @@ from gossamer.reading import read_json, read_object
 from gossamer.report import write_report
 from gossamer.run.checkpoint import best_checkpoint, newest_checkpoint
 from gossamer.run.dial import read_plan
-from gossamer.serve.keys import ApiKeys
+from gossamer.serve.middleware import ApiKeys
 from gossamer.train.recipe import Recipe, load_recipe, to_yaml
 
 SEED = 20_261

@@ -7,7 +7,7 @@ import pytest
 
 from gossamer.cli import main
 from gossamer.infer.options import EngineOptions
-from gossamer.serve.build import EngineConfig
+from gossamer.serve.engine_worker import EngineConfig
 from gossamer.serve.options import ServeOptions
 from stand_in import replace
 

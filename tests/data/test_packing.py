@@ -237,7 +237,7 @@ def test_a_short_row_is_padded_with_the_delimiter() -> None:
 
 
 def tokens_on_disk(folder: Path, *sizes: int) -> TokenFile:
-    """Like ``numbered_tokens``, in files."""
+    """Like `numbered_tokens`, in files."""
     plain = numbered_tokens(list(sizes))
     plain.tokens.astype(np.uint16).tofile(folder / "train.bin")
     plain.offsets.tofile(folder / "train.offsets.bin")

@@ -135,7 +135,7 @@ def measured(folder: Path, cache: Path, least: int = module._MIN_PROCESS_BYTES) 
 
 
 def write_corpus(folder: Path, size: int) -> int:
-    """Half of ``size`` bytes in one file, a quarter in one of records, the rest in many files."""
+    """Half of `size` bytes in one file, a quarter in one of records, the rest in many files."""
     folder.mkdir()
     words = [f"{'abcdefgh'[index % 8]}{'aeiou'[index % 5]}{index % 997:x}" for index in range(40_000)]
     line = [" ".join(words[index : index + 12]) + ".\n" for index in range(0, 39_000, 13)]

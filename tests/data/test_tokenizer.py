@@ -289,7 +289,7 @@ def test_no_end_of_text_at_all(tmp_path: Path) -> None:
 
 
 def qwen_with(folder: Path, config: dict[str, object] | None = None, **parts: object) -> Tokenizer:
-    """The tokenizer of ``qwen`` with other parts in its tokenizer.json."""
+    """The tokenizer of `qwen` with other parts in its tokenizer.json."""
     qwen(folder, config)
     values = json.loads((folder / "tokenizer.json").read_text())
     (folder / "tokenizer.json").write_text(json.dumps(values | parts))

@@ -28,8 +28,10 @@ def quick_engines() -> Iterator[None]:
     A service in a process of its own starts its engine as it does for everybody.
     """
     forking = multiprocessing.get_context("forkserver")
-    forking.set_forkserver_preload(["gossamer.serve.worker", "gossamer.infer.engine"])
-    with mock.patch("gossamer.serve.engine.multiprocessing", SimpleNamespace(get_context=lambda method: forking)):
+    forking.set_forkserver_preload(["gossamer.serve.engine_worker", "gossamer.infer.engine"])
+    with mock.patch(
+        "gossamer.serve.engine_process.multiprocessing", SimpleNamespace(get_context=lambda method: forking)
+    ):
         yield
 
 

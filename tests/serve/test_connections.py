@@ -19,7 +19,7 @@ import httpx2
 import pytest
 
 from engine_double import write_tokenizer
-from gossamer.serve.connections import Gate, quiet_about_descriptors
+from gossamer.serve.connections import ConnectionLimit, limit_descriptor_errors
 from live_process import DOUBLE
 from live_service import Live, live
 
@@ -99,7 +99,7 @@ def test_bodies_that_are_begun_and_never_ended_have_a_bound_together(small):
         guard = small.server.config.loaded_app
         while not hasattr(guard, "_arriving"):
             guard = getattr(guard, "app", None) or guard.middleware_stack
-        guard._arriving._most, before = 3_500_000, guard._arriving._most
+        guard._arriving._max_bytes, before = 3_500_000, guard._arriving._max_bytes
         connections = [stack.enter_context(small.connect()) for _ in range(5)]
         for connection in connections:
             connection.sendall(head + b"x" * 1_000_000)
@@ -110,7 +110,7 @@ def test_bodies_that_are_begun_and_never_ended_have_a_bound_together(small):
         answer = httpx2.post(small.url + "/v1/chat/completions", content=large, headers=JSON)
         assert answer.status_code == 200
         answers = [connection.recv(2000) for connection in connections[2:]]
-        guard._arriving._most = before
+        guard._arriving._max_bytes = before
         assert {answer[:12] for answer in answers} == {b"HTTP/1.1 408"}
         deadline = time.monotonic() + 10
         while guard._arriving._bodies:  # an answer can be read before its request is over
@@ -120,13 +120,14 @@ def test_bodies_that_are_begun_and_never_ended_have_a_bound_together(small):
 
 def test_there_are_never_more_connections_than_descriptors():
     for most in (16, 100, 1024, 100_000):
-        gate = Gate(most, 1.0)
-        assert 8 <= gate.most <= most and gate.burst >= 8 and gate.most_of_one <= gate.most
+        limit = ConnectionLimit(most, 1.0)
+        assert 8 <= limit.max_connections <= most and limit.burst >= 8
+        assert limit.max_per_address <= limit.max_connections
 
 
 def test_a_lack_of_descriptors_is_told_once_in_a_while(caplog):
     loop = asyncio.new_event_loop()
-    quiet_about_descriptors(loop)
+    limit_descriptor_errors(loop)
     lack = {
         "message": "socket.accept() out of system resource",
         "exception": OSError(errno.EMFILE, "Too many open files"),

@@ -14,7 +14,7 @@ import torch
 from gossamer.data.tokenizer import Tokenizer
 from gossamer.infer.options import EngineOptions
 from gossamer.model.causal_lm import CausalLM
-from gossamer.serve.build import EngineConfig, build_engine
+from gossamer.serve.engine_worker import EngineConfig, build_engine
 from live_service import Live, live
 
 SCHEMA = {

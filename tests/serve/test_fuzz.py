@@ -42,7 +42,7 @@ def is_right(case: schemathesis.Case, description: dict[str, Any]) -> bool:
 
 
 def fuzz(service: Live, examples: int, mode: GenerationMode, **how: Any) -> None:
-    """Send ``examples`` requests to every operation, made after its description (POSITIVE) or against it."""
+    """Send `examples` requests to every operation, made after its description (POSITIVE) or against it."""
     headers = {"Authorization": f"Bearer {KEY}"}
     description = schemathesis.openapi.from_url(f"{service.url}/openapi.json", headers=headers)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from gossamer.infer.options import EngineOptions
-from gossamer.serve.build import EngineConfig, build_engine
+from gossamer.serve.engine_worker import EngineConfig, build_engine
 from hostile import Hostile, hostile_template
 from live_service import Live, live
 

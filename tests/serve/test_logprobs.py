@@ -11,7 +11,7 @@ from tokenizers import decoders, models, normalizers
 from engine_double import write_tokenizer
 from gossamer.data.tokenizer import Tokenizer
 from gossamer.infer.request import TokenLogprobs
-from gossamer.serve.logprobs import chat_logprobs, completion_logprobs
+from gossamer.serve.routes.common import chat_logprobs, completion_logprobs
 
 
 @pytest.fixture(scope="module")

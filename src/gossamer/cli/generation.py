@@ -88,7 +88,7 @@ def serve(
         name: what the model is called in the API (default: the folder's name)
     """
     folder = existing(run)
-    from gossamer.serve.build import EngineConfig
+    from gossamer.serve.engine_worker import EngineConfig
     from gossamer.serve.server import serve as run_service
 
     named = replace(service, name=text_of_name(name or folder.resolve().name))

@@ -151,48 +151,48 @@ def byte_level_bytes(token: str) -> bytes:
 def _make_steps(spec: dict[str, Any] | None) -> list[Step]:
     if spec is None:
         return [_JoinedBySpaces()]
-    made: list[Step] = []
+    steps: list[Step] = []
     rest = decoder_steps(spec)
     while rest:
         step, rest = rest[0], rest[1:]
         kind = step["type"]
         if kind == "ByteLevel":
-            made.append(_ByteLevel())
+            steps.append(_ByteLevel())
         elif kind == "ByteFallback":
-            made.append(_ByteFallback())
+            steps.append(_ByteFallback())
         elif kind == "Replace":
-            made.append(_EachToken(step))
+            steps.append(_EachToken(step))
         elif kind in ("Metaspace", "WordPiece"):
-            made.append(_FirstDiffers(step))
+            steps.append(_FirstDiffers(step))
         elif kind == "BPEDecoder":
-            made.append(_LastDiffers(step))
+            steps.append(_LastDiffers(step))
         elif kind == "CTC":
-            made.append(_WithoutRepeats(step))
+            steps.append(_WithoutRepeats(step))
         elif kind == "Strip":
-            made.append(_StripEach(step))
+            steps.append(_StripEach(step))
         elif kind != "Fuse":
-            return [*made, _WholeList([step, *rest])]
+            return [*steps, _WholeList([step, *rest])]
         if kind in ("ByteLevel", "Fuse"):
-            return [*made, *_steps_on_one_string(rest)]
-    return made
+            return [*steps, *_steps_on_one_string(rest)]
+    return steps
 
 
 def _steps_on_one_string(rest: list[dict[str, Any]]) -> list[Step]:
     """The steps after one that has joined all tokens: parts of one string pass through them."""
-    made: list[Step] = []
+    steps: list[Step] = []
     for index, step in enumerate(rest):
         if step["type"] == "Strip":
-            made.append(_StripWhole(step))
+            steps.append(_StripWhole(step))
         elif step["type"] != "Fuse":
-            return [*made, _WholeText(rest[index:])]
-    return made
+            return [*steps, _WholeText(rest[index:])]
+    return steps
 
 
 def _library_decoder(spec: dict[str, Any]) -> Any:
     """The library's decoder for a part of a tokenizer.json."""
-    made = decoders.Fuse()
-    made.__setstate__(json.dumps(spec).encode())
-    return made
+    decoder = decoders.Fuse()
+    decoder.__setstate__(json.dumps(spec).encode())
+    return decoder
 
 
 class _JoinedBySpaces(Step):

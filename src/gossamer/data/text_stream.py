@@ -43,8 +43,8 @@ class DecodeStats:
     """What was found out about a file's encoding while it was read.
 
     Attributes:
-        replaced: Number of characters that became U+FFFD because their bytes were not of the file's encoding.
-        encoding: The encoding that the byte order mark names; "utf-8" without one.
+        replaced: number of characters that became U+FFFD because their bytes were not of the file's encoding.
+        encoding: the encoding that the byte order mark names; "utf-8" without one.
     """
 
     def __init__(self) -> None:
@@ -64,12 +64,12 @@ def text_blocks(path: Path, errors: str, stats: DecodeStats) -> Iterator[str]:
     """Yield the text of a file, a block at a time, without its byte order mark.
 
     Args:
-        path: The file.
+        path: the file.
         errors: "strict" or "replace".
-        stats: Is updated with what had to be replaced.
+        stats: is updated with what had to be replaced.
 
     Raises:
-        UserError: The file cannot be read, or is not UTF-8 while `errors` is "strict".
+        UserError: the file cannot be read, or is not UTF-8 while `errors` is "strict".
     """
     position, at_start, rest = 0, True, b""
     with open_utf8(path, errors, stats) as file:
@@ -122,12 +122,12 @@ def open_utf8(path: Path, errors: str, stats: DecodeStats) -> Iterator[BinaryIO]
     """Open a file whose bytes are read as UTF-8, whatever its compression and byte order mark.
 
     Args:
-        path: The file.
+        path: the file.
         errors: "strict" or "replace", for UTF-16 and UTF-32; a UTF-8 file is passed on unchecked.
-        stats: Is updated with what had to be replaced.
+        stats: is updated with what had to be replaced.
 
     Raises:
-        UserError: On opening or on reading: there is no such file, its compression is damaged or cut short, or it is
+        UserError: on opening or on reading: there is no such file, its compression is damaged or cut short, or it is
             not in the encoding that its byte order mark names.
     """
     with open_to_read(path, "check its permissions, or leave it out") as raw:

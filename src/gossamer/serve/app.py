@@ -1,4 +1,4 @@
-"""The application: routes, error shapes, the OpenAPI description, the page."""
+"""The application: routes, the shape of errors, the OpenAPI description, and the chat page."""
 
 from __future__ import annotations
 
@@ -15,23 +15,21 @@ from starlette.responses import FileResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from gossamer import __version__
-from gossamer.serve.complaints import validation_error
-from gossamer.serve.errors import ApiError, error_response, http_error
-from gossamer.serve.guard import Guard, is_public
-from gossamer.serve.keys import ApiKeys
+from gossamer.serve.errors import ApiError, error_response, http_error, validation_error
+from gossamer.serve.generation import ClientGone
+from gossamer.serve.middleware import ApiKeys, RequestMiddleware, is_public
 from gossamer.serve.routes import chat, completions, health, models, responses
 from gossamer.serve.service import Service
-from gossamer.serve.stream import ClientGone
 
 __all__ = ["PAGE", "make_app"]
 
 PAGE = Path(__file__).parent / "page"
-"""The chat page's files: index.html answers at ``/``, the others lie below ``/page/``."""
+"""The files of the chat page: index.html is served at `/`, the others below `/page/`."""
 
 _PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
-    "require-trusted-types-for 'script'; trusted-types 'none'",  # in Chromium, markup from a text cannot even be made
+    "require-trusted-types-for 'script'; trusted-types 'none'",  # in Chromium no text can even be turned into markup
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cache-Control": "no-cache",
@@ -39,7 +37,7 @@ _PAGE_HEADERS = {
 
 
 def make_app(service: Service, keys: ApiKeys | None) -> FastAPI:
-    """The ASGI application of a service; its engine starts and stops with it."""
+    """Return the ASGI application of a service, with which the engine starts and stops."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -54,7 +52,7 @@ def make_app(service: Service, keys: ApiKeys | None) -> FastAPI:
         version=__version__,
         summary=f"An OpenAI-compatible API for the model {service.options.name}",
         lifespan=lifespan,
-        docs_url=None,  # both load scripts from elsewhere
+        docs_url=None,  # both pages load scripts from elsewhere
         redoc_url=None,
         redirect_slashes=False,
     )
@@ -62,18 +60,18 @@ def make_app(service: Service, keys: ApiKeys | None) -> FastAPI:
     families = (chat, completions, responses, models, health)
     for family in families:
         app.include_router(family.router)
-    for kind, told in _TOLD.items():
-        app.add_exception_handler(kind, _answer_by(told))
-    app.add_exception_handler(ClientGone, _gone)
-    app.add_exception_handler(Exception, _unforeseen)
+    for kind, translate in _CLIENT_ERRORS.items():
+        app.add_exception_handler(kind, _answer_with(translate))
+    app.add_exception_handler(ClientGone, _client_gone)
+    app.add_exception_handler(Exception, _internal_error)
     if (PAGE / "index.html").is_file():
         app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)(_page)
-        # what browsers ask for by themselves beside any page, an answer of the API too
+        # which browsers ask for by themselves beside any page, even beside an answer of the API
         app.api_route("/favicon.ico", methods=["GET", "HEAD"], include_in_schema=False)(_icon)
         app.mount("/page", _PageFiles(directory=PAGE))
     routes = [*app.routes, *(route for family in families for route in family.router.routes)]
-    named = [route for route in routes if hasattr(route, "path")]  # what FastAPI makes of a router has none
-    app.add_middleware(Guard, options=service.options, keys=keys, metrics=service.metrics, routes=named)
+    named = [route for route in routes if hasattr(route, "path")]  # the routers that FastAPI includes have none
+    app.add_middleware(RequestMiddleware, options=service.options, keys=keys, metrics=service.metrics, routes=named)
     if service.options.cors:
         app.add_middleware(
             CORSMiddleware,
@@ -87,7 +85,7 @@ def make_app(service: Service, keys: ApiKeys | None) -> FastAPI:
 
 
 class _PageFiles(StaticFiles):
-    """Asked for again at each visit (304 where unchanged): scripts of two versions must not meet in one page."""
+    """Files that browsers check again at each visit (304 if unchanged), so that no page mixes two versions."""
 
     def file_response(self, *args: Any, **kwargs: Any) -> Response:
         response = super().file_response(*args, **kwargs)
@@ -103,31 +101,31 @@ async def _icon() -> Response:
     return FileResponse(PAGE / "icon.svg")
 
 
-_TOLD: dict[type[Exception], Callable[[Any], ApiError]] = {
+_CLIENT_ERRORS: dict[type[Exception], Callable[[Any], ApiError]] = {
     RequestValidationError: validation_error,
     HTTPException: http_error,
     ApiError: lambda error: error,
 }
-"""What is raised on the way to an answer and meant for the client."""
+"""The exceptions that are meant for the client, and what translates them."""
 
 
-def _answer_by(told: Callable[[Any], ApiError]) -> Callable[[Request, Exception], Awaitable[Response]]:
+def _answer_with(translate: Callable[[Any], ApiError]) -> Callable[[Request, Exception], Awaitable[Response]]:
     async def answer(request: Request, error: Exception) -> Response:
-        return error_response(told(error))
+        return error_response(translate(error))
 
     return answer
 
 
-async def _gone(request: Request, error: Exception) -> Response:
-    return Response(status_code=499)  # nobody reads it; the log and the metrics tell it by this number
+async def _client_gone(request: Request, error: Exception) -> Response:
+    return Response(status_code=499)  # nobody reads it; in the log and the metrics it stands under this number
 
 
-async def _unforeseen(request: Request, error: Exception) -> Response:
+async def _internal_error(request: Request, error: Exception) -> Response:
     return error_response(ApiError(500, "the service failed at this request", "internal_error"))
 
 
 def _describe(app: FastAPI, with_keys: bool) -> None:
-    """The OpenAPI description, with our own status for what cannot be understood, and the key where one is needed."""
+    """Make the OpenAPI description say 400 for what cannot be understood, and ask for the key if one is needed."""
     make = app.openapi
 
     def describe() -> dict[str, Any]:

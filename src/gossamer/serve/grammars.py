@@ -1,7 +1,7 @@
-"""What an answer must look like, as one grammar in llguidance's variant of Lark.
+"""The form that an answer must have, as one grammar in llguidance's variant of Lark.
 
-``response_format`` and ``tool_choice`` become the same thing here: a rule for the whole text that the model may write.
-Where the prompt ends in an open ``<think>``, the model thinks freely first, and the rule holds from ``</think>`` on.
+Both `response_format` and `tool_choice` become a rule for the whole text that the model may write. If the prompt ends
+in an open `<think>`, the model reasons freely first, and the rule holds from `</think>` on.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import Any
 import llguidance
 
 from gossamer.infer.request import Grammar, GrammarKind
-from gossamer.serve.schemas import accepted_types, resolve
-from gossamer.serve.template import ToolFormat
+from gossamer.serve.chat_template import ToolFormat
+from gossamer.serve.json_schema import accepted_types, resolve
 
 __all__ = ["CallRules", "call_grammar", "format_grammar"]
 
-# A model that is unsure goes on with white space for ever; indented JSON needs some, a call's JSON has none to choose.
-_SOME_SPACE = {"whitespace_pattern": r"[ \n\t]{0,20}"}
+# An unsure model writes white space for ever. Indented JSON needs some; the JSON of a call has no choice.
+_BOUNDED_SPACE = {"whitespace_pattern": r"[ \n\t]{0,20}"}
 _AS_TRAINED = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _TEXT = r"TEXT: /(?s:.*)/"
 _PLAIN = r"PLAIN: /(?s:.*)/ & ~/(?s:.*)<tool_call>(?s:.*)/"
@@ -29,10 +29,12 @@ _THOUGHT = 'thought[lazy]: TEXT "</think>"\nGAP: /[\\n ]{0,8}/'
 
 @dataclass(frozen=True)
 class CallRules:
-    """Attributes:
-    tools: functions that may be called, as chat/completions takes them
-    forced: the answer is a call and nothing else
-    single: one call at most
+    """How the model may call tools.
+
+    Attributes:
+        tools: the functions that may be called, as in chat/completions.
+        forced: whether the answer is a call and nothing else.
+        single: whether there is one call at most.
     """
 
     tools: Sequence[Mapping[str, Any]]
@@ -41,38 +43,43 @@ class CallRules:
 
     @property
     def binding(self) -> bool:
-        """Whether there is anything to hold the model to."""
+        """Whether the model has to be restricted at all."""
         return self.forced or self.single or any(tool["function"].get("strict") for tool in self.tools)
 
 
 def format_grammar(kind: GrammarKind, text: str, thinking: bool) -> Grammar | None:
-    """Of a ``response_format``.
+    """Return the grammar of a `response_format`.
 
     Args:
-        kind: of the text
-        text: a schema, a pattern or a grammar
-        thinking: the prompt ends in an open thought
+        kind: what `text` is.
+        text: a schema, a pattern or a grammar.
+        thinking: whether the prompt ends in an open `<think>`.
 
     Returns:
-        None where a thought cannot come first: a Lark grammar has a beginning of its own.
+        The grammar; None if no reasoning can come before it, as a Lark grammar has a start rule of its own.
     """
     if kind == "json_object":
         kind, text = "json_schema", '{"type": "object"}'
     if kind == "json_schema":
-        text = json.dumps({"x-guidance": _SOME_SPACE} | json.loads(text))
+        text = json.dumps({"x-guidance": _BOUNDED_SPACE} | json.loads(text))
     if not thinking:
         return Grammar(kind, text)
     if kind == "lark":
         return None
-    answer = _regex(text) if kind == "regex" else f"%json {text}"
+    answer = _lark_regex(text) if kind == "regex" else f"%json {text}"
     return Grammar("lark", f"start: thought GAP answer\nanswer: {answer}\n{_THOUGHT}\n{_TEXT}\n")
 
 
 def call_grammar(rules: CallRules, form: ToolFormat, thinking: bool) -> Grammar:
-    """Of calls by ``tool_choice`` and ``strict``, in the model's own format.
+    """Return the grammar of tool calls by `tool_choice` and `strict`, in the model's own format.
 
-    Without ``strict`` a function's arguments are any object in the format "json" unless the call is forced, and always
-    hold to the parameters' names in the format "xml", which has no other way to be told.
+    Without `strict`, the arguments of a function may be any object in the format "json", unless the call is forced. In
+    the format "xml" they always have the names of the parameters, because the grammar cannot express anything else.
+
+    Args:
+        rules: how the model may call tools.
+        form: how the model writes a call.
+        thinking: whether the prompt ends in an open `<think>`.
     """
     lines = [_TEXT, _PLAIN]
     if thinking:
@@ -89,14 +96,15 @@ def call_grammar(rules: CallRules, form: ToolFormat, thinking: bool) -> Grammar:
         function = tool["function"]
         schema = function.get("parameters") or {"type": "object", "properties": {}}
         if form == "json":
-            held = schema if rules.forced or function.get("strict") else {"type": "object"}
-            lines.append(f'f{index}: "\\n" %json {json.dumps(_named(function["name"], held))} "\\n"')
+            arguments = schema if rules.forced or function.get("strict") else {"type": "object"}
+            lines.append(f'f{index}: "\\n" %json {json.dumps(_call_schema(function["name"], arguments))} "\\n"')
         else:
-            lines += _xml(index, function["name"], schema)
+            lines += _xml_rules(index, function["name"], schema)
     return Grammar("lark", f"start: {start}\n" + "\n".join(lines) + "\n")
 
 
-def _named(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+def _call_schema(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The schema of a call in the format "json"."""
     return {
         "x-guidance": _AS_TRAINED,
         **_definitions(arguments),
@@ -107,35 +115,35 @@ def _named(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _xml(index: int, name: str, schema: Mapping[str, Any]) -> list[str]:
-    """Rules of one function: its parameters in the schema's order, those that are not required left out at will."""
+def _xml_rules(index: int, name: str, schema: Mapping[str, Any]) -> list[str]:
+    """The rules of one function: its parameters in the order of the schema; optional ones may be missing."""
     required = schema.get("required")
     properties = schema.get("properties")
     sequence, lines = [], []
-    for place, (key, value) in enumerate(properties.items() if isinstance(properties, Mapping) else ()):
-        rule = f"f{index}_p{place}"
+    for number, (key, value) in enumerate(properties.items() if isinstance(properties, Mapping) else ()):
+        rule = f"f{index}_p{number}"
         sequence.append(rule if isinstance(required, list) and key in required else f"{rule}?")
-        ways = [_way(f"{rule}_{number}", way, schema) for number, way in enumerate(_ways(value, schema))]
-        lines.append(f"{rule}: {json.dumps(f'<parameter={key}>' + chr(10))} ({' | '.join(name for name, _ in ways)})")
-        lines += [line for _, rules in ways for line in rules]
+        forms = [_form_rule(f"{rule}_{i}", form, schema) for i, form in enumerate(_value_forms(value, schema))]
+        lines.append(f"{rule}: {json.dumps(f'<parameter={key}>' + chr(10))} ({' | '.join(name for name, _ in forms)})")
+        lines += [line for _, rules in forms for line in rules]
     begin = json.dumps(f"\n<function={name}>\n")
     return [f'f{index}: {begin} {" ".join(sequence)} "</function>\\n"', *lines]
 
 
-def _way(rule: str, way: _Text | _Json, root: Mapping[str, Any]) -> tuple[str, list[str]]:
-    """The name and the lines of the rule for one way to write a value, with the tag that ends it."""
+def _form_rule(rule: str, form: _Text | _Json, root: Mapping[str, Any]) -> tuple[str, list[str]]:
+    """The name and the lines of the rule for one form of a value, with the tag that ends it."""
     end = '"\\n</parameter>\\n"'
-    if isinstance(way, _Json):
-        whole = way.schema
-        if isinstance(whole, Mapping):
-            whole = {"x-guidance": _AS_TRAINED, **_definitions(root), **whole}
-        return rule, [f"{rule}: %json {json.dumps(whole)} {end}"]
-    return rule, [f"{rule}[lazy]: {rule.upper()} {end}", f"{rule.upper()}: {way.terminal}"]
+    if isinstance(form, _Json):
+        schema = form.schema
+        if isinstance(schema, Mapping):
+            schema = {"x-guidance": _AS_TRAINED, **_definitions(root), **schema}
+        return rule, [f"{rule}: %json {json.dumps(schema)} {end}"]
+    return rule, [f"{rule}[lazy]: {rule.upper()} {end}", f"{rule.upper()}: {form.terminal}"]
 
 
 @dataclass(frozen=True)
 class _Text:
-    """A value that is written bare: ``terminal``, in Lark, is what it must match."""
+    """A value that is written as plain text and must match the Lark expression `terminal`."""
 
     terminal: str
 
@@ -147,16 +155,16 @@ class _Json:
     schema: Any
 
 
-# The tags that end a value for who reads the call.
+# Any text without the tags that end a value for the reader of the call.
 _ANY_TEXT = r"/(?s:.*)/ & ~/(?s:.*)(<\/parameter>|<parameter=)(?s:.*)/"
-_MOST_WAYS = 64
+_MAX_FORMS = 64
 
 
-def _ways(schema: Any, root: Mapping[str, Any], depth: int = 8) -> list[_Text | _Json]:
-    """How a parameter's value may be written: bare where it is a string, else as JSON; all of the ways it may take.
+def _value_forms(schema: Any, root: Mapping[str, Any], depth: int = 8) -> list[_Text | _Json]:
+    """The forms in which the value of a parameter may be written: a string as plain text, everything else as JSON.
 
-    What is a string is what ``schemas`` says, which the reader of calls asks, too: a value whose schema names no type
-    is read as text.
+    What is a string is decided by `json_schema`, which the reader of calls asks, too: a value whose schema names no
+    type is read as text.
     """
     schema = resolve(schema, root) if isinstance(schema, Mapping) else {}
     types = accepted_types(schema, root)
@@ -167,28 +175,28 @@ def _ways(schema: Any, root: Mapping[str, Any], depth: int = 8) -> list[_Text | 
     if isinstance(choices, list) and choices:
         texts = [json.dumps(choice) for choice in choices if isinstance(choice, str)]
         others = [choice for choice in choices if not isinstance(choice, str)]
-        ways: list[_Text | _Json] = [_Text(" | ".join(texts))] if texts else []
-        ways += [_Json({"enum": others})] if others else []
-    elif unions and depth and len(unions) <= _MOST_WAYS:
-        ways = [way for branch in unions for way in _ways(branch, root, depth - 1)]
+        forms: list[_Text | _Json] = [_Text(" | ".join(texts))] if texts else []
+        forms += [_Json({"enum": others})] if others else []
+    elif unions and depth and len(unions) <= _MAX_FORMS:
+        forms = [form for branch in unions for form in _value_forms(branch, root, depth - 1)]
     else:
-        ways = [_Text(" & ".join([_ANY_TEXT, *_constraints(schema)]))]
+        forms = [_Text(" & ".join([_ANY_TEXT, *_constraints(schema)]))]
         if others := sorted(types - {"string"}):
-            ways.append(_Json({**schema, "type": others}))
-    if _Text(_ANY_TEXT) in ways or len(ways) > _MOST_WAYS:
-        return [_Text(_ANY_TEXT)]  # any text is taken, JSON of the other types too
-    return ways
+            forms.append(_Json({**schema, "type": others}))
+    if _Text(_ANY_TEXT) in forms or len(forms) > _MAX_FORMS:
+        return [_Text(_ANY_TEXT)]  # any text is accepted, which includes JSON of other types
+    return forms
 
 
 def _constraints(schema: Mapping[str, Any]) -> list[str]:
-    """What a schema demands of a string, as terminals of Lark."""
+    """What a schema demands of a string, as Lark terminals."""
     found = []
-    least, most = (schema.get(key) for key in ("minLength", "maxLength"))
-    least, most = (value if isinstance(value, int) and value >= 0 else None for value in (least, most))
-    if least or most is not None:
-        found.append(f"/(?s:.{{{least or 0},{'' if most is None else most}}})/")
+    lengths = (schema.get(key) for key in ("minLength", "maxLength"))
+    min_length, max_length = (value if isinstance(value, int) and value >= 0 else None for value in lengths)
+    if min_length or max_length is not None:
+        found.append(f"/(?s:.{{{min_length or 0},{'' if max_length is None else max_length}}})/")
     if isinstance(pattern := schema.get("pattern"), str):
-        found.append(f"/{llguidance.regex_to_lark(_whole(pattern), 'dw')}/")
+        found.append(f"/{llguidance.regex_to_lark(_match_whole(pattern), 'dw')}/")
     if isinstance(named := schema.get("format"), str) and named in _FORMATS:
         found.append(f"/{_FORMATS[named]}/")
     return found
@@ -205,11 +213,11 @@ _FORMATS = {
     "ipv4": rf"({_BYTE}\.){{3}}{_BYTE}",
     "email": r"[A-Za-z0-9.!#$%&'*+=?^_`{|}~-]+@[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*",
 }
-"""Of strings, by RFC 3339, RFC 9562, RFC 2673 and WHATWG's e-mail addresses; others bind nobody, as in JSON Schema."""
+"""Formats of strings, by RFC 3339, RFC 9562, RFC 2673 and WHATWG's e-mail addresses; others are ignored."""
 
 
-def _whole(pattern: str) -> str:
-    """A pattern that is looked for anywhere in a text, as one that the whole text must match."""
+def _match_whole(pattern: str) -> str:
+    """Turn a pattern that is searched for anywhere in a text into one that the whole text must match."""
     parts = []
     for part in _alternatives(pattern):
         begins = part.startswith("^")
@@ -220,7 +228,7 @@ def _whole(pattern: str) -> str:
 
 
 def _alternatives(pattern: str) -> list[str]:
-    """A pattern's alternatives, apart."""
+    """Split a pattern into its alternatives."""
     parts, depth, in_class, escaped = [""], 0, False, False
     for character in pattern:
         if character == "|" and not (escaped or in_class or depth):
@@ -242,10 +250,10 @@ def _list(value: Any) -> list[Any]:
 
 
 def _definitions(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """What a schema's references point to, for the root of the schema that it becomes a part of."""
+    """The definitions that references of a schema point to, for the root of the schema that it becomes a part of."""
     return {name: schema[name] for name in ("$defs", "definitions") if name in schema}
 
 
-def _regex(pattern: str) -> str:
-    """A pattern between the slashes that Lark puts around it."""
+def _lark_regex(pattern: str) -> str:
+    """Write a pattern between slashes, as Lark does."""
     return "/" + pattern.replace("\\/", "/").replace("/", "\\/") + "/"

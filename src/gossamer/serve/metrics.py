@@ -1,4 +1,4 @@
-"""Counters and times of the service, for Prometheus."""
+"""The counters and times of the service, for Prometheus."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300
 
 
 class Metrics:
-    """Everything /metrics tells. Labels take few values: routes as they are declared, never what a client typed."""
+    """Everything that /metrics reports.
+
+    Labels have few values: routes as they are declared, never what a client typed.
+    """
 
     def __init__(self) -> None:
         self._registry = registry = CollectorRegistry()
@@ -47,7 +50,7 @@ class Metrics:
         )
 
     def finished(self, reason: str, usage: Usage) -> None:
-        """An answer has ended."""
+        """Count an answer that has ended."""
         self._finished.labels(reason).inc()
         for kind, count in (
             ("prompt", usage.prompt_tokens),
@@ -59,13 +62,13 @@ class Metrics:
             self._tokens.labels(kind).inc(count)
 
     def engine_stats(self, stats: Mapping[str, Any]) -> None:
-        """What the engine tells of itself; figures alone have a place here."""
+        """Store the figures that the engine reports about itself; what is no number is ignored."""
         for name, value in stats.items():
             if isinstance(value, (int, float)):
                 self._engine.labels(name).set(value)
 
     def page(self, ready: bool, active: int) -> bytes:
-        """The answer to /metrics."""
+        """Return the answer to /metrics."""
         self._state.set(ready)
         self._active.set(active)
         return generate_latest(self._registry)

@@ -1,4 +1,4 @@
-"""From a folder to a running service: sockets, signals, logs, the drain."""
+"""From a folder to a running service: sockets, signals, logs, and the drain at its end."""
 
 from __future__ import annotations
 
@@ -19,27 +19,26 @@ from gossamer.data.tokenizer import Tokenizer
 from gossamer.errors import UserError
 from gossamer.infer.defaults import generation_config
 from gossamer.serve.app import make_app
-from gossamer.serve.build import EngineConfig, build_engine
-from gossamer.serve.connections import Gate, Protocol, quiet_about_descriptors
-from gossamer.serve.engine import EngineProcess
-from gossamer.serve.keys import ApiKeys
+from gossamer.serve.chat_template import ChatTemplate
+from gossamer.serve.connections import ConnectionLimit, LimitedProtocol, limit_descriptor_errors
+from gossamer.serve.engine_process import EngineProcess
+from gossamer.serve.engine_worker import BuildEngine, EngineConfig, build_engine
 from gossamer.serve.metrics import Metrics
+from gossamer.serve.middleware import ApiKeys
 from gossamer.serve.options import ServeOptions
 from gossamer.serve.service import Service
-from gossamer.serve.template import ChatTemplate
-from gossamer.serve.worker import Build
 
 __all__ = ["Server", "make_service", "serve"]
 
 log = logging.getLogger("gossamer.serve")
-MAX_HEADERS = 32 * 1024
+MAX_HEADER_BYTES = 32 * 1024
 
 
 def serve(run: Path, options: ServeOptions, config: EngineConfig) -> None:
     """Serve the model of a run or a Hugging Face directory until SIGTERM or Ctrl-C.
 
     Raises:
-        UserError: there is no such model, the address is taken, the keys file is wrong, the model cannot be loaded.
+        UserError: there is no such model, the address is taken, the keys file is wrong, or the model cannot be loaded.
     """
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO, stream=sys.stderr)
     keys = None if options.keys is None else ApiKeys(options.keys)
@@ -55,8 +54,8 @@ def serve(run: Path, options: ServeOptions, config: EngineConfig) -> None:
         raise UserError(service.engine.failure)
 
 
-def make_service(folder: Path, options: ServeOptions, build: Build) -> Service:
-    """Everything but the sockets; the engine is not started yet."""
+def make_service(folder: Path, options: ServeOptions, build: BuildEngine) -> Service:
+    """Make everything except the sockets; the engine is not started yet."""
     metrics = Metrics()
     tokenizer = Tokenizer.load(folder)
     defaults, ends = generation_config(folder)
@@ -74,14 +73,19 @@ def make_service(folder: Path, options: ServeOptions, build: Build) -> Service:
 
 
 class Server(uvicorn.Server):
-    """uvicorn, which stops taking connections at SIGTERM and lets running requests end; /ready says so at once.
+    """A uvicorn server that stops accepting connections at SIGTERM and lets running requests end.
 
-    A second Ctrl-C ends without waiting. Requests that run longer than the drain get an error of their own.
+    /ready says so at once. A second Ctrl-C ends it without waiting. Requests that run longer than the drain get an
+    error of their own.
+
+    Args:
+        service: what is served.
+        keys: the API keys; None if no key is needed.
     """
 
     def __init__(self, service: Service, keys: ApiKeys | None) -> None:
         self._engine = service.engine
-        gate = Gate(service.options.max_connections, service.options.header_timeout)
+        limit = ConnectionLimit(service.options.max_connections, service.options.header_timeout)
         config = uvicorn.Config(
             make_app(service, keys),
             log_config=None,
@@ -90,9 +94,9 @@ class Server(uvicorn.Server):
             proxy_headers=False,
             lifespan="on",
             ws="none",
-            http=type("GatedProtocol", (Protocol,), {"gate": gate}),
-            backlog=gate.burst,
-            h11_max_incomplete_event_size=MAX_HEADERS,
+            http=type("Protocol", (LimitedProtocol,), {"limit": limit}),
+            backlog=limit.burst,
+            h11_max_incomplete_event_size=MAX_HEADER_BYTES,
             timeout_graceful_shutdown=math.ceil(service.options.drain_timeout) + 2,
         )
         super().__init__(config)
@@ -101,20 +105,20 @@ class Server(uvicorn.Server):
         self._engine.on_failure = self._stop
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """See uvicorn."""
-        quiet_about_descriptors(asyncio.get_running_loop())
+        """Start as uvicorn does, with fewer messages about a lack of descriptors."""
+        limit_descriptor_errors(asyncio.get_running_loop())
         await super().startup(sockets)
 
     def _stop(self) -> None:
         self.should_exit = True
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """The first signal drains; uvicorn's own loop sees the rest to its end."""
+        """Begin to drain at the first signal; uvicorn's own loop does the rest."""
         if not self.should_exit:
             log.info("draining: %d requests, %g seconds at most", self._engine.active, self._drain_timeout)
             self._engine.drain(self._drain_timeout)
         super().handle_exit(sig, frame)
-        self._captured_signals.clear()  # else it is raised again after the drain: to end when told to is no failure
+        self._captured_signals.clear()  # else it is raised again after the drain, but to end when told to is no failure
 
 
 def _listen(options: ServeOptions) -> socket.socket:

@@ -1,9 +1,8 @@
-"""Tool calls out of a model's text while it is being written, in the two formats that the family's models use.
+"""Reads tool calls from the text of a model while it is generated, in the two formats that the family's models use.
 
-Both classes read what comes after ``<tool_call>``, piece by piece, up to and including the ``</tool_call>`` that ends
-it: only they know whether such a tag stands within an argument. They tell the function's name as soon as it is known,
-then its arguments, which together are the text of a JSON object. What they tell does not depend on how the text was
-cut into pieces.
+Both readers get what comes after `<tool_call>`, in parts, up to and including the `</tool_call>` that ends it: only
+they know whether such a tag stands within an argument. They return the name of the function as soon as it is known,
+then its arguments, which together are the text of a JSON object. The result does not depend on how the text was cut.
 """
 
 from __future__ import annotations
@@ -14,26 +13,27 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
-from gossamer.serve.schemas import accepted_types
+from gossamer.serve.json_schema import accepted_types
 
 __all__ = [
     "CALL",
-    "CALLED",
+    "END_CALL",
     "ArgumentsText",
+    "CallPart",
     "CallReader",
     "FunctionName",
     "JsonCall",
-    "NoCall",
+    "Unreadable",
     "XmlCall",
     "partial_suffix",
 ]
 
-CALL, CALLED = "<tool_call>", "</tool_call>"
+CALL, END_CALL = "<tool_call>", "</tool_call>"
 
 
 @dataclass(frozen=True)
 class FunctionName:
-    """A call begins: the function's name."""
+    """The beginning of a call: the name of the function."""
 
     name: str
 
@@ -46,75 +46,82 @@ class ArgumentsText:
 
 
 @dataclass(frozen=True)
-class NoCall:
-    """Something stands in the place of a call and cannot be read as one: its text."""
+class Unreadable:
+    """Text in the place of a call that cannot be read as one."""
 
     text: str
 
 
-Piece = FunctionName | ArgumentsText | NoCall
+CallPart = FunctionName | ArgumentsText | Unreadable
 
 
 class CallReader(Protocol):
-    """Attributes:
-    opens: what a call begins with after ``<tool_call>`` and white space; anything else is no call
-    closed: ``</tool_call>`` has been read
-    rest: the text behind that, once it is closed
+    """Reads the calls between one `<tool_call>` and its `</tool_call>`.
+
+    Attributes:
+        opens: what a call begins with after `<tool_call>` and white space; anything else is no call.
+        closed: whether `</tool_call>` has been read.
+        rest: the text after that tag, once it has been read.
     """
 
     opens: ClassVar[tuple[str, ...]]
     closed: bool
     rest: str
 
-    def push(self, text: str) -> list[Piece]:
-        """Take more of the model's text; return what can be told now."""
+    def push(self, text: str) -> list[CallPart]:
+        """Read more of the model's text, and return what is known now."""
         ...
 
-    def finish(self, cut: bool) -> list[Piece]:
-        """The text is over without the closing tag; ``cut``: not because the model ended it."""
+    def finish(self, cut: bool) -> list[CallPart]:
+        """Return what was held back when the text ended without the closing tag.
+
+        Args:
+            cut: whether something else than the model ended the text.
+        """
         ...
 
 
 def partial_suffix(text: str, *tags: str) -> int:
-    """How many characters at the end of ``text`` may be the beginning of one of ``tags`` (whole ones not counted)."""
-    longest = min(len(text), max(map(len, tags)) - 1)
-    return next((size for size in range(longest, 0, -1) if any(tag.startswith(text[-size:]) for tag in tags)), 0)
+    """Return how many characters at the end of `text` may be the beginning of one of `tags`, but not a whole one."""
+    max_size = min(len(text), max(map(len, tags)) - 1)
+    return next((size for size in range(max_size, 0, -1) if any(tag.startswith(text[-size:]) for tag in tags)), 0)
 
 
-class _Told:
-    """Collects what a reader tells; neighbouring characters of arguments become one piece."""
+class _CallParts:
+    """Collects the parts that a reader returns; neighbouring characters of arguments become one part."""
 
     def __init__(self) -> None:
-        self.pieces: list[Piece] = []
+        self._parts: list[CallPart] = []
         self._text: list[str] = []
 
     def arguments(self, text: str) -> None:
         self._text.append(text)
 
-    def add(self, piece: Piece) -> None:
+    def add(self, part: CallPart) -> None:
         self._flush()
-        self.pieces.append(piece)
+        self._parts.append(part)
 
     def _flush(self) -> None:
         if text := "".join(self._text):
-            self.pieces.append(ArgumentsText(text))
+            self._parts.append(ArgumentsText(text))
         self._text = []
 
-    def take(self) -> list[Piece]:
+    def take(self) -> list[CallPart]:
         self._flush()
-        pieces, self.pieces = self.pieces, []
-        return pieces
+        parts, self._parts = self._parts, []
+        return parts
 
 
 _STRING_STOP = re.compile(r'["\\\x00-\x1f]')
 
 
 class JsonCall:
-    """``{"name": "f", "arguments": {...}}``, as Qwen3-Next writes it; several in an array or a row are several calls.
+    """Reads `{"name": "f", "arguments": {...}}`, as Qwen3-Next writes it.
 
-    The arguments are handed on as the model writes them. Where the name comes after them, they wait for it. A tag
-    within a string is a part of the string. Arguments that are a JSON object in a string are taken out of it, a call
-    without arguments has ``{}``, and control characters within strings, which JSON does not allow, are escaped.
+    Several objects, in an array or one after the other, are several calls. The arguments are passed on as the model
+    writes them. If the name comes after them, they wait for it. A tag within a string is part of the string. If the
+    arguments are a string with a JSON object in it, they are that object. A call without arguments has `{}`. Control
+    characters within strings, which JSON does not allow, are escaped.
     """
 
     opens: ClassVar[tuple[str, ...]] = ("{", "[")
@@ -124,7 +131,7 @@ class JsonCall:
         self.rest = ""
         self._text = ""
         self._place = 0
-        self._told = _Told()
+        self._parts = _CallParts()
         self._begin_object(0)
 
     def _begin_object(self, place: int) -> None:
@@ -132,135 +139,136 @@ class JsonCall:
         self._name: str | None = None
         self._key: str | None = None
         self._depth = 0
-        self._begin: int | None = None  # of the key or value at depth 1 that is being read
+        self._begin: int | None = None  # where the current key or value at depth 1 begins
         self._string = self._escape = False
-        self._streaming = self._argued = False
-        self._held = ""  # of arguments whose function is not known yet
+        self._streaming = self._has_arguments = False
+        self._held = ""  # arguments of a function whose name is not known yet
 
-    def push(self, text: str) -> list[Piece]:
-        """See ``CallReader``."""
+    def push(self, text: str) -> list[CallPart]:
+        """Read more of the model's text; see `CallReader`."""
         self._text += text
         while self._place < len(self._text) and not self.closed:
             if self._string:
-                self._in_string()
-            elif self._text[self._place] == "<" and CALLED.startswith(self._text[self._place :][: len(CALLED)]):
-                if len(self._text) - self._place < len(CALLED):
-                    break  # perhaps the end of the call
+                self._read_string()
+            elif self._text[self._place] == "<" and END_CALL.startswith(self._text[self._place :][: len(END_CALL)]):
+                if len(self._text) - self._place < len(END_CALL):
+                    break  # may become the end of the call
                 self._close()
             else:
-                self._step(self._text[self._place])
+                self._read_character(self._text[self._place])
                 self._place += 1
         if self._name is not None and (self._begin is None or self._streaming):
-            self._text, self._place = self._text[self._place :], 0  # what has been told is not looked at again
-        return self._told.take()
+            self._text, self._place = self._text[self._place :], 0  # what has been passed on is not read again
+        return self._parts.take()
 
-    def finish(self, cut: bool) -> list[Piece]:
-        """See ``CallReader``."""
+    def finish(self, cut: bool) -> list[CallPart]:
+        """Return what was held back; see `CallReader`."""
         return []
 
     def _close(self) -> None:
         if self._depth and self._name is None:
-            self._told.add(NoCall(self._text[self._object : self._place]))
-        self.closed, self.rest = True, self._text[self._place + len(CALLED) :]
+            self._parts.add(Unreadable(self._text[self._object : self._place]))
+        self.closed, self.rest = True, self._text[self._place + len(END_CALL) :]
 
-    def _in_string(self) -> None:
-        """Go on within a string, to its end or as far as the text has come."""
+    def _read_string(self) -> None:
+        """Read on within a string, up to its end or the end of the text."""
         if self._escape:
             self._escape = False
-            self._tell(self._text[self._place])
+            self._pass_on(self._text[self._place])
             self._place += 1
             return
         found = _STRING_STOP.search(self._text, self._place)
         end = found.start() if found else len(self._text)
-        self._tell(self._text[self._place : end])
+        self._pass_on(self._text[self._place : end])
         self._place = end
         if found is None:
             return
         character = found.group()
         self._place += 1
-        self._tell(json.dumps(character)[1:-1] if character < " " else character)
+        self._pass_on(json.dumps(character)[1:-1] if character < " " else character)
         if character == "\\":
             self._escape = True
         elif character == '"':
             self._string = False
             if self._depth == 1 and self._begin is not None:
-                self._string_ends(self._text[self._begin : self._place])
+                self._end_string(self._text[self._begin : self._place])
 
-    def _string_ends(self, text: str) -> None:
-        """A key, or a value that is a string, is complete."""
+    def _end_string(self, text: str) -> None:
+        """Handle a complete key, or a value that is a complete string."""
         value = _string_value(text)
         if self._key is None:
             self._key = value
         elif self._key == "name" and self._name is None:
             self._name = value
-            self._told.add(FunctionName(value))
-            self._told.arguments(self._held)
+            self._parts.add(FunctionName(value))
+            self._parts.arguments(self._held)
             self._held = ""
         elif self._is_arguments():
-            self._argue(value if _is_object(value) else "{}" if not value.strip() else json.dumps(value))
+            self._set_arguments(value if _is_object(value) else "{}" if not value.strip() else json.dumps(value))
         self._begin = None
 
     def _is_arguments(self) -> bool:
-        return self._key in ("arguments", "parameters") and not self._argued
+        return self._key in ("arguments", "parameters") and not self._has_arguments
 
-    def _argue(self, text: str) -> None:
-        """Tell arguments that are known as a whole."""
-        self._streaming = self._argued = True
-        self._tell(text)
+    def _set_arguments(self, text: str) -> None:
+        """Pass on arguments that are known as a whole."""
+        self._streaming = self._has_arguments = True
+        self._pass_on(text)
         self._streaming = False
 
-    def _tell(self, text: str) -> None:
+    def _pass_on(self, text: str) -> None:
+        """Pass on text of the arguments, if the current value is the arguments."""
         if not self._streaming:
             return
         if self._name is None:
             self._held += text
         else:
-            self._told.arguments(text)
+            self._parts.arguments(text)
 
-    def _step(self, character: str) -> None:
-        """One character outside of strings."""
+    def _read_character(self, character: str) -> None:
+        """Read one character outside of strings."""
         if self._depth == 0:
             if character == "{":
                 self._begin_object(self._place)
                 self._depth = 1
             return
         if self._depth == 1 and character in ",}":
-            self._part_ends()
+            self._end_part()
             if character == "}":
-                self._object_ends()
+                self._end_object()
             return
         if self._depth == 1 and (character.isspace() or character == ":"):
-            return  # between two parts; a value of numbers or names holds none
+            return  # between two parts; a number or a name holds no such character
         if self._begin is None:
             self._begin = self._place
             if self._key is not None and self._is_arguments() and character in "{[":
-                self._streaming = self._argued = True
+                self._streaming = self._has_arguments = True
         if character == '"':
             self._string = True
         elif character in "{[":
             self._depth += 1
         elif character in "}]":
             self._depth -= 1
-        self._tell(character)
+        self._pass_on(character)
         if self._depth == 1 and character in "}]":
             self._streaming = False
 
-    def _part_ends(self) -> None:
+    def _end_part(self) -> None:
         if self._begin is not None and not self._streaming and self._is_arguments():
             scalar = self._text[self._begin : self._place].strip()
-            self._argue("{}" if scalar == "null" else scalar)
+            self._set_arguments("{}" if scalar == "null" else scalar)
         self._key, self._begin, self._streaming = None, None, False
 
-    def _object_ends(self) -> None:
+    def _end_object(self) -> None:
         if self._name is None:
-            self._told.add(NoCall(self._text[self._object : self._place + 1]))
-        elif not self._argued:
-            self._argue("{}")
+            self._parts.add(Unreadable(self._text[self._object : self._place + 1]))
+        elif not self._has_arguments:
+            self._set_arguments("{}")
         self._begin_object(self._place + 1)
 
 
 def _string_value(text: str) -> str:
-    """What the text of a JSON string stands for; with a bare line end or a bad escape it is read all the same."""
+    """The value of the text of a JSON string, which may hold a bare line end or a bad escape."""
     try:
         return str(json.loads(text, strict=False))
     except ValueError:
@@ -278,22 +286,22 @@ _NAME = r"([^<>\n]{0,200})"
 _OUTSIDE = re.compile(rf"<function={_NAME}>|</tool_call>")
 _BETWEEN = re.compile(rf"<parameter={_NAME}>|</function>|<function={_NAME}>|</tool_call>")
 _WITHIN = re.compile(rf"</parameter>|<parameter={_NAME}>|</function>|</tool_call>|<tool_call>|<function={_NAME}>")
-_ENDS = ("</parameter>", "<parameter=", "</function>", CALLED, CALL, "<function=")
+_ENDS = ("</parameter>", "<parameter=", "</function>", END_CALL, CALL, "<function=")
 _OPEN_NAME = re.compile(r"\n?<(?:parameter|function)=[^<>\n]{0,200}\Z")
 
 
 class XmlCall:
-    """``<function=f>`` with ``<parameter=k>`` value ``</parameter>``, as Qwen3.5 and Qwen3-Coder write it.
+    """Reads `<function=f>` with `<parameter=k>` value `</parameter>`, as Qwen3.5 and Qwen3-Coder write it.
 
-    A parameter whose schema says string is handed on as it is written; any other when it is complete, as the JSON
-    value that the text spells, or as a string where it spells none of the schema's types.
+    A parameter whose schema says that it is a string is passed on as it is written. Any other is passed on when it is
+    complete, as the JSON value that the text spells, or as a string if it spells none of the schema's types.
 
-    Models forget closing tags. A value without ``</parameter>`` ends where a parameter of the function begins, or at
-    ``</function>`` or ``</tool_call>``. These may as well be a part of the value: they are where a ``</parameter>``
-    follows before the next parameter or call, so what comes behind one of them waits until that is known.
+    Models forget closing tags. A value without `</parameter>` ends where a parameter of the function begins, or at
+    `</function>` or `</tool_call>`. But these tags are part of the value if a `</parameter>` follows before the next
+    parameter or call, so what comes after one of them waits until that is known.
 
     Args:
-        schemas: of each function's parameters, by its name.
+        schemas: the schema of the parameters of each function, by its name.
     """
 
     opens: ClassVar[tuple[str, ...]] = ("<function=",)
@@ -303,87 +311,87 @@ class XmlCall:
         self.rest = ""
         self._schemas = schemas
         self._text = ""
-        self._told = _Told()
+        self._parts = _CallParts()
         self._function: str | None = None
-        self._count = 0  # parameters of the open function so far
+        self._num_parameters = 0  # of the open function so far
         self._key: str | None = None
-        self._streams = self._begun = False  # the open parameter's value: is told as it comes; has been told in part
-        self._scanned: list[str] = []  # of the open value: no tag begins in it
-        self._seen = 0  # of the text behind that: nor before this place
-        self._end: int | None = None  # of the open value, unless a </parameter> follows
+        self._is_string = self._has_begun = False  # the open value is passed on as it comes; some of it has been
+        self._scanned: list[str] = []  # text of the open value in which no tag begins
+        self._seen = 0  # up to here no tag begins in the text after that
+        self._end: int | None = None  # where the open value ends unless a </parameter> follows
 
-    def push(self, text: str) -> list[Piece]:
-        """See ``CallReader``."""
+    def push(self, text: str) -> list[CallPart]:
+        """Read more of the model's text; see `CallReader`."""
         self._text += text
         while not self.closed and self._step():
             pass
-        return self._told.take()
+        return self._parts.take()
 
-    def finish(self, cut: bool) -> list[Piece]:
-        """See ``CallReader``."""
+    def finish(self, cut: bool) -> list[CallPart]:
+        """Return what was held back; see `CallReader`."""
         if self._key is not None and self._end is not None:
-            self._value_ends(self._end, self._end)
+            self._end_value(self._end, self._end)
             while not self.closed and self._step():
                 pass
         if self._function is not None and self._key is None and not cut:
-            self._function_ends()
-        return self._told.take()
+            self._end_function()
+        return self._parts.take()
 
     def _step(self) -> bool:
-        """Read the next tag, or what of a value can be told; False: more text is needed."""
+        """Read the next tag, or as much of a value as is certain; returns False if more text is needed."""
         if self._key is not None:
-            return self._value()
+            return self._read_value()
         found = (_OUTSIDE if self._function is None else _BETWEEN).search(self._text)
         if found is None:
             return False
         tag, self._text = found.group(), self._text[found.end() :]
         if tag.startswith("<parameter="):
-            self._value_begins(found.group(1).strip())
+            self._begin_value(found.group(1).strip())
             return True
         if self._function is not None:
-            self._function_ends()
-        if tag == CALLED:
+            self._end_function()
+        if tag == END_CALL:
             self.closed, self.rest = True, self._text
         elif tag.startswith("<function="):
-            self._function, self._count = found.groups()[-1].strip(), 0
-            self._told.add(FunctionName(self._function))
-            self._told.arguments("{")
+            self._function, self._num_parameters = found.groups()[-1].strip(), 0
+            self._parts.add(FunctionName(self._function))
+            self._parts.arguments("{")
         return True
 
-    def _function_ends(self) -> None:
-        self._told.arguments("}")
+    def _end_function(self) -> None:
+        self._parts.arguments("}")
         self._function = None
 
-    def _value_begins(self, key: str) -> None:
-        self._key, self._begun, self._seen, self._end = key, False, 0, None
-        self._streams = accepted_types(self._schema(key), self._parameters()) == {"string"}
-        comma = "" if self._count == 0 else ", "
-        self._count += 1
-        self._told.arguments(comma + json.dumps(key, ensure_ascii=False) + ": " + '"' * self._streams)
+    def _begin_value(self, key: str) -> None:
+        self._key, self._has_begun, self._seen, self._end = key, False, 0, None
+        self._is_string = accepted_types(self._schema(key), self._parameters()) == {"string"}
+        comma = "" if self._num_parameters == 0 else ", "
+        self._num_parameters += 1
+        self._parts.arguments(comma + json.dumps(key, ensure_ascii=False) + ": " + '"' * self._is_string)
 
-    def _value(self) -> bool:
-        """Look for the end of the open value."""
+    def _read_value(self) -> bool:
+        """Look for the end of the open value; returns whether it was found."""
         while (found := _WITHIN.search(self._text, self._seen)) is not None:
             tag, self._seen = found.group(), found.end()
             if tag == "</parameter>":
-                self._value_ends(found.start(), found.end())
+                self._end_value(found.start(), found.end())
                 return True
-            if tag in ("</function>", CALLED):
+            if tag in ("</function>", END_CALL):
                 self._end = found.start() if self._end is None else self._end
             elif tag.startswith("<parameter="):
-                if self._knows(found.group(1).strip()):
+                if self._is_parameter(found.group(1).strip()):
                     end = found.start() if self._end is None else self._end
-                    self._value_ends(end, end)
+                    self._end_value(end, end)
                     return True
             elif self._end is not None:  # another call begins
-                self._value_ends(self._end, self._end)
+                self._end_value(self._end, self._end)
                 return True
         if self._end is None:
-            self._string_so_far()
+            self._pass_on_certain()
         return False
 
-    def _string_so_far(self) -> None:
-        """Tell what certainly belongs to the open string: not the beginning of a tag, nor a line end before one."""
+    def _pass_on_certain(self) -> None:
+        """Pass on what certainly belongs to the open value: no beginning of a tag, and no line end before one."""
         tail = self._text[-256:]
         name = _OPEN_NAME.search(tail)
         held = len(tail) - name.start() if name else partial_suffix(tail, *_ENDS, *("\n" + tag for tag in _ENDS))
@@ -391,29 +399,29 @@ class XmlCall:
         self._seen = max(0, ready)
         if ready <= 0:
             return
-        if self._streams:
-            self._told.arguments(_escaped(self._string_text(self._text[:ready])))
+        if self._is_string:
+            self._parts.arguments(_escaped(self._string_text(self._text[:ready])))
         else:
             self._scanned.append(self._text[:ready])
         self._text, self._seen = self._text[ready:], 0
 
-    def _value_ends(self, end: int, behind: int) -> None:
-        """The open value ends at ``end``, the text goes on at ``behind``; one line end on either side is no part."""
+    def _end_value(self, end: int, next_start: int) -> None:
+        """End the open value at `end` and read on at `next_start`; a line end on either side is not part of it."""
         assert self._key is not None
-        text, self._text = self._text[:end], self._text[behind:]
-        if self._streams:
-            self._told.arguments(_escaped(self._string_text(text).removesuffix("\n")) + '"')
+        text, self._text = self._text[:end], self._text[next_start:]
+        if self._is_string:
+            self._parts.arguments(_escaped(self._string_text(text).removesuffix("\n")) + '"')
         else:
             text = "".join([*self._scanned, text]).removeprefix("\n").removesuffix("\n")
             self._scanned = []
             value = coerce(text, self._schema(self._key), self._parameters())
-            self._told.arguments(json.dumps(value, ensure_ascii=False))
+            self._parts.arguments(json.dumps(value, ensure_ascii=False))
         self._key = None
 
     def _string_text(self, text: str) -> str:
-        """``text`` of a string's value, without the line end that comes before the whole of it."""
-        begun, self._begun = self._begun, True
-        return text if begun else text.removeprefix("\n")
+        """Text of the open string, without the line end before the first of it."""
+        has_begun, self._has_begun = self._has_begun, True
+        return text if has_begun else text.removeprefix("\n")
 
     def _parameters(self) -> Mapping[str, Any]:
         found = self._schemas.get(self._function or "", {})
@@ -427,7 +435,7 @@ class XmlCall:
         schema = self._properties().get(key)
         return schema if isinstance(schema, Mapping) else {}
 
-    def _knows(self, key: str) -> bool:
+    def _is_parameter(self, key: str) -> bool:
         """Whether the open function may have a parameter of this name."""
         return not self._properties() or key in self._properties()
 
@@ -437,24 +445,24 @@ def _escaped(text: str) -> str:
 
 
 def coerce(raw: str, schema: Mapping[str, Any], root: Mapping[str, Any] | None = None) -> Any:
-    """The value that the text of a parameter stands for: of the schema's types the one that fits, else the text.
+    """Return the value that the text of a parameter stands for, by the schema's types, or else the text itself.
 
     Args:
         raw: the text.
-        schema: of the parameter.
+        schema: the schema of the parameter.
         root: the schema of all parameters, in which references are looked up.
     """
     types = accepted_types(schema, root or schema)
     if types == {"string"}:
         return raw
     try:
-        value = json.loads(raw, parse_constant=_no_constant)
+        value = json.loads(raw, parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
         word = raw.strip().lower()
         if "boolean" in types and word in ("true", "false"):
             return word == "true"
         return None if "null" in types and word in ("null", "none") else raw
-    kinds = {
+    fits = {
         "boolean": isinstance(value, bool),
         "integer": isinstance(value, int) and not isinstance(value, bool),
         "number": isinstance(value, (int, float)) and not isinstance(value, bool),
@@ -464,8 +472,8 @@ def coerce(raw: str, schema: Mapping[str, Any], root: Mapping[str, Any] | None =
     }
     if "integer" in types and isinstance(value, float) and value.is_integer():
         return int(value)
-    return value if any(kinds[kind] for kind in types & kinds.keys()) else raw
+    return value if any(fits[kind] for kind in types & fits.keys()) else raw
 
 
-def _no_constant(name: str) -> None:
+def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON")

@@ -1,4 +1,4 @@
-"""What the routes share: the service behind a request, the statuses they may answer with, what the log is told."""
+"""What the routes share: the service, the statuses of their answers, values for the log, log-probabilities."""
 
 from __future__ import annotations
 
@@ -8,13 +8,27 @@ from typing import Annotated, Any
 
 from fastapi import Depends, Request
 
-from gossamer.infer.request import Delta
-from gossamer.serve.run import Run
+from gossamer.data.tokenizer import TextStream, Tokenizer
+from gossamer.infer.request import Delta, TokenLogprobs
+from gossamer.serve.generation import LOG_KEY, Generation, unless_gone
 from gossamer.serve.service import Service
-from gossamer.serve.stream import LOG_KEY, unless_gone
-from gossamer.serve.wire.base import ErrorAnswer, Usage
+from gossamer.serve.wire.base import ErrorAnswer, Logprob, Usage
+from gossamer.serve.wire.chat import TokenLogprob
+from gossamer.serve.wire.completions import CompletionsLogprobs
 
-__all__ = ["ERRORS", "GENERATION_ERRORS", "Served", "collect", "note", "note_usage", "now", "stream_answer"]
+__all__ = [
+    "ERRORS",
+    "GENERATION_ERRORS",
+    "Served",
+    "Statuses",
+    "chat_logprobs",
+    "collect",
+    "completion_logprobs",
+    "log_usage",
+    "log_values",
+    "now",
+    "stream_answer",
+]
 
 _MEANINGS = {
     400: "A field is wrong, unknown or not supported, or the prompt does not fit the model",
@@ -26,7 +40,6 @@ _MEANINGS = {
     500: "The engine failed at this request",
     503: "The model is being loaded, the service shuts down, or a time limit has passed; Retry-After",
 }
-
 
 Statuses = dict[int | str, dict[str, Any]]
 
@@ -40,7 +53,7 @@ GENERATION_ERRORS = _errors(400, 401, 404, 408, 413, 429, 500, 503)
 
 
 def stream_answer(model: type, description: str) -> Statuses:
-    """Status 200 of a route that answers with JSON, or with a stream of events where the request asks for one."""
+    """Return status 200 of a route that answers with JSON, or with a stream of events if the request asks for one."""
     fields = {"data": {"type": "string", "description": "JSON, or [DONE] at the end"}, "event": {"type": "string"}}
     media = {"text/event-stream": {"schema": {"type": "object", "properties": fields, "required": ["data"]}}}
     return {200: {"model": model, "description": description, "content": media}}
@@ -56,18 +69,18 @@ Served = Annotated[Service, Depends(_service)]
 
 
 def now() -> int:
-    """Seconds since 1970."""
+    """Return the seconds since 1970."""
     return int(time.time())
 
 
-def note(request: Request, **values: Any) -> None:
-    """Add to the request's line in the log."""
+def log_values(request: Request, **values: Any) -> None:
+    """Add values to the request's line in the log."""
     request.scope.setdefault(LOG_KEY, {}).update(values)
 
 
-def note_usage(request: Request, usage: Usage, reasons: Sequence[str | None]) -> None:
-    """Add what an answer took to the request's line in the log."""
-    note(
+def log_usage(request: Request, usage: Usage, reasons: Sequence[str | None]) -> None:
+    """Add the usage and the finish reasons of an answer to the request's line in the log."""
+    log_values(
         request,
         prompt=usage.prompt_tokens,
         cached=usage.prompt_tokens_details.cached_tokens,
@@ -76,15 +89,88 @@ def note_usage(request: Request, usage: Usage, reasons: Sequence[str | None]) ->
     )
 
 
-async def collect(request: Request, run: Run, take: Callable[[int, Delta], Any]) -> None:
-    """Hand every delta to ``take(index, delta)`` until the run ends or the client leaves; then close the run."""
+async def collect(request: Request, generation: Generation, add: Callable[[int, Delta], Any]) -> None:
+    """Call `add(index, delta)` for every delta until the generation ends or the client leaves; then close it."""
 
-    async def all_of_it() -> None:
-        async for item in run.deltas():
+    async def collect_all() -> None:
+        async for item in generation.deltas():
             assert item is not None
-            take(*item)
+            add(*item)
 
     try:
-        await unless_gone(request, all_of_it())
+        await unless_gone(request, collect_all())
     finally:
-        run.close()
+        generation.close()
+
+
+# Log-probabilities. A token that is a part of a character has no text of its own. It is written by its bytes, as OpenAI
+# writes it: `\xe6\x97` in an answer of chat/completions, `bytes:\xe6\x97` in one of completions. So U+FFFD stands for
+# the character U+FFFD alone.
+
+
+def chat_logprobs(tokenizer: Tokenizer, tokens: Sequence[TokenLogprobs]) -> list[TokenLogprob]:
+    """Return the log-probabilities of an answer in the form of chat/completions: a list of tokens with alternatives."""
+    return [
+        TokenLogprob(
+            token=_token_text(tokenizer, token.token),
+            logprob=token.logprob,
+            bytes=list(_token_bytes(tokenizer, token.token)),
+            top_logprobs=[
+                Logprob(
+                    token=_token_text(tokenizer, index), logprob=logprob, bytes=list(_token_bytes(tokenizer, index))
+                )
+                for index, logprob in token.top
+            ],
+        )
+        for token in tokens
+    ]
+
+
+def completion_logprobs(
+    tokenizer: Tokenizer, tokens: Sequence[TokenLogprobs], offset: int, stream: TextStream | None = None
+) -> CompletionsLogprobs:
+    """Return the log-probabilities of an answer in the form of completions: parallel lists over the tokens.
+
+    Args:
+        tokenizer: the tokenizer of the model.
+        tokens: the tokens of an answer, or of a part of it.
+        offset: number of characters before the answer.
+        stream: has decoded the tokens of the answer before these, and decodes these; None if these are the first.
+    """
+    stream = tokenizer.stream() if stream is None else stream
+    offsets = []
+    for token in tokens:
+        stream.push(token.token)
+        offsets.append(offset + stream.token_start)
+    top = [_by_token_text(tokenizer, token.top) for token in tokens]
+    return CompletionsLogprobs(
+        tokens=[_token_text(tokenizer, token.token, "bytes:") for token in tokens],
+        token_logprobs=[token.logprob for token in tokens],
+        top_logprobs=top if any(top) else None,
+        text_offset=offsets,
+    )
+
+
+def _by_token_text(tokenizer: Tokenizer, top: Sequence[tuple[int, float]]) -> dict[str, float]:
+    """Log-probabilities by the texts of the tokens; of two tokens with the same text, the likelier one keeps it.
+
+    The other one is named by its id, as vLLM does.
+    """
+    found: dict[str, float] = {}
+    for index, logprob in sorted(top, key=lambda one: -one[1]):
+        text = _token_text(tokenizer, index, "bytes:")
+        found[f"token_id:{index}" if text in found else text] = logprob
+    return found
+
+
+def _token_text(tokenizer: Tokenizer, token: int, prefix: str = "") -> str:
+    data = _token_bytes(tokenizer, token)
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return prefix + "".join(f"\\x{byte:02x}" for byte in data)
+
+
+def _token_bytes(tokenizer: Tokenizer, token: int) -> bytes:
+    """The bytes that a token stands for, none for one that the network has and the tokenizer has not."""
+    return tokenizer.token_byte_values[token] if token < tokenizer.vocab_size else b""

@@ -16,20 +16,22 @@ router = APIRouter(tags=["health"])
 
 
 class Health(BaseModel):
+    """The answer of /health and /ready."""
+
     status: Literal["ok"]
 
 
 @router.head("/health", include_in_schema=False)
 @router.get("/health", summary="Is the process alive")
 async def health() -> Health:
-    """200 as long as the service answers at all; whoever restarts dead ones asks here. No key is needed."""
+    """200 as long as the service answers at all, for whatever restarts dead services. No key is needed."""
     return Health(status="ok")
 
 
 @router.head("/ready", include_in_schema=False)
 @router.get("/ready", responses={503: ERRORS[503]}, summary="Are requests taken")
 async def ready(service: Served) -> Health:
-    """200 while requests are taken; whoever spreads the load asks here. No key is needed."""
+    """200 while requests are accepted, for load balancers. No key is needed."""
     if service.engine.state != "ready":
         raise unavailable(f"the engine is {service.engine.state}", service.engine.state, 5)
     return Health(status="ok")

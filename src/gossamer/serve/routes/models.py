@@ -1,13 +1,13 @@
-"""GET /v1/models, POST /tokenize: what is served, and how long a prompt is."""
+"""GET /v1/models and POST /tokenize: the model that is served, and how long a prompt is."""
 
 from __future__ import annotations
 
 from fastapi import APIRouter
 
 from gossamer.infer.defaults import sampling_for_readers
+from gossamer.serve.replies import offered_tools, template_messages, template_tools
 from gossamer.serve.routes.common import ERRORS, Served, Statuses
 from gossamer.serve.service import Service
-from gossamer.serve.turn import offered_tools, template_messages, template_tools
 from gossamer.serve.wire.completions import ModelAnswer, ModelsAnswer, TextPrompt, TokenizeAnswer, TokenizeRequest
 
 router = APIRouter(tags=["models"])

@@ -1,1 +1,1 @@
-"""What travels: pydantic models of requests and answers, named as OpenAI names them. An unknown field is an error."""
+"""The pydantic models of requests and answers, with OpenAI's names; an unknown field is an error."""

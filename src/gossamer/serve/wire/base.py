@@ -1,4 +1,4 @@
-"""What every family of endpoints shares: strictness, sampling fields, formats, usage."""
+"""What all families of endpoints share: strict fields, sampling, response formats, usage."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ __all__ = [
     "TokenId",
     "Usage",
     "Wire",
-    "at_most",
+    "max_keys",
 ]
 
-MOST_FIELDS = 256
+MAX_FIELDS = 256
 T = TypeVar("T")
 Items = Annotated[list[T], Field(fail_fast=True)]
-"""A list that a client sends: the first item that is wrong is told, and not a million of them."""
+"""A list that a client sends, of which only the first wrong item is reported, not a million of them."""
 
 
-def at_most(keys: int) -> BeforeValidator:
-    """An object has so many keys at most, which is found before each of them is looked at."""
+def max_keys(count: int) -> BeforeValidator:
+    """Return a validator that refuses objects with more keys before each of them is validated."""
 
-    def few(data: Any) -> Any:
-        if isinstance(data, dict) and len(data) > keys:
-            raise ValueError(f"{len(data)} keys; {keys} are taken")
+    def validate(data: Any) -> Any:
+        if isinstance(data, dict) and len(data) > count:
+            raise ValueError(f"{len(data)} keys; {count} are taken")
         return data
 
-    return BeforeValidator(few)
+    return BeforeValidator(validate)
 
 
 JsonSchema = dict[str, Any]
@@ -59,10 +59,10 @@ class Wire(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _few_fields(cls, data: Any) -> Any:
-        """No complaint about each of a million fields that do not exist."""
-        if isinstance(data, dict) and len(data) > MOST_FIELDS:
-            raise ValueError(f"{len(data)} fields; no object here has more than {MOST_FIELDS}")
+    def _check_number_of_fields(cls, data: Any) -> Any:
+        """Refuse an object with too many fields once, instead of reporting each of a million unknown ones."""
+        if isinstance(data, dict) and len(data) > MAX_FIELDS:
+            raise ValueError(f"{len(data)} fields; no object here has more than {MAX_FIELDS}")
         return data
 
 
@@ -85,7 +85,7 @@ class Sampling(Wire):
     repetition_penalty: float | None = Field(None, gt=0, le=100)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    logit_bias: Annotated[Biases, Field(max_length=1024), at_most(1024)] | None = Field(
+    logit_bias: Annotated[Biases, Field(max_length=1024), max_keys(1024)] | None = Field(
         None, description="added to the logits of token ids, which are the keys"
     )
     seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
@@ -97,18 +97,26 @@ class Sampling(Wire):
 
 
 class StreamOptions(Wire):
+    """Options of a streamed answer."""
+
     include_usage: bool | None = Field(None, description="a last chunk with usage and no choices")
 
 
 class TextFormat(Wire):
+    """Plain text, without a form."""
+
     type: Literal["text"]
 
 
 class JsonObjectFormat(Wire):
+    """Any JSON object."""
+
     type: Literal["json_object"]
 
 
 class SchemaOfFormat(Wire):
+    """The JSON schema of an answer."""
+
     name: str = Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")
     description: str | None = None
     json_schema: JsonSchema = Field(alias="schema")
@@ -116,6 +124,8 @@ class SchemaOfFormat(Wire):
 
 
 class JsonSchemaFormat(Wire):
+    """JSON that follows a schema."""
+
     type: Literal["json_schema"]
     json_schema: SchemaOfFormat
 
@@ -140,14 +150,20 @@ AnyFormat = Annotated[
 
 
 class PromptTokensDetails(Answer):
+    """Where the tokens of a prompt came from."""
+
     cached_tokens: int = Field(description="of the prompt, not computed again")
 
 
 class CompletionTokensDetails(Answer):
+    """What the tokens of an answer were used for."""
+
     reasoning_tokens: int
 
 
 class Usage(Answer):
+    """Tokens of a prompt and of its answers."""
+
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
@@ -164,6 +180,8 @@ class Logprob(Answer):
 
 
 class ErrorDetail(Answer):
+    """What went wrong, in OpenAI's shape."""
+
     message: str
     type: str
     param: str | None
@@ -171,4 +189,6 @@ class ErrorDetail(Answer):
 
 
 class ErrorAnswer(Answer):
+    """The answer to a request that failed."""
+
     error: ErrorDetail

@@ -26,6 +26,8 @@ FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
 
 
 class TextPart(Wire):
+    """Text as a part of a message."""
+
     type: Literal["text"]
     text: str
 
@@ -34,29 +36,39 @@ Content = str | Items[TextPart]
 
 
 class SystemMessage(Wire):
+    """Instructions to the model."""
+
     role: Literal["system", "developer"]
     content: Content
     name: str | None = None
 
 
 class UserMessage(Wire):
+    """A message of the user."""
+
     role: Literal["user"]
     content: Content
     name: str | None = None
 
 
 class CalledFunction(Wire):
+    """The function of a tool call and its arguments."""
+
     name: FunctionName
     arguments: str = Field(description="a JSON object, as text")
 
 
 class ToolCall(Wire):
+    """A tool call of the assistant."""
+
     id: str = Field(min_length=1)
     type: Literal["function"]
     function: CalledFunction
 
 
 class AssistantMessage(Wire):
+    """A message of the assistant."""
+
     role: Literal["assistant"]
     content: Content | None = None
     reasoning_content: str | None = None
@@ -66,6 +78,8 @@ class AssistantMessage(Wire):
 
 
 class ToolMessage(Wire):
+    """The result of a tool call."""
+
     role: Literal["tool"]
     content: Content
     tool_call_id: str
@@ -78,6 +92,8 @@ ChatMessage = Annotated[
 
 
 class Function(Wire):
+    """A function that the model may call."""
+
     name: FunctionName
     description: str | None = None
     parameters: JsonSchema | None = None
@@ -85,15 +101,21 @@ class Function(Wire):
 
 
 class Tool(Wire):
+    """A tool that the model may use."""
+
     type: Literal["function"]
     function: Function
 
 
 class AllowedFunction(Wire):
+    """The name of the function that must be called."""
+
     name: FunctionName
 
 
 class AllowedTool(Wire):
+    """The tool that must be used."""
+
     type: Literal["function"]
     function: AllowedFunction
 
@@ -122,6 +144,8 @@ class ChatPrompt(Wire):
 
 
 class ChatRequest(ChatPrompt, Sampling):
+    """A request for the next message of a conversation."""
+
     max_tokens: int | None = Field(None, ge=1, description="the older name of max_completion_tokens")
     max_completion_tokens: int | None = Field(None, ge=1, description="default: what is left of the context")
     n: int | None = Field(None, ge=1, le=128)
@@ -150,26 +174,36 @@ class ChatRequest(ChatPrompt, Sampling):
 
 
 class TokenLogprob(Logprob):
+    """A token of an answer with the likeliest alternatives."""
+
     top_logprobs: list[Logprob]
 
 
 class ChoiceLogprobs(Answer):
+    """The log-probabilities of a choice."""
+
     content: list[TokenLogprob] | None
     refusal: None = None
 
 
 class CalledFunctionAnswer(Answer):
+    """The function of a tool call, or some of its arguments."""
+
     name: str | None = None
     arguments: str | None = None
 
 
 class ToolCallAnswer(Answer):
+    """A tool call of the model."""
+
     id: str
     type: Literal["function"]
     function: CalledFunctionAnswer
 
 
 class MessageAnswer(Answer):
+    """The message of a choice."""
+
     role: Literal["assistant"]
     content: str | None
     refusal: None = None
@@ -181,6 +215,8 @@ FinishReason = Literal["stop", "length", "tool_calls"]
 
 
 class ChatChoice(Answer):
+    """One of several answers."""
+
     index: int
     message: MessageAnswer
     logprobs: ChoiceLogprobs | None
@@ -188,6 +224,8 @@ class ChatChoice(Answer):
 
 
 class ChatAnswer(Answer):
+    """A whole answer."""
+
     id: str
     object: Literal["chat.completion"]
     created: int
@@ -197,6 +235,8 @@ class ChatAnswer(Answer):
 
 
 class ToolCallDelta(Answer):
+    """What a chunk adds to a tool call."""
+
     index: int
     id: str | None = None
     type: Literal["function"] | None = None
@@ -204,6 +244,8 @@ class ToolCallDelta(Answer):
 
 
 class MessageDelta(Answer):
+    """What a chunk adds to a message."""
+
     role: Literal["assistant"] | None = None
     content: str | None = None
     reasoning_content: str | None = None
@@ -211,6 +253,8 @@ class MessageDelta(Answer):
 
 
 class ChunkChoice(Answer):
+    """What a chunk adds to a choice."""
+
     index: int
     delta: MessageDelta
     logprobs: ChoiceLogprobs | None
@@ -218,6 +262,8 @@ class ChunkChoice(Answer):
 
 
 class ChatChunk(Answer):
+    """An event of a streamed answer."""
+
     id: str
     object: Literal["chat.completion.chunk"]
     created: int

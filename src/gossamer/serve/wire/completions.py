@@ -30,6 +30,8 @@ Prompt = (
 
 
 class CompletionRequest(Sampling):
+    """A request for the continuation of a text."""
+
     model: str | None = Field(None, description="default: the one that is served")
     prompt: Prompt = Field(description="a text or token ids, or several of them")
     max_tokens: int | None = Field(None, ge=1, description="default: 16")
@@ -50,6 +52,8 @@ class CompletionRequest(Sampling):
 
 
 class CompletionsLogprobs(Answer):
+    """The log-probabilities of a text, as parallel lists over its tokens."""
+
     tokens: list[str]
     token_logprobs: list[float]
     top_logprobs: list[dict[str, float]] | None
@@ -57,6 +61,8 @@ class CompletionsLogprobs(Answer):
 
 
 class CompletionChoice(Answer):
+    """One of several continuations."""
+
     index: int
     text: str
     logprobs: CompletionsLogprobs | None
@@ -64,6 +70,8 @@ class CompletionChoice(Answer):
 
 
 class CompletionAnswer(Answer):
+    """A whole answer, or an event of a streamed one."""
+
     id: str
     object: Literal["text_completion"]
     created: int
@@ -73,6 +81,8 @@ class CompletionAnswer(Answer):
 
 
 class ModelAnswer(Answer):
+    """The model that is served."""
+
     id: str
     object: Literal["model"]
     created: int
@@ -89,11 +99,15 @@ class ModelAnswer(Answer):
 
 
 class ModelsAnswer(Answer):
+    """The list of models."""
+
     object: Literal["list"]
     data: list[ModelAnswer]
 
 
 class TextPrompt(Wire):
+    """A text of which the tokens are counted."""
+
     model: str | None = None
     prompt: str
 
@@ -102,6 +116,8 @@ TokenizeRequest = TextPrompt | ChatPrompt
 
 
 class TokenizeAnswer(Answer):
+    """The tokens of a prompt."""
+
     count: int
     max_model_len: int
     tokens: list[int]

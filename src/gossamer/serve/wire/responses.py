@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from gossamer.serve.wire.base import Answer, Items, JsonSchema, Wire, at_most
+from gossamer.serve.wire.base import Answer, Items, JsonSchema, Wire, max_keys
 from gossamer.serve.wire.chat import AllowedFunction, FunctionName
 
 __all__ = [
@@ -30,11 +30,15 @@ Status = Literal["in_progress", "completed", "incomplete"]
 
 
 class InputText(Wire):
+    """Text of the input."""
+
     type: Literal["input_text"]
     text: str
 
 
 class OutputText(Wire):
+    """Text of an earlier output."""
+
     type: Literal["output_text"]
     text: str
     annotations: list[Any] | None = Field(None, max_length=0)
@@ -42,6 +46,8 @@ class OutputText(Wire):
 
 
 class MessageItem(Wire):
+    """A message of the input."""
+
     type: Literal["message"] | None = None
     role: Literal["user", "assistant", "system", "developer"]
     content: str | Items[Annotated[InputText | OutputText, Field(discriminator="type")]]
@@ -50,6 +56,8 @@ class MessageItem(Wire):
 
 
 class FunctionCallItem(Wire):
+    """A function call of an earlier response."""
+
     type: Literal["function_call"]
     call_id: str = Field(min_length=1)
     name: FunctionName
@@ -59,6 +67,8 @@ class FunctionCallItem(Wire):
 
 
 class FunctionOutputItem(Wire):
+    """The result of a function call."""
+
     type: Literal["function_call_output"]
     call_id: str
     output: str | Items[InputText]
@@ -67,11 +77,15 @@ class FunctionOutputItem(Wire):
 
 
 class ReasoningText(Wire):
+    """Text of the model's reasoning."""
+
     type: Literal["reasoning_text"]
     text: str
 
 
 class ReasoningItem(Wire):
+    """The reasoning of an earlier response."""
+
     type: Literal["reasoning"]
     id: str | None = None
     summary: list[Any] = Field(default_factory=list, max_length=0)
@@ -95,6 +109,8 @@ InputItem = Annotated[
 
 
 class FunctionTool(Wire):
+    """A function that the model may call."""
+
     type: Literal["function"]
     name: FunctionName
     description: str | None = None
@@ -103,18 +119,26 @@ class FunctionTool(Wire):
 
 
 class NamedFunction(AllowedFunction):
+    """The function that must be called."""
+
     type: Literal["function"]
 
 
 class PlainText(Wire):
+    """Plain text, without a form."""
+
     type: Literal["text"]
 
 
 class JsonObjectText(Wire):
+    """Any JSON object."""
+
     type: Literal["json_object"]
 
 
 class JsonSchemaText(Wire):
+    """JSON that follows a schema."""
+
     type: Literal["json_schema"]
     name: str = Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")
     description: str | None = None
@@ -123,6 +147,8 @@ class JsonSchemaText(Wire):
 
 
 class TextConfig(Wire):
+    """The form of the text."""
+
     format: Annotated[PlainText | JsonObjectText | JsonSchemaText, Field(discriminator="type")] | None = None
 
 
@@ -140,15 +166,17 @@ class ResponsePrompt(Wire):
 
 
 class InputTokensRequest(ResponsePrompt):
-    pass
+    """A request to count the tokens of an input."""
 
 
 class ResponseRequest(ResponsePrompt):
+    """A request for a response."""
+
     max_output_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=100)
     top_p: float | None = Field(None, gt=0, le=1)
     stream: bool | None = None
-    metadata: Annotated[dict[str, str], Field(max_length=16), at_most(16)] | None = Field(
+    metadata: Annotated[dict[str, str], Field(max_length=16), max_keys(16)] | None = Field(
         None, description="comes back with the answer"
     )
     user: str | None = Field(None, description="who asks; stands in the request log")
@@ -159,19 +187,27 @@ class ResponseRequest(ResponsePrompt):
 
 
 class InputTokensAnswer(Answer):
+    """The number of tokens of an input."""
+
     object: Literal["response.input_tokens"]
     input_tokens: int
 
 
 class InputDetails(Answer):
+    """Where the tokens of an input came from."""
+
     cached_tokens: int
 
 
 class OutputDetails(Answer):
+    """What the tokens of an output were used for."""
+
     reasoning_tokens: int
 
 
 class ResponseUsage(Answer):
+    """Tokens of an input and its output."""
+
     input_tokens: int
     input_tokens_details: InputDetails
     output_tokens: int
@@ -180,6 +216,8 @@ class ResponseUsage(Answer):
 
 
 class ResponseAnswer(Answer):
+    """A response, as far as it has been generated."""
+
     id: str
     object: Literal["response"]
     created_at: int

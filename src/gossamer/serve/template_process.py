@@ -1,7 +1,7 @@
-"""What runs in a chat template's own process (see ``infer.isolated``): Jinja, in its immutable sandbox.
+"""What runs in the process of a chat template (see `infer.isolated`): Jinja, in its immutable sandbox.
 
-The sandbox keeps a template away from files and from Python; it does not keep it from running for ever or from filling
-the memory, which the process's limits do.
+The sandbox keeps a template away from files and from Python. The limits of the process keep it from running for ever
+and from filling the memory.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from gossamer.infer.isolated import Handler, Refused
 
-__all__ = ["LONGEST", "rendering"]
+__all__ = ["MAX_PROMPT", "rendering"]
 
-LONGEST = 16 << 20
-"""Characters of a prompt at most."""
+MAX_PROMPT = 16 << 20
+"""Characters that a prompt may have."""
 
 
 def rendering() -> Callable[[], Handler]:
-    """Prepare nothing but the imports; what is returned makes the handler of one checkpoint's templates.
+    """Return a function that makes the handler of one checkpoint's templates; only the imports are done beforehand.
 
-    The handler takes JSON: ``{"templates": {name: source}}`` first, then ``{"template": name, "variables": {…}}``, to
-    which it answers with the text.
+    The handler receives JSON: first `{"templates": {name: source}}`, then `{"template": name, "variables": {…}}`, which
+    it answers with the text.
     """
 
     def begin() -> Handler:
@@ -37,17 +37,17 @@ def rendering() -> Callable[[], Handler]:
 
         def handle(message: bytes) -> bytes:
             try:
-                asked = json.loads(message)
-                if "templates" in asked:
+                values = json.loads(message)
+                if "templates" in values:
                     environment = _environment()
-                    for name, source in asked["templates"].items():
+                    for name, source in values["templates"].items():
                         templates[name] = environment.from_string(source)
                     return b""
-                return _text(templates[asked["template"]], asked["variables"]).encode(errors="surrogatepass")
+                return _text(templates[values["template"]], values["variables"]).encode(errors="surrogatepass")
             except RecursionError as error:
                 raise Refused("nested too deeply") from error
             except TemplateError as error:
-                raise Refused(_told(error)) from error
+                raise Refused(_error_text(error)) from error
 
         return handle
 
@@ -55,22 +55,22 @@ def rendering() -> Callable[[], Handler]:
 
 
 def _text(template: Template, variables: Mapping[str, Any]) -> str:
-    pieces, size = [], 0
-    for piece in template.generate(variables):
-        size += len(piece)
-        if size > LONGEST:
-            raise Refused(f"it makes a prompt of more than {LONGEST:,} characters")
-        pieces.append(piece)
-    return "".join(pieces)
+    parts, size = [], 0
+    for part in template.generate(variables):
+        size += len(part)
+        if size > MAX_PROMPT:
+            raise Refused(f"it makes a prompt of more than {MAX_PROMPT:,} characters")
+        parts.append(part)
+    return "".join(parts)
 
 
-def _told(error: TemplateError) -> str:
+def _error_text(error: TemplateError) -> str:
     name = type(error).__name__
     return f"{name}: {error.message or ''}" if name != "TemplateError" else str(error.message)
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
-    """As in transformers' ``chat_template_utils``: what its templates use."""
+    """The environment of `chat_template_utils` in transformers, with all that templates use."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
     )
@@ -81,17 +81,17 @@ def _environment() -> ImmutableSandboxedEnvironment:
 
 
 class _Generation(Extension):
-    """``{% generation %}`` … ``{% endgeneration %}`` mark what is learnt from; in a prompt they mean nothing."""
+    """The tags `{% generation %}` … `{% endgeneration %}` around what is learnt from, which a prompt ignores."""
 
     tags = {"generation"}  # noqa: RUF012, as the class above declares it
 
     def parse(self, parser: Parser) -> nodes.Node:
-        """The block, as a call that gives its text."""
+        """Parse the block as a call that returns its text."""
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return nodes.CallBlock(self.call_method("_inside"), [], [], body).set_lineno(line)
+        return nodes.CallBlock(self.call_method("_block_text"), [], [], body).set_lineno(line)
 
-    def _inside(self, caller: Macro) -> str:
+    def _block_text(self, caller: Macro) -> str:
         text: str = caller()
         return text
 
@@ -103,7 +103,7 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """Jinja's own filter escapes for HTML; a model was trained on plain JSON."""
+    """Write plain JSON, on which models are trained; Jinja's own filter escapes it for HTML."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 

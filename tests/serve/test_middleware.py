@@ -8,7 +8,7 @@ import logging
 import pytest
 
 from gossamer.errors import UserError
-from gossamer.serve.keys import ApiKeys
+from gossamer.serve.middleware import ApiKeys
 from gossamer.serve.options import ServeOptions, is_loopback
 
 ONE, TWO = "0123456789abcdef", "ghijklmnopqrstuvwxyz"

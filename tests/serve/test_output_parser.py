@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers.utils.chat_parsing import ResponseParser
 
-from gossamer.serve.output import CallArguments, CallBegins, Content, OutputParser, Reasoning
+from gossamer.serve.output_parser import CallArguments, CallBegins, Content, OutputParser, Reasoning
 from gossamer.serve.tool_calls import JsonCall, XmlCall, coerce, partial_suffix
 
 THOUGHT = {"open": "<think>", "close": "</think>", "content": "text"}
@@ -78,7 +78,7 @@ arguments = st.fixed_dictionaries(
 
 
 def message(text: str, cuts: list[int], **parser: Any) -> dict[str, Any]:
-    """What the parser makes of ``text``, cut at these places, put together; calls with the text of their arguments."""
+    """What the parser makes of `text`, cut at these places, put together; calls with the text of their arguments."""
     made = OutputParser(**parser)
     places = sorted({0, len(text), *(cut % (len(text) + 1) for cut in cuts)})
     found = [event for begin, end in itertools.pairwise(places) for event in made.push(text[begin:end])]

@@ -1,7 +1,7 @@
-"""What the JSON schema of a parameter says about its value's type: the one place that decides what is text.
+"""Which JSON types the schema of a parameter accepts: the one place that decides what is a string.
 
-The XML format of calls writes strings bare and everything else as JSON, so the grammar that a forced call is held to
-and the reader of calls must agree on what a string is. Both ask here.
+The XML format of tool calls writes strings as they are and everything else as JSON. So the grammar of a forced call and
+the reader of calls must agree on what a string is, and both ask here.
 """
 
 from __future__ import annotations
@@ -11,29 +11,29 @@ from typing import Any
 
 __all__ = ["accepted_types", "resolve"]
 
-_MOST_STEPS = 64
-"""References and branches that are followed from one schema: a client's schema may refer to itself."""
+_MAX_STEPS = 64
+"""References and branches that are followed from one schema, because a client's schema may refer to itself."""
 _TYPES = {"string", "number", "integer", "boolean", "array", "object", "null"}
 _IMPLIED = {"properties": "object", "additionalProperties": "object", "items": "array", "prefixItems": "array"}
-"""Keywords of one type alone, for schemas that leave ``type`` out."""
+"""Keywords that imply a type, for schemas without `type`."""
 
 
 def accepted_types(schema: Any, root: Mapping[str, Any]) -> frozenset[str]:
-    """The JSON types that a schema accepts; empty where it says nothing about types, and anything goes.
+    """Return the JSON types that a schema accepts, empty if it does not restrict them.
 
-    ``type`` alone does not decide: ``const`` and ``enum`` name values, ``anyOf`` and ``oneOf`` add types, ``allOf``
-    takes some away, and ``$ref`` stands for another schema.
+    More than `type` decides: `const` and `enum` name values, `anyOf` and `oneOf` add types, `allOf` removes some, and
+    `$ref` stands for another schema.
 
     Args:
-        schema: of one value; the client's, so it may hold anything.
+        schema: the schema of one value; it comes from the client and may hold anything.
         root: the schema of all parameters, in which references are looked up.
     """
-    return frozenset(_accepted(schema, root, [_MOST_STEPS]))
+    return frozenset(_accepted(schema, root, [_MAX_STEPS]))
 
 
-def _accepted(schema: Any, root: Mapping[str, Any], left: list[int]) -> set[str]:
-    left[0] -= 1
-    if left[0] < 0 or not isinstance(schema, Mapping):
+def _accepted(schema: Any, root: Mapping[str, Any], steps_left: list[int]) -> set[str]:
+    steps_left[0] -= 1
+    if steps_left[0] < 0 or not isinstance(schema, Mapping):
         return set()
     schema = resolve(schema, root)
     declared = schema.get("type")
@@ -42,21 +42,21 @@ def _accepted(schema: Any, root: Mapping[str, Any], left: list[int]) -> set[str]
         limits.append({_type_of(schema["const"])})
     limits.append({_type_of(value) for value in _items(schema.get("enum"))})
     for union in ("anyOf", "oneOf"):
-        branches = [_accepted(branch, root, left) for branch in _items(schema.get(union))]
+        branches = [_accepted(branch, root, steps_left) for branch in _items(schema.get(union))]
         limits.append(set().union(*branches) if all(branches) else set())
-    limits += [_accepted(branch, root, left) for branch in _items(schema.get("allOf"))]
-    said = [limit for limit in limits if limit]
-    if not said:
+    limits += [_accepted(branch, root, steps_left) for branch in _items(schema.get("allOf"))]
+    limits = [limit for limit in limits if limit]
+    if not limits:
         return {kind for keyword, kind in _IMPLIED.items() if keyword in schema}
-    found = said[0]
-    for limit in said[1:]:
-        found = _both(found, limit)
+    found = limits[0]
+    for limit in limits[1:]:
+        found = _intersect(found, limit)
     return found
 
 
 def resolve(schema: Mapping[str, Any], root: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The schema that references to a place within ``root`` lead to, with what stands beside them."""
-    for _ in range(_MOST_STEPS):
+    """Follow references within `root`, and return the schema they lead to, with the keywords that stand beside them."""
+    for _ in range(_MAX_STEPS):
         reference = schema.get("$ref")
         target = _at(root, reference) if isinstance(reference, str) else None
         if target is None:
@@ -66,7 +66,7 @@ def resolve(schema: Mapping[str, Any], root: Mapping[str, Any]) -> Mapping[str, 
 
 
 def _at(root: Mapping[str, Any], reference: str) -> Mapping[str, Any] | None:
-    """The object that a JSON pointer (RFC 6901) in a fragment names."""
+    """The object that a JSON pointer (RFC 6901) in a fragment names; None if there is none."""
     if reference == "#":
         return root
     if not reference.startswith("#/"):
@@ -83,8 +83,8 @@ def _at(root: Mapping[str, Any], reference: str) -> Mapping[str, Any] | None:
     return value if isinstance(value, Mapping) else None
 
 
-def _both(left: set[str], right: set[str]) -> set[str]:
-    """Types that both sets accept; an integer is a number."""
+def _intersect(left: set[str], right: set[str]) -> set[str]:
+    """The types that both sets accept; an integer is a number."""
     found = left & right
     if ("number" in left and "integer" in right) or ("integer" in left and "number" in right):
         found.add("integer")
@@ -101,5 +101,5 @@ def _type_of(value: Any) -> str:
 
 
 def _items(value: Any) -> list[Any]:
-    """A list that a schema should hold; it is the client's, and may hold anything."""
+    """The list that a schema should hold here, empty if the client has put something else there."""
     return value if isinstance(value, list) else []

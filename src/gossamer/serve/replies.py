@@ -1,4 +1,7 @@
-"""One answer of an assistant, whichever API asks for it: the prompt, the engine's requests, the parsed replies."""
+"""An assistant's reply, whichever API asks for it: the prompt, the engine's requests, and the parsed answers.
+
+`prepare_replies` does everything that comes before the engine. A `Reply` collects what the engine then generates.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,8 @@ from gossamer.infer.request import Delta, Grammar, GrammarKind, Request
 from gossamer.infer.request import Usage as EngineUsage
 from gossamer.serve.errors import invalid
 from gossamer.serve.grammars import CallRules, call_grammar, format_grammar
-from gossamer.serve.output import CallArguments, CallBegins, Content, Event, OutputParser, Reasoning
-from gossamer.serve.service import CHAT_FIELDS, Fields, Service, new_id
+from gossamer.serve.output_parser import CallArguments, CallBegins, Content, Event, OutputParser, Reasoning
+from gossamer.serve.service import CHAT_FIELDS, FieldNames, Service, new_id
 from gossamer.serve.tool_calls import CallReader, JsonCall, XmlCall
 from gossamer.serve.wire.base import (
     AnyFormat,
@@ -29,14 +32,27 @@ from gossamer.serve.wire.base import (
 )
 from gossamer.serve.wire.chat import AllowedTool, ChatMessage, Tool, ToolChoice
 
-__all__ = ["Call", "Reply", "Turn", "prepare", "template_messages", "template_tools", "usage_of"]
+__all__ = [
+    "Call",
+    "PreparedReplies",
+    "Reply",
+    "ReplyRequest",
+    "offered_tools",
+    "prepare_replies",
+    "template_messages",
+    "template_tools",
+    "total_usage",
+]
 
 
 @dataclass
 class Call:
-    """Attributes:
-    id: for the message that brings the function's answer
-    arguments: the text of a JSON object
+    """A tool call in a reply.
+
+    Attributes:
+        id: identifies the call in the message that brings the function's answer.
+        name: the function.
+        arguments: the text of a JSON object.
     """
 
     id: str
@@ -46,12 +62,17 @@ class Call:
 
 @dataclass
 class Reply:
-    """One choice, as far as it has come.
+    """One choice, as far as it has been generated.
 
     Attributes:
-        finish_reason: the engine's, None until the end
-        usage: the engine's, None until the end
-        reasoning_tokens: made while a thought was open
+        parser: turns the engine's text into reasoning, content and tool calls.
+        reasoning: the reasoning so far.
+        content: the answer proper so far.
+        calls: the tool calls so far.
+        logprobs: the log-probabilities of the tokens so far, if they were asked for.
+        finish_reason: the engine's, None until the end.
+        usage: the engine's, None until the end.
+        reasoning_tokens: number of tokens that were generated while the model was reasoning.
     """
 
     parser: OutputParser
@@ -64,7 +85,7 @@ class Reply:
     reasoning_tokens: int = 0
 
     def add(self, delta: Delta) -> list[Event]:
-        """Take the engine's next piece; return what it means."""
+        """Add what the engine has generated, and return the events that it means."""
         was_thinking = self.parser.thinking
         events = self.parser.push(delta.text)
         if was_thinking or self.parser.thinking:
@@ -87,10 +108,12 @@ class Reply:
 
 
 @dataclass(frozen=True)
-class Turn:
-    """Attributes:
-    requests: one for each choice
-    replies: beside them
+class PreparedReplies:
+    """The choices of one answer before and while they are generated.
+
+    Attributes:
+        requests: the requests to the engine, one for each choice.
+        replies: the reply to each of them.
     """
 
     requests: list[Request]
@@ -98,68 +121,95 @@ class Turn:
 
     @property
     def usage(self) -> Usage:
-        """Of all choices; the prompt counts once."""
-        return usage_of([self.replies], sum(reply.reasoning_tokens for reply in self.replies))
+        """The usage of all choices; the prompt counts once."""
+        return total_usage([self.replies], sum(reply.reasoning_tokens for reply in self.replies))
 
 
-def usage_of(groups: Sequence[Sequence[Any]], reasoning_tokens: int | None = None) -> Usage:
-    """Sum what the engine counted, ``usage`` of each item, over choices in groups that share a prompt."""
+def total_usage(groups: Sequence[Sequence[Any]], reasoning_tokens: int | None = None) -> Usage:
+    """Sum what the engine has counted, the `usage` of each item.
+
+    Args:
+        groups: the choices, in groups that share a prompt.
+        reasoning_tokens: number of tokens of reasoning; None if the API does not report them.
+    """
     counted = [[item.usage for item in group if item.usage is not None] for group in groups]
     prompt = sum(group[0].prompt_tokens for group in counted if group)
     cached = sum(group[0].cached_tokens for group in counted if group)
-    made = sum(usage.completion_tokens for group in counted for usage in group)
-    answer = Usage(
+    completion = sum(usage.completion_tokens for group in counted for usage in group)
+    total = Usage(
         prompt_tokens=prompt,
-        completion_tokens=made,
-        total_tokens=prompt + made,
+        completion_tokens=completion,
+        total_tokens=prompt + completion,
         prompt_tokens_details=PromptTokensDetails(cached_tokens=cached),
     )
     if reasoning_tokens is not None:
-        answer.completion_tokens_details = CompletionTokensDetails(reasoning_tokens=reasoning_tokens)
-    return answer
+        total.completion_tokens_details = CompletionTokensDetails(reasoning_tokens=reasoning_tokens)
+    return total
 
 
-async def prepare(
-    service: Service,
-    messages: Sequence[ChatMessage],
-    wanted: Sampling,
-    max_tokens: int | None,
-    count: int = 1,
-    tools: Sequence[Tool] | None = None,
-    tool_choice: ToolChoice | None = None,
-    parallel: bool | None = None,
-    form: AnyFormat | None = None,
-    logprobs: int | None = None,
-    extra: dict[str, Any] | None = None,
-    fields: Fields = CHAT_FIELDS,
-) -> Turn:
-    """Everything that comes before the engine.
+@dataclass(frozen=True, kw_only=True)
+class ReplyRequest:
+    """What an API asks for: the next message of a conversation, and how it is generated.
+
+    Attributes:
+        messages: the conversation.
+        sampling: how tokens are sampled, and what ends the reply.
+        max_tokens: tokens that a reply may have; None for as many as fit.
+        num_choices: the number of replies.
+        tools: the functions that the model may call.
+        tool_choice: whether it may, must or must not call one, or which one it must call.
+        parallel_tool_calls: False allows one call at most.
+        response_format: the form that a reply must have.
+        logprobs: the number of alternatives to report with each token; None reports no log-probabilities.
+        template_kwargs: further variables for the chat template.
+        fields: what the API calls the fields that may ask for too much.
+    """
+
+    messages: Sequence[ChatMessage]
+    sampling: Sampling
+    max_tokens: int | None
+    num_choices: int = 1
+    tools: Sequence[Tool] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: AnyFormat | None = None
+    logprobs: int | None = None
+    template_kwargs: dict[str, Any] | None = None
+    fields: FieldNames = CHAT_FIELDS
+
+
+async def prepare_replies(service: Service, request: ReplyRequest) -> PreparedReplies:
+    """Do everything that comes before the engine: render the prompt, make the grammar and the engine's requests.
 
     Raises:
         ApiError: 400 for what the model, its template or the limits do not allow.
     """
-    offered = offered_tools(service, tools, tool_choice)
-    prompt = await service.render(template_messages(messages), template_tools(offered), extra, fields.prompt)
-    grammar = _grammar(service, offered, tool_choice, parallel, form, prompt.thinking)
-    requests = service.answers(
-        wanted,
-        prompt.ids,
-        max_tokens,
-        count,
-        logprobs=logprobs,
-        grammar=grammar,
-        stop=service.template.stop,
-        boundaries=prompt.boundaries,
-        fields=fields,
-    )
-    reader = _reader(service, offered)
+    tools = offered_tools(service, request.tools, request.tool_choice)
+    messages = template_messages(request.messages)
+    prompt = await service.render(messages, template_tools(tools), request.template_kwargs, request.fields.prompt)
     template = service.template
+    requests = service.engine_requests(
+        request.sampling,
+        prompt.ids,
+        request.max_tokens,
+        request.num_choices,
+        logprobs=request.logprobs,
+        grammar=_grammar(service, request, tools, prompt.thinking),
+        stop=template.stop,
+        boundaries=prompt.boundaries,
+        fields=request.fields,
+    )
+    reader = _call_reader(service, tools)
     parsers = [OutputParser(prompt.thinking, template.thinks, reader, template.is_default) for _ in requests]
-    return Turn(requests, [Reply(parser) for parser in parsers])
+    return PreparedReplies(requests, [Reply(parser) for parser in parsers])
 
 
 def offered_tools(service: Service, tools: Sequence[Tool] | None, choice: ToolChoice | None) -> list[Tool]:
-    """The tools that the model is told of: none where it must not call any."""
+    """Return the tools that the model is told about, none if it must not call any.
+
+    Raises:
+        ApiError: 400 if the model cannot call tools, or the choice is none of them.
+    """
     if not tools:
         if choice is not None and choice != "none":
             raise invalid("tool_choice: there are no tools to choose from; give tools", "tool_choice")
@@ -175,13 +225,17 @@ def offered_tools(service: Service, tools: Sequence[Tool] | None, choice: ToolCh
 
 
 def template_tools(tools: Sequence[Tool]) -> list[dict[str, Any]] | None:
-    """Tools as a chat template knows them; ``strict`` is for the service alone."""
+    """Return tools as chat templates know them, without `strict`, which is for the service alone."""
     described = [tool.model_dump(exclude_none=True, exclude={"function": {"strict"}}) for tool in tools]
     return described or None
 
 
 def template_messages(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
-    """Messages as a chat template knows them: text in one piece, arguments as objects, system for developer."""
+    """Return messages as chat templates know them: content as one text, arguments as objects, system for developer.
+
+    Raises:
+        ApiError: 400 if the arguments of a call are not a JSON object.
+    """
     plain = []
     for index, message in enumerate(messages):
         values = message.model_dump(exclude_none=True, exclude={"refusal"})
@@ -190,23 +244,23 @@ def template_messages(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
         if values["role"] == "developer":
             values["role"] = "system"
         for number, call in enumerate(values.get("tool_calls", ())):
-            place = f"messages.{index}.tool_calls.{number}.function.arguments"
-            call["function"]["arguments"] = _object(call["function"]["arguments"], place)
+            field_name = f"messages.{index}.tool_calls.{number}.function.arguments"
+            call["function"]["arguments"] = _parse_object(call["function"]["arguments"], field_name)
         plain.append(values)
     return plain
 
 
-def _object(text: str, place: str) -> dict[str, Any]:
+def _parse_object(text: str, field_name: str) -> dict[str, Any]:
     try:
         value = json.loads(text or "{}")
     except (ValueError, RecursionError) as error:
-        raise invalid(f"{place}: not JSON ({error})", place) from error
+        raise invalid(f"{field_name}: not JSON ({error})", field_name) from error
     if not isinstance(value, dict):
-        raise invalid(f"{place}: expected a JSON object", place)
+        raise invalid(f"{field_name}: expected a JSON object", field_name)
     return value
 
 
-def _reader(service: Service, tools: Sequence[Tool]) -> Callable[[], CallReader] | None:
+def _call_reader(service: Service, tools: Sequence[Tool]) -> Callable[[], CallReader] | None:
     if not tools:
         return None
     if service.template.tools == "json":
@@ -214,14 +268,9 @@ def _reader(service: Service, tools: Sequence[Tool]) -> Callable[[], CallReader]
     return partial(XmlCall, {tool.function.name: tool.function.parameters or {} for tool in tools})
 
 
-def _grammar(
-    service: Service,
-    tools: Sequence[Tool],
-    choice: ToolChoice | None,
-    parallel: bool | None,
-    form: AnyFormat | None,
-    thinking: bool,
-) -> Grammar | None:
+def _grammar(service: Service, request: ReplyRequest, tools: Sequence[Tool], thinking: bool) -> Grammar | None:
+    """The grammar that the reply must follow, from `response_format` or from the tools; None if it is free."""
+    form, choice = request.response_format, request.tool_choice
     if form is None or isinstance(form, TextFormat):
         if not tools:
             return None
@@ -229,7 +278,8 @@ def _grammar(
         named = choice.function.name if isinstance(choice, AllowedTool) else None
         allowed = [tool for tool in tools if named in (None, tool.function.name)]
         described = [tool.model_dump(exclude_none=True) for tool in allowed]
-        rules = CallRules(described, choice == "required" or named is not None, named is not None or parallel is False)
+        is_single = named is not None or request.parallel_tool_calls is False
+        rules = CallRules(described, choice == "required" or named is not None, is_single)
         return call_grammar(rules, service.template.tools, thinking) if rules.binding else None
     if tools:
         raise invalid(

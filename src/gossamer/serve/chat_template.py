@@ -1,0 +1,301 @@
+"""From messages to tokens: by the chat template of the checkpoint in a sandbox, or as a plain dialogue without one."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal
+
+from gossamer.data.tokenizer import Tokenizer
+from gossamer.errors import UserError
+from gossamer.infer.isolated import Exhausted, Isolated, Refused, Worker
+from gossamer.serve.template_process import rendering
+
+__all__ = ["ChatTemplate", "RenderedPrompt", "TemplateRefusal", "ToolFormat"]
+
+ToolFormat = Literal["json", "xml"]
+"""How the model writes a tool call: as a JSON object (Qwen3-Next), or as `<function=` with `<parameter=` (Qwen3.5)."""
+
+DEFAULT_TEMPLATE = """\
+{{- bos_token -}}
+{%- for message in messages -%}
+{%- if message.role in ("system", "developer") -%}{{- message.content + "\\n\\n" -}}
+{%- elif message.role == "user" -%}{{- "User: " + message.content + "\\n" -}}
+{%- elif message.role == "assistant" -%}{{- "Assistant: " + message.content + "\\n" -}}
+{%- else -%}{{- raise_exception("this model has no chat template, and without one no role " + message.role) -}}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- "Assistant:" -}}{%- endif -%}
+"""
+DEFAULT_STOP = ("\nUser:",)
+"""What ends an answer in the plain dialogue: a base model would go on and speak for the user, too."""
+
+_OPEN_REASONING = re.compile(r"<think>\s*\Z")
+MAX_SECONDS = 5.0
+"""Processor time that a template may take for a prompt."""
+MAX_MEMORY = 512 << 20
+"""Bytes that a template may take."""
+NUM_WORKERS = 4
+"""Prompts that are rendered at the same time."""
+MAX_WORKER_PROMPTS = 1000
+"""Prompts after which a worker is replaced by a fresh one."""
+
+
+class TemplateRefusal(ValueError):
+    """The template refuses these messages; the text is its own."""
+
+
+@dataclass(frozen=True)
+class RenderedPrompt:
+    """A prompt in tokens.
+
+    Attributes:
+        ids: the tokens.
+        boundaries: after how many tokens a message begins, in rising order: up to there the next request of the
+            conversation may still agree with this one.
+        thinking: whether the prompt ends in an open `<think>`.
+    """
+
+    ids: tuple[int, ...]
+    boundaries: tuple[int, ...]
+    thinking: bool
+
+
+class ChatTemplate:
+    """Renders conversations for one tokenizer.
+
+    A special token that a message spells out remains the characters that it is spelt with. So nobody ends a turn, or
+    begins one of another role, by writing `<|im_end|>` into a message.
+
+    Args:
+        tokenizer: the tokenizer, with its chat template if the checkpoint has one.
+
+    Attributes:
+        is_default: whether the checkpoint has no chat template, and messages become a plain dialogue.
+        stop: texts that end an answer.
+        thinks: whether the model may begin an answer with `<think>`.
+        tools: how the model writes tool calls; None if the template cannot offer tools.
+
+    Raises:
+        UserError: the chat template of the checkpoint cannot be used.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        plain, with_tools = (tokenizer.chat_template_for(tools) or "" for tools in (False, True))
+        self.is_default = not tokenizer.chat_templates
+        self.stop: tuple[str, ...] = DEFAULT_STOP if self.is_default else ()
+        # A plain dialogue begins as every text does, which need not be with the token that templates know.
+        self._bos = tokenizer.decode(tokenizer.prefix_ids, special=True) if self.is_default else tokenizer.bos or ""
+        self.thinks = "<think>" in plain + with_tools
+        self.tools: ToolFormat | None = None
+        if "tools" in with_tools:
+            self.tools = "xml" if "<function=" in with_tools else "json" if "<tool_call>" in with_tools else None
+        self._sources = plain + with_tools
+        self._special = sorted(tokenizer.special_tokens, key=len, reverse=True)
+        self._special_pattern = re.compile("|".join(map(re.escape, self._special)) or r"(?!)")
+        self._renderer = _Renderer(DEFAULT_TEMPLATE if self.is_default else plain, with_tools)
+        try:
+            self._turn_token = self._find_turn_token()
+        except (Refused, Exhausted) as error:
+            raise UserError(f"chat template of the checkpoint: {error}; mend chat_template.jinja") from error
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
+    ) -> RenderedPrompt:
+        """Render the prompt that asks for the next message of an assistant.
+
+        Args:
+            messages: messages of chat/completions, with `content` as text and `arguments` as JSON objects.
+            tools: tools of chat/completions.
+            template_kwargs: further variables for the template, such as `enable_thinking`.
+
+        Raises:
+            TemplateRefusal: the template refuses the messages or fails.
+            UserError: the tokenizer does not know a character.
+        """
+        variables: list[Any] = [messages, tools, template_kwargs or {}]
+        try:
+            mark = self._unused_mark(variables) if any(map(self._special_pattern.search, _texts(variables))) else ""
+            if mark:
+                variables = self._mark_special_tokens(variables, mark)
+        except RecursionError as error:
+            raise TemplateRefusal("nested too deeply") from error
+        try:
+            text = self._text(variables[0], variables[1], variables[2], add_generation_prompt=True)
+        except (Refused, Exhausted) as error:
+            raise TemplateRefusal(str(error)) from error
+        ids: list[int] = []
+        for index, part in enumerate(self._split_marked(text, mark)):
+            if part:
+                ids += self._tokenizer.encode(part, special=index % 2 == 0)
+        boundaries = tuple(index for index, token in enumerate(ids) if index and token == self._turn_token)
+        return RenderedPrompt(tuple(ids), boundaries, _OPEN_REASONING.search(text) is not None)
+
+    def end_of(self, prompt: RenderedPrompt, count: int) -> RenderedPrompt:
+        """Return the last `count` tokens of a plain dialogue, after the token that texts begin with, as in training."""
+        bos = self._tokenizer.bos_id
+        prefix = prompt.ids[:1] if prompt.ids[0] == bos else ()
+        return RenderedPrompt((*prefix, *prompt.ids[len(prompt.ids) - count + len(prefix) :]), (), False)
+
+    def _text(
+        self,
+        messages: Any,
+        tools: Any,
+        template_kwargs: Mapping[str, Any],
+        add_generation_prompt: bool,
+    ) -> str:
+        known = {
+            "messages": messages,
+            "tools": tools or None,
+            "add_generation_prompt": add_generation_prompt,
+            "bos_token": self._bos,
+            "eos_token": self._tokenizer.eot,
+        }
+        if repeated := known.keys() & template_kwargs.keys():
+            raise TemplateRefusal(f"{min(repeated)} is set by the request itself")
+        return self._renderer.text(bool(tools), {**template_kwargs, **known})
+
+    def _find_turn_token(self) -> int | None:
+        """Find the special token that begins a message, as it does in the prompt for an answer; None if there is none.
+
+        Raises:
+            Refused: the text is no template.
+            Exhausted: the template takes too much time or memory for the shortest of conversations.
+        """
+        messages = [{"role": "user", "content": "a"}]
+        self._renderer.check()
+        try:
+            bare, prompted = (self._text(messages, None, {}, is_prompt) for is_prompt in (False, True))
+        except Refused:
+            return None
+        begin = prompted[len(bare) :] if prompted.startswith(bare) else ""
+        token = next((token for token in self._special if begin.startswith(token)), None)
+        return None if token is None else self._tokenizer.special_tokens[token]
+
+    # A special token that a message spells out must not become that token. So the template receives it with a mark
+    # after each of its characters, which occurs nowhere else. Then what carries the marks is encoded as text.
+
+    def _unused_mark(self, variables: Any) -> str:
+        """A mark that occurs neither in the variables nor in the templates, as it is or as JSON escapes it."""
+        used = json.dumps(variables, ensure_ascii=False) + self._sources
+        return next(mark for mark in _marks() if mark not in used and not any(map(used.__contains__, _escapes(mark))))
+
+    def _mark_special_tokens(self, value: Any, mark: str) -> Any:
+        """A copy of a value with marks in every special token in all of its texts."""
+        if isinstance(value, str):
+            return self._special_pattern.sub(lambda found: "".join(letter + mark for letter in found.group()), value)
+        if isinstance(value, Mapping):
+            return {
+                self._mark_special_tokens(key, mark): self._mark_special_tokens(item, mark)
+                for key, item in value.items()
+            }
+        if isinstance(value, Sequence):
+            return [self._mark_special_tokens(item, mark) for item in value]
+        return value
+
+    def _split_marked(self, text: str, mark: str) -> list[str]:
+        """Split a text, without its marks, at special tokens that stay text; these have the odd indices."""
+        if not mark:
+            return [text]
+        for escape in _escapes(mark):
+            text = text.replace(escape, mark)
+        marked = ("".join(re.escape(letter + mark) for letter in token) for token in self._special)
+        return [part.replace(mark, "") for part in re.split(f"({'|'.join(marked)})", text)]
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Yield all texts within a value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _texts(key)
+            yield from _texts(item)
+    elif isinstance(value, Sequence):
+        for item in value:
+            yield from _texts(item)
+
+
+def _marks() -> Iterator[str]:
+    """Yield characters that do not occur in texts, then pairs of them: more than one text can hold."""
+    letters = [chr(code) for code in (*range(0xFDD0, 0xFDF0), *range(0xE000, 0xF900))]
+    return itertools.chain(letters, map("".join, itertools.permutations(letters, 2)))
+
+
+def _escapes(mark: str) -> Iterable[str]:
+    """Return the ways in which JSON may write a mark in ASCII."""
+    return (form % tuple(map(ord, mark)) for form in ("\\u%04x" * len(mark), "\\u%04X" * len(mark)))
+
+
+class _Renderer:
+    """Renders templates in processes of their own, which are ended if they take too long; for several threads.
+
+    Args:
+        plain: the source of the template for conversations without tools.
+        with_tools: the source of the template for conversations with tools.
+    """
+
+    def __init__(self, plain: str, with_tools: str) -> None:
+        self._are_different = plain != with_tools and bool(with_tools)
+        sources = {"plain": plain} | ({"with tools": with_tools} if self._are_different else {})
+        self._sources = json.dumps({"templates": sources}).encode()
+        self._idle: list[Worker] = []
+        self._slots = threading.BoundedSemaphore(NUM_WORKERS)
+
+    def check(self) -> None:
+        """Check that the sources are templates; raises as `text` does."""
+        self._idle.append(self._start_worker())
+
+    def text(self, tools: bool, variables: Mapping[str, Any]) -> str:
+        """Render a template.
+
+        Args:
+            tools: whether to use the template for conversations with tools.
+            variables: the variables of the template.
+
+        Raises:
+            Refused: the template refuses the variables or fails.
+            Exhausted: it takes too much time or memory.
+        """
+        try:
+            name = "with tools" if tools and self._are_different else "plain"
+            message = json.dumps({"template": name, "variables": variables}).encode()
+        except RecursionError as error:
+            raise Refused("nested too deeply") from error
+        with self._slots:
+            try:
+                worker = self._idle.pop()
+            except IndexError:
+                worker = self._start_worker()
+            try:
+                text = worker.ask(message, MAX_SECONDS)
+            except Exhausted:
+                worker.close()
+                raise
+            except Refused:
+                self._idle.append(worker)
+                raise
+            if worker.num_questions < MAX_WORKER_PROMPTS:
+                self._idle.append(worker)
+            else:
+                worker.close()
+        return text.decode(errors="surrogatepass")
+
+    def _start_worker(self) -> Worker:
+        worker = _processes().worker()
+        worker.ask(self._sources, MAX_SECONDS)
+        return worker
+
+
+@cache
+def _processes() -> Isolated:
+    return Isolated(rendering, memory=MAX_MEMORY)
