@@ -59,7 +59,7 @@ VARIANTS = {
     "AdamW instead of Muon": Variant({"optimizer.kind": "adamw"}),
     "input embedding like all else": Variant({"optimizer.embedding_lr_factor": 1.0}),
     "momentum of 0.95 instead of 0.9": Variant({"optimizer.momentum": 0.95}),
-    "no table of pairs": Variant({"training.bigram_steps": 0}),
+    "no bigram table": Variant({"training.bigram_steps": 0}),
     "the whole vocabulary in the head": Variant({"training.sampled_vocab_size": 0}),
     "cosine instead of warm-up–stable–decay": Variant({"schedule.kind": "cosine"}),
     "no decay": Variant({"schedule.decay_fraction": 0.0}),
