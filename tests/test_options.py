@@ -9,7 +9,7 @@ from gossamer.cli import VERBS
 from gossamer.cost.sizes import DIMENSIONS
 from gossamer.infer.defaults import SAMPLING
 from gossamer.infer.options import EngineOptions, SamplingOptions
-from gossamer.options import documented, options_of, plain_type, summary_of, without_none
+from gossamer.options import description_of, documented, options_of, plain_type, without_none
 from gossamer.serve.options import ServeOptions
 from gossamer.train.recipe import Recipe, recipe_options
 from gossamer.typed import PYTHON_ONLY, RESUMABLE, SET_BY_BUDGET, Flag, Formerly, Help, Range, Unit
@@ -55,7 +55,7 @@ def test_a_verb_declares_options_as_a_dataclass_does() -> None:
     run, count = options_of(verb).values()
     assert (run.default, run.help) == (MISSING, "a folder")
     assert (count.default, count.help, count.unit) == (2, "how often", "steps")
-    assert summary_of(verb) == "Do it."
+    assert description_of(verb) == ["Do it."]
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 from gossamer.typed import PYTHON_ONLY, RESUMABLE, SET_BY_BUDGET, Flag, Formerly, Help, Range, Unit, hints_of, marks_of
 
-__all__ = ["Option", "documented", "options_of", "plain_type", "summary_of", "without_none"]
+__all__ = ["Option", "description_of", "documented", "options_of", "plain_type", "without_none"]
 
 M = TypeVar("M")
 
@@ -124,11 +124,13 @@ def documented(owner: Any) -> dict[str, str]:
     return {item.arg_name: " ".join((item.description or "").replace("`", "").split()) for item in found}
 
 
-def summary_of(owner: Any) -> str:
-    """The first sentence of a docstring."""
+def description_of(owner: Any) -> list[str]:
+    """The paragraphs of a docstring before its first section."""
     from docstring_parser import parse
 
-    return parse(inspect.getdoc(owner) or "").short_description or ""
+    found = parse(inspect.getdoc(owner) or "")
+    paragraphs = [found.short_description or "", *(found.long_description or "").split("\n\n")]
+    return [" ".join(text.replace("`", "").split()) for text in paragraphs if text]
 
 
 def plain_type(annotation: Any) -> Any:

@@ -64,6 +64,13 @@ def test_numbers_are_read_as_in_a_recipe(training: Calls) -> None:
     assert recipe.model.mlp_only_layers == (0, 1)
 
 
+def test_names_that_differ_in_a_dash_are_told_apart(training: Calls) -> None:
+    words = "train --corpus.sets.my-set.paths a --corpus.sets.my_set.paths b --corpus.sets.my_set.weight 3"
+    assert main(words.split()) == 0
+    (((recipe, *_), _),) = training
+    assert recipe.corpus.sets == {"my-set": SetConfig(("a",)), "my_set": SetConfig(("b",), 3.0)}
+
+
 def test_lists_grow_with_each_flag_and_pairs_are_replaced(training: Calls) -> None:
     line = "train --corpus.paths a b --data c --optimizer.betas 0.1 0.2 --optimizer.betas 0.3 0.4"
     assert main(line.replace("--data", "--corpus.paths").split()) == 0

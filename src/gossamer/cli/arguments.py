@@ -52,7 +52,12 @@ class Flags:
 
 
 def flags_of(prog: str, function: Verb) -> Flags:
-    """The flags that a verb declares."""
+    """Return the flags that a verb declares.
+
+    Args:
+        prog: the words that call the verb
+        function: the verb
+    """
     flags = Flags(prog, function)
     for name, option in options_of(function).items():
         if name == "overrides":
@@ -97,7 +102,7 @@ def parse(verb: str, function: Verb, words: Sequence[str]) -> dict[str, Any]:
     for name, texts in given.items():
         option = known[name]
         if name in flags.own:
-            value = _read(texts, without_none(option.annotation), name)  # None cannot be typed: it is no flag at all
+            value = _read(texts, without_none(option.annotation), name)  # None stands for "not given"
             if option.owner is function:
                 arguments[name] = convert(value, option.annotation, f"--{name}")
             else:
@@ -168,7 +173,7 @@ def _split(flags: Flags, words: Sequence[str]) -> tuple[dict[str, list[str]], li
 
 
 def _miscounted(flag: str, known: Mapping[str, Option], words: Sequence[str]) -> str:
-    """What is wrong with a flag that argparse finds no value for, or one too many."""
+    """Say what is wrong with a flag that has no value, or has one and takes none."""
     if is_switch(known[flag[2:]]):
         value = next(word.partition("=")[2] for word in words if word.startswith(f"{flag}="))
         return f"{flag} takes no value, got {value!r}"
@@ -176,19 +181,20 @@ def _miscounted(flag: str, known: Mapping[str, Option], words: Sequence[str]) ->
 
 
 def _with_underscores(word: str, known: Mapping[str, Option]) -> str:
-    """A flag with underscores where dashes were typed; other words, and names that are the user's, as they are."""
+    """Return a flag as it is declared, whether dashes or underscores were typed, and other words as they are."""
     typed, equals, value = word.partition("=")
     if not typed.startswith("--"):
         return word
-    if (name := typed[2:].replace("-", "_")) in known:
-        return f"--{name}{equals}{value}"
-    return next((f"--{key}{equals}{value}" for key in known if key.replace("-", "_") == name), word)
+    name = typed[2:]
+    alike = [key for key in known if key.replace("-", "_") == name.replace("-", "_")]
+    # Several are alike where sets of text have names such as my-set and my_set.
+    return f"--{max(alike, key=lambda key: sum(map(str.__eq__, key, name)))}{equals}{value}" if alike else word
 
 
 def _parts_of_mappings(recipe: Mapping[str, Option], words: Iterable[str]) -> dict[str, Option]:
     """The flags of the parts of mappings that the words name.
 
-    `--corpus.sets.novels.weight` makes flags of all fields of a set `novels`, so that a mistyped one has a nearest.
+    `--corpus.sets.novels.weight` makes flags of all fields of a set `novels`, so that a mistyped one gets a hint.
     """
     found: dict[str, Option] = {}
     for key, option in recipe.items():
@@ -234,6 +240,7 @@ def _positional(flags: Flags, rest: Sequence[str]) -> dict[str, Any]:
 
 
 def _unknown(flag: str, flags: Flags) -> str:
+    """Say that there is no such flag, and which one was probably meant."""
     name = flag.lstrip("-").replace("-", "_")
     for key, option in flags.all.items():
         if name in option.former_names:
@@ -250,14 +257,19 @@ def _see(flags: Flags) -> str:
 
 
 class _Unreadable(Exception):
-    """A word is no value of the type that is wanted."""
+    """A word is no value of the declared type."""
 
 
 def _read(texts: Sequence[str], annotation: Any, name: str) -> Any:
-    """Read what was typed for a flag, as a recipe in YAML would be read.
+    """Read the words of a flag's value as a recipe in YAML would be read.
+
+    Args:
+        texts: the words
+        annotation: the declared type
+        name: the flag's, for the message
 
     Raises:
-        UserError: it has another type; the line repeats what was typed.
+        UserError: they have another type; the line repeats what was typed.
     """
     kind = without_none(annotation)
     if NoneType in get_args(plain_type(annotation)) and list(texts) == ["null"]:

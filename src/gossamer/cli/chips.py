@@ -36,7 +36,9 @@ def plan(
     out: _File | None = None,
     json: Json = False,
 ) -> None:
-    """Say what training or serving a model would take on chips: memory, layouts, time, energy and money.
+    """Estimate what training or serving a model would take on chips.
+
+    The answer says which layouts fit into their memory, and how much time, energy and money a run takes.
 
     Args:
         model: a preset (80b-a3b, mini, micro …), a recipe's YAML file, or a Hugging Face config.json or its folder, of
@@ -99,7 +101,7 @@ def _picture(out: str, serve: bool) -> Path:
 
 
 def doctor(device: Device = AUTO, speed: bool = False, json: Json = False) -> None:
-    """Show what gossamer finds here: the device, what it can do, and which implementation each operation uses.
+    """Show the device, what it can do, and which implementation each operation uses.
 
     Args:
         speed: also measure the device, in a few seconds, and say what keeps it from being as fast as it should be
@@ -143,9 +145,10 @@ def certify(
     out: Annotated[str | None, Metavar("DIR")] = None,
     json: Annotated[bool, Help("print the certificate as one JSON object")] = False,
 ) -> int:
-    """Check everything that gossamer computes on a device, measure it, and write a certificate with a page.
+    """Check everything that gossamer computes on a device, and write a certificate.
 
-    The exit status is 0 if the device passes, 1 if it fails, and 2 for a mistake or a device that stopped answering.
+    It is a JSON file with measurements, and a page that shows them. The exit status is 0 if the device passes, 1 if it
+    fails, and 2 for a mistake or a device that stopped answering.
 
     Args:
         quick: check fewer inputs, in less than a minute on two CPU cores

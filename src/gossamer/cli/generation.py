@@ -24,7 +24,9 @@ def sample(
     seed: _Seed = 0,
     device: Device = AUTO,
 ) -> None:
-    """Continue a prompt with a trained model; the text appears as it is written.
+    """Continue a prompt with a trained model.
+
+    The text appears as it is written.
 
     Args:
         sampling: how tokens are chosen
@@ -60,7 +62,9 @@ def chat(
     seed: _Seed | None = None,
     device: Device = AUTO,
 ) -> int:
-    """Talk with a trained model in the terminal; /help lists what else can be typed there.
+    """Talk with a trained model in the terminal.
+
+    /help lists what can be typed there beside messages.
 
     Args:
         sampling: how tokens are chosen
@@ -80,7 +84,9 @@ def chat(
 def serve(
     run: RunFolder, service: ServeOptions, engine: EngineOptions, name: str | None = None, device: Device = AUTO
 ) -> None:
-    """Serve a trained model behind an OpenAI-compatible API until SIGTERM or Ctrl-C.
+    """Serve a trained model behind an OpenAI-compatible API.
+
+    It runs until SIGTERM or Ctrl-C; the chat page is at the same address.
 
     Args:
         service: where it listens and what it allows

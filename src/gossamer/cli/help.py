@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args, get_origin
 from gossamer import units
 from gossamer.cli.arguments import Flags, is_switch
 from gossamer.errors import UserError, did_you_mean
-from gossamer.options import Option, documented, plain_type, summary_of, without_none
+from gossamer.options import Option, description_of, documented, plain_type, without_none
 from gossamer.typed import Metavar, Range, hints_of
 
 _MAX_COLUMN = 0.4  # of the width, where explanations begin at the latest
@@ -94,7 +94,8 @@ def _heading(flags: Flags) -> list[str]:
         for name, option in flags.positional.items()
     ]
     usage = " ".join(["usage:", flags.prog, *names, "[options]"])
-    return [usage, "", *textwrap.wrap(summary_of(flags.function), _width())]
+    paragraphs = [textwrap.wrap(text, _width()) for text in description_of(flags.function)]
+    return [usage, *(line for paragraph in paragraphs for line in ("", *paragraph))]
 
 
 def _own(flags: Flags) -> list[str]:

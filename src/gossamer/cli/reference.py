@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from gossamer.cli.help import default_of, metavar_of, numbers_of
 from gossamer.infer.options import EngineOptions
-from gossamer.options import Option, documented, options_of, summary_of
+from gossamer.options import Option, description_of, documented, options_of
 from gossamer.serve.options import ServeOptions
 from gossamer.train.recipe import Recipe, recipe_options
 
@@ -31,7 +31,7 @@ def reference() -> str:
             parts += [f"## {section}: {text}\n", _table(own, "may change")]
     parts.append("## gossamer serve\n")
     for kind in (ServeOptions, EngineOptions):
-        parts += [f"{summary_of(kind)}\n", _table([one for one in options_of(kind).values() if one.has_flag])]
+        parts += [f"{description_of(kind)[0]}\n", _table([one for one in options_of(kind).values() if one.has_flag])]
     return "\n".join(parts)
 
 

@@ -23,6 +23,8 @@ def train(
 ) -> None:
     """Train a model by a recipe, or for a budget.
 
+    Without either, a small model learns to write Python in a few minutes.
+
     Args:
         recipe: a recipe that comes with gossamer (80b-a3b, budget, demo, micro, mini, nano, novels, shakespeare-char,
             small), or the path of a YAML file (default: demo)
@@ -82,7 +84,9 @@ def eval(
 
 
 def report(run: tuple[str, ...], out: Annotated[str | None, Metavar("FILE")] = None) -> None:
-    """Write a page about a run, with its recipe, curves and samples, or one that compares several runs.
+    """Write a page about a run, or one that compares several runs.
+
+    It shows the recipe, the curves, what the run cost and what the model wrote.
 
     Args:
         run: folder of a run; several are compared
