@@ -29,7 +29,7 @@ def test_the_python_runs_as_pasted_after_a_demo_run(tmp_path: Path, monkeypatch:
     exec(code, values)
     out = values["out"]
     assert all(torch.isfinite(getattr(out, name)) for name in ("loss", "mtp_loss", "aux_loss"))
-    assert "".join(sample_run(Path("exported"), prompt="def ", tokens=3, device="cpu")).startswith("def ")
+    assert "".join(sample_run(Path("exported"), "def ", 3, {}, "cpu")).startswith("def ")
 
 
 def test_every_recipe_is_listed() -> None:

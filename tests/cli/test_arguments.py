@@ -33,7 +33,7 @@ def test_options_take_dashes_for_underscores(training: Calls, run: str, monkeypa
     calls = replace(monkeypatch, "gossamer.infer.generation", "sample_run")
     calls.answer = iter(())
     assert main(["sample", run, "--max-tokens", "5", "--top-p=0.5", "--prompt=--top-k"]) == 0
-    assert (calls[0][1]["tokens"], calls[0][1]["top_p"], calls[0][1]["prompt"]) == (5, 0.5, "--top-k")
+    assert calls[0][0][1:3] == ("--top-k", 5) and calls[0][0][3]["top_p"] == 0.5
 
 
 @pytest.mark.parametrize(
@@ -99,4 +99,4 @@ def test_a_flag_twice_takes_the_last_value_and_two_dashes_end_the_flags(
     calls = replace(monkeypatch, "gossamer.infer.generation", "sample_run")
     calls.answer = iter(())
     assert main(["sample", "--max_tokens", "5", "--max-tokens=6", "--", run]) == 0
-    assert calls[0][1]["tokens"] == 6
+    assert calls[0][0][2] == 6

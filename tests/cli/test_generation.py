@@ -27,8 +27,8 @@ def test_sample_writes_each_piece_as_it_comes(
     assert main(["sample", run, "--prompt", "null", "--max_tokens", "5", "--temperature", "0", "--seed=-3"]) == 0
     assert seen == ["To ", "be\n", "…"]
     assert capsys.readouterr().out == "\n"
-    wanted = {"prompt": "null", "tokens": 5, "temperature": 0.0, "top_p": None, "seed": -3, "device": "auto"}
-    assert calls == [((Path(run),), wanted)]
+    sampling = {"temperature": 0.0, "top_p": None, "seed": -3}
+    assert calls == [((Path(run), "null", 5, sampling, "auto"), {})]
 
 
 def test_serve_hands_on_its_options(run: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ def test_draft_acceptance_is_told_of_models_with_drafts(tiny_recipe, tmp_path, h
 def test_a_prompt_that_is_no_text_is_refused_before_it_is_shown(tiny_recipe, tmp_path):
     loop.train(replace(tiny_recipe, training=replace(tiny_recipe.training, steps=1)), tmp_path / "run")
     with pytest.raises(UserError, match="half of a surrogate pair"):
-        next(sample_run(tmp_path / "run", prompt="line \udcff", device="cpu"))
+        next(sample_run(tmp_path / "run", "line \udcff", 5, {}, "cpu"))
 
 
 @pytest.mark.parametrize("normalizer", [normalizers.NFKC(), normalizers.Lowercase(), None])

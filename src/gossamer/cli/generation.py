@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Annotated
 
 from gossamer.cli.shared import AUTO, Device, RunFolder, existing, typed_text
@@ -39,16 +39,8 @@ def sample(
     from gossamer.infer.generation import sample_run
 
     prepare_process()
-    pieces = sample_run(
-        folder,
-        prompt=typed_text(prompt),
-        tokens=max_tokens,
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        seed=seed,
-        device=device,
-    )
-    for piece in pieces:
+    chosen = asdict(sampling) | {"seed": seed}
+    for piece in sample_run(folder, typed_text(prompt), max_tokens, chosen, device):
         sys.stdout.write(piece)
         sys.stdout.flush()
     sys.stdout.write("\n")
@@ -77,7 +69,7 @@ def chat(
     from gossamer.serve.terminal import chat as chat_in_terminal
 
     prepare_process()
-    chosen = {"temperature": sampling.temperature, "top_p": sampling.top_p, "seed": seed}
+    chosen = asdict(sampling) | {"seed": seed}
     return chat_in_terminal(folder, None if system is None else typed_text(system), max_tokens, chosen, device)
 
 

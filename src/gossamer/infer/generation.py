@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,30 +73,19 @@ def generate(model: CausalLM, tokenizer: Tokenizer, prompt: str = "", max_tokens
     return "".join(sample_text(model, tokenizer, prompt, params))
 
 
-def sample_run(
-    run: Path,
-    prompt: str = "",
-    tokens: int = 200,
-    temperature: float | None = None,
-    top_p: float | None = None,
-    seed: int = 0,
-    device: str = "auto",
-) -> Iterator[str]:
+def sample_run(run: Path, prompt: str, max_tokens: int, sampling: Mapping[str, Any], device: str) -> Iterator[str]:
     """Yield `prompt`, then its continuation by the model of a run or of a Hugging Face directory.
 
     Args:
         run: folder of a run or of a checkpoint
         prompt: the beginning of a document
-        tokens: the largest number of tokens of the continuation
-        temperature: see `SamplingParams`; None follows `defaults`
-        top_p: likewise
-        seed: of the random numbers
+        max_tokens: the largest number of tokens of the continuation
+        sampling: keywords of `SamplingParams`; what is None follows `defaults`
         device: auto, cpu, cuda, cuda:1, npu …
     """
     directory = hub.find_model(run)
     recommended, ends = generation_config(directory)
-    given = {"temperature": temperature, "top_p": top_p, "seed": seed}
-    sampling = SamplingParams(tokens, stop_token_ids=ends, **sampling_for_readers(recommended, given))
+    params = SamplingParams(max_tokens, stop_token_ids=ends, **sampling_for_readers(recommended, sampling))
     where = devices.resolve(device)
     devices.keep_freed_memory()
     tokenizer = Tokenizer.load(directory)
@@ -105,4 +94,4 @@ def sample_run(
     yield prompt
     # A run has learnt that documents begin with the delimiter; other checkpoints begin as they do in transformers.
     begin = None if directory != user_path(run) else tokenizer.prefix_ids
-    yield from sample_text(model, tokenizer, prompt, sampling, begin)
+    yield from sample_text(model, tokenizer, prompt, params, begin)
