@@ -1,10 +1,10 @@
-"""What does each ingredient of the training do? One recipe, and the same without each of them, side by side.
+"""What does each ingredient of the training do? A recipe is compared with the same recipe without one of them.
 
     python benchmarks/ablations.py --data PATH … [--recipe demo] [--steps 300] [--seeds 1] [--json]
 
-Every variant is trained for the same tokens in a process of its own, one after the other, from the same seeds, and
-measured on the same held-out text: loss in nats a token, the rate at which greedy drafts would be accepted, the median
-processor time of a step over all threads, which other programs on the machine hardly change, and the peak memory.
+Every variant trains on the same tokens in a process of its own, one after the other, from the same seeds, and is
+measured on the same held-out text: loss in nats per token, the rate at which greedy drafts would be accepted, the
+median processor time of a step over all threads, which other programs on the machine hardly change, and peak memory.
 """
 
 from __future__ import annotations
@@ -34,15 +34,18 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def main() -> None:
+    """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data", nargs="*", default=[], help="files and folders; none: the standard library's source")
+    parser.add_argument(
+        "--data", nargs="*", default=[], help="files and folders (default: the standard library's source)"
+    )
     parser.add_argument("--recipe", default="demo", help="name or file")
     parser.add_argument("--steps", type=int, default=300, help="optimizer steps of every variant")
     parser.add_argument("--seeds", type=int, default=1, help="runs of every variant, with seeds 0, 1, …")
-    parser.add_argument("--eval-tokens", type=int, default=65_536, help="held-out text to measure on (tokens)")
+    parser.add_argument("--eval-tokens", type=int, default=65_536, help="tokens of held-out text to measure on")
     parser.add_argument("--only", nargs="*", default=list(VARIANTS), help="variants to run, by name")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
-    parser.add_argument("--one", help=argparse.SUPPRESS)  # a variant with its seed, in a process of its own
+    parser.add_argument("--one", help=argparse.SUPPRESS)  # one variant with its seed, in a process of its own
     arguments = parser.parse_args()
     if arguments.one is not None:
         print(json.dumps(_train(arguments, json.loads(arguments.one))))

@@ -1,9 +1,9 @@
-"""What else was tried to make a training step faster or smaller: each attempt beside the step as gossamer takes it.
+"""What else was tried to make a training step faster or smaller? Each attempt runs beside the step as it is.
 
     python benchmarks/attempts.py [--goal speed-512-experts …] [--turns 5] [--json FILE]
 
-Every attempt is a way of taking the same step that can be chosen here (peers.Variant), in a process of its own; they
-take turns, beside transformers' fastest implementation. docs/lab/performance.md says what came of them.
+Every attempt is a way to take the same step that can be chosen here (peers.Variant), in a process of its own. The
+processes take turns, beside the fastest implementation of transformers. docs/lab/performance.md says what came of them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from measure import Subject, describe, machine, table, take_turns
+from measure import Subject, describe, machine, table, time_in_turns
 from peers import AS_CHOSEN, Variant, gossamer_step, model_config, qwen3_next_step
 from train_step import SIZES
 
@@ -26,8 +26,8 @@ class Goal:
     """A goal that is not met, and what was tried for it.
 
     Attributes:
-        size: of train_step's sizes
-        attempts: by name
+        size: One of the sizes of train_step.
+        attempts: The attempts by name.
     """
 
     size: str
@@ -77,14 +77,14 @@ GOALS = {
 
 
 def measure(goal: Goal, turns: int) -> dict[str, Any]:
-    """Seconds a step and peak memory of each attempt and of the peer."""
+    """Return seconds per step and peak memory of each attempt and of the peer."""
     size = SIZES[goal.size]
     config, found = model_config(size.recipe, size.changes), machine()
     subjects = [
         Subject(name, gossamer_step, config, size.rows, size.length, variant) for name, variant in goal.attempts.items()
     ]
     subjects.append(Subject(PEER, qwen3_next_step, config, "grouped_mm", size.rows, size.length, peer=True))
-    take_turns(subjects, turns, warm_up=2)
+    time_in_turns(subjects, turns, warm_up=2)
     results = {
         one.name: {"failure": one.failure} if one.failure else {"seconds": one.median, "peak_bytes": one.peak_bytes}
         for one in subjects
@@ -93,6 +93,7 @@ def measure(goal: Goal, turns: int) -> dict[str, Any]:
 
 
 def report(name: str, record: dict[str, Any]) -> str:
+    """Print a goal's record."""
     peer, rows = record["results"][PEER], []
     for attempt, row in record["results"].items():
         if "failure" in row:
@@ -108,6 +109,7 @@ def report(name: str, record: dict[str, Any]) -> str:
 
 
 def main() -> None:
+    """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
         "--goal", nargs="*", choices=list(GOALS), default=list(GOALS), help="what the attempts were for"

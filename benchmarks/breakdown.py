@@ -2,9 +2,9 @@
 
     python benchmarks/breakdown.py [--size micro] [--rows 4] [--length 512] [--steps 5] [--json FILE]
 
-torch.profiler's own time of every operation in a step on a CPU (without what it calls), grouped by the part of the
-network or of the step that it belongs to; FLOPs of the parts (gossamer.model.counts) over that time, against the rate
-of a large matrix product measured before and after.
+The time is torch.profiler's own time of every operation in a step on a CPU, without the operations that it calls,
+grouped by the part of the network or of the step that it belongs to. Each part's FLOPs (gossamer.cost.network) over
+that time are compared with the rate of a large matrix product, which is measured before and after.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from peers import gossamer_step, model_config
 
 from gossamer import device as devices
 from gossamer.certify.timing import seconds_of_one
+from gossamer.cost.layer import delta_rule_backward_flops, delta_rule_flops
+from gossamer.cost.network import count_network
 from gossamer.model.config import ModelConfig
-from gossamer.model.counts import delta_rule_backward_flops, delta_rule_flops
 
 # What an event belongs to, by the beginning of its name or of that of an event around it.
 PARTS = (
@@ -40,11 +41,11 @@ PARTS = (
     ("joining and copying", ("aten::cat", "aten::copy_", "aten::index", "aten::fill_", "aten::embedding")),
 )
 REST = "rest"
-ANYWHERE = (REST, "dense products", "joining and copying")  # what happens inside the others, too
+ANYWHERE = (REST, "dense products", "joining and copying")  # parts that occur inside the others, too
 
 
 class Event(Protocol):
-    """What is read of torch.profiler's events."""
+    """The fields that are read of an event of torch.profiler."""
 
     name: str
     self_cpu_time_total: float  # microseconds
@@ -52,7 +53,7 @@ class Event(Protocol):
 
 
 def part_of(event: Event) -> str:
-    """The part that an event belongs to: a product or a copy inside an operation or the optimizer is theirs."""
+    """Return the part that an event belongs to: a product or a copy inside an operation or the optimizer is theirs."""
     found, around = REST, event
     while around is not None:
         part = next((part for part, beginnings in PARTS if around.name.startswith(beginnings)), REST)
@@ -63,7 +64,7 @@ def part_of(event: Event) -> str:
 
 
 def group(events: Iterable[Event], steps: int) -> dict[str, float]:
-    """Seconds of a step that each part takes."""
+    """Return the seconds of a step that each part takes."""
     found = dict.fromkeys([*(part for part, _ in PARTS), REST], 0.0)
     for event in events:
         found[part_of(event)] += event.self_cpu_time_total / 1e6 / steps
@@ -71,8 +72,8 @@ def group(events: Iterable[Event], steps: int) -> dict[str, float]:
 
 
 def flops(config: ModelConfig, rows: int, length: int) -> dict[str, float]:
-    """Training FLOPs of a step of the parts that are made of products; their sum is that of `config.counts`."""
-    counts = config.counts(length)
+    """Return the training FLOPs of a step by part that is made of products; their sum is that of `count_network`."""
+    counts = count_network(config, length)
     linear, full = config.mixers.count("linear_attention"), config.mixers.count("full_attention")
     sizes = (
         config.linear_num_key_heads,
@@ -92,7 +93,7 @@ def flops(config: ModelConfig, rows: int, length: int) -> dict[str, float]:
 
 
 def measure(size: str, rows: int, length: int, steps: int) -> dict[str, Any]:
-    """The record: seconds, FLOPs and share of the GEMM rate of each part of a step."""
+    """Return the record: seconds, FLOPs and share of the GEMM rate of each part of a step."""
     config = model_config(size, {})
     step, before = gossamer_step(config, rows, length), machine()
     for _ in range(3):
@@ -109,6 +110,7 @@ def measure(size: str, rows: int, length: int, steps: int) -> dict[str, Any]:
 
 
 def report(record: dict[str, Any]) -> str:
+    """Print a record."""
     gemm, whole = record["machine"]["gemm_gflops"] * 1e9, sum(part["seconds"] for part in record["parts"].values())
 
     def row(name: str, seconds: float, work: float) -> tuple[str, ...]:
@@ -123,15 +125,16 @@ def report(record: dict[str, Any]) -> str:
 
 
 def main() -> int:
+    """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--size", default="micro", help="recipe of the network")
     parser.add_argument("--rows", type=int, default=4, help="rows of a step")
-    parser.add_argument("--length", type=int, default=512, help="tokens a row")
-    parser.add_argument("--steps", type=int, default=5, help="steps that are looked at")
+    parser.add_argument("--length", type=int, default=512, help="tokens of a row")
+    parser.add_argument("--steps", type=int, default=5, help="steps to profile")
     parser.add_argument("--json", type=Path, help="write the record to this file")
     arguments = parser.parse_args()
     if devices.is_accelerator(devices.default_device()):
-        print("breakdown.py: for CPUs alone; on a GPU use gossamer train --profile", file=sys.stderr)
+        print("breakdown.py: runs on CPUs alone; on a GPU use gossamer train --profile", file=sys.stderr)
         return 2
     record = measure(arguments.size, arguments.rows, arguments.length, arguments.steps)
     print(report(record))

@@ -1,11 +1,12 @@
-"""Do runs by a budget end within the band that they print? On texts of several kinds, most of which were never fitted.
+"""Do runs by a budget end within the band that they print? Most of the texts here were never fitted.
 
     python benchmarks/budget_band.py [--texts NAME=PATH …] [--budgets 40s 90s] [--report]
 
-Each is `gossamer train --budget`, in a process of its own. A line in benchmarks/scaling/budgets.jsonl tells what was
-predicted and what came out; lines are kept, and `scaling.py --fit` learns from them how far off a measured speed is.
-The report judges all lines of this machine's processor by the band of the law as it is now, with the predictions that
-were made. Without --texts: the standard library's source, and C headers where /usr/include has them.
+Each run is `gossamer train --budget` in a process of its own. A line in benchmarks/scaling/budgets.jsonl says what was
+predicted and what came out. Lines are never removed, and `scaling.py --fit` learns from them how far off a measured
+speed is. The report judges all lines of this machine's processor by the band of the law as it is now, with the
+predictions that were made. Without --texts the texts are the standard library's source, and C headers where
+/usr/include has them.
 """
 
 from __future__ import annotations
@@ -30,23 +31,24 @@ _HEADERS = Path("/usr/include")
 
 
 def main() -> None:
+    """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--texts", nargs="*", metavar="NAME=PATH", help="text by a name for its kind")
+    parser.add_argument("--texts", nargs="*", metavar="NAME=PATH", help="texts, each by a name for its kind")
     parser.add_argument("--budgets", nargs="*", default=["40s", "90s"])
     parser.add_argument("--record", type=Path, default=RECORD, help="the file of lines")
-    parser.add_argument("--report", action="store_true", help="train nothing, judge the lines that are there")
+    parser.add_argument("--report", action="store_true", help="train nothing, and judge the recorded lines")
     arguments = parser.parse_args()
     if not arguments.report:
         for budget in arguments.budgets:
             for name, path in texts(arguments.texts).items():
                 line = run(name, path, budget)
-                with arguments.record.open("a") as file:  # at once: whatever stops this loses one run at most
+                with arguments.record.open("a") as file:  # at once, so that whatever stops this loses one run at most
                     file.write(json.dumps(line) + "\n")
     print(report([line for line in recorded(arguments.record) if line["processor"] == str(processor())], law()))
 
 
 def texts(given: list[str] | None) -> dict[str, str]:
-    """Paths by names; an empty path is the recipe's own text, the standard library's source."""
+    """Return paths by names; an empty path is the recipe's own text, the standard library's source."""
     if given is None:
         return {"python": ""} | ({"c-headers": str(_HEADERS)} if any(_HEADERS.glob("*.h")) else {})
     pairs = [text.partition("=") for text in given]
@@ -56,23 +58,24 @@ def texts(given: list[str] | None) -> dict[str, str]:
 
 
 def recorded(path: Path) -> list[dict[str, Any]]:
+    """Return the lines that are recorded."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
 def run(name: str, path: str, budget: str) -> dict[str, Any]:
-    """One run's line: what was known of its text, what was predicted, and what came out."""
+    """Run once and return its line: what was known of its text, what was predicted, and what came out."""
     with tempfile.TemporaryDirectory() as folder:
         # Its text goes to the cache first, as a user's second run finds it: a budget includes reading.
         for wanted in ("2e11flop", budget):
             out = Path(folder) / wanted
             command = [sys.executable, "-m", "gossamer.cli", "train", "--budget", wanted, "--out", str(out)]
-            # Some system's headers are no UTF-8 in places.
+            # The headers of some systems are not UTF-8 everywhere.
             subprocess.run(command + (["--data", path, "--errors", "replace"] if path else []), check=True)
         return line_of(out, name, budget)
 
 
 def line_of(folder: Path, name: str, budget: str) -> dict[str, Any]:
-    """The line of a run that lies in a folder."""
+    """Return the line of a run that lies in a folder."""
     from gossamer.cost.sizes import trunk_parameters
     from gossamer.data.dataset import prepare
     from gossamer.run.compressed import compressed_bits
@@ -100,7 +103,7 @@ def line_of(folder: Path, name: str, budget: str) -> dict[str, Any]:
 
 
 def report(lines: list[dict[str, Any]], found: Law) -> str:
-    """A table of the runs, and how many ended inside the band that the law gives them."""
+    """Return a table of the runs, and how many ended inside the band that the law gives them."""
     rows, inside = [], 0
     for line in lines:
         text = Text(line["unique_bytes"], line["compressed_bits"])

@@ -1,8 +1,8 @@
-"""Networks that are trained against each other: gossamer by a recipe, and dense ones of transformers' with AdamW.
+"""The networks that are trained against each other: gossamer by a recipe, and dense ones of transformers with AdamW.
 
 Each trains on the same tokens of the same corpus in a process of its own, by a clock that runs only while it takes
-steps (batches included, evaluation not), and is measured over the whole held-out text in rows of the length it trains
-on.
+steps: batches count, evaluations do not. Each is measured over the whole held-out text in rows of the length that it
+trains on.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from peers import dense_config, dense_flops, equal_active
 from torch import Tensor, nn
 
 from gossamer.cost.ledger import flops_by_part
+from gossamer.cost.network import count_network
 from gossamer.data.dataset import prepare
 from gossamer.train.recipe import Recipe
 
@@ -35,13 +36,13 @@ class Progress:
     """How far a contestant has come.
 
     Attributes:
-        seconds: of training
-        steps: optimizer steps
-        tokens: read in training
-        flops: of the products of training
-        loss: mean over the whole held-out text (nats a token)
-        set_up: seconds before the first step, which no clock counts
-        done: its schedule is at its end
+        seconds: Seconds of training.
+        steps: Optimizer steps.
+        tokens: Tokens read in training.
+        flops: FLOPs of the products of training.
+        loss: Mean loss over the whole held-out text, in nats per token.
+        set_up: Seconds before the first step, which no clock counts.
+        done: Whether its schedule is at its end.
     """
 
     seconds: float
@@ -54,14 +55,14 @@ class Progress:
 
 
 class Contestant(ABC):
-    """A network with its optimizer and schedule.
+    """A network with its optimizer and its schedule.
 
     Args:
-        seconds: length of its schedule, unless it has its own number of steps
+        seconds: Length of its schedule, unless it has a number of steps of its own.
     """
 
     flops_per_token: float
-    flops_before: float = 0.0  # the first step of the network
+    flops_before: float = 0.0  # FLOPs before the network's first step
     tokens_per_step: int
 
     def __init__(self, seconds: float, steps: int = 0) -> None:
@@ -70,7 +71,7 @@ class Contestant(ABC):
 
     @property
     def done(self) -> float:
-        """The share of the schedule that lies behind, 0 to 1."""
+        """The fraction of the schedule that is behind it, 0 to 1."""
         return self.steps / self.steps_in_all if self.steps_in_all else min(1.0, self.seconds / self.budget)
 
     def advance(self, until: float) -> None:
@@ -87,7 +88,7 @@ class Contestant(ABC):
 
     @abstractmethod
     def held_out_loss(self) -> float:
-        """Mean loss over the whole held-out text (nats a token)."""
+        """Return the mean loss over the whole held-out text, in nats per token."""
 
 
 class Gossamer(Contestant):
@@ -137,17 +138,20 @@ class Gossamer(Contestant):
 
 @dataclass(frozen=True)
 class Dense:
-    """A dense network of transformers' and how it is trained: AdamW and half a cosine, as nanoGPT does it.
+    """A dense network of transformers and how it is trained: with AdamW and half a cosine, as nanoGPT does it.
 
     Attributes:
-        kind: qwen3 or gpt2
-        learning_rate: peak
-        rows, length: of a batch
-        size: of qwen3: as many parameters as the recipe's network uses on a token, or as it has in all
-        final_fraction: learning rate at the end, of the peak
-        steps: length of the schedule; 0: by time
-        warmup: steps of the climb
-        betas, weight_decay: AdamW's
+        kind: `qwen3` or `gpt2`.
+        learning_rate: The peak.
+        rows: Rows of a batch.
+        length: Tokens of a row.
+        size: Size of a qwen3: `active` for as many parameters as the recipe's network uses on a token, `total` for as
+            many as it has in all.
+        final_fraction: The learning rate at the end, as a fraction of the peak.
+        steps: Length of the schedule; 0 means that it goes by time.
+        warmup: Steps of warm-up.
+        betas: Those of AdamW.
+        weight_decay: That of AdamW.
     """
 
     kind: str
@@ -163,10 +167,10 @@ class Dense:
 
 
 class Peer(Contestant):
-    """A dense network of transformers', trained on windows of the text that begin anywhere, as nanoGPT's are.
+    """A dense network of transformers, trained on windows of the text that begin anywhere, as those of nanoGPT do.
 
     Args:
-        shape: the recipe whose layers, width and heads a qwen3 takes over
+        shape: The recipe whose layers, width and heads a qwen3 takes over.
     """
 
     def __init__(self, dense: Dense, shape: Recipe, seed: int, seconds: float) -> None:
@@ -212,12 +216,12 @@ class Peer(Contestant):
 
 
 def _text(shard: Any) -> Tensor:
-    """All documents of a shard, one after the other, as int64."""
+    """All documents of a file of tokens, one after the other, as int64."""
     return torch.from_numpy(np.asarray(shard.tokens).astype(np.int64))
 
 
 def _windows(text: Tensor, length: int, rows: int) -> Iterator[Tensor]:
-    """Every token but the first is predicted once: [rows, length + 1], and what is left in a shorter one."""
+    """Windows that predict every token but the first once: [rows, length + 1], and the rest in a shorter one."""
     whole = (len(text) - 1) // length
     windows = text[: whole * length + 1].unfold(0, length + 1, length)
     yield from windows.split(rows)
@@ -226,7 +230,7 @@ def _windows(text: Tensor, length: int, rows: int) -> Iterator[Tensor]:
 
 
 def _network(dense: Dense, shape: Recipe, vocab_size: int) -> tuple[nn.Module, float]:
-    """The network and its FLOPs a token in training."""
+    """The network and its FLOPs per token in training."""
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
@@ -241,7 +245,7 @@ def _network(dense: Dense, shape: Recipe, vocab_size: int) -> tuple[nn.Module, f
         flops = 3 * (2.0 * matrices + 2.0 * config.n_layer * config.n_embd * (dense.length + 1))
         return model, flops
     sparse = replace(shape.model, vocab_size=vocab_size)
-    total = sparse.counts(dense.length).parameters
+    total = count_network(sparse, dense.length).parameters
     config = dense_config(sparse, equal_active(sparse) if dense.size == "active" else total)
     return transformers.Qwen3ForCausalLM(config), dense_flops(config, dense.length)
 
@@ -250,7 +254,7 @@ class Runner:
     """A contestant in a process of its own.
 
     Args:
-        build: Gossamer or Peer, with `arguments`; made in the new process
+        build: `Gossamer` or `Peer`; it is called in the new process with `arguments`.
     """
 
     def __init__(self, name: str, build: Callable[..., Contestant], *arguments: Any) -> None:
@@ -266,7 +270,7 @@ class Runner:
         """Train until its clock shows `until` seconds, then measure.
 
         Raises:
-            RuntimeError: it failed.
+            RuntimeError: The contestant failed.
         """
         self._pipe.send(until)
         answer = self._pipe.recv()
@@ -276,6 +280,7 @@ class Runner:
         return self.progress[-1]
 
     def close(self) -> None:
+        """End the process."""
         self._pipe.close()
         self._process.join()
 

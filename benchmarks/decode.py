@@ -2,12 +2,12 @@
 
     python benchmarks/decode.py [--turns 5] [--size micro] [--quick] [--attempts] [--run DIR] [--llama] [--json FILE]
 
-A network of a recipe's size with random weights, in float32. Every subject has a process of its own and they take
-turns; medians are compared. A request has a prompt of 16 tokens and is continued greedily by 64, its time includes the
-prompt's. Prompts of 4,096 + 16 tokens are continued by one token: new to the engine each time, or with the same 4,096
-tokens in front of 16 others. transformers decodes with `generate` and its cache, experts in its grouped_mm
-implementation. Weights of int8 are those of the same network, rounded. With --run, a trained model with a
-multi-token-prediction head is decoded without drafts and with as many as pay, at temperature 0.8, and its loss on the
+The network has a recipe's size and random weights in float32. Every subject has a process of its own; the processes
+take turns, and medians are compared. A request has a prompt of 16 tokens and is continued greedily by 64; its time
+includes that of the prompt. Prompts of 4,096 + 16 tokens are continued by one token: new to the engine each time, or
+with the same 4,096 tokens in front of 16 others. transformers decodes with `generate` and its cache, with experts in
+its grouped_mm implementation. Weights of int8 are those of the same network, rounded. With --run, a trained model with
+a multi-token-prediction head is decoded without drafts and with as many as pay, at temperature 0.8, and its loss on the
 run's held-out text is measured with its weights as stored and rounded to int8. With --llama, llama.cpp takes its turns
 too, on the same weights (see llama.py).
 """
@@ -29,7 +29,7 @@ import environment  # noqa: F401 (before PyTorch)
 import llama
 import torch
 from decode_bounds import prompt_rate, step_rate
-from measure import Call, Subject, describe, machine, table, take_turns
+from measure import Call, Subject, describe, machine, table, time_in_turns
 from peers import Variant, model_config, random_tokens
 
 from gossamer.model.config import ModelConfig
@@ -40,7 +40,7 @@ EXPERTS = "grouped_mm"
 
 
 def random_network(config: ModelConfig) -> tuple[Any, Any]:
-    """A network with random weights, and a tokenizer of a character a token."""
+    """Return a network with random weights, and a tokenizer with one character per token."""
     from gossamer import device as devices
     from gossamer.data.tokenizer import char_tokenizer
     from gossamer.model.causal_lm import CausalLM
@@ -53,14 +53,14 @@ def random_network(config: ModelConfig) -> tuple[Any, Any]:
 
 
 def gossamer_engine(config: ModelConfig, **options: Any) -> Any:
-    """An engine for such a network."""
+    """Return an engine for such a network."""
     from gossamer.infer.engine import Engine, EngineOptions
 
     return Engine(*random_network(config), EngineOptions(**options))
 
 
 def answer(engine: Any, prompts: list[list[int]], count: int, **sampling: Any) -> None:
-    """All requests from their first step to their last."""
+    """Run all requests from their first step to their last."""
     from gossamer.infer.request import Request, SamplingParams
 
     params = SamplingParams(count, ignore_eos=True, **{"temperature": 0.0} | sampling)
@@ -72,14 +72,14 @@ def answer(engine: Any, prompts: list[list[int]], count: int, **sampling: Any) -
 
 
 def gossamer_requests(config: ModelConfig, requests: int, weights: str = "stored") -> Call:
-    """Short prompts, continued together."""
+    """Return a call that continues short prompts together."""
     engine = gossamer_engine(config, draft_length=0, prefix_cache_bytes=0, weights=weights)
     prompts = random_tokens(config.vocab_size, requests, SHORT).tolist()
     return lambda: answer(engine, prompts, ANSWER)
 
 
 def gossamer_prompt(config: ModelConfig, seen: bool, **options: Any) -> Call:
-    """A long prompt: its first 4,096 tokens as in every call, or as in none before."""
+    """Return a call with a long prompt whose first 4,096 tokens are those of every call, or of none before."""
     engine = gossamer_engine(config, draft_length=0, **options)
     source = torch.Generator().manual_seed(0)
 
@@ -96,7 +96,7 @@ def gossamer_prompt(config: ModelConfig, seen: bool, **options: Any) -> Call:
 
 
 def attempt(variant: Variant, build: Callable[..., Call], *arguments: Any) -> Call:
-    """The same in another way."""
+    """Return another subject's call, run in another way."""
     from gossamer import ops
 
     if variant.threads:
@@ -111,18 +111,18 @@ def attempt(variant: Variant, build: Callable[..., Call], *arguments: Any) -> Ca
 
 
 def small_pages(build: Callable[..., Call], *arguments: Any) -> Call:
-    """The same with its weights where the C library has put them, in pages of the usual size."""
+    """Return a call whose weights lie where the C library has put them, in pages of the usual size."""
     with mock.patch("gossamer.model.decode.decoder.use_huge_pages"):
         return build(*arguments)
 
 
 def gossamer_chunks(config: ModelConfig) -> Call:
-    """A long prompt new to the engine in one chunk, with a snapshot at its end alone."""
+    """Return a call with a new long prompt in one chunk, with a snapshot at its end alone."""
     return gossamer_prompt(config, False, prefill_chunk=LONG, snapshot_interval=LONG)
 
 
 def gossamer_run(folder: str, draft_length: int | str) -> Call:
-    """A trained model from an empty prompt."""
+    """Return a call in which a trained model goes on from an empty prompt."""
     from gossamer import device as devices
     from gossamer import hub
     from gossamer.data.tokenizer import Tokenizer
@@ -137,7 +137,7 @@ def gossamer_run(folder: str, draft_length: int | str) -> Call:
 
 
 def losses(folder: str) -> dict[str, float]:
-    """A run's loss on its held-out text, the mean over its sets, with weights as the engine may have them."""
+    """Return a run's mean loss over its held-out sets, with weights as the engine may hold them."""
     from gossamer.run.evaluate import evaluate_run
 
     found = {}
@@ -149,6 +149,7 @@ def losses(folder: str) -> dict[str, float]:
 
 
 def transformers_model(config: ModelConfig) -> Any:
+    """Return the same network in transformers."""
     import transformers
 
     from gossamer import device as devices
@@ -162,7 +163,7 @@ def transformers_model(config: ModelConfig) -> Any:
 
 
 def transformers_requests(config: ModelConfig, length: int, count: int) -> Call:
-    """One prompt, continued."""
+    """Return a call in which transformers continues one prompt."""
     model = transformers_model(config)
     ids = random_tokens(config.vocab_size, 1, length).to(model.device)
     wanted = {"max_new_tokens": count, "min_new_tokens": count, "do_sample": False, "pad_token_id": 0}
@@ -178,7 +179,7 @@ Subjects = list[tuple[str, int, Callable[..., Call], tuple[Any, ...]]]
 
 
 def attempts(config: ModelConfig) -> Subjects:
-    """What else was tried for the goals that are not met."""
+    """Return what else was tried for the goals that are not met."""
     long = LONG + SHORT
     ways = {"one thread": Variant(threads=1), "through PyTorch alone": Variant(pytorch_alone=True)}
     found: Subjects = []
@@ -199,7 +200,7 @@ def attempts(config: ModelConfig) -> Subjects:
 
 
 def measure(size: str, turns: int, run: str | None, with_llama: bool, others: bool) -> dict[str, Any]:
-    """The record: seconds of each subject, and what it did in them; `others`: of the attempts, too."""
+    """Return the record: seconds of each subject, and what it did in them; with `others`, those of the attempts too."""
     with tempfile.TemporaryDirectory() as folder:
         return _measure(size, turns, run, Path(folder) if with_llama else None, others)
 
@@ -238,7 +239,7 @@ def _measure(size: str, turns: int, run: str | None, llama_folder: Path | None, 
         ]
     peers = (transformers_requests, llama.llama_requests)
     started = [Subject(name, build, *arguments, peer=build in peers) for name, _, build, arguments in subjects]
-    take_turns(started, turns, warm_up=1, waking=True)
+    time_in_turns(started, turns, warm_up=1, waking=True)
     results = {}
     for (name, tokens, _, _), subject in zip(subjects, started, strict=True):
         if subject.failure:
@@ -264,7 +265,7 @@ def _measure(size: str, turns: int, run: str | None, llama_folder: Path | None, 
 
 
 def ratios(record: dict[str, Any]) -> dict[str, float]:
-    """What is compared between runs: with transformers, and of the engine with itself."""
+    """Return what is compared between runs: the engine with transformers, and with itself."""
     rate = {name: row["tokens_per_second"] for name, row in record["results"].items() if "failure" not in row}
     compared = {
         "one request, speed over transformers": (ONE, "one request, transformers"),
@@ -281,6 +282,7 @@ def ratios(record: dict[str, Any]) -> dict[str, float]:
 
 
 def report(record: dict[str, Any]) -> str:
+    """Print a record."""
     rows: list[tuple[object, ...]] = []
     for name, row in record["results"].items():
         if "failure" in row:
@@ -302,6 +304,7 @@ def report(record: dict[str, Any]) -> str:
 
 
 def main() -> None:
+    """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--size", default="micro", help="recipe of the network")
     parser.add_argument("--turns", type=int, help="calls of each subject that are counted")

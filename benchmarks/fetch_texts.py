@@ -3,10 +3,10 @@
     python benchmarks/fetch_texts.py [--out texts] [--only NAME …] [--server URL]
 
 tinyshakespeare comes from karpathy/char-rnn and is refused if it is another text. The novels of the figures in docs/
-are Standard Ebooks' editions as plain text; what is fetched are Project Gutenberg's of the same books, without its
-header and licence. So their losses differ a little, and every record names the fingerprint of the text it was made
-with. A file with the fingerprint of the figures' own is told as such, wherever it came from. What was fetched once is
-kept, and its fingerprint in SHA256SUMS beside it: a file that changed since is refused.
+are Standard Ebooks' editions as plain text; what is fetched are Project Gutenberg's editions of the same books, without
+their headers and licences. So losses differ a little, and every record names the fingerprint of the text that it was
+made with. A file with the fingerprint of the figures' own text is announced as such, wherever it came from. A fetched
+file stays, with its fingerprint beside it in SHA256SUMS: a file that has changed since is refused.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ class Named:
     """A text that can be fetched.
 
     Attributes:
-        file: its place in the folder of texts
-        path: its address on the server
-        sha256: of the text that the figures in docs/ were measured with
-        server: where it is
+        file: Its place in the folder of texts.
+        path: Its address on the server.
+        sha256: Fingerprint of the text that the figures in docs/ were measured with.
+        server: The server.
     """
 
     file: str
@@ -48,7 +48,7 @@ class Named:
 
     @property
     def exact(self) -> bool:
-        """Whether the address gives that very text; otherwise another edition of it."""
+        """Whether the address gives that very text; otherwise it is another edition of it."""
         return self.server != GUTENBERG
 
 
@@ -75,28 +75,28 @@ TEXTS = (
 
 
 class FetchError(Exception):
-    """A text that cannot be had, in a line."""
+    """A text cannot be had; the message is one line."""
 
 
 def without_licence(text: str) -> str:
-    """A book of Project Gutenberg's without what stands before and behind it, lines ended as on Unix.
+    """Return a book of Project Gutenberg without the text before and behind it, with the line ends of Unix.
 
     Raises:
-        FetchError: it has no such marks, so it is an error page or another kind of file.
+        FetchError: It has no such marks, so it is an error page or another kind of file.
     """
     text = text.replace("\r\n", "\n").removeprefix("\ufeff")
     begin = _BEGIN.search(text)
     end = _END.search(text, begin.end()) if begin else None
     if not (begin and end):
-        raise FetchError("is no book of Project Gutenberg's: its START and END lines are missing")
+        raise FetchError("is not a book of Project Gutenberg: its START and END lines are missing")
     return text[begin.end() : end.start()].strip("\n") + "\n"
 
 
 def fetch(named: Named, server: str = "") -> bytes:
-    """The content of a text as it is kept.
+    """Return the content of a text as it is stored.
 
     Raises:
-        FetchError: it cannot be reached, is cut off, or is not what it should be.
+        FetchError: It cannot be reached, is cut off, or is not what it should be.
     """
     address = (server or named.server) + named.path
     try:
@@ -108,7 +108,7 @@ def fetch(named: Named, server: str = "") -> bytes:
         raise FetchError(f"{address}: {getattr(error, 'reason', None) or error}") from error
     if named.exact:
         if (found := _sha256(content)) != named.sha256:
-            raise FetchError(f"{address}: is another text (sha256 {found}) than the one wanted ({named.sha256})")
+            raise FetchError(f"{address}: is not the expected text: its sha256 is {found} instead of {named.sha256}")
         return content
     try:
         return without_licence(content.decode("utf-8")).encode()
@@ -117,10 +117,10 @@ def fetch(named: Named, server: str = "") -> bytes:
 
 
 def get(named: Named, folder: Path, server: str = "") -> str:
-    """Fetch a text into the folder unless it is there; says what it is, in a line.
+    """Fetch a text into a folder unless it is there, and return a line that says what it is.
 
     Raises:
-        FetchError: it cannot be had, or the file there is not the one that was fetched.
+        FetchError: It cannot be had, or the file there is not the one that was fetched.
     """
     path, sums = folder / named.file, _read_sums(folder)
     if path.is_file():
@@ -157,6 +157,7 @@ def _sha256(content: bytes) -> str:
 
 
 def main() -> int:
+    """Fetch the texts that the command line names."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     names = [named.file for named in TEXTS]
     parser.add_argument("--out", type=Path, default=FETCHED, help="folder to put them into")

@@ -1,12 +1,13 @@
-"""Is every operation right on this GPU, how fast is it, and how fast is a training step beside transformers'?
+"""Is every operation right on this GPU, how fast is it, and how fast is a training step beside transformers?
 
     python benchmarks/gpu.py [--size mini small] [--rows 4] [--recompute] [--turns 10] [--only errors …] [--json FILE]
 
-Three tables for each size. Errors: every implementation that can run here, on packed documents with the size's own
-heads and widths, against the float64 reference, gradients included: the largest difference over the largest magnitude.
-Operations: at the size's own shapes (operations.py). Steps: forward, backward, clipping and AdamW, each subject
-in a process of its own, one after the other so that each has the GPU's memory to itself. MFU is the model's own FLOPs
-(gossamer.model.counts) over the time, against the bfloat16 product of two large matrices measured in the same run.
+There are three tables for each size. Errors compare every implementation that can run here with the float64 reference,
+gradients included, on packed documents with the size's own heads and widths: the largest difference over the largest
+magnitude. Operations are timed at the size's own shapes (operations.py). Steps are forward pass, backward pass,
+clipping and AdamW; each subject has a process of its own, one after the other, so that each has the GPU's memory to
+itself. MFU is the model's own FLOPs (gossamer.cost.network) over the time, against the bfloat16 product of two large
+matrices measured in the same run.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any
 
 import operations
 import torch
-from measure import Subject, copy_rate, gemm_rate, installed, table, take_turns
+from measure import Subject, copy_rate, gemm_rate, installed, table, time_in_turns
 from peers import Variant, gossamer_step, model_config, qwen3_next_step
 
 from gossamer import device as devices
@@ -31,6 +32,7 @@ from gossamer.certify.exactness import Inputs
 from gossamer.certify.inputs import DOCUMENTS, Case, inputs_of
 from gossamer.certify.operations import check_operation
 from gossamer.certify.timing import Rates, time_operations, training_inputs
+from gossamer.cost.network import count_network
 from gossamer.model.config import ModelConfig
 
 LENGTHS = {"nano": 256, "micro": 512, "mini": 2048, "small": 4096}  # tokens a row
@@ -39,7 +41,7 @@ DTYPES = (torch.bfloat16, torch.float32)
 
 
 def errors(config: ModelConfig, device: torch.device) -> list[Check]:
-    """Each operation's every implementation, in bfloat16 and float32, against float64, as `gossamer certify` does."""
+    """Return every implementation's error in bfloat16 and float32, measured as `gossamer certify` does."""
     found: list[Check] = []
     for name in ops.training_operations():
         case = Case("packed documents", partial(inputs_of, name, config, DOCUMENTS))
@@ -48,7 +50,7 @@ def errors(config: ModelConfig, device: torch.device) -> list[Check]:
 
 
 def steps(config: ModelConfig, rows: int, length: int, recompute: bool, turns: int, peak: float) -> Inputs:
-    """Training steps: tokens a second, MFU and peak memory of each subject."""
+    """Return tokens per second, MFU and peak memory of each subject's training steps."""
     subjects: list[tuple[str, Callable[..., Any], tuple[Any, ...]]] = [
         ("gossamer", gossamer_step, (config, rows, length, Variant(recompute=recompute))),
         (
@@ -61,10 +63,10 @@ def steps(config: ModelConfig, rows: int, length: int, recompute: bool, turns: i
             for experts in EXPERTS
         ],
     ]
-    flops, found = config.counts(length).training_flops, {}
+    flops, found = count_network(config, length).training_flops, {}
     for name, build, arguments in subjects:
         subject = Subject(name, build, *arguments, peer=build is qwen3_next_step)
-        take_turns([subject], turns, warm_up=3)
+        time_in_turns([subject], turns, warm_up=3)
         if subject.failure:
             found[name] = {"failure": subject.failure}
             continue
@@ -75,6 +77,7 @@ def steps(config: ModelConfig, rows: int, length: int, recompute: bool, turns: i
 
 
 def report_errors(found: list[Check]) -> str:
+    """Print the table of errors."""
     rows = []
     for check in found:
         said = {"pass": "right", "fail": f"WRONG: {check.message}"}.get(check.status, check.message)
@@ -83,6 +86,7 @@ def report_errors(found: list[Check]) -> str:
 
 
 def report_steps(found: Inputs) -> str:
+    """Print the table of steps."""
     rows = [
         (name, row["failure"], "", "", "")
         if "failure" in row
@@ -99,7 +103,7 @@ def report_steps(found: Inputs) -> str:
 
 
 def machine(device: torch.device, dtype: torch.dtype) -> Inputs:
-    """The GPU, what runs on it, and its own rates."""
+    """Return the GPU, what runs on it, and its own rates."""
     packages = ("torch", "triton", "flash-linear-attention", "transformers")
     libraries = dict.fromkeys(packages, "not installed") | installed({name: name for name in packages})
     rates = {"gemm_flops": gemm_rate(dtype, 8192), "copy_bytes": copy_rate(device, 1024)}
@@ -107,13 +111,16 @@ def machine(device: torch.device, dtype: torch.dtype) -> Inputs:
 
 
 def main() -> int:
+    """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--size", nargs="*", choices=list(LENGTHS), default=["mini", "small"], help="networks")
-    parser.add_argument("--rows", type=int, default=4, help="rows a step")
-    parser.add_argument("--length", type=int, help="tokens a row, unless the recipe's own")
+    parser.add_argument("--rows", type=int, default=4, help="rows of a step")
+    parser.add_argument("--length", type=int, help="tokens of a row (default: the recipe's)")
     parser.add_argument("--recompute", action="store_true", help="compute blocks again in the backward pass")
     parser.add_argument("--turns", type=int, default=10, help="steps of each subject that are counted")
-    parser.add_argument("--only", nargs="*", choices=["errors", "operations", "steps"], help="not all three tables")
+    parser.add_argument(
+        "--only", nargs="*", choices=["errors", "operations", "steps"], help="tables to make (default: all three)"
+    )
     parser.add_argument("--json", type=Path, help="write the record to this file")
     arguments = parser.parse_args()
     device = devices.default_device()

@@ -1,7 +1,7 @@
-"""llama.cpp as a subject of `decode.py`, on the same weights: what `gossamer export --to gguf` writes of them.
+"""llama.cpp as a subject of `decode.py`, on the same weights as `gossamer export --to gguf` writes them.
 
 It needs `pip install llama-cpp-python gguf`, which builds llama.cpp for this machine. Its C interface is called, with
-nothing of Python between two tokens but the choice of the likeliest; keys and values are held in float32, as the
+nothing of Python between two tokens but the choice of the likeliest one. Keys and values are held in float32, as the
 engine's are.
 """
 
@@ -20,11 +20,11 @@ from peers import random_tokens
 from gossamer.model.config import ModelConfig
 
 CHECKED = 64  # tokens whose logits are compared before anything is timed
-CLOSE = 1e-3  # of logits, against the largest
+CLOSE = 1e-3  # largest difference of logits, over the largest logit
 
 
 def write_gguf(config: ModelConfig, folder: Path) -> Path:
-    """The random weights that `decode.py` gives the engine, with a tokenizer of a few tokens, as a GGUF file."""
+    """Write the random weights that `decode.py` gives the engine, with a tokenizer of a few tokens, as a GGUF file."""
     from gossamer import hub
     from gossamer.data.tokenizer import train_bpe
 
@@ -35,7 +35,7 @@ def write_gguf(config: ModelConfig, folder: Path) -> Path:
 
 
 def llama_requests(file: str, length: int, count: int) -> Call:
-    """A prompt of random tokens, continued greedily."""
+    """Return a call that continues a prompt of random tokens greedily."""
     llama = LlamaCpp(file, length + count)
     prompt = random_tokens(llama.vocab_size, 1, length)[0].tolist()
 
@@ -50,12 +50,12 @@ def llama_requests(file: str, length: int, count: int) -> Call:
 
 @torch.no_grad()
 def agreement(config: ModelConfig, file: Path) -> float:
-    """The largest difference of llama.cpp's logits from the network's own, against the largest logit.
+    """Return the largest difference of llama.cpp's logits from the network's own, over the largest logit.
 
-    One prompt at once and token by token, so that both of llama.cpp's ways are compared.
+    The prompt comes at once and token by token, so that both ways of llama.cpp are compared.
 
     Raises:
-        RuntimeError: they are not the same model.
+        RuntimeError: They are not the same model.
     """
     ids = random_tokens(config.vocab_size, 1, CHECKED)
     ours = _network(config)(ids).logits[0].numpy()
@@ -64,11 +64,14 @@ def agreement(config: ModelConfig, file: Path) -> float:
     theirs = [llama.logits(step).copy() for step in steps]
     difference = float(np.abs(np.stack(theirs) - ours[half - 1 :]).max() / np.abs(ours).max())
     if difference > CLOSE:
-        raise RuntimeError(f"llama.cpp computes another model: logits differ by {difference:.1e} of the largest")
+        raise RuntimeError(
+            f"llama.cpp does not compute the same model: logits differ by {difference:.1e} of the largest"
+        )
     return difference
 
 
 def version() -> str:
+    """Return the version of llama.cpp's bindings."""
     return f"llama-cpp-python {importlib.metadata.version('llama-cpp-python')}"
 
 
@@ -84,8 +87,8 @@ class LlamaCpp:
     """A model in llama.cpp, and one sequence.
 
     Args:
-        file: GGUF
-        context: tokens that the sequence may have
+        file: The GGUF file.
+        context: The largest number of tokens of the sequence.
     """
 
     def __init__(self, file: str, context: int) -> None:
@@ -110,7 +113,7 @@ class LlamaCpp:
         self._library.llama_memory_clear(self._library.llama_get_memory(self._context), True)
 
     def logits(self, tokens: list[int]) -> npt.NDArray[np.float32]:
-        """Go on by these tokens; [vocab_size] after the last of them, valid until the next call."""
+        """Append tokens and return the logits after the last of them, [vocab_size], valid until the next call."""
         array = (self._library.llama_token * len(tokens))(*tokens)
         status = self._library.llama_decode(self._context, self._library.llama_batch_get_one(array, len(tokens)))
         assert status == 0, f"llama_decode: {status}"
@@ -121,6 +124,6 @@ _callbacks: list[Any] = []
 
 
 def _silent(llama_cpp: Any) -> Any:
-    """A logger that says nothing, kept as long as the process lives."""
+    """A logger that says nothing and must be held as long as the process lives."""
     _callbacks.append(llama_cpp.llama_log_callback(lambda level, text, data: None))
     return _callbacks[-1]

@@ -1,13 +1,14 @@
-"""What do long texts cost? The delta rule's time a token, and a whole network's beside transformers'.
+"""What do long texts cost? The delta rule's time per token, and a whole network's beside transformers.
 
-    python benchmarks/long_context.py [--quick] [--lengths 512 …] [--network-lengths 512 …] [--peer-most 8192]
+    python benchmarks/long_context.py [--quick] [--lengths 512 …] [--network-lengths 512 …] [--peer-max 8192]
                                       [--json FILE]
 
-The delta rule, forward and backward, one row of 512 to 32,768 tokens at micro's heads: a turn passes the same number of
-tokens at every length, in rows of that length, so that all turns take as long. Flatness is the least time a token over
-the largest. Then one row with a single key head on one thread and on more, which have to share a head. Then the micro
-network on one row: the forward pass without gradients (logits of the last token alone), and a training step; gossamer
-beside transformers with its grouped_mm experts, each in a process of its own, in turns.
+First comes the delta rule, forward and backward, on one row of 512 to 32,768 tokens at micro's heads. A turn passes the
+same number of tokens at every length, in rows of that length, so that all turns take equally long. Flatness is the
+shortest time per token over the longest. Then comes one row with a single key head on one thread and on more, which
+have to share the head. Then comes the micro network on one row: the forward pass without gradients, with logits of the
+last token alone, and a training step. gossamer and transformers with its grouped_mm experts have a process each and
+take turns.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any
 
 import environment  # noqa: F401 (before PyTorch)
 import torch
-from measure import Subject, describe, machine, table, take_turns
+from measure import Subject, describe, machine, table, time_in_turns
 from peers import gossamer_forward, gossamer_step, model_config, qwen3_next_forward, qwen3_next_step
 
 from gossamer import device as devices
@@ -32,19 +33,19 @@ from gossamer.model.config import ModelConfig
 LENGTHS = (512, 1024, 2048, 4096, 8192, 16384, 32768)
 THREADS_LENGTH = 8192  # tokens of the row that several threads share
 QUICK_LENGTHS, QUICK_NETWORK_LENGTHS = (512, 4096, 32768), (512, 2048)
-PEER_MOST = 8192  # tokens that transformers is given: beyond, a step of its takes minutes on two cores
+PEER_MAX = 8192  # longest row that transformers gets: beyond, its step takes minutes on two cores
 EXPERTS = "grouped_mm"
 
 
 def delta_rule(config: ModelConfig, lengths: tuple[int, ...], turns: int) -> dict[int, float]:
-    """Seconds a token, forward and backward, for each length of the row."""
+    """Return the seconds per token, forward and backward, for each length of the row."""
     device = devices.default_device()
-    dtype, most = devices.compute_dtype(device, "auto"), max(lengths)
+    dtype, longest = devices.compute_dtype(device, "auto"), max(lengths)
 
     def passes(length: int) -> Call:
         inputs = moved(cast(inputs_of("delta_rule", config, [length]), dtype), device)
         inputs.pop("initial_state")
-        call, times = caller("delta_rule", inputs), max(1, most // length)
+        call, times = caller("delta_rule", inputs), max(1, longest // length)
 
         def run() -> None:
             for _ in range(times):
@@ -55,16 +56,16 @@ def delta_rule(config: ModelConfig, lengths: tuple[int, ...], turns: int) -> dic
 
     calls = {str(length): passes(length) for length in lengths}
     medians = in_turns(calls, device, min_seconds=0.0, min_turns=turns)
-    return {length: medians[str(length)] / (length * max(1, most // length)) for length in lengths}
+    return {length: medians[str(length)] / (length * max(1, longest // length)) for length in lengths}
 
 
 def flatness(per_token: dict[int, float]) -> float:
-    """The least time a token over the largest: 1 if a token of a long text costs what one of a short text does."""
+    """Return the shortest time per token over the longest: 1 if a token costs the same in long and short texts."""
     return min(per_token.values()) / max(per_token.values())
 
 
 def one_head(config: ModelConfig, turns: int) -> dict[str, dict[int, float]]:
-    """Seconds, forward and backward, of one row with one key head by operation and number of threads."""
+    """Return the seconds, forward and backward, of a row with one key head, by operation and number of threads."""
     one = replace(
         config,
         num_attention_heads=config.num_attention_heads // config.num_key_value_heads,
@@ -72,8 +73,8 @@ def one_head(config: ModelConfig, turns: int) -> dict[str, dict[int, float]]:
         linear_num_value_heads=config.linear_num_value_heads // config.linear_num_key_heads,
         linear_num_key_heads=1,
     )
-    device, most = devices.default_device(), torch.get_num_threads()
-    counts = sorted({min(2**power, most) for power in range(most.bit_length() + 1)})
+    device, num_threads = devices.default_device(), torch.get_num_threads()
+    counts = sorted({min(2**power, num_threads) for power in range(num_threads.bit_length() + 1)})
     calls: dict[str, Call] = {}
     for operation in ("delta_rule", "attention"):
         inputs = moved(cast(inputs_of(operation, one, [THREADS_LENGTH]), torch.float32), device)
@@ -85,7 +86,7 @@ def one_head(config: ModelConfig, turns: int) -> dict[str, dict[int, float]]:
     try:
         medians = in_turns(calls, device, min_seconds=0.0, min_turns=turns)
     finally:
-        torch.set_num_threads(most)
+        torch.set_num_threads(num_threads)
     return {
         operation: {count: medians[f"{operation} {count}"] for count in counts}
         for operation in ("delta_rule", "attention")
@@ -100,14 +101,14 @@ def _on_threads(call: Call, count: int) -> Call:
     return run
 
 
-def network(config: ModelConfig, lengths: tuple[int, ...], peer_most: int, turns: int) -> list[dict[str, Any]]:
-    """A row for each length, kind of work and program: seconds a token and the process's peak memory."""
+def network(config: ModelConfig, lengths: tuple[int, ...], peer_max: int, turns: int) -> list[dict[str, Any]]:
+    """Return a row for each length, kind of work and program: seconds per token and the process's peak memory."""
     rows = []
     for length in lengths:
         for kind in ("forward", "training step"):
-            subjects = [_subject(config, program, kind, length) for program in _programs(length, peer_most)]
-            take_turns(subjects, turns)
-            for program, subject in zip(_programs(length, peer_most), subjects, strict=True):
+            subjects = [_subject(config, program, kind, length) for program in _programs(length, peer_max)]
+            time_in_turns(subjects, turns)
+            for program, subject in zip(_programs(length, peer_max), subjects, strict=True):
                 row = {"length": length, "kind": kind, "program": program}
                 if subject.failure:
                     rows.append(row | {"failure": subject.failure})
@@ -117,8 +118,8 @@ def network(config: ModelConfig, lengths: tuple[int, ...], peer_most: int, turns
     return rows
 
 
-def _programs(length: int, peer_most: int) -> tuple[str, ...]:
-    return ("gossamer", "transformers") if length <= peer_most else ("gossamer",)
+def _programs(length: int, peer_max: int) -> tuple[str, ...]:
+    return ("gossamer", "transformers") if length <= peer_max else ("gossamer",)
 
 
 def _subject(config: ModelConfig, program: str, kind: str, length: int) -> Subject:
@@ -141,7 +142,7 @@ def _of(record: dict[str, Any], kind: str, length: int, program: str) -> dict[st
 
 
 def ratios(record: dict[str, Any]) -> dict[str, float]:
-    """What is compared between runs: flatness, and gossamer against transformers at each length that both had."""
+    """Return what is compared between runs: flatness, and gossamer against transformers at each common length."""
     shortest, longest = min(record["delta_rule"], key=int), max(record["delta_rule"], key=int)
     found = {f"delta rule, flatness from {shortest} to {longest}": record["flatness"]}
     for row in record["network"]:
@@ -154,6 +155,7 @@ def ratios(record: dict[str, Any]) -> dict[str, float]:
 
 
 def report_delta_rule(record: dict[str, Any]) -> str:
+    """Print the table of the delta rule."""
     per_token = {int(length): seconds for length, seconds in record["delta_rule"].items()}
     first = per_token[min(per_token)]
     rows = [(f"{length:,}", f"{1e6 * seconds:.2f}", f"{seconds / first:.2f}") for length, seconds in per_token.items()]
@@ -161,16 +163,19 @@ def report_delta_rule(record: dict[str, Any]) -> str:
 
 
 def report_one_head(record: dict[str, Any]) -> str:
+    """Print the table of one head."""
     rows = []
-    for operation, taken in record["one_head"].items():
-        alone = taken["1"]
+    for operation, timed in record["one_head"].items():
+        one_thread = timed["1"]
         rows += [
-            (operation, count, f"{1000 * seconds:.1f}", f"{alone / seconds:.2f}") for count, seconds in taken.items()
+            (operation, count, f"{1000 * seconds:.1f}", f"{one_thread / seconds:.2f}")
+            for count, seconds in timed.items()
         ]
     return table(("one key head", "threads", "ms", "× one thread"), rows)
 
 
 def report_network(record: dict[str, Any]) -> str:
+    """Print the table of the network."""
     rows = []
     for kind in ("forward", "training step"):
         for length in dict.fromkeys(row["length"] for row in record["network"]):
@@ -197,12 +202,20 @@ def _why_not(record: dict[str, Any], kind: str, length: int, theirs: bool) -> st
 
 
 def main() -> None:
+    """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--lengths", nargs="*", type=int, help="of the delta rule's row (tokens)")
+    parser.add_argument("--lengths", nargs="*", type=int, help="lengths of the delta rule's row in tokens")
     parser.add_argument(
-        "--network-lengths", nargs="*", type=int, help="of the network's row (tokens); none: leave it out"
+        "--network-lengths", nargs="*", type=int, help="lengths of the network's row in tokens; none leaves it out"
     )
-    parser.add_argument("--peer-most", type=int, default=PEER_MOST, help="longest row that transformers is given")
+    parser.add_argument(
+        "--peer-max",
+        "--peer-most",
+        dest="peer_max",
+        type=int,
+        default=PEER_MAX,
+        help="longest row that transformers is given",
+    )
     parser.add_argument("--turns", type=int, help="turns that are counted")
     parser.add_argument("--quick", action="store_true", help="fewer lengths and turns")
     parser.add_argument("--json", type=Path, help="write the record to this file")
@@ -219,13 +232,15 @@ def main() -> None:
     record |= {"delta_rule": {str(length): took for length, took in per_token.items()}, "flatness": flatness(per_token)}
     print(f"Delta rule, forward and backward, one row\n\n{report_delta_rule(record)}\n", flush=True)
     if not devices.is_accelerator(devices.default_device()):
-        taken = one_head(config, arguments.turns or (3 if quick else 7))
-        record["one_head"] = {name: {str(count): took for count, took in by.items()} for name, by in taken.items()}
+        timed = one_head(config, arguments.turns or (3 if quick else 7))
+        record["one_head"] = {
+            name: {str(count): seconds for count, seconds in by.items()} for name, by in timed.items()
+        }
         print(f"One row of {THREADS_LENGTH:,} tokens on threads\n\n{report_one_head(record)}\n", flush=True)
-    record["network"] = network(config, network_lengths, arguments.peer_most, arguments.turns or (2 if quick else 3))
+    record["network"] = network(config, network_lengths, arguments.peer_max, arguments.turns or (2 if quick else 3))
     if network_lengths:
-        most = f"{arguments.peer_most:,}"
-        print(f"The network, one row; transformers given up to {most} tokens\n\n{report_network(record)}\n")
+        longest = f"{arguments.peer_max:,}"
+        print(f"The network, one row; transformers gets up to {longest} tokens\n\n{report_network(record)}\n")
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps(record, indent=1))

@@ -1,8 +1,8 @@
 """How the benchmarks measure: subjects in processes of their own take turns, beside the machine's own rates.
 
-A subject is a function that is built once in a fresh process and then called again and again; its process has its own
-allocator and its own peak memory, and sleeps while another's turn is on. Medians of the turns are compared within one
-run, never with figures of another day or machine.
+A subject is a function that is built once in a fresh process and then called again and again. Its process has its own
+allocator and its own peak memory, and sleeps while another subject has its turn. Medians of the turns are compared
+within one run, never with figures of another day or machine.
 """
 
 from __future__ import annotations
@@ -32,10 +32,11 @@ class Subject:
     """Something to be timed, in a process of its own.
 
     Args:
-        name: for the table
-        build: a function of a module's top level; called in the new process with `arguments`, it gives what is timed
-        arguments: for `build`; plain values, they travel to the process
-        peer: another program's; its process has the environment that its own users have, not gossamer's
+        name: Name in the table.
+        build: A function at a module's top level; it is called in the new process with `arguments` and returns what is
+            timed.
+        arguments: Arguments for `build`: plain values, since they travel to the process.
+        peer: Whether it is another program's; its process has the environment that its own users have, not gossamer's.
     """
 
     def __init__(
@@ -58,9 +59,10 @@ class Subject:
         theirs.close()
 
     def turn(self, warm_up: bool = False) -> None:
-        """Call it once. What goes wrong is kept as `failure`, and later turns are passed over.
+        """Call it once.
 
-        A subject that takes longer than `PATIENCE`, its first call apart, is not called again: that is its figure then.
+        An error is stored as `failure`, and later turns are passed over. A subject that takes longer than `PATIENCE`
+        after its first call is not called again: that is its figure then.
         """
         if self.failure or (self.seconds and self.seconds[0] > PATIENCE):
             return
@@ -79,10 +81,11 @@ class Subject:
 
     @property
     def median(self) -> float:
-        """Seconds of a call."""
+        """The median seconds of a call."""
         return statistics.median(self.seconds)
 
     def close(self) -> None:
+        """End the process."""
         self._pipe.close()
         self._process.join()
 
@@ -105,19 +108,41 @@ def _serve(pipe: Connection, build: Callable[..., Call], arguments: Sequence[Any
         pipe.send(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:120])
 
 
-def take_turns(subjects: Sequence[Subject], turns: int, warm_up: int = 1, waking: bool = False) -> None:
-    """A B C A B C …: so that a machine that slows down slows all of them; warm-ups come first and are not counted.
+def take_turns(contestants: Sequence[Callable[[int], bool]]) -> None:
+    """Give contestants their turns in order, A B C A B C …, so that a machine that slows down slows all of them.
 
-    With `waking` each turn has a call before the one that counts: calls of a tenth of a second are slow at first where
-    the caches are full of another's numbers and the threads asleep.
+    Args:
+        contestants: Functions that take one turn, get its number from 0 on, and return whether there will be another.
     """
-    for turn in range(-warm_up, turns):
-        for subject in subjects:
-            if waking:
-                subject.turn(warm_up=True)
-            subject.turn(warm_up=turn < 0)
+    turn, remaining = 0, list(contestants)
+    while remaining:
+        remaining = [contestant for contestant in remaining if contestant(turn)]
+        turn += 1
         print(".", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
+
+
+def time_in_turns(subjects: Sequence[Subject], turns: int, warm_up: int = 1, waking: bool = False) -> None:
+    """Time subjects in turns, and end their processes.
+
+    Args:
+        subjects: The subjects.
+        turns: Turns of each.
+        warm_up: Turns that come first and are not counted.
+        waking: Whether each turn has a call before the one that counts: calls of a tenth of a second are slow at first
+            where the caches are full of another's numbers and the threads asleep.
+    """
+
+    def contestant(subject: Subject) -> Callable[[int], bool]:
+        def call(turn: int) -> bool:
+            if waking:
+                subject.turn(warm_up=True)
+            subject.turn(warm_up=turn < warm_up)
+            return turn + 1 < warm_up + turns
+
+        return call
+
+    take_turns([contestant(subject) for subject in subjects])
     for subject in subjects:
         subject.close()
 
@@ -126,7 +151,7 @@ LARGE_PRODUCTS_FLOPS = 8 * 2.0 * 2048**3
 
 
 def large_products() -> Call:
-    """Square matrix products in float32 on all threads, `LARGE_PRODUCTS_FLOPS` of them in a call; for a `Subject`."""
+    """Return a call of square matrix products in float32 on all threads, with `LARGE_PRODUCTS_FLOPS` FLOPs."""
     a, b = (torch.randn(2048, 2048, device=_device()) for _ in range(2))
     out = torch.empty_like(a)
 
@@ -138,7 +163,7 @@ def large_products() -> Call:
 
 
 def gemm_rate(dtype: torch.dtype = torch.float32, size: int = 2048) -> float:
-    """FLOP/s of a square matrix product on all threads: what a training step is measured against."""
+    """Return the FLOP/s of a square matrix product on all threads: what a training step is measured against."""
     device = _device()
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     out = torch.empty_like(a)
@@ -155,7 +180,7 @@ PEERS = {"transformers": "transformers", "llama.cpp": "llama_cpp_python"}  # as 
 
 
 def machine() -> dict[str, Any]:
-    """What every record says of the machine, its rates included, and of what ran there."""
+    """Return what every record says of the machine, its rates included, and of what ran there."""
     from gossamer.device import device_key, device_name
 
     return {
@@ -170,7 +195,7 @@ def machine() -> dict[str, Any]:
 
 
 def installed(packages: Mapping[str, str]) -> dict[str, str]:
-    """Versions of those of the packages that are here, by the names they are given."""
+    """Return the versions of those packages that are installed, by the names they are given."""
     found: dict[str, str] = {}
     for name, package in packages.items():
         with suppress(metadata.PackageNotFoundError):
@@ -179,7 +204,7 @@ def installed(packages: Mapping[str, str]) -> dict[str, str]:
 
 
 def describe(found: Mapping[str, Any]) -> str:
-    """`machine()` in a line."""
+    """Return `machine()` in a line."""
     return (
         f"{found['device']}, torch {found['torch']}, {found['date']}: "
         f"GEMM {found['gemm_gflops']:.0f} GFLOP/s, copies {found['copy_gbytes']:.1f} GB/s"
@@ -187,7 +212,7 @@ def describe(found: Mapping[str, Any]) -> str:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A Markdown table; the first column is left-aligned, the others right."""
+    """Return a Markdown table whose first column is left-aligned and whose other columns are right-aligned."""
     cells = [list(columns), *[[str(cell) for cell in row] for row in rows]]
     widths = [max(len(row[column]) for row in cells) for column in range(len(columns))]
 

@@ -2,17 +2,18 @@
 
     python benchmarks/operations.py [--size micro] [--rows 4] [--length 512] [--only delta_rule …] [--short]
 
-Every implementation that can run here, forward and with its backward pass, in this process and in turns (A B C A B C
-…); medians. FLOPs are those of the products (gossamer.model.counts; a backward pass is two forward passes but for the
-delta rule, which is counted as it is computed), bytes those that must move: each input, output and gradient once. The
-roofline is the larger of FLOPs over the rate of a large matrix product and bytes over the rate of a large copy, both
-measured before and after each operation; what stays in the processor's caches between calls can exceed it. An
+Every implementation that can run here is timed, forward and with its backward pass, in this process and in turns (A B C
+A B C …); medians count. FLOPs are those of the products (gossamer.cost.network): a backward pass is two forward passes,
+but the delta rule is counted as it is computed. Bytes are those that must move: each input, output and gradient once.
+The roofline is the larger of FLOPs over the rate of a large matrix product and bytes over the rate of a large copy,
+both measured before and after each operation; what stays in the processor's caches between calls can exceed it. An
 implementation that takes longer than a second is left out after its first calls. --json FILE writes the record.
 
 The delta rule is timed with the gates of a trained network and with those of a fresh one, whose products are subnormal
 floats where nothing is done about it: some processors take forty times as long for these.
 
-Then the delta rule beside transformers' own fall-back in PyTorch, with gradients, at two shapes and with both gates.
+Then the delta rule is timed beside transformers' own fall-back in PyTorch, with gradients, at two shapes and with both
+kinds of gates.
 """
 
 from __future__ import annotations
@@ -50,14 +51,14 @@ PEER_SHAPES = ((4, 512), (1, 8192))  # rows, tokens
 
 
 def measured_rates(dtype: torch.dtype) -> Rates:
-    """The rates of this moment: a machine that others use, too, does not keep them for a minute."""
+    """Return the rates of this moment: a machine that others use too does not hold them for a minute."""
     return Rates(gemm_rate(dtype, GEMM_SIZE), copy_rate(devices.default_device(), COPY_MEGABYTES))
 
 
 def delta_rule_peer(config: ModelConfig, rows: int, length: int, gates: Gates, seconds: float) -> dict[str, Any]:
-    """Seconds of the delta rule's output and gradients: the implementation that runs here, and transformers' own.
+    """Return the seconds of the delta rule's output and gradients here and in transformers.
 
-    The gradients are those of q, k, v, g and β for one of the output; the final state is nobody's.
+    The gradients are those of q, k, v, g and β for one of the output; the final state gets none.
     """
     device = devices.default_device()
     packed = moved(cast(inputs_of("delta_rule", config, [length] * rows, gates), torch.float32), device)
@@ -81,7 +82,7 @@ def delta_rule_peer(config: ModelConfig, rows: int, length: int, gates: Gates, s
 
 
 def their_delta_rule(config: ModelConfig) -> Callable[..., Any]:
-    """transformers' fall-back in PyTorch, called as its network does: keys of a key head repeated for its values."""
+    """Return transformers' fall-back in PyTorch, called as its network does: key heads are repeated."""
     warnings.filterwarnings("ignore")
     from transformers.models.qwen3_next.modeling_qwen3_next import torch_chunk_gated_delta_rule
 
@@ -95,7 +96,7 @@ def their_delta_rule(config: ModelConfig) -> Callable[..., Any]:
 
 
 def ratios(record: dict[str, Any]) -> dict[str, float]:
-    """What is compared between runs."""
+    """Return what is compared between runs."""
     return {
         f"delta rule{FRESH if row['gates'] == 'fresh' else ''} over transformers, {row['rows']} × {row['length']}": row[
             "ratio"
@@ -105,6 +106,7 @@ def ratios(record: dict[str, Any]) -> dict[str, float]:
 
 
 def report(rows: list[dict[str, Any]]) -> str:
+    """Print the table of operations."""
     cells = []
     for row in rows:
         name = f"{row['operation']} {row['implementation']}{' *' if row['chosen'] else ''}"
@@ -127,6 +129,7 @@ def report(rows: list[dict[str, Any]]) -> str:
 
 
 def report_peer(rows: list[dict[str, Any]]) -> str:
+    """Print the table of the delta rule beside transformers'."""
     cells = [
         (
             f"{row['rows']} × {row['length']}, {row['gates']}",
@@ -139,10 +142,11 @@ def report_peer(rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
+    """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--size", default="micro", help="recipe that the widths and heads come from")
-    parser.add_argument("--rows", type=int, default=4, help="rows")
-    parser.add_argument("--length", type=int, default=512, help="tokens a row")
+    parser.add_argument("--rows", type=int, default=4, help="rows of a batch")
+    parser.add_argument("--length", type=int, default=512, help="tokens of a row")
     names = list(ops.training_operations())
     parser.add_argument("--only", nargs="*", choices=names, default=names)
     parser.add_argument("--short", action="store_true", help="half a second for an operation instead of three")

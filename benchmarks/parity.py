@@ -30,27 +30,29 @@ DOCUMENTS = [5, 1, 66, 0, 2, 20, 46]  # packed into two such rows
 
 
 def token_ids(config: ModelConfig, rows: int = 2, length: int = LENGTH) -> Tensor:
+    """Return random token ids, [rows, length] int64."""
     return torch.randint(config.vocab_size, (rows, length), generator=torch.Generator().manual_seed(1))
 
 
 def gradients(network: nn.Module, loss: Tensor) -> dict[str, Tensor]:
-    """The gradient of every parameter by name."""
+    """Return the gradient of every parameter by name."""
     names, parameters = zip(*network.named_parameters(), strict=True)
     return dict(zip(names, torch.autograd.grad(loss, parameters, materialize_grads=True), strict=True))
 
 
 def largest_difference(actual: Tensor, expected: Tensor) -> float:
+    """Return the largest absolute difference of two tensors."""
     return (actual - expected).detach().abs().max().item()
 
 
 def largest_relative(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
-    """The largest over all names of ‖difference‖ / ‖expected‖."""
+    """Return the largest ‖difference‖ / ‖expected‖ over all names."""
     assert actual.keys() == expected.keys()
     return max((actual[name] - want).norm().item() / want.norm().item() for name, want in expected.items())
 
 
 def forward_and_backward(case: Case) -> dict[str, float]:
-    """Both models in float32 against each other, and against gossamer's in float64."""
+    """Return the differences of both models in float32, and of each from gossamer's in float64."""
     ours, theirs = pair(case.config)
     ids = token_ids(case.config)
     labels = ids.masked_fill(torch.rand(ids.shape, generator=torch.Generator().manual_seed(2)) < 0.1, -100)
@@ -69,7 +71,7 @@ def forward_and_backward(case: Case) -> dict[str, float]:
 
 
 def to_bfloat16(network: CausalLM) -> CausalLM:
-    """Weights in bfloat16, but in linear attention A_log, dt_bias and the norm, which loading keeps in float32, too."""
+    """Return a network with weights in bfloat16; A_log, dt_bias and the norm of linear attention stay in float32."""
     wide = ("linear_attn.A_log", "linear_attn.dt_bias", "linear_attn.norm.weight")
     for name, parameter in network.named_parameters():
         if not name.endswith(wide):
@@ -79,10 +81,10 @@ def to_bfloat16(network: CausalLM) -> CausalLM:
 
 @torch.no_grad()
 def bfloat16(case: Case, seeds: int = 4) -> dict[str, float]:
-    """Each model's error in bfloat16 against float32, root mean square of the logits relative to theirs.
+    """Return each model's error in bfloat16 against float32: the root mean square, relative to that of the logits.
 
-    The mean over several random networks: where a token's experts are nearly tied, rounding picks another one, and a
-    single network's error is mostly that.
+    It is the mean over several random networks: where a token's experts are nearly tied, rounding picks another one,
+    and the error of a single network is mostly that.
     """
     errors = {"bf16 ours": 0.0, "bf16 theirs": 0.0}
     for seed in range(seeds):
@@ -100,7 +102,7 @@ def bfloat16(case: Case, seeds: int = 4) -> dict[str, float]:
 
 @torch.no_grad()
 def decoding(case: Case, dtype: torch.dtype = torch.float64, length: int = 12) -> dict[str, float]:
-    """Largest difference between whole and those of parts: token by token, cut in two anywhere, around a chunk."""
+    """Return the largest difference between whole and piecewise logits: by tokens, cut in two, around a chunk."""
     ours = pair(case.config)[0].to(dtype)
     largest = 0.0
     for ids, splits in (
@@ -113,13 +115,13 @@ def decoding(case: Case, dtype: torch.dtype = torch.float64, length: int = 12) -
 
 
 def documents_apart(network: CausalLM, ids: Tensor, lengths: list[int]) -> list[Output]:
-    """Each document as a batch of its own, without and with labels: [logits, losses, logits, losses, …]."""
+    """Return [logits, losses, logits, losses, …] of each document as a batch of its own, without and with labels."""
     pieces = [piece.unsqueeze(0) for piece in ids.flatten().split(lengths) if len(piece)]
     return [output for piece in pieces for output in (network(piece), network(piece, piece))]
 
 
 def packed(case: Case, dtype: torch.dtype = torch.float64) -> dict[str, float]:
-    """Largest relative difference between packed documents and the same apart: logits, loss, gradients."""
+    """Return the largest relative difference of packed documents from the same apart: logits, loss, gradients."""
     ours = pair(case.config)[0].to(dtype)
     ids = token_ids(case.config)
     cu_seqlens = torch.tensor([0, *accumulate(DOCUMENTS)], dtype=torch.int32)
@@ -150,6 +152,7 @@ alone | largest ‖difference‖ / ‖alone‖ of logits, loss and every gradien
 
 
 def versions() -> str:
+    """Return the versions that a record names."""
     return (
         f"gossamer {gossamer.__version__}, transformers {transformers.__version__}, torch {torch.__version__}, "
         f"{platform.machine()} CPU"
@@ -157,7 +160,7 @@ def versions() -> str:
 
 
 def table(rows: dict[str, dict[str, float]]) -> str:
-    """A Markdown table, one row a case."""
+    """Return a Markdown table with one row per case."""
     columns = list(next(iter(rows.values())))
     lines = ["| network | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     lines += [f"| {name} | " + " | ".join(f"{row[c]:.1e}" for c in columns) + " |" for name, row in rows.items()]
@@ -165,7 +168,7 @@ def table(rows: dict[str, dict[str, float]]) -> str:
 
 
 def page(rows: dict[str, dict[str, float]]) -> str:
-    """The whole of docs/parity.md."""
+    """Return the whole of the document."""
     cases = "\n".join(f"| {case.name} | {case.covers} |" for case in CASES)
     return f"""# Parity with transformers
 
@@ -198,9 +201,10 @@ layer, and gossamer's with the sum.
 
 
 def main() -> None:
+    """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
-    parser.add_argument("--write", type=Path, metavar="FILE", help="write the page docs/parity.md, too")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="also write the document to this file")
     arguments = parser.parse_args()
     rows = {case.name: {k: v for measure in MEASUREMENTS for k, v in measure(case).items()} for case in CASES}
     if arguments.json:

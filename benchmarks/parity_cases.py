@@ -1,4 +1,4 @@
-"""The networks that are compared with transformers, and how a pair with the same weights is made."""
+"""The networks that are compared with transformers, and the function that makes a pair with the same weights."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ TINY: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Case:
-    """A network to compare: what it differs in from `TINY`, and what that covers."""
+    """A network to compare: what differs in it from `TINY`, and what that covers."""
 
     name: str
     covers: str
@@ -47,6 +47,7 @@ class Case:
 
     @property
     def config(self) -> ModelConfig:
+        """The configuration of the network."""
         return ModelConfig(**TINY | self.changes)
 
 
@@ -122,10 +123,10 @@ CASES = [
 
 
 def pair(config: ModelConfig, seed: int = 0) -> tuple[CausalLM, Qwen3NextForCausalLM]:
-    """gossamer's network and transformers', with the same weights and in float32.
+    """Return gossamer's network and that of transformers, with the same weights and in float32.
 
-    The weights are larger than initial ones and no norm or gate is at its start value, so that every parameter's
-    gradient is far above rounding noise. Decays are slow, so that states reach far.
+    The weights are larger than initial ones and no norm or gate is at its start value, so that the gradient of every
+    parameter is far above rounding noise. Decays are slow, so that states reach far.
     """
     torch.manual_seed(seed)
     theirs = Qwen3NextForCausalLM(Qwen3NextConfig(**config.to_dict()))

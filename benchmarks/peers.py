@@ -1,4 +1,4 @@
-"""The networks that are trained side by side: gossamer's, and the same and dense ones of transformers'."""
+"""The networks that are trained side by side: gossamer's, and the same and dense ones of transformers."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from gossamer.cost.network import count_network
 from gossamer.model.config import ModelConfig
 
 GRAD_CLIP = 1.0
@@ -17,12 +18,12 @@ LEARNING_RATE = 1e-3
 
 
 def random_tokens(vocab: int, rows: int, length: int) -> torch.Tensor:
-    """[rows, length] int64; the same each time."""
+    """Return random token ids, [rows, length] int64, the same each time."""
     return torch.randint(vocab, (rows, length), generator=torch.Generator().manual_seed(0))
 
 
 def model_config(recipe: str, changes: dict[str, Any]) -> ModelConfig:
-    """The network of a recipe without its multi-token-prediction head, which transformers does not have."""
+    """Return the network of a recipe without its multi-token-prediction head, which transformers does not have."""
     from gossamer.train.recipe import load_recipe
 
     overrides = {f"model.{key}": value for key, value in changes.items()}
@@ -34,13 +35,13 @@ class Variant:
     """A way for gossamer to take its step that is not the one it chooses.
 
     Attributes:
-        pytorch_alone: every operation as on a machine without a compiler
-        operations: implementations by operation
-        recompute: each block's activations are made again in the backward pass
-        fresh_memory: freed memory goes back to the system
-        mapped_from: bytes of a tensor from which it gets a mapping of its own, given back when it is freed; 0: by glibc
-        threads: of PyTorch and the native kernels; 0: as many as there are
-        compiled: the network under torch.compile
+        pytorch_alone: Whether every operation runs as on a machine without a compiler.
+        operations: Implementations by operation.
+        recompute: Whether each block's activations are computed again in the backward pass.
+        fresh_memory: Whether freed memory goes back to the system.
+        mapped_from: Bytes from which a tensor gets a mapping of its own, returned when freed; 0 leaves it to glibc.
+        threads: Threads of PyTorch and the native kernels; 0 means as many as there are.
+        compiled: Whether the network runs under torch.compile.
     """
 
     pytorch_alone: bool = False
@@ -56,7 +57,7 @@ AS_CHOSEN = Variant()
 
 
 def gossamer_step(config: ModelConfig, rows: int, length: int, variant: Variant = AS_CHOSEN) -> Callable[[], object]:
-    """A whole training step as `gossamer train` takes it, with AdamW: the losses, balancing, clipping, the update."""
+    """Return a whole training step as `gossamer train` takes it, with AdamW: losses, balancing, clipping, update."""
     from gossamer import device as devices
     from gossamer import ops
     from gossamer.data.packing import Batch
@@ -68,7 +69,7 @@ def gossamer_step(config: ModelConfig, rows: int, length: int, variant: Variant 
     if not variant.fresh_memory:
         devices.keep_freed_memory()
     if variant.mapped_from:
-        mmap_threshold = -3  # a number of glibc's malloc.h
+        mmap_threshold = -3  # the number that glibc's malloc.h gives it
         ctypes.CDLL("libc.so.6").mallopt(mmap_threshold, variant.mapped_from)
     if variant.threads:
         torch.set_num_threads(variant.threads)
@@ -97,7 +98,7 @@ def gossamer_step(config: ModelConfig, rows: int, length: int, variant: Variant 
 def transformers_step(
     config: Any, rows: int, length: int, compiled: bool = False, recompute: bool = False
 ) -> Callable[[], object]:
-    """The same step with a network of transformers': losses, balancing if it has experts, clipping, fused AdamW."""
+    """Return the same step with a network of transformers: losses, balancing of experts, clipping, fused AdamW."""
     import transformers
 
     from gossamer import device as devices
@@ -133,7 +134,7 @@ def transformers_step(
 def qwen3_next_step(
     config: ModelConfig, experts: str, rows: int, length: int, compiled: bool = False, recompute: bool = False
 ) -> Callable[[], object]:
-    """transformers' Qwen3-Next of the same sizes, with one of its implementations of the experts."""
+    """Return a step of transformers' Qwen3-Next of the same sizes, with one of its implementations of the experts."""
     import transformers
 
     their_config = transformers.Qwen3NextConfig(**config.to_dict(), experts_implementation=experts)
@@ -141,7 +142,7 @@ def qwen3_next_step(
 
 
 def gossamer_forward(config: ModelConfig, rows: int, length: int) -> Callable[[], object]:
-    """The forward pass without gradients, logits of the last token alone: what a prompt costs."""
+    """Return the forward pass without gradients, with logits of the last token alone: what a prompt costs."""
     from gossamer import device as devices
     from gossamer.model.causal_lm import CausalLM
 
@@ -163,7 +164,7 @@ def gossamer_forward(config: ModelConfig, rows: int, length: int) -> Callable[[]
 
 
 def qwen3_next_forward(config: ModelConfig, experts: str, rows: int, length: int) -> Callable[[], object]:
-    """The same with transformers' Qwen3-Next."""
+    """Return the same forward pass with transformers' Qwen3-Next."""
     import transformers
 
     from gossamer import device as devices
@@ -187,7 +188,7 @@ def qwen3_next_forward(config: ModelConfig, experts: str, rows: int, length: int
 
 
 def dense_config(config: ModelConfig, parameters: int) -> Any:
-    """A dense Qwen3 of transformers' with the same layers, width and heads and about so many parameters in all."""
+    """Return a dense Qwen3 of transformers with the same layers, width and heads, and about so many parameters."""
     import transformers
 
     attention = config.hidden_size * config.head_dim * (2 * config.num_attention_heads + 2 * config.num_key_value_heads)
@@ -207,15 +208,15 @@ def dense_config(config: ModelConfig, parameters: int) -> Any:
 
 
 def equal_active(config: ModelConfig) -> int:
-    """Parameters in all of a dense network that uses as many on a token as this one.
+    """Return the parameters of a dense network that uses as many on a token as this one.
 
-    Of the table of embeddings a token uses one row in both, so that it comes on top.
+    Of the embedding a token uses one row in both networks, so the embedding comes on top.
     """
-    return config.counts(1).active_parameters + config.vocab_size * config.hidden_size
+    return count_network(config, 1).active_parameters + config.vocab_size * config.hidden_size
 
 
 def dense_flops(config: Any, length: int) -> float:
-    """FLOPs a token of a training step of `dense_config`'s network in rows of `length` tokens."""
+    """Return the FLOPs per token of a training step of `dense_config`'s network in rows of `length` tokens."""
     heads, layers, hidden = config.num_attention_heads, config.num_hidden_layers, config.hidden_size
     attention = config.head_dim * (2 * heads + 2 * config.num_key_value_heads)
     matrices = config.vocab_size * hidden + layers * hidden * (3 * config.intermediate_size + attention)
@@ -223,5 +224,5 @@ def dense_flops(config: Any, length: int) -> float:
 
 
 def dense_step(config: ModelConfig, parameters: int, rows: int, length: int) -> Callable[[], object]:
-    """A step of `dense_config`'s network."""
+    """Return a step of `dense_config`'s network."""
     return transformers_step(dense_config(config, parameters), rows, length)

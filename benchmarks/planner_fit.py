@@ -3,7 +3,7 @@
     python benchmarks/planner_fit.py            # print the table
     python benchmarks/planner_fit.py --write    # and write efficiency.yaml, the documents' tables and picture
 
-Only runs whose role in runs.yaml is `fit` are looked at. Each share's logarithm has a prior that it is drawn to where
+Only runs whose role in runs.yaml is `fit` are used. The logarithm of each share has a prior that it is drawn to where
 the runs say little: what large products (770 of 989 TFLOP/s) and copies were measured to reach on an H200, less what a
 program of many small kernels loses, and round figures for links and availability. Layouts are the planner's own, so
 layouts and shares are found in turn until neither changes.
@@ -18,16 +18,25 @@ from pathlib import Path
 
 import numpy as np
 
-from gossamer.plan import Job, Plan
+from gossamer.cost.layout import Layout
+from gossamer.plan import ClusterPlan, Job
 from gossamer.plan.catalogue import load_catalogue
+from gossamer.plan.describe import draw_plans
 from gossamer.plan.efficiency import FITTED, Efficiency, fitted
-from gossamer.plan.layout import Layout
-from gossamer.plan.picture import draw_plans
-from gossamer.plan.planned import planned_network, training_plans, wanted_chips
-from gossamer.plan.validation import FIT, Check, Run, checks, published, spread, table
+from gossamer.plan.published_runs import (
+    FIT,
+    Prediction,
+    PublishedRun,
+    planner_error,
+    predictions,
+    predictions_table,
+    published,
+)
+from gossamer.plan.request import choose_chips, planned_network, training_plans
+from gossamer.units import days, dollars, energy, percent
 
 PRIOR = Efficiency(products=0.75, memory=0.5, links=0.6, availability=0.9)
-# How far a share may be from its prior, as a standard deviation of its logarithm; and how far a run from the planner.
+# Standard deviations of logarithms: of a share from its prior, and of a run from what the planner says.
 PRIOR_WIDTH = {"products": 0.1, "memory": 0.4, "links": 0.3, "availability": 0.05}
 RUN_WIDTH = 0.15
 DOCUMENTS = [Path(__file__).parents[1] / "docs" / name for name in ("planning.md", "lab/planning.md")]
@@ -35,8 +44,8 @@ CHIPS = ("h20", "h200", "ppu-810e", "910c", "p800")
 NAMES = [item.name for item in fields(Efficiency)]
 
 
-def residuals(shares: np.ndarray, runs: list[Run], placed: list[Layout]) -> np.ndarray:
-    """What a perfect fit would make zero: errors of the runs and distances from the priors, in their widths."""
+def residuals(shares: np.ndarray, runs: list[PublishedRun], placed: list[Layout]) -> np.ndarray:
+    """Return what a perfect fit would make zero: errors of the runs and distances from the priors, in their widths."""
     rates = Efficiency(*np.exp(shares))
     errors = [
         math.log(run.predict(rates, layout) / run.measured) / RUN_WIDTH
@@ -46,15 +55,16 @@ def residuals(shares: np.ndarray, runs: list[Run], placed: list[Layout]) -> np.n
     return np.array(errors + drawn)
 
 
-def step(shares: np.ndarray, runs: list[Run], placed: list[Layout]) -> np.ndarray:
-    """One step of Gauss and Newton, with differences for derivatives; no share leaves 2% to 98%."""
+def step(shares: np.ndarray, runs: list[PublishedRun], placed: list[Layout]) -> np.ndarray:
+    """Return the shares after a Gauss-Newton step with finite differences; no share leaves 2% to 98%."""
     here, small = residuals(shares, runs, placed), 1e-4
     slopes = [(residuals(shares + small * axis, runs, placed) - here) / small for axis in np.eye(len(shares))]
     change = np.linalg.lstsq(np.array(slopes).T, -here, rcond=None)[0]
     return np.clip(shares + np.clip(change, -0.3, 0.3), math.log(0.02), math.log(0.98))
 
 
-def fit(runs: list[Run]) -> Efficiency:
+def fit(runs: list[PublishedRun]) -> Efficiency:
+    """Return the shares that fit the runs best."""
     shares = np.log([getattr(PRIOR, name) for name in NAMES])
     seen: set[tuple[Layout, ...]] = set()
     best: tuple[float, np.ndarray] = (math.inf, shares)
@@ -70,6 +80,7 @@ def fit(runs: list[Run]) -> Efficiency:
 
 
 def write_shares(rates: Efficiency, error: float) -> None:
+    """Write efficiency.yaml."""
     lines = [
         "# Written by benchmarks/planner_fit.py --write: shares of a chip's figures, fitted to the runs of runs.yaml",
         "# whose role is `fit`; and the root mean square of the logarithmic errors of those held out.",
@@ -79,14 +90,13 @@ def write_shares(rates: Efficiency, error: float) -> None:
     FITTED.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def compared() -> list[Plan]:
-    """The comparison of docs/planning.md, by the shares that are on disk."""
-    work, wanted = planned_network("80b-a3b"), wanted_chips(CHIPS)
-    return training_plans(work, wanted, 2048, 15e12, Job())
+def compared() -> list[ClusterPlan]:
+    """Return the plans that docs/planning.md compares, by the shares that are on disk."""
+    return training_plans(planned_network("80b-a3b"), choose_chips(CHIPS), 2048, 15e12, Job())
 
 
 def section(text: str, name: str, content: str) -> str:
-    """A document with what stands between two of its comments replaced, if it has them."""
+    """Return a document in which the text between two of its comments is replaced, if it has them."""
     begin, end = f"<!-- {name}: benchmarks/planner_fit.py --write -->", f"<!-- end of {name} -->"
     if begin not in text:
         return text
@@ -94,31 +104,32 @@ def section(text: str, name: str, content: str) -> str:
     return f"{head}{begin}\n{content}\n{end}{rest.split(end)[1]}"
 
 
-def comparison(plans: list[Plan]) -> str:
+def comparison(plans: list[ClusterPlan]) -> str:
+    """Return the table that compares plans."""
     lines = [
         "| chip | days | range | tokens/s a chip | MFU | energy | money | figures | layout |",
         "|---|--:|--:|--:|--:|--:|--:|---|---|",
     ]
     for plan in plans:
         low, high = plan.between(plan.days)
-        energy = "–" if plan.kilowatt_hours is None else f"{plan.kilowatt_hours / 1000:,.0f} MWh"
-        money = "–" if plan.dollars is None else f"${plan.dollars / 1e6:.2f}M"
         lines.append(
-            f"| {plan.chip.name} | {plan.days:.0f} | {low:.0f} to {high:.0f} "
-            f"| {plan.tokens_per_second() / plan.count:,.0f} | {plan.mfu():.0%} | {energy} | {money} "
+            f"| {plan.chip.name} | {days(plan.days)} | {days(low)} to {days(high)} "
+            f"| {plan.tokens_per_second() / plan.count:,.0f} | {percent(plan.mfu())} "
+            f"| {energy(plan.kilowatt_hours)} | {dollars(plan.dollars)} "
             f"| {plan.chip.worst_grade} | {plan.best.layout.describe()} |"
         )
     return "\n".join(lines)
 
 
-def document(text: str, found: list[Check], plans: list[Plan]) -> str:
-    """A document with those of the two tables that it holds made anew."""
+def document(text: str, found: list[Prediction], plans: list[ClusterPlan]) -> str:
+    """Return a document with those of the two tables that it holds made anew."""
     shares = ", ".join(f"{name} {share}" for name, share in asdict(fitted().rates).items())
-    validation = f"Fitted shares: {shares}.\n\n{table(found)}"
+    validation = f"Fitted shares: {shares}.\n\n{predictions_table(found)}"
     return section(section(text, "validation", validation), "comparison", comparison(plans))
 
 
 def main() -> None:
+    """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument(
         "--write", action="store_true", help="write efficiency.yaml, docs/planning.md and docs/lab/planning.md"
@@ -126,12 +137,12 @@ def main() -> None:
     arguments = parser.parse_args()
     catalogue = load_catalogue()
     rates = fit([run for run in published(catalogue)[0] if run.role == FIT])
-    found = checks(catalogue, rates)
+    found = predictions(catalogue, rates)
     print(rates)
-    print(table(found))
-    print(f"error: {spread(found):.3f}")
+    print(predictions_table(found))
+    print(f"error: {planner_error(found):.3f}")
     if arguments.write:
-        write_shares(rates, spread(found))
+        write_shares(rates, planner_error(found))
         plans = compared()
         for path in DOCUMENTS:
             path.write_text(document(path.read_text(encoding="utf-8"), found, plans), encoding="utf-8")

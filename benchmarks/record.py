@@ -1,18 +1,19 @@
-"""Does the newest record hold: the fewest seconds in which a recipe learns a text's characters to nanoGPT's loss?
+"""Does the newest record hold? A record is the fewest seconds in which a recipe learns characters to nanoGPT's loss.
 
     python benchmarks/record.py [--texts DIR] [--seeds 3]                   run the newest record again
     python benchmarks/record.py --new NAME --recipe FILE --why TEXT         make the next one
     python benchmarks/record.py --target [--texts DIR]                      find the loss that is to be reached
 
-The text of the records is tinyshakespeare, and the loss to reach on it 1.886, what nanoGPT's recipe for a CPU ends at.
-Where it is not there (fetch_texts.py gets it), the recipe is run on the text that every machine has, some modules of
-Python's standard library. What nanoGPT's recipe ends at on a text is in targets.json under the text's fingerprint;
---target adds it.
+The text of the records is tinyshakespeare, and the loss to reach on it is 1.886, where nanoGPT's recipe for a CPU ends.
+Where that text is missing (fetch_texts.py fetches it), the recipe is run on the text that every machine has, some
+modules of Python's standard library. Where nanoGPT's recipe ends on a text stands in targets.json under the text's
+fingerprint; --target adds it.
 
-A record is a folder in records/, numbered: recipe.yaml, with its seconds of training; log.txt, what each seed came to
-on the way; result.json, the figure with mean and spread over the seeds; loss.png. records/README.md has a line for each
-and what made it faster. The loss is that of the whole held-out text (the last tenth), and the schedule ends with the
-budget, so that a record stands or falls with the last measurement. Exit status 1: the mean loss is above the text's.
+A record is a numbered folder in records/: recipe.yaml, with its seconds of training; log.txt, what each seed reached on
+the way; result.json, the figure with mean and spread over the seeds; loss.png. records/README.md has a line for each
+record and what made it faster. The loss is that of the whole held-out text (the last tenth), and the schedule ends with
+the budget, so that a record stands or falls with the last measurement. The exit status is 1 if the mean loss is above
+the text's.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from typing import Any
 from contestants import Gossamer, Peer, Runner
 from measure import describe, machine, table
 from texts import SHAKESPEARE, RaceText, add_option
-from time_to_loss import NANO_GPT, RACES, ROOT, newest_record, plot, recipe_for, rival, take_turns, texts_of
+from time_to_loss import NANO_GPT, RACES, ROOT, newest_record, plot, recipe_for, rival, texts_of, train_in_turns
 
 from gossamer.train.recipe import load_recipe
 
@@ -38,12 +39,12 @@ RECORDS = ROOT / "records"
 
 
 def run(file: Path, text: RaceText, seeds: int) -> dict[str, Any]:
-    """Train by a recipe with several seeds, in turns, for its own seconds."""
+    """Train by a recipe with several seeds, in turns, for its own seconds, and return the record."""
     seconds = load_recipe(str(file)).training.seconds
     recipes = [recipe_for(RACES["characters"], file, text, seed, seconds) for seed in range(seeds)]
     found = machine()
     runners = [(Runner(f"gossamer, seed {seed}", Gossamer, one, seconds), seconds) for seed, one in enumerate(recipes)]
-    take_turns(runners, parts=4)
+    train_in_turns(runners, parts=4)
     losses = [runner.progress[-1].loss for runner, _ in runners]
     return {
         "race": "characters",
@@ -57,6 +58,7 @@ def run(file: Path, text: RaceText, seeds: int) -> dict[str, Any]:
 
 
 def report(record: dict[str, Any]) -> str:
+    """Return a record as text."""
     rows = [
         (name, f"{point['seconds']:.1f}", point["steps"], f"{point['tokens']:,}", f"{point['loss']:.4f}")
         for name, points in record["results"].items()
@@ -67,39 +69,40 @@ def report(record: dict[str, Any]) -> str:
 
 
 def target(text: RaceText) -> float | None:
-    """What nanoGPT's recipe for a CPU ends at on a text (nats a character); None: nobody has tried."""
+    """Return where nanoGPT's recipe for a CPU ends on a text, in nats per character; None if nobody has tried."""
     targets = json.loads(TARGETS.read_text())
     return targets[text.sha256]["loss"] if text.sha256 in targets else None
 
 
 def find_target(text: RaceText) -> float:
-    """Run nanoGPT's recipe on a text, keep what it ends at, and return it."""
+    """Run nanoGPT's recipe on a text, record where it ends, and return that."""
     shape = recipe_for(RACES["characters"], newest_record(), text, seed=0)
     runner, found = Runner(NANO_GPT, Peer, rival(NANO_GPT, shape, 0.0), shape, 0, 0.0), machine()
-    take_turns([(runner, 120.0)], parts=1)
+    train_in_turns([(runner, 120.0)], parts=1)
     loss = runner.progress[-1].loss
-    kept = {"loss": round(loss, 4), "text": text.name, "bytes": text.size, "by": NANO_GPT, "date": found["date"]}
-    targets = json.loads(TARGETS.read_text()) | {text.sha256: kept}
+    entry = {"loss": round(loss, 4), "text": text.name, "bytes": text.size, "by": NANO_GPT, "date": found["date"]}
+    targets = json.loads(TARGETS.read_text()) | {text.sha256: entry}
     TARGETS.write_text(json.dumps(targets, indent=1, ensure_ascii=False) + "\n")
     return loss
 
 
 def holds(record: dict[str, Any]) -> bool | None:
-    """Whether a record's loss is low enough; None: what it is held against on this text is not known."""
-    wanted = target(RaceText.of(record["text"]))
-    return None if wanted is None else bool(record["loss"] <= wanted)
+    """Return whether a record's loss is low enough; None if the loss to reach on this text is not known."""
+    goal = target(RaceText.of(record["text"]))
+    return None if goal is None else bool(record["loss"] <= goal)
 
 
 def verdict(record: dict[str, Any]) -> str:
+    """Return a sentence on whether a record holds."""
     figure = f"{record['loss']:.4f} ± {record['spread']:.4f} after {record['seconds']:g} s"
-    wanted = target(RaceText.of(record["text"]))
-    if wanted is None:
-        return f"{figure}; what it is held against on this text is not known, --target finds it"
-    return f"{figure}: {'holds' if holds(record) else 'does not hold'} (at most {wanted:g})"
+    goal = target(RaceText.of(record["text"]))
+    if goal is None:
+        return f"{figure}; the loss to reach on this text is not known, --target finds it"
+    return f"{figure}: {'holds' if holds(record) else 'does not hold'} (at most {goal:g})"
 
 
 def keep(record: dict[str, Any], name: str, file: Path, why: str) -> Path:
-    """Write a record's folder and its line in the list."""
+    """Write a record's folder and its line in the list, and return the folder."""
     number = 1 + max((int(path.name[:3]) for path in RECORDS.glob("[0-9]*")), default=0)
     folder = RECORDS / f"{number:03d}-{name}"
     folder.mkdir()
@@ -117,12 +120,13 @@ def keep(record: dict[str, Any], name: str, file: Path, why: str) -> Path:
 
 
 def main() -> None:
+    """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     add_option(parser)
     parser.add_argument("--seeds", type=int, default=3, help="runs, with seeds 0, 1, …")
-    parser.add_argument("--target", action="store_true", help="run nanoGPT's recipe on the text and keep its loss")
+    parser.add_argument("--target", action="store_true", help="run nanoGPT's recipe on the text and record its loss")
     parser.add_argument("--new", help="name of a new record")
-    parser.add_argument("--recipe", type=Path, help="with --new: its recipe, training.seconds in it")
+    parser.add_argument("--recipe", type=Path, help="with --new: its recipe, which sets training.seconds")
     parser.add_argument("--why", default="", help="with --new: what made it faster, in a line")
     arguments = parser.parse_args()
     if arguments.new and not (arguments.recipe and arguments.why):

@@ -1,15 +1,15 @@
-"""Has anything fallen behind since it was last recorded on this kind of processor?
+"""Has anything become slower since it was last recorded on this kind of processor?
 
     python benchmarks/regressions.py [--records bench] [--recorded benchmarks/recorded.json] [--record]
-    python benchmarks/regressions.py --table                    what is recorded, a column for each processor
+    python benchmarks/regressions.py --table                    what is recorded, with with a column for each processor
 
-Compares the ratios in the records that the other benchmarks wrote with those of recorded.json, the higher the better:
-gossamer to its peer, or to the machine's own rates, measured in the same run. Never times, which belong to a machine;
-and only with ratios of the same kind of processor (maker, family, model, widest vector unit, threads), the same PyTorch
-and the same version of the peer, because a ratio changes with each of them.
+The ratios in the records that the other benchmarks wrote are compared with those of recorded.json; higher is better. A
+ratio is gossamer to its peer, or to the machine's own rates, measured in the same run. Times are never compared, for
+they belong to a machine. Ratios are compared only within the same kind of processor (maker, family, model, widest
+vector unit, threads), the same PyTorch and the same version of the peer, because a ratio changes with each of them.
 
-Exit status: 0, also where nothing alike is recorded; 1 if a ratio fell by more than the tolerance or is missing; 2
-without records. --record keeps the new ratios as those of this processor; what others have stays.
+The exit status is 0, also where nothing alike is recorded; 1 if a ratio fell by more than the tolerance or is missing;
+2 if there are no records. --record stores the new ratios as those of this processor; those of others stay.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ TOLERANCE = 0.25  # runs of the same code on a machine that others use differ by
 
 ROOT = Path(__file__).parents[1]
 RECORDED = Path(__file__).with_name("recorded.json")
-ALIKE = ("torch", "peers")  # of a measurement, beside the processor: what makes ratios comparable
+ALIKE = ("torch", "peers")  # what makes ratios comparable, beside the processor
 
 # For each record's file: what its ratios are.
 RATIOS: dict[str, Callable[[Any], dict[str, float]]] = {
@@ -47,10 +47,10 @@ Row = tuple[str, float | None, float | None, str]
 
 
 def found_ratios(folder: Path) -> dict[str, dict[str, Any]]:
-    """The records of a folder, by processor: device, torch, peers, date, and the ratios, named after the benchmark.
+    """Return the records of a folder by processor: device, torch, peers, date, and ratios named after the benchmark.
 
     Raises:
-        ValueError: a record does not say on which processor it was made.
+        ValueError: A record does not say on which processor it was made.
     """
     found: dict[str, dict[str, Any]] = {}
     for file, of in RATIOS.items():
@@ -69,17 +69,19 @@ def found_ratios(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def peer_of(ratio: str) -> str:
-    """The peer that a ratio's name speaks of, or ""."""
+    """Return the peer that the name of a ratio names, or an empty text."""
     return next((peer for peer in PEERS if peer in ratio), "")
 
 
 def compare(before: Mapping[str, Any], now: Mapping[str, Any], tolerance: float = TOLERANCE) -> list[Row]:
-    """For each ratio: its name, what was recorded, what was found and a verdict.
+    """Return for each ratio its name, what was recorded, what was found and a verdict.
 
     The verdict is "", "new", "FELL", "MISSING", or what is not alike, so that the two cannot be compared.
 
     Args:
-        before, now: two measurements on one kind of processor: torch, peers, ratios
+        before: The recorded measurement on one kind of processor: torch, peers, ratios.
+        now: The new one.
+        tolerance: The share that a ratio may fall by.
     """
     rows: list[Row] = []
     for name in dict.fromkeys([*before["ratios"], *now["ratios"]]):
@@ -102,6 +104,7 @@ def _unlike(peer: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> str
 
 
 def report(rows: list[Row]) -> str:
+    """Print the comparison."""
     cells = [
         (
             name,
@@ -116,7 +119,7 @@ def report(rows: list[Row]) -> str:
 
 
 def report_recorded(recorded: Mapping[str, Mapping[str, Any]]) -> str:
-    """What is recorded: a row a ratio, a column a processor, and on what each was measured."""
+    """Print what is recorded: a row per ratio, a column per processor, and on what each was measured."""
     names = dict.fromkeys(name for one in recorded.values() for name in one["ratios"])
     rows = [
         (name, *(f"{one['ratios'][name]:.2f}" if name in one["ratios"] else "–" for one in recorded.values()))
@@ -130,12 +133,13 @@ def report_recorded(recorded: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def main() -> int:
+    """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--records", type=Path, default=ROOT / "bench", help="folder of the records")
     parser.add_argument("--recorded", type=Path, default=RECORDED)
-    parser.add_argument("--tolerance", type=float, default=TOLERANCE, help="fall that is taken for noise")
+    parser.add_argument("--tolerance", type=float, default=TOLERANCE, help="share that a ratio may fall by")
     parser.add_argument("--record", action="store_true", help="write what was found to the file of recorded ratios")
-    parser.add_argument("--table", action="store_true", help="print what is recorded, a column for each processor")
+    parser.add_argument("--table", action="store_true", help="print what is recorded, with a column for each processor")
     arguments = parser.parse_args()
     recorded = json.loads(arguments.recorded.read_text()) if arguments.recorded.is_file() else {}
     if arguments.table:
@@ -157,7 +161,7 @@ def main() -> int:
     for key, now in found.items():
         if key not in recorded:
             others = "; ".join(recorded) or "none"
-            print(f"nothing is recorded for {key} yet (for others: {others}); --record keeps {_counted({key: now})}")
+            print(f"nothing is recorded for {key} yet (for others: {others}); --record stores {_counted({key: now})}")
             print(f"\n{report([(name, None, value, 'new') for name, value in now['ratios'].items()])}\n")
             continue
         before = recorded[key]

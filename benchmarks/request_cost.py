@@ -1,7 +1,7 @@
-"""What it costs that templates and grammars run in processes of their own: milliseconds a prompt, a request, a token.
+"""What does it cost that templates and grammars run in processes of their own: milliseconds per prompt, request, token?
 
-`python benchmarks/request_cost.py [MODEL]`: with a model's own tokenizer and template, or with a byte-level tokenizer
-and ChatML. Nothing else should run.
+`python benchmarks/request_cost.py [MODEL]` uses a model's own tokenizer and template, or a byte-level tokenizer and
+ChatML. Nothing else should run.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ SCHEMA = {"type": "object", "properties": {"text": {"type": "string"}}, "require
 
 
 def milliseconds(work: Callable[[], object], times: int) -> float:
-    """The median of so many calls."""
-    took = []
+    """Return the median milliseconds of so many calls."""
+    measured = []
     for _ in range(times):
         began = time.perf_counter()
         work()
-        took.append(1000 * (time.perf_counter() - began))
-    return median(took)
+        measured.append(1000 * (time.perf_counter() - began))
+    return median(measured)
 
 
 def main(folder: Path) -> None:
@@ -54,14 +54,14 @@ def main(folder: Path) -> None:
     grammars.matcher(grammar)
     print(f"grammars, once                 {1000 * (time.perf_counter() - began):8.2f} ms")
     print(f"a grammar                      {milliseconds(lambda: grammars.matcher(grammar), 50):8.2f} ms")
-    matcher, took = grammars.matcher(grammar), []
+    matcher, times = grammars.matcher(grammar), []
     for token in tokenizer.encode('{"text":"' + "the quick brown fox " * 20):
         began = time.perf_counter()
         assert matcher.allowed()[token]
         matcher.consume(token)
         assert not matcher.has_ended
-        took.append(1000 * (time.perf_counter() - began))
-    print(f"a token of it                  {median(took):8.2f} ms, at most {max(took):.2f}")
+        times.append(1000 * (time.perf_counter() - began))
+    print(f"a token of it                  {median(times):8.2f} ms, at most {max(times):.2f}")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
-"""What loss do a size, a text and a time of training lead to? The runs that the budget dial's law is fitted to.
+"""What loss do a size, a text and a time of training lead to? The budget dial's law is fitted to these runs.
 
     python benchmarks/scaling.py --novels PATH --shakespeare FILE    trains what runs.jsonl lacks
     python benchmarks/scaling.py --fit                               writes src/gossamer/cost/scaling.json
 
-Every run is one by recipes/budget.yaml, sized by run/sized.py as the dial would, for the tokens that so many seconds
-buy here, in a process of its own; a line in benchmarks/scaling/runs.jsonl tells what went in and what came out. Lines
-of another recipe or family stay there and are left out of a fit. The fit tells how well it predicts runs it has not
-seen.
+Every run goes by recipes/budget.yaml, sized as the dial would size it, for the tokens that so many seconds buy here, in
+a process of its own. A line in benchmarks/scaling/runs.jsonl says what went in and what came out. Lines of another
+recipe or family stay there and are left out of a fit. The fit says how well it predicts runs that it has not seen.
 """
 
 from __future__ import annotations
@@ -54,11 +53,12 @@ _WATCHING = (
     "price",
     "currency",
 )
-# Options that are younger than the first runs: at these values a run is what it was before there were any.
+# Options that are younger than the first runs: with these values a run is what it was before they existed.
 _ABSENT = {"sampled_vocab_size": 0, "bigram_steps": 0}
 
 
 def main() -> None:
+    """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--novels", help="file or folder of long novels")
     parser.add_argument("--shakespeare", help="file of plays")
@@ -79,7 +79,7 @@ def main() -> None:
 
 
 def fingerprint() -> str:
-    """Of the recipe and of what the family's sizes make of it: runs of different ones do not mix."""
+    """Return a fingerprint of the recipe and of the family's sizes: runs of different ones do not mix."""
     from gossamer.cost.sizes import WIDTHS
     from gossamer.run.sized import sized_recipe
     from gossamer.train.recipe import load_recipe
@@ -111,7 +111,7 @@ def _run_grid(arguments: argparse.Namespace) -> None:
         if (arguments.only is not None and number not in arguments.only) or wanted in done:
             continue
         if places[corpus] is None:
-            print(f"{number}: no --{corpus}, left out", file=sys.stderr)
+            print(f"{number}: left out, since --{corpus} is not given", file=sys.stderr)
             continue
         values = dict(zip(keys, wanted, strict=True)) | {"recipe": recipe}
         command = [sys.executable, __file__, "--one", json.dumps(values | {"path": places[corpus]})]
@@ -152,7 +152,7 @@ def _train(corpus: str, tokenizer: str, width: int, seconds: float, recipe: str,
     speed = tokens_per_second(sized_recipe(base, width, 1e6), dataset, World(devices.resolve()), seconds=2.0)
     chosen = sized_recipe(base, width, speed * seconds)
     never = {"eval_every": 0, "sample_every": 0, "checkpoint_every": 0, "sample_tokens": 1}
-    # By tokens, so that nothing depends on what else the machine does meanwhile.
+    # The run ends by tokens, so that nothing depends on what else the machine does.
     training = replace(chosen.training, tokens=round(speed * seconds), final_eval_tokens=65_536, **never)
     with tempfile.TemporaryDirectory() as folder:
         train(replace(chosen, training=training), Path(folder))

@@ -16,9 +16,9 @@ from gossamer.cost.scaling import Law, Text, write_law
 
 Run = dict[str, Any]
 
-NOISE = 0.01  # of the logarithm of a loss, from seed to seed and from machine to machine
-TEXT_NOISE = 0.15  # the same on another text than most runs read, whose difficulty a compressor tells of badly
-# What is known before: value and spread. A and alpha: what arXiv 2001.08361 gives for networks of a million to a
+NOISE = 0.01  # noise of a loss's logarithm, from seed to seed and from machine to machine
+TEXT_NOISE = 0.15  # the same on a text that few runs read, whose difficulty a compressor measures badly
+# What is known beforehand, as value and spread. A and alpha: what arXiv 2001.08361 gives for networks of a million to a
 # hundred million parameters, above E, with as much data as they can use; runs of a minute say little of either. beta:
 # arXiv 2203.15556; R: arXiv 2305.16264; E: what large models need for a byte of English; gamma: texts are alike.
 PRIOR = {
@@ -34,8 +34,10 @@ _LOGARITHMS = ("E", "A", "B", "R")
 
 
 def fit(runs: Sequence[Run], c0: float) -> Law:
-    """Least squares of the losses' logarithms and of what was known before, in which single runs that lie far off count
-    less."""
+    """Fit the law by least squares of the losses' logarithms and of what was known before.
+
+    Single runs that lie far off count less.
+    """
     means, spreads = (np.array(column) for column in zip(*PRIOR.values(), strict=True))
 
     noise = np.array([NOISE if run["compressed_bits"] == c0 else TEXT_NOISE for run in runs])
@@ -55,14 +57,14 @@ def fit(runs: Sequence[Run], c0: float) -> Law:
 
 
 def _error(law: Law, run: Run) -> float:
-    """Logarithm of predicted over measured."""
+    """The logarithm of the predicted over the measured loss."""
     text = Text(run["unique_bytes"], run["compressed_bits"])
     predicted = law.bits_per_byte(run["trunk_parameters"], run["bytes"], text)
     return math.log(predicted / run["bits_per_byte"])
 
 
 def within(errors: Sequence[float]) -> float:
-    """What nine of ten further errors of this kind stay within, about zero, if they are normally distributed.
+    """Return what nine of ten further errors of this kind stay within, about zero, if they are normally distributed.
 
     Few errors say little of how large others can be: Student's distribution allows for that.
     """
@@ -76,25 +78,26 @@ def fit_and_write(runs: list[Run], budgets: Sequence[Run] = ()) -> None:
     """Fit the law to the runs and write it, with the errors for runs, texts and speeds that it has not seen.
 
     Args:
-        budgets: runs by a budget of time, as budget_band.py records them; those on texts that the other runs do not
-            know say how far off the law is there
+        runs: The runs of scaling.py.
+        budgets: Runs by a budget of time, as budget_band.py records them; those on texts that the other runs do not
+            know say how far off the law is there.
     """
     if len(runs) < len(PRIOR):
         raise SystemExit(f"{len(runs)} runs by the recipe as it is, too few for {len(PRIOR)} constants")
     names = [f"{run['corpus']} ({run['tokenizer']})" for run in runs]
-    most = statistics.mode(run["corpus"] for run in runs)
-    c0 = next(run["compressed_bits"] for run in runs if run["corpus"] == most)
+    commonest = statistics.mode(run["corpus"] for run in runs)
+    c0 = next(run["compressed_bits"] for run in runs if run["corpus"] == commonest)
     found = fit(runs, c0)
     unseen = [_error(fit(runs[:i] + runs[i + 1 :], c0), run) for i, run in enumerate(runs)]
-    own = [error for run, error in zip(runs, unseen, strict=True) if run["corpus"] == most]
-    others = []  # one for each text: runs on the same one miss in the same direction
-    for corpus in sorted({run["corpus"] for run in runs} - {most}):
+    own = [error for run, error in zip(runs, unseen, strict=True) if run["corpus"] == commonest]
+    others = []  # one for each text, for runs on the same text miss in the same direction
+    for corpus in sorted({run["corpus"] for run in runs} - {commonest}):
         without = fit([run for run in runs if run["corpus"] != corpus], c0)
         others.append(statistics.fmean(_error(without, run) for run in runs if run["corpus"] == corpus))
         print(f"{corpus}: {others[-1]:+.1%} by a fit without it")
     for text in sorted({run["text"] for run in budgets} - {run["corpus"] for run in runs}):
         others.append(statistics.fmean(_error(found, run) for run in budgets if run["text"] == text))
-        print(f"{text}: {others[-1]:+.1%} by this fit, which has none of it")
+        print(f"{text}: {others[-1]:+.1%} by this fit, which does not include it")
     for name, run, error in zip(names, runs, unseen, strict=True):
         print(
             f"{name:20} width {run['width']:4} {run['bytes'] / 1e6:6.2f} MB  measured {run['bits_per_byte']:.4f}  "

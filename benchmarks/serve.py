@@ -1,11 +1,11 @@
-"""What does HTTP cost? The service under 1 to 64 streaming clients beside its engine alone, and transformers' server.
+"""What does HTTP cost? The service under 1 to 64 streaming clients beside its engine alone and transformers' server.
 
     python benchmarks/serve.py [--size micro] [--turns 3] [--quick] [--no-peer] [--json FILE]
 
-A network of a recipe's size with random weights, in float32, behind `gossamer serve` with its default options. Clients
+The network has a recipe's size and random weights in float32, behind `gossamer serve` with its default options. Clients
 stream /v1/completions, each its next prompt when an answer is complete; a prompt is 16 tokens that no other has, an
 answer 32, greedy. The engine alone gets the same prompts, as many at a time, in this process. `transformers serve`
-generates one answer after another (its continuous batching refuses linear attention), so that it is asked by one client
+generates one answer after another, since its continuous batching refuses linear attention, so it is asked by one client
 and by four. Subjects take turns; clients share the machine with what they ask.
 """
 
@@ -32,7 +32,7 @@ from typing import Any
 import environment  # noqa: F401 (before PyTorch)
 import torch
 from decode import random_network
-from measure import describe, machine, table
+from measure import describe, machine, table, take_turns
 from peers import model_config
 from streams import Stream, Streams, run_clients
 
@@ -40,7 +40,7 @@ from gossamer.model.config import ModelConfig
 
 CLIENTS = (1, 4, 16, 64)
 PEER_CLIENTS = (1, 4)
-PROMPT, ANSWER, LEAST = 16, 32, 8  # tokens, tokens, answers of a turn at least
+PROMPT, ANSWER, MIN_ANSWERS = 16, 32, 8  # tokens, tokens, the fewest answers of a turn
 LOADING = 120.0  # seconds
 
 Turn = Callable[[list[str], int], Streams]
@@ -48,7 +48,7 @@ Turn = Callable[[list[str], int], Streams]
 
 
 def engine_turn(network: Any, tokenizer: Any) -> Turn:
-    """The engine in this process."""
+    """Return a turn of the engine in this process."""
     from gossamer.infer.engine import Engine
     from gossamer.infer.request import Request, SamplingParams
 
@@ -77,19 +77,19 @@ def engine_turn(network: Any, tokenizer: Any) -> Turn:
 
 
 def http_turn(port: int, body: dict[str, Any]) -> Turn:
-    """A service on this machine."""
+    """Return a turn of a service on this machine."""
     return lambda prompts, clients: asyncio.run(run_clients(port, prompts, clients, body))
 
 
 @contextlib.contextmanager
 def serving(words: list[str], port: int) -> Iterator[int]:
-    """A server in a process of its own, once it answers at /health; gives its port.
+    """Run a server in a process of its own, and yield once it answers.
 
     Raises:
-        RuntimeError: it ended before, or did not answer in time.
+        RuntimeError: It ended before, or did not answer in time.
     """
     with tempfile.TemporaryFile() as log:
-        # Output that goes to a pipe which nobody empties would hold it up.
+        # A pipe that nobody reads would stop the server when it is full.
         process = subprocess.Popen([sys.executable, *words], stdout=log, stderr=log, env=os.environ)
         try:
             _until_up(process, f"http://127.0.0.1:{port}")
@@ -116,36 +116,48 @@ def _until_up(process: subprocess.Popen[bytes], base: str) -> None:
 
 
 def free_port() -> int:
+    """Return a port that is free."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return int(listener.getsockname()[1])
 
 
 def random_prompts(characters: str, count: int, source: random.Random) -> list[str]:
-    """Texts of `PROMPT` tokens, a character each."""
+    """Return texts of `PROMPT` tokens, one character per token."""
     return ["".join(source.choices(characters, k=PROMPT)) for _ in range(count)]
 
 
-def take_turns(subjects: dict[str, tuple[Turn, tuple[int, ...]]], characters: str, turns: int) -> dict[str, Any]:
-    """Figures by subject and number of clients; a first turn of each is not counted."""
+def serve_in_turns(subjects: dict[str, tuple[Turn, tuple[int, ...]]], characters: str, turns: int) -> dict[str, Any]:
+    """Return figures by subject and number of clients; a first turn of each subject is not counted.
+
+    Args:
+        subjects: What is asked, by name, with the numbers of clients that ask it.
+        characters: What prompts are made of.
+        turns: Turns of each subject with each number of clients.
+    """
     source = random.Random(0)
     found: dict[str, dict[int, Streams]] = {name: {} for name in subjects}
     for name, (call, clients) in subjects.items():
         call(random_prompts(characters, clients[-1], source), clients[-1])
         print(f"{name} is warm", file=sys.stderr)
-    for _ in range(turns):
-        for count in CLIENTS:
-            for name, (call, clients) in subjects.items():
-                if count in clients:
-                    least = LEAST if clients is CLIENTS else count
-                    prompts = random_prompts(characters, max(count, least), source)
-                    found[name].setdefault(count, Streams()).add(call(prompts, count))
-        print(".", end="", file=sys.stderr, flush=True)
-    print(file=sys.stderr)
+
+    def contestant(name: str, count: int) -> Callable[[int], bool]:
+        call, clients = subjects[name]
+        answers = max(count, MIN_ANSWERS if clients is CLIENTS else count)
+
+        def ask(turn: int) -> bool:
+            found[name].setdefault(count, Streams()).add(call(random_prompts(characters, answers, source), count))
+            return turn + 1 < turns
+
+        return ask
+
+    take_turns(
+        [contestant(name, count) for count in CLIENTS for name, (_, clients) in subjects.items() if count in clients]
+    )
     return {name: {str(count): one.figures() for count, one in by.items()} for name, by in found.items()}
 
 
 def measure(config: ModelConfig, turns: int, peer: bool) -> dict[str, Any]:
-    """The record: figures of each subject at each number of clients."""
+    """Return the record: figures of each subject at each number of clients."""
     from gossamer import hub
 
     found = machine()
@@ -170,17 +182,17 @@ def measure(config: ModelConfig, turns: int, peer: bool) -> dict[str, Any]:
                 )
             except (RuntimeError, ConnectionError) as error:
                 failures["transformers serve"] = str(error)[:200]
-        results = take_turns(subjects, characters, turns)
+        results = serve_in_turns(subjects, characters, turns)
     return {"machine": found, "threads": torch.get_num_threads(), "results": results, "failures": failures}
 
 
 @contextlib.contextmanager
 def transformers_server(folder: Path, body: dict[str, Any]) -> Iterator[Turn]:
-    """`transformers serve` on the same weights, once it has answered.
+    """Start `transformers serve` on the same weights, and return once it has answered.
 
     Raises:
-        RuntimeError: it does not start.
-        ConnectionError: it does not serve this architecture.
+        RuntimeError: It does not start.
+        ConnectionError: It does not serve this architecture.
     """
     port = free_port()
     command = ["-c", "from transformers.cli.transformers import main; main()", "serve", str(folder)]
@@ -192,7 +204,7 @@ def transformers_server(folder: Path, body: dict[str, Any]) -> Iterator[Turn]:
 
 
 def ratios(record: dict[str, Any]) -> dict[str, float]:
-    """What is compared between runs."""
+    """Return what is compared between runs."""
     rate = {
         (name, count): row["tokens_per_second"]
         for name, rows in record["results"].items()
@@ -208,6 +220,7 @@ def ratios(record: dict[str, Any]) -> dict[str, float]:
 
 
 def report(record: dict[str, Any]) -> str:
+    """Print a record."""
     rows: list[tuple[object, ...]] = []
     for count in CLIENTS:
         for name, by in record["results"].items():
@@ -227,9 +240,10 @@ def _span(values: dict[str, float]) -> str:
 
 
 def main() -> None:
+    """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--size", default="micro", help="recipe of the network")
-    parser.add_argument("--turns", type=int, help="times that each is measured (default: 3)")
+    parser.add_argument("--turns", type=int, help="turns of each subject (default: 3)")
     parser.add_argument("--quick", action="store_true", help="one turn instead of three")
     parser.add_argument("--no-peer", action="store_true", help="without transformers' server")
     parser.add_argument("--json", type=Path, help="write the record to this file")

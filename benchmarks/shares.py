@@ -3,7 +3,7 @@
     python benchmarks/shares.py [--rounds 5] [--json FILE]
 
 The medians of some rounds go to src/gossamer/certify/shares.json under the processor's vector unit, in place of what
-was there for it. Best done while nothing else runs.
+was there for it. It is best done while nothing else runs.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from gossamer.certify.doctor import SHARES, THREADS, measure_operations, share_n
 
 
 def measured_shares(rounds: int) -> dict[str, float]:
-    """The median share of the roofline by operation and implementation."""
+    """Return the median share of the roofline by operation and implementation."""
     found: dict[str, list[float]] = {}
     for _ in range(rounds):
         for row in measure_operations(torch.device("cpu"), torch.float32):
@@ -33,7 +33,7 @@ def measured_shares(rounds: int) -> dict[str, float]:
 
 
 def keep(shares: dict[str, float], file: Path) -> dict[str, Any]:
-    """Write the shares under this processor's vector unit; returns the entry."""
+    """Write the shares under this processor's vector unit, and return the entry."""
     processor = devices.processor()
     entry = {
         "processor": processor.key(min(THREADS, torch.get_num_threads())),
@@ -47,8 +47,9 @@ def keep(shares: dict[str, float], file: Path) -> dict[str, Any]:
 
 
 def main() -> None:
+    """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5, help="whose medians are kept")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds to take the medians of")
     parser.add_argument("--json", type=Path, default=SHARES, help="file to write them to")
     arguments = parser.parse_args()
     devices.prepare_process()

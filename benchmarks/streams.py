@@ -17,10 +17,12 @@ PATIENCE = 600.0  # seconds of one answer
 
 @dataclass
 class Stream:
-    """Attributes:
-    began: when it was asked for (seconds)
-    arrivals: when each token came
-    ended: when the answer was complete
+    """One streamed answer.
+
+    Attributes:
+        began: When it was asked for, in seconds.
+        arrivals: When each token came.
+        ended: When the answer was complete.
     """
 
     began: float
@@ -30,10 +32,10 @@ class Stream:
 
 @dataclass
 class Streams:
-    """Answers of one or more turns.
+    """The answers of one or more turns.
 
     Attributes:
-        rates: tokens a second of each turn
+        rates: Tokens per second of each turn.
     """
 
     answers: list[Stream] = field(default_factory=list)
@@ -41,16 +43,17 @@ class Streams:
 
     @classmethod
     def turn(cls, answers: list[Stream]) -> Streams:
-        """Those of a turn, which lasts from its first question to its last answer."""
+        """Return the answers of a turn, which lasts from its first question to its last answer."""
         seconds = max(answer.ended for answer in answers) - min(answer.began for answer in answers)
         return cls(answers, [sum(len(answer.arrivals) for answer in answers) / seconds])
 
     def add(self, other: Streams) -> None:
+        """Add the answers of further turns."""
         self.answers += other.answers
         self.rates += other.rates
 
     def figures(self) -> dict[str, Any]:
-        """Tokens a second of the median turn; seconds to the first token, to each next one, and of a whole answer."""
+        """Return tokens per second of the median turn, and seconds to the first and next tokens and per answer."""
         firsts = [answer.arrivals[0] - answer.began for answer in self.answers]
         gaps = [
             (answer.arrivals[-1] - answer.arrivals[0]) / (len(answer.arrivals) - 1)
@@ -68,7 +71,7 @@ class Streams:
 
 
 def percentiles(values: Iterable[float]) -> dict[str, float]:
-    """The median and the value that one in twenty exceeds, each one that was measured."""
+    """Return the median and the value that one in twenty exceeds, each one that was measured."""
     ordered = sorted(values)
     return {f"p{share}": ordered[min(len(ordered) * share // 100, len(ordered) - 1)] for share in (50, 95)}
 

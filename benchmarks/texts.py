@@ -1,8 +1,8 @@
 """The texts that networks are raced on: those that every machine has, and named ones for whoever fetched them.
 
 Every Python brings its standard library. A fixed list of its modules, in a fixed order, is the text of a machine
-without a network; it differs between versions of Python, so a text's fingerprint is told and recorded with every
-figure, and figures of different texts are never compared. Named texts, `fetch_texts.py` gets them, lie in texts/ or the
+without a network. It differs between versions of Python, so a text's fingerprint is recorded with every figure, and
+figures of different texts are never compared. Named texts, which `fetch_texts.py` fetches, lie in texts/ or in the
 folder that --texts names.
 """
 
@@ -37,10 +37,10 @@ class RaceText:
     """A text as a race reads it.
 
     Attributes:
-        name: for people
-        paths: its files and folders; empty: all of the standard library's source
-        sha256: of the files' content in their order
-        size: bytes
+        name: What people call it.
+        paths: Its files and folders; empty means all of the standard library's source.
+        sha256: Fingerprint of the files' content in their order.
+        size: Bytes.
     """
 
     name: str
@@ -53,25 +53,25 @@ class RaceText:
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> RaceText:
-        """The text that a record speaks of, wherever it lies now."""
+        """Return the text that a record names, wherever it lies now."""
         return cls(record["name"], (), record["sha256"], record["bytes"])
 
     def record(self) -> dict[str, Any]:
-        """What a record says of it."""
+        """Return what a record says of it."""
         return {"name": self.name, "sha256": self.sha256, "bytes": self.size}
 
 
 def add_option(parser: ArgumentParser) -> None:
-    """The option that names the folder of named texts."""
+    """Add the option that names the folder of named texts."""
     help = f"folder with {SHAKESPEARE} and {NOVELS}/ (default: texts/ if fetched, else Python's standard library)"
     parser.add_argument("--texts", type=Path, help=help)
 
 
 def find_text(name: str, folder: Path | None) -> RaceText | None:
-    """A named file or folder of texts; None: it is not there, and no folder was asked for.
+    """Return a named file or folder of texts; None if it is missing and no folder was asked for.
 
     Raises:
-        FileNotFoundError: it is not in the folder that was asked for.
+        FileNotFoundError: It is not in the folder that was asked for.
     """
     path = (folder or FETCHED) / name
     if path.exists():
@@ -82,7 +82,7 @@ def find_text(name: str, folder: Path | None) -> RaceText | None:
 
 
 def text_of(name: str, *paths: Path) -> RaceText:
-    """Files, and all .txt files of folders, as a race's text."""
+    """Return files, and all .txt files of folders, as the text of a race."""
     digest, size = hashlib.sha256(), 0
     for path in paths:
         for file in sorted(path.rglob("*.txt")) if path.is_dir() else [path]:
@@ -93,14 +93,14 @@ def text_of(name: str, *paths: Path) -> RaceText:
 
 
 def whole_standard_library() -> RaceText:
-    """The corpus of whoever names none: all programs of the standard library."""
+    """Return the corpus of whoever names none: all programs of the standard library."""
     version = sysconfig.get_python_version()
     found = text_of(f"all of Python {version}'s standard library", *(path for path, _ in standard_library()))
     return replace(found, paths=())
 
 
 def standard_library_text() -> RaceText:
-    """The text that every machine has: the modules above in one file in the cache, what is no ASCII left out."""
+    """Return the text that every machine has: the modules above in one file in the cache, in ASCII alone."""
     stdlib = Path(sysconfig.get_path("stdlib"))
     files = [stdlib / f"{module}.py" for module in MODULES]
     content = b"".join(file.read_bytes() for file in files if file.is_file())

@@ -1,4 +1,4 @@
-"""How long does training take to a loss: gossamer by its newest record's recipe, beside dense networks with AdamW.
+"""How long does training take to a loss: gossamer by its newest record's recipe, beside dense networks with AdamW?
 
     python benchmarks/time_to_loss.py [--quick] [--race characters …] [--texts DIR] [--seeds 3] [--recipe FILE]
                                       [--json FILE] [--plot FILE]
@@ -8,15 +8,14 @@ Texts lie in texts/, where fetch_texts.py puts them, or in the folder that --tex
 characters takes the text that every machine has, some modules of Python's standard library, and the novels are left
 out. Every record names its text's fingerprint.
 
-A race is a text with a budget for gossamer and longer ones for its rivals: nanoGPT's recipe for a CPU, a dense Qwen3
-of transformers' with as many parameters as gossamer's network uses on a token and one with as many as it has in all,
-and gossamer's own dense trunk. Each is in a process of its own and they take turns, every one for a tenth of its
-schedule (--parts); each one's clock runs only while it trains. Schedules are complete at the end of the budget, so that
-only ends are compared: the time that a rival was given over the time in which gossamer came to the same loss or a lower
-one.
+A race is a text with a budget for gossamer and longer ones for its rivals: nanoGPT's recipe for a CPU, a dense Qwen3 of
+transformers with as many parameters as gossamer's network uses on a token, one with as many as it has in all, and
+gossamer's own dense trunk. Each is in a process of its own, and they take turns, every one for a tenth of its schedule
+(--parts); each one's clock runs only while it trains. Schedules are complete at the end of the budget, so that only
+ends are compared: the time that a rival was given over the time in which gossamer reached the same loss or a lower one.
 
-Of gossamer there are several seeds and their mean counts. The rivals' learning rates were found by --sweep, which tries
-each on a shorter schedule and keeps the best in learning_rates.json.
+Of gossamer there are several seeds, and their mean counts. The rivals' learning rates were found by --sweep, which
+tries each on a shorter schedule and writes the best to learning_rates.json.
 """
 
 from __future__ import annotations
@@ -26,21 +25,21 @@ import json
 import math
 import statistics
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from contestants import Dense, Gossamer, Peer, Runner
-from measure import describe, machine, table
+from measure import describe, machine, table, take_turns
 from texts import NOVELS, SHAKESPEARE, RaceText, add_option, find_text, standard_library_text, whole_standard_library
 
 from gossamer.train.recipe import Recipe, flatten, load_recipe, recipe_from
 
 ROOT = Path(__file__).parent.parent
 LEARNING_RATES = Path(__file__).with_name("learning_rates.json")
-RATES = (1e-3, 2e-3, 4e-3, 8e-3)  # that a sweep tries; one at an edge that wins is followed by the next beyond it
-SWEEP_SHARE, SWEEP_LEAST = 0.1, 15.0  # of a rival's budget, and seconds, in a sweep
+RATES = (1e-3, 2e-3, 4e-3, 8e-3)  # a sweep tries these, and goes on beyond one at an edge that wins
+SWEEP_SHARE, MIN_SWEEP_SECONDS = 0.1, 15.0  # share of a rival's budget, and seconds, that a sweep takes
 OURS = "gossamer"
 NANO_GPT = "nanoGPT's recipe"
 ACTIVE, TOTAL, OWN = "dense Qwen3, equal active size", "dense Qwen3, equal total size", "gossamer's dense trunk"
@@ -51,10 +50,10 @@ class Race:
     """A text, and who trains on it for how long.
 
     Attributes:
-        text: under the folder of texts; empty: all of the standard library's source
-        tokenizer: char or bpe
-        seconds: gossamer's budget
-        rivals: by name, their budgets (seconds; 0: as many steps as their own recipe says)
+        text: Its place in the folder of texts; empty means all of the standard library's source.
+        tokenizer: `char` or `bpe`.
+        seconds: The budget of gossamer.
+        rivals: The budgets of the rivals by name, in seconds; 0 means as many steps as their own recipe says.
     """
 
     text: str
@@ -63,10 +62,10 @@ class Race:
     rivals: dict[str, float]
 
     def found(self, folder: Path | None) -> RaceText | None:
-        """The text, in that folder or where it is usually; None: it is not there, and nothing can stand for it.
+        """Return the text in a folder or where it usually is; None if it is missing and nothing can stand for it.
 
         Raises:
-            FileNotFoundError: it is not in the folder that was asked for.
+            FileNotFoundError: It is not in the folder that was asked for.
         """
         if not self.text:
             return whole_standard_library()
@@ -83,9 +82,9 @@ RIVALS = [NANO_GPT, ACTIVE, TOTAL, OWN]
 
 
 def recipe_for(race: Race, file: Path, text: RaceText, seed: int, seconds: float = 0.0) -> Recipe:
-    """The recipe on a race's text, with its budget or another; the batch grows with the budget's root, in powers of 2.
+    """Return the recipe on a race's text, with its budget or another.
 
-    That is the budget dial's rule (run/sized.py).
+    The batch grows with the square root of the budget, in powers of 2, by the budget dial's rule.
     """
     recipe, seconds = load_recipe(str(file)), seconds or race.seconds
     growth = math.sqrt(seconds / recipe.training.seconds)
@@ -100,7 +99,7 @@ def recipe_for(race: Race, file: Path, text: RaceText, seed: int, seconds: float
 
 
 def dense_trunk(recipe: Recipe) -> Recipe:
-    """The same with softmax attention in every layer and, for experts, one network of as many active parameters."""
+    """Return a recipe with softmax attention alone and, for experts, one network of as many active parameters."""
     model = recipe.model
     width = model.num_experts_per_tok * model.moe_intermediate_size + model.shared_expert_intermediate_size
     changes = {"full_attention_interval": 1, "layer_types": None, "num_experts": 0, "intermediate_size": width}
@@ -108,7 +107,7 @@ def dense_trunk(recipe: Recipe) -> Recipe:
 
 
 def rival(name: str, recipe: Recipe, learning_rate: float) -> Dense:
-    """A dense network of transformers' for the race that `recipe` runs."""
+    """Return a dense network of transformers for the race that `recipe` runs."""
     if name == NANO_GPT:
         # github.com/karpathy/nanoGPT: the readme's command for a CPU and the defaults of its train.py.
         steps = {"steps": 2000, "warmup": 100, "final_fraction": 0.1}
@@ -119,13 +118,13 @@ def rival(name: str, recipe: Recipe, learning_rate: float) -> Dense:
 
 
 def rates_of(race: str) -> dict[str, float]:
-    """The learning rates of a race's rivals that were found by --sweep."""
+    """Return the learning rates of a race's rivals that were found by --sweep."""
     found: dict[str, dict[str, float]] = json.loads(LEARNING_RATES.read_text()) if LEARNING_RATES.exists() else {}
     return found.get(race, {})
 
 
 def run(name: str, rivals: Iterable[str], file: Path, text: RaceText, seeds: int, parts: int) -> dict[str, Any]:
-    """A race's record: for each contestant its progress, evaluated `parts` times."""
+    """Run a race and return its record: for each contestant its progress, evaluated `parts` times."""
     race, rates = RACES[name], rates_of(name)
     recipes = [recipe_for(race, file, text, seed) for seed in range(seeds)]
     runners = [
@@ -140,40 +139,46 @@ def run(name: str, rivals: Iterable[str], file: Path, text: RaceText, seeds: int
             dense = rival(one, recipes[0], rates[one] if one in (ACTIVE, TOTAL) else 0.0)
             runners.append((Runner(one, Peer, dense, recipes[0], 0, seconds), seconds or 120.0))
     found = machine()
-    take_turns(runners, parts)
+    train_in_turns(runners, parts)
     results = {runner.name: [asdict(progress) for progress in runner.progress] for runner, _ in runners}
     return {"race": name, "text": text.record(), "machine": found, "learning_rates": rates, "results": results}
 
 
-def take_turns(runners: list[tuple[Runner, float]], parts: int) -> None:
-    """Everyone trains for a part of its schedule and is measured, then the next, until all are done."""
-    part, racing = 0, list(runners)
-    while racing:
-        part += 1
-        for runner, seconds in racing:
-            runner.advance(seconds * part / parts)
-        racing = [(runner, seconds) for runner, seconds in racing if not runner.progress[-1].done]
-        print(".", end="", file=sys.stderr, flush=True)
-    print(file=sys.stderr)
+def train_in_turns(runners: list[tuple[Runner, float]], parts: int) -> None:
+    """Train contestants in turns, each for a part of its schedule until it is at its end, and end their processes.
+
+    Args:
+        runners: Contestants with the seconds of their schedules.
+        parts: Parts of a schedule, after each of which the contestant is measured.
+    """
+
+    def contestant(runner: Runner, seconds: float) -> Callable[[int], bool]:
+        def advance(turn: int) -> bool:
+            runner.advance(seconds * (turn + 1) / parts)
+            return not runner.progress[-1].done
+
+        return advance
+
+    take_turns([contestant(runner, seconds) for runner, seconds in runners])
     for runner, _ in runners:
         runner.close()
 
 
 def sweep(name: str, rivals: Iterable[str], file: Path, text: RaceText) -> dict[str, float]:
-    """The best learning rate of each rival of transformers', on a shorter schedule; all rates take turns."""
+    """Return the best learning rate of each rival of transformers, on a shorter schedule; all rates take turns."""
     race, best = RACES[name], rates_of(name)
     recipe = recipe_for(race, file, text, seed=0)
     for one in [rival for rival in (ACTIVE, TOTAL) if rival in rivals]:
-        seconds, losses = max(SWEEP_SHARE * race.rivals[one], SWEEP_LEAST), dict[float, float]()
+        seconds, losses = max(SWEEP_SHARE * race.rivals[one], MIN_SWEEP_SECONDS), dict[float, float]()
         rates = set(RATES)
         while rates:
             runners = {
                 rate: Runner(f"{rate:g}", Peer, rival(one, recipe, rate), recipe, 0, seconds) for rate in sorted(rates)
             }
-            take_turns([(runner, seconds) for runner in runners.values()], parts=2)
+            train_in_turns([(runner, seconds) for runner in runners.values()], parts=2)
             losses |= {rate: runner.progress[-1].loss for rate, runner in runners.items()}
             best[one] = min(losses, key=losses.__getitem__)
-            # The best at an edge: what lies beyond it has to be tried, too.
+            # If the best rate lies at an edge, the next one beyond it has to be tried, too.
             rates = {best[one] / 2, best[one] * 2} - set(losses) if best[one] in (min(losses), max(losses)) else set()
         rows = [(f"{rate:g}", f"{loss:.4f}") for rate, loss in sorted(losses.items())]
         print(f"{name}, {one}, {seconds:.0f} s\n\n{table(('learning rate', 'held-out loss'), rows)}\n", flush=True)
@@ -181,7 +186,7 @@ def sweep(name: str, rivals: Iterable[str], file: Path, text: RaceText) -> dict[
 
 
 def ends(record: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """What each contestant had spent at the end and its loss there; of gossamer's seeds the mean and the spread."""
+    """Return what each contestant had spent at the end and its loss there, with gossamer's mean and spread."""
     results = {name: points[-1] for name, points in record["results"].items()}
     seeds = [results.pop(name) for name in list(results) if name.startswith(f"{OURS}, seed")]
     mean = {key: statistics.fmean(seed[key] for seed in seeds) for key in ("seconds", "tokens", "flops", "loss")}
@@ -190,7 +195,7 @@ def ends(record: dict[str, Any]) -> dict[str, dict[str, float]]:
 
 
 def crossed(points: list[dict[str, float]], loss: float) -> float | None:
-    """Seconds after which a contestant had come to a loss, between two measurements in a straight line; None: never."""
+    """Return the seconds after which a contestant reached a loss, between two measurements; None if never."""
     before = None
     for point in points:
         if point["loss"] <= loss:
@@ -203,7 +208,7 @@ def crossed(points: list[dict[str, float]], loss: float) -> float | None:
 
 
 def ratios(record: dict[str, Any]) -> dict[str, float]:
-    """For each rival whose last loss gossamer came to: the rival's time over gossamer's whole budget."""
+    """Return, for each rival whose last loss gossamer reached, the rival's time over gossamer's whole budget."""
     found = ends(record)
     ours = found[OURS]
     return {
@@ -214,6 +219,7 @@ def ratios(record: dict[str, Any]) -> dict[str, float]:
 
 
 def report(record: dict[str, Any]) -> str:
+    """Return a record as Markdown."""
     found = ends(record)
     ours, rows = found[OURS], []
     for name, one in found.items():
@@ -245,7 +251,7 @@ def report(record: dict[str, Any]) -> str:
 
 
 def plot(records: list[dict[str, Any]], file: Path) -> None:
-    """Held-out loss over seconds of training, a panel a race."""
+    """Draw held-out loss over seconds of training, with one panel per race."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -284,12 +290,15 @@ def plot(records: list[dict[str, Any]], file: Path) -> None:
 
 
 def newest_record() -> Path:
-    """The recipe of the newest record."""
+    """Return the recipe of the newest record."""
     return max((ROOT / "records").glob("*/recipe.yaml"), key=lambda path: path.parent.name)
 
 
 def texts_of(parser: argparse.ArgumentParser, races: Iterable[str], folder: Path | None) -> dict[str, RaceText]:
-    """The text of each race; one without is left out, with a line, unless a folder was named, which then is refused."""
+    """Return the text of each race.
+
+    A race without a text is left out, with a line, unless a folder was named, which then is refused.
+    """
     found: dict[str, RaceText] = {}
     for name in races:
         try:
@@ -306,15 +315,18 @@ def texts_of(parser: argparse.ArgumentParser, races: Iterable[str], folder: Path
 
 
 def main() -> None:
+    """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--race", nargs="*", choices=list(RACES), default=list(RACES), help="texts to train on")
-    parser.add_argument("--rival", nargs="*", choices=RIVALS, default=RIVALS, help="of those that the race has")
+    parser.add_argument("--rival", nargs="*", choices=RIVALS, default=RIVALS, help="rivals, of those that the race has")
     add_option(parser)
     parser.add_argument("--recipe", type=Path, help="gossamer's recipe (default: the newest record's)")
-    parser.add_argument("--seeds", type=int, default=3, help="of gossamer")
-    parser.add_argument("--parts", type=int, default=10, help="of a schedule, after each of which all are measured")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds of gossamer")
+    parser.add_argument(
+        "--parts", type=int, default=10, help="parts of a schedule, after each of which all are measured"
+    )
     parser.add_argument("--quick", action="store_true", help="characters alone, with two rivals: under ten minutes")
-    parser.add_argument("--sweep", action="store_true", help="find the rivals' learning rates, and race not")
+    parser.add_argument("--sweep", action="store_true", help="find the rivals' learning rates instead of racing")
     parser.add_argument("--json", type=Path, help="write the records to this file")
     parser.add_argument("--plot", type=Path, help="write the picture to this file (.png, .svg)")
     arguments = parser.parse_args()

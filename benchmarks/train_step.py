@@ -2,9 +2,9 @@
 
     python benchmarks/train_step.py [--size micro …] [--turns 5] [--quick] [--json FILE]
 
-Forward, backward, clipping and AdamW, on random tokens. Every subject has a process of its own and they take turns;
-medians are compared. The share is the model's own FLOPs (gossamer.model.counts) over the time, against the rate of a
-large matrix product measured in the same run.
+A step is forward pass, backward pass, clipping and AdamW, on random tokens. Every subject has a process of its own;
+they take turns, and medians are compared. The share is the model's own FLOPs (gossamer.cost.network) over the time,
+against the rate of a large matrix product measured in the same run.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from measure import LARGE_PRODUCTS_FLOPS, Subject, describe, large_products, machine, table, take_turns
+from measure import LARGE_PRODUCTS_FLOPS, Subject, describe, large_products, machine, table, time_in_turns
 from peers import (
     Variant,
     dense_config,
@@ -27,18 +27,20 @@ from peers import (
     qwen3_next_step,
 )
 
+from gossamer.cost.network import count_network
+
 EXPERTS = ("eager", "grouped_mm")
 
 
 @dataclass(frozen=True)
 class Size:
-    """A network and a batch to train it on."""
+    """A network, and a batch to train it on."""
 
     recipe: str
     rows: int
     length: int
     changes: dict[str, Any]
-    left_out: tuple[str, ...] = ()  # of transformers' implementations: they take minutes a step
+    left_out: tuple[str, ...] = ()  # transformers' implementations that take minutes per step
 
 
 SIZES = {
@@ -51,11 +53,13 @@ SIZES = {
 
 
 def measure(name: str, turns: int, quick: bool) -> dict[str, Any]:
-    """One size's record: seconds a step, tokens a second, share of the GEMM rate and peak memory of each subject."""
+    """Return one size's record: seconds per step, tokens per second, share of the GEMM rate and peak memory."""
     size = SIZES[name]
     config, rows, length = model_config(size.recipe, size.changes), size.rows, size.length
-    counts = config.counts(length)
-    products = Subject("matrix products", large_products)  # take their turn, too: the rate that a step is set against
+    counts = count_network(config, length)
+    products = Subject(
+        "matrix products", large_products
+    )  # the rate that a step is compared with, measured in turns, too
     subjects = [
         Subject("gossamer", gossamer_step, config, rows, length),
         Subject("gossamer, PyTorch alone", gossamer_step, config, rows, length, Variant(pytorch_alone=True)),
@@ -75,7 +79,7 @@ def measure(name: str, turns: int, quick: bool) -> dict[str, Any]:
             name = f"dense Qwen3, equal {kind} size"
             subjects.append(Subject(name, dense_step, config, parameters, rows, length, peer=True))
             flops[subjects[-1].name] = dense_flops(dense, length)
-    take_turns([products, *subjects], turns, warm_up=2)
+    time_in_turns([products, *subjects], turns, warm_up=2)
     found = machine() | {"gemm_gflops": LARGE_PRODUCTS_FLOPS / products.median / 1e9}
     results = {}
     for subject in subjects:
@@ -97,12 +101,12 @@ def measure(name: str, turns: int, quick: bool) -> dict[str, Any]:
 
 
 def best_peer(record: dict[str, Any], key: str = "seconds") -> float:
-    """The least of a figure over transformers' implementations of the same network."""
+    """Return the smallest value of a figure over transformers' implementations of the same network."""
     return min(row[key] for name, row in record["results"].items() if name.startswith("transformers") and key in row)
 
 
 def ratios(record: dict[str, Any]) -> dict[str, float]:
-    """What is compared between runs: gossamer against the best of its peer, and against the machine."""
+    """Return what is compared between runs: gossamer against the best of its peer, and against the machine."""
     ours = record["results"]["gossamer"]
     return {
         "speed over transformers": best_peer(record) / ours["seconds"],
@@ -112,6 +116,7 @@ def ratios(record: dict[str, Any]) -> dict[str, float]:
 
 
 def report(record: dict[str, Any]) -> str:
+    """Print a record."""
     best = best_peer(record)
     rows = []
     for name, row in record["results"].items():
@@ -134,6 +139,7 @@ def report(record: dict[str, Any]) -> str:
 
 
 def main() -> None:
+    """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--size", nargs="*", choices=list(SIZES), default=list(SIZES), help="networks to train")
     parser.add_argument("--turns", type=int, default=5, help="steps of each subject that are counted")

@@ -1,13 +1,14 @@
-"""What buys what: the training cost of a loss with each ingredient of the recipe, and without it.
+"""What buys what: the training cost of a loss with each ingredient of the recipe, and without it?
 
     python benchmarks/training_cost.py [--text characters novels] [--recipe FILE] [--seeds 3] [--texts DIR]
                                        [--json FILE] [--plot FILE]
 
-Each variant is the newest record's recipe with one thing changed, trained for the same seconds as the whole recipe
-on each text, with several seeds. The whole recipe is trained for an eighth, a quarter and a half of that time as well:
-between those losses, in a straight line over the logarithm of the time, lies how long it needs for what the variant
-came to. The cost of the variant is its own time over that one: 1.5 means that the same loss costs half as much again
-without the ingredient. A variant that comes out lower than the recipe costs less than 1, and how much less is not told.
+Each variant is the newest record's recipe with one thing changed, trained for the same seconds as the whole recipe on
+each text, with several seeds. The whole recipe is also trained for an eighth, a quarter and a half of that time.
+Between those losses, in a straight line over the logarithm of the time, lies how long it needs for the loss that the
+variant reached. The cost of the variant is its own time over that one: 1.5 means that the same loss costs half as much
+again without the ingredient. A variant that ends lower than the recipe costs less than 1; how much less is not
+reported.
 """
 
 from __future__ import annotations
@@ -39,9 +40,9 @@ class Variant:
     """The recipe with something changed.
 
     Attributes:
-        changes: by dotted name
-        dense: experts give way to one network of as many parameters as a token passes
-        rows: of a batch, a multiple of the recipe's
+        changes: The changes by dotted name.
+        dense: Whether experts give way to one network of as many parameters as a token passes.
+        rows: Rows of a batch, as a multiple of the recipe's.
     """
 
     changes: Mapping[str, Any]
@@ -69,7 +70,7 @@ VARIANTS = {
 
 
 def changed(recipe: Recipe, variant: Variant) -> Recipe:
-    """The recipe of a variant."""
+    """Return the recipe of a variant."""
     rows = {"training.batch_size": max(1, round(recipe.training.batch_size * variant.rows))}
     recipe = recipe_from({}, flatten(recipe) | rows | dict(variant.changes))
     if not variant.dense:
@@ -80,6 +81,7 @@ def changed(recipe: Recipe, variant: Variant) -> Recipe:
 
 
 def trained(recipe: Recipe, seconds: float) -> Progress:
+    """Return the progress of a recipe after so many seconds of training."""
     runner = Runner("one", Gossamer, recipe, seconds)
     progress = runner.advance(seconds)
     runner.close()
@@ -87,7 +89,7 @@ def trained(recipe: Recipe, seconds: float) -> Progress:
 
 
 def measure(race: str, names: list[str], file: Path, text: RaceText, seeds: int) -> dict[str, Any]:
-    """Losses of the recipe by its seconds, and of each variant; seed after seed, so that all see the same machine."""
+    """Return the losses of the recipe by its seconds, and of each variant, seed after seed on the same machine."""
     seconds, found = SECONDS[race], machine()
     whole: dict[float, list[float]] = {seconds * share: [] for share in (*SHARES, 1.0)}
     variants: dict[str, list[float]] = {name: [] for name in names}
@@ -115,9 +117,9 @@ def measure(race: str, names: list[str], file: Path, text: RaceText, seeds: int)
 
 
 def cost(record: dict[str, Any], loss: float) -> float | None:
-    """How many times the recipe's time a variant took that came to `loss` in the same seconds; None: it came lower.
+    """Return how many times the recipe's time a variant took that reached `loss` in the same seconds.
 
-    Beyond the shortest run of the recipe the nearest stretch goes on.
+    None means that the variant ended lower. Beyond the shortest run of the recipe the nearest stretch goes on.
     """
     points = sorted((math.log(float(length)), statistics.fmean(found)) for length, found in record["whole"].items())
     if loss <= points[-1][1]:
@@ -130,6 +132,7 @@ def cost(record: dict[str, Any], loss: float) -> float | None:
 
 
 def report(record: dict[str, Any]) -> str:
+    """Print a record."""
     whole = record["whole"][str(record["seconds"])]
     rows = [(WHOLE, *_loss_cells(whole), f"{statistics.fmean(record['tokens'][WHOLE]) / 1e3:.0f}", "1")]
     for name, losses in record["variants"].items():
@@ -152,7 +155,7 @@ def _loss_cells(losses: list[float]) -> tuple[str, str]:
 
 
 def plot(records: list[dict[str, Any]], file: Path) -> None:
-    """A bar for what a loss costs without each ingredient."""
+    """Draw a bar for what a loss costs without each ingredient."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -178,13 +181,14 @@ def plot(records: list[dict[str, Any]], file: Path) -> None:
 
 
 def main() -> None:
+    """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
         "--text", nargs="*", choices=list(SECONDS), default=["characters", "novels"], help="texts to train on"
     )
-    parser.add_argument("--only", nargs="*", choices=list(VARIANTS), default=list(VARIANTS), help="variants")
+    parser.add_argument("--only", nargs="*", choices=list(VARIANTS), default=list(VARIANTS), help="variants to train")
     add_option(parser)
-    parser.add_argument("--recipe", type=Path, help="(default: the newest record's)")
+    parser.add_argument("--recipe", type=Path, help="recipe (default: the newest record's)")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each, with seeds 0, 1, …")
     parser.add_argument("--json", type=Path, help="write the records to this file")
     parser.add_argument("--plot", type=Path, help="write the picture to this file (.png, .svg)")

@@ -26,6 +26,7 @@ import gossamer
 from damage import Damage, damaged_bytes, damaged_json, damaged_lines, damaged_text, damaged_yaml
 from gossamer.cache import cached_folder, read_sealed, write_sealed
 from gossamer.cost.ledger import Ledger, read_ledger
+from gossamer.cost.network import count_network
 from gossamer.data.config import CorpusConfig
 from gossamer.data.documents import read_documents
 from gossamer.data.packing import TrainBatches
@@ -39,9 +40,9 @@ from gossamer.hub.gguf_vocabulary import read_vocabulary
 from gossamer.infer.defaults import generation_config
 from gossamer.model.causal_lm import CausalLM
 from gossamer.model.config import ModelConfig
-from gossamer.plan import fitted, load_catalogue, workload_from
+from gossamer.plan import fitted, load_catalogue, network_from_json
 from gossamer.plan.catalogue import SHIPPED
-from gossamer.plan.certificate import FORMAT, certified
+from gossamer.plan.efficiency import CERTIFICATE_FORMAT, certified
 from gossamer.reading import read_json, read_object
 from gossamer.report import write_report
 from gossamer.run.checkpoint import best_checkpoint, newest_checkpoint
@@ -93,7 +94,8 @@ GENERATION = {"temperature": 0.7, "top_p": 0.8, "top_k": 20, "repetition_penalty
               "eos_token_id": [1, 2]}  # fmt: skip
 SHARD = {"train": {"dtype": "uint16", "tokens": 40, "documents": 2, "bytes": 100}}
 CERTIFICATE = {
-    "format": FORMAT, "gossamer": gossamer.__version__, "device": {"name": "NVIDIA H100 80GB HBM3"}, "verdict": "pass",
+    "format": CERTIFICATE_FORMAT, "gossamer": gossamer.__version__,
+    "device": {"name": "NVIDIA H100 80GB HBM3"}, "verdict": "pass",
     "measured": {"gemm_flops": {"bfloat16": 6e14}, "copy_bytes_per_second": 2e12, "collective_bytes_per_second": 1e11},
 }  # fmt: skip
 PLAN = {"width": 128, "tokens": 1e6, "epochs": 0.5, "bits_per_byte": 2.0, "error": 0.02, "extrapolated": False,
@@ -215,11 +217,11 @@ def read_entry(folder: Path) -> None:
 
 
 def read_config(folder: Path) -> None:
-    ModelConfig.from_dict(read_object(folder / "config.json")).counts()
+    count_network(ModelConfig.from_dict(read_object(folder / "config.json")))
 
 
 def read_workload(folder: Path) -> None:
-    assert workload_from(read_object(folder / "config.json"), "net").parameters > 0
+    assert network_from_json(read_object(folder / "config.json"), "net").parameters > 0
 
 
 @pytest.fixture(scope="module")

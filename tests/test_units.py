@@ -46,7 +46,23 @@ def test_figures_are_written_for_people() -> None:
     assert [size(value) for value in (1.5 * 2**30, 700 * 2**20, 2048, None)] == ["1.50 GiB", "700 MiB", "2.00 KiB", "–"]
     assert [flops(value) for value in (0.0, 9.83e12, 1e30, None)] == ["0.00 FLOP", "9.83 TFLOP", "1.00e+06 YFLOP", "–"]
     assert [amount(things, "step") for things in (0, 1, 1200)] == ["0 steps", "1 step", "1,200 steps"]
+    assert [size(value) for value in (1000 * 2**20, 1.5 * 2**40, 2**50)] == ["1,000 MiB", "1.50 TiB", "1.00 PiB"]
     assert size_unit(0) == (1024, "KiB")
+    assert [percent(value, 1) for value in (0.8149, 0.0)] == ["81.5%", "0.0%"]
+    assert [units.tiny(value, digits) for value, digits in ((0.000123, 1), (0.02, 0), (None, 1))] == [
+        "1.2e-04", "2e-02", "–"
+    ]  # fmt: skip
+
+
+def test_sizes_of_files_and_bandwidths() -> None:
+    sizes = (0, 1, 400, 999, 1_000, 9_940, 400_000, 1_000_000, 12_345_678, 3_140_000_000, 55_000_000_000, 2.5e12)
+    assert [units.decimal_size(value) for value in sizes] == [
+        "0 bytes", "1 byte", "400 bytes", "999 bytes", "1.0 kB", "9.9 kB",
+        "400 kB", "1.0 MB", "12 MB", "3.1 GB", "55 GB", "2.5 TB"
+    ]  # fmt: skip
+    assert [units.byte_rate(value) for value in (4.32e12, 1.5e10, 5e5, None)] == [
+        "4.32 TB/s", "15.0 GB/s", "500 kB/s", "–"
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("value", [None, "3", True, math.nan, math.inf, [1.0]])
@@ -67,9 +83,13 @@ def test_human(value: float, digits: int, text: str) -> None:
 
 def test_costs() -> None:
     assert [units.hours(value) for value in (0.01234, 1.5, 1234.5, None)] == ["0.0123", "1.5", "1,234", "–"]
-    assert [units.energy(value) for value in (0.0123, 12.34, None)] == ["12.3 Wh", "12.3 kWh", "–"]
+    assert [units.energy(value) for value in (0.0123, 12.34, 12_345, 680_400, None)] == [
+        "12.3 Wh", "12.3 kWh", "12.3 MWh", "680 MWh", "–"
+    ]  # fmt: skip
     assert [units.money(value, "EUR") for value in (1234.5, 0.5, 0.0123)] == ["1,234.50 EUR", "0.50 EUR", "0.012 EUR"]
     assert (units.money(2.0), units.money(None)) == ("2.00", "–")
+    assert [units.dollars(value) for value in (1_340_000, 2.5, 0.0123, None)] == ["$1.34M", "$2.50", "$0.012", "–"]
+    assert [units.days(value) for value in (1234.5, 2.345, None)] == ["1,234", "2.3", "–"]
 
 
 def test_a_networks_size_is_told_without_and_with_its_head() -> None:

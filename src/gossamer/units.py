@@ -1,4 +1,7 @@
-"""Figures written for people. All take any value and give "–" for what is no finite number."""
+"""Numbers as people read them.
+
+Every function takes any value and gives "–" for what is no finite number.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,13 @@ import math
 from typing import Any
 
 __all__ = [
+    "SIZES",
     "amount",
+    "byte_rate",
     "count",
+    "days",
+    "decimal_size",
+    "dollars",
     "duration",
     "energy",
     "flops",
@@ -21,18 +29,29 @@ __all__ = [
     "percent",
     "size",
     "size_unit",
+    "tiny",
 ]
 
 _LETTERS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K"))
+_BINARY = ((2**50, "PiB"), (2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
+_DECIMAL = ((1e15, "PB"), (1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
 def known(value: Any) -> bool:
-    """Whether a value is a finite number, and no boolean."""
+    """Return whether a value is a finite number, and no boolean."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
+# Counts and plain numbers.
+
+
 def human(value: float, digits: int = 3) -> str:
-    """Write a number in short, with so many digits at most: 57012345 -> "57M"; 1234 -> "1.23K"; 0.0006 -> "6e-4"."""
+    """Write a number in short: 57012345 -> "57M"; 1234 -> "1.23K"; 0.0006 -> "6e-4".
+
+    Args:
+        value: The number.
+        digits: The largest number of significant digits.
+    """
     for unit, letter in _LETTERS:
         if abs(value) >= (1 - 0.5 * 10**-digits) * unit:  # 999,999 rounds to 1M, not to 1000K
             return _plain(value / unit, digits) + letter
@@ -47,7 +66,7 @@ def _plain(value: float, digits: int) -> str:
 
 
 def count(value: Any) -> str:
-    """Write a number of things: 57012345 -> "57.0M", small ones in full."""
+    """Write a number of things: 57012345 -> "57.0M"; small numbers are written in full."""
     if not known(value):
         return "–"
     if abs(value) < 10_000 and value == int(value):
@@ -58,17 +77,43 @@ def count(value: Any) -> str:
     return f"{value:.4g}"
 
 
-def network_size(parameters: Any, active: Any, mtp_parameters: Any = None, mtp_active: Any = None) -> tuple[str, str]:
-    """A network's size in words, the same wherever it is told: how many parameters, and what there is to say of them.
+def amount(things: int, name: str) -> str:
+    """Write how many of a thing there are: "1 step", "1,200 steps"."""
+    return f"{things:,} {name}{'' if things == 1 else 's'}"
 
-    "57.1M" and "8.84M active a token; 63.9M and 9.74M with the multi-token-prediction head". Active are those that one
-    token passes, of the routed experts only the chosen ones.
+
+def number(value: Any, digits: int = 4) -> str:
+    """Write a measurement with so many significant digits: 2.24 -> "2.240"."""
+    return f"{value:#.{digits}g}".rstrip(".") if known(value) else "–"
+
+
+def percent(share: Any, decimals: int = 0) -> str:
+    """Write a share with so many decimal places: 0.814 -> "81%"."""
+    return f"{100 * share:.{decimals}f}%" if known(share) else "–"
+
+
+def tiny(value: Any, digits: int = 1) -> str:
+    """Write an error or a tolerance in powers of ten, with so many decimal places: 0.000123 -> "1.2e-04"."""
+    return f"{value:.{digits}e}" if known(value) else "–"
+
+
+# Sizes of networks.
+
+SIZES = ("parameters", "active_parameters", "mtp_parameters", "mtp_active_parameters")
+"""The names that records give to the four sizes of a network, in the order in which `network_size` takes them."""
+
+
+def network_size(parameters: Any, active: Any, mtp_parameters: Any = None, mtp_active: Any = None) -> tuple[str, str]:
+    """Write the size of a network, the same wherever it stands: the number of parameters, and a remark on them.
+
+    An example is "57.1M" with "8.84M active a token; 63.9M and 9.74M with the multi-token-prediction head". Active
+    parameters are those that one token passes: of the routed experts only its top k.
 
     Args:
-        parameters: all of them, with the head
-        active: likewise
-        mtp_parameters: those of the multi-token-prediction head; None: it is not known whether there is one
-        mtp_active: likewise
+        parameters: All parameters, those of the multi-token-prediction head included.
+        active: The active ones, likewise.
+        mtp_parameters: Parameters of the multi-token-prediction head; None if it is not known whether there is one.
+        mtp_active: The active ones, likewise.
     """
     if not (known(mtp_parameters) and known(mtp_active) and known(parameters) and known(active)):
         return count(parameters), f"{count(active)} active a token" if known(active) else ""
@@ -80,24 +125,12 @@ def network_size(parameters: Any, active: Any, mtp_parameters: Any = None, mtp_a
 
 
 def network_words(*sizes: Any) -> str:
-    """`network_size` as a part of a sentence: "57.1M parameters, 8.84M active a token; …"."""
+    """Write `network_size` as a part of a sentence: "57.1M parameters, 8.84M active a token; …"."""
     whole, remark = network_size(*sizes)
     return f"{whole} parameters, {remark}" if remark else f"{whole} parameters"
 
 
-def amount(things: int, name: str) -> str:
-    """Write how many of a thing there are: "1 step", "1,200 steps"."""
-    return f"{things:,} {name}{'' if things == 1 else 's'}"
-
-
-def number(value: Any, digits: int = 4) -> str:
-    """Write a measurement with so many significant digits."""
-    return f"{value:#.{digits}g}".rstrip(".") if known(value) else "–"
-
-
-def percent(share: Any) -> str:
-    """Write a share: 0.814 -> "81%"."""
-    return f"{100 * share:.0f}%" if known(share) else "–"
+# Times, work, energy and money.
 
 
 def duration(seconds: Any) -> str:
@@ -114,6 +147,20 @@ def duration(seconds: Any) -> str:
     return " ".join(part for part in parts[first : first + 2] if not part.startswith("0 "))
 
 
+def days(value: Any) -> str:
+    """Write a number of days: 1234.5 -> "1,234", 2.345 -> "2.3"."""
+    if not known(value):
+        return "–"
+    return f"{value:,.0f}" if value >= 10 else number(value, 2)
+
+
+def hours(value: Any) -> str:
+    """Write hours of devices, not of the clock: 0.01234 -> "0.0123", 1234.5 -> "1,234"."""
+    if not known(value):
+        return "–"
+    return f"{value:,.0f}" if value >= 1000 else _plain(value, 3)
+
+
 def flops(value: Any) -> str:
     """Write a number of floating-point operations: 9.83e12 -> "9.83 TFLOP"."""
     if not known(value):
@@ -122,17 +169,13 @@ def flops(value: Any) -> str:
     return f"{number(value / 1000**power, 3)} {('', 'K', 'M', 'G', 'T', 'P', 'E', 'Z', 'Y')[power]}FLOP"
 
 
-def hours(value: Any) -> str:
-    """Write hours of devices, not as a time of the clock: 0.01234 -> "0.0123", 1234.5 -> "1,234"."""
-    if not known(value):
-        return "–"
-    return f"{value:,.0f}" if value >= 1000 else _plain(value, 3)
-
-
 def energy(kilowatt_hours: Any) -> str:
-    """Write an energy: 0.0123 -> "12.3 Wh", 12.3 -> "12.3 kWh"."""
+    """Write an energy: 0.0123 -> "12.3 Wh", 12.3 -> "12.3 kWh", 12345 -> "12.3 MWh"."""
     if not known(kilowatt_hours):
         return "–"
+    if kilowatt_hours >= 1000:
+        megawatt_hours = kilowatt_hours / 1000
+        return f"{f'{megawatt_hours:,.0f}' if megawatt_hours >= 100 else _plain(megawatt_hours, 3)} MWh"
     return f"{hours(kilowatt_hours)} kWh" if kilowatt_hours >= 1 else f"{_plain(1000 * kilowatt_hours, 3)} Wh"
 
 
@@ -143,14 +186,47 @@ def money(value: Any, currency: str = "") -> str:
     return f"{f'{value:,.2f}' if value >= 0.1 else _plain(value, 2)} {currency}".rstrip()
 
 
-def size_unit(most: float) -> tuple[int, str]:
-    """The unit in which to write sizes up to so many bytes: its bytes and its name."""
-    return next(((unit, name) for unit, name in ((2**30, "GiB"), (2**20, "MiB")) if most >= unit), (2**10, "KiB"))
+def dollars(value: Any) -> str:
+    """Write an amount of US dollars in short: 1340000 -> "$1.34M", 2.5 -> "$2.50"."""
+    if not known(value):
+        return "–"
+    return f"${human(value)}" if value >= 1000 else f"${money(value)}"
+
+
+# Sizes of memory and files.
+
+
+def size_unit(largest: float) -> tuple[int, str]:
+    """Return the unit in which to write sizes up to so many bytes: its bytes and its name."""
+    return next(((unit, name) for unit, name in _BINARY if largest >= unit), _BINARY[-1])
 
 
 def size(value: Any) -> str:
-    """Write a size in bytes: 1610612736 -> "1.50 GiB"."""
+    """Write a size of memory in bytes: 1610612736 -> "1.50 GiB"."""
     if not known(value):
         return "–"
     unit, name = size_unit(value)
-    return f"{number(value / unit, 3)} {name}"
+    return f"{_three_digits(value / unit)} {name}"
+
+
+def decimal_size(num_bytes: Any) -> str:
+    """Write a size of files, or of chips as their makers state it: "1 byte", "400 bytes", "1.2 kB", "83 GB"."""
+    if not known(num_bytes):
+        return "–"
+    for unit, name in _DECIMAL:
+        if num_bytes >= unit:
+            value = num_bytes / unit
+            return f"{value:.0f} {name}" if value >= 10 else f"{value:.1f} {name}"
+    return amount(round(num_bytes), "byte")
+
+
+def byte_rate(bytes_per_second: Any) -> str:
+    """Write a bandwidth: 4.32e12 -> "4.32 TB/s", 1.5e9 -> "1.50 GB/s"."""
+    if not known(bytes_per_second):
+        return "–"
+    unit, name = next(((unit, name) for unit, name in _DECIMAL if bytes_per_second >= unit), _DECIMAL[-1])
+    return f"{_three_digits(bytes_per_second / unit)} {name}/s"
+
+
+def _three_digits(value: float) -> str:
+    return number(value, 3) if value < 999.5 else f"{value:,.0f}"

@@ -30,14 +30,14 @@ def broken() -> Callable[[], object]:
 def test_what_the_first_call_compiles_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "PATIENCE", 0.2)
     subject = measure.Subject("one", slow_at_first, 0.3)
-    measure.take_turns([subject], turns=3, warm_up=1)
+    measure.time_in_turns([subject], turns=3, warm_up=1)
     assert len(subject.seconds) == 3
     assert max(subject.seconds) < 0.2
 
 
 def test_a_failure_is_kept_and_ends_the_turns() -> None:
     subject = measure.Subject("one", broken)
-    measure.take_turns([subject], turns=2)
+    measure.time_in_turns([subject], turns=2)
     assert "no such network" in subject.failure
     assert not subject.seconds
 
@@ -49,7 +49,7 @@ def spin_count() -> Callable[[], object]:
 def test_a_peer_has_the_environment_that_its_users_have(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GOMP_SPINCOUNT", ENVIRONMENT["GOMP_SPINCOUNT"])
     subjects = [measure.Subject("ours", spin_count), measure.Subject("theirs", spin_count, peer=True)]
-    measure.take_turns(subjects, turns=1)
+    measure.time_in_turns(subjects, turns=1)
     ours, theirs = (subject.failure for subject in subjects)
     assert ours.endswith(ENVIRONMENT["GOMP_SPINCOUNT"])
     assert theirs.endswith(measure.environment.AS_USERS_HAVE_THEM["GOMP_SPINCOUNT"])

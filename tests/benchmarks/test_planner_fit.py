@@ -9,12 +9,12 @@ import planner_fit
 import pytest
 
 from gossamer.plan import fitted, load_catalogue
-from gossamer.plan.validation import FIT, HELD_OUT, checks, published, spread
+from gossamer.plan.published_runs import FIT, HELD_OUT, planner_error, predictions, published
 
 
 @pytest.fixture(scope="module")
 def found():
-    return checks(load_catalogue(), fitted().rates)
+    return predictions(load_catalogue(), fitted().rates)
 
 
 def test_the_documents_tables_are_what_the_planner_says(found) -> None:
@@ -26,7 +26,7 @@ def test_the_documents_tables_are_what_the_planner_says(found) -> None:
 
 
 def test_the_error_on_disk_is_that_of_the_runs_held_out(found) -> None:
-    assert fitted().error == pytest.approx(spread(found), abs=0.001)
+    assert fitted().error == pytest.approx(planner_error(found), abs=0.001)
 
 
 def test_most_runs_held_out_are_within_a_quarter(found) -> None:
@@ -37,9 +37,9 @@ def test_most_runs_held_out_are_within_a_quarter(found) -> None:
 
 def test_roles_alternate_over_the_dense_runs_by_size() -> None:
     runs, _ = published(load_catalogue())
-    dense = [run for run in runs if not run.work.expert_parameters and run.role in (FIT, HELD_OUT)]
+    dense = [run for run in runs if not run.network.expert_parameters and run.role in (FIT, HELD_OUT)]
     assert [run.role for run in dense] == [FIT, HELD_OUT] * 4 + [FIT]
-    sizes = [run.work.parameters for run in dense]
+    sizes = [run.network.parameters for run in dense]
     assert all(small < 1.01 * large for small, large in pairwise(sizes))
 
 

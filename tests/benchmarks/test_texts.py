@@ -83,7 +83,7 @@ def test_what_is_fetched_is_kept_with_its_fingerprint(serve: Serve, tmp_path: Pa
 @pytest.mark.parametrize(
     ("named", "pages", "cut", "complaint"),
     [
-        (SHAKESPEARES, {"/play.txt": PLAY + b"x"}, 0, "is another text"),
+        (SHAKESPEARES, {"/play.txt": PLAY + b"x"}, 0, "is not the expected text"),
         (SHAKESPEARES, {}, 0, "Not Found"),
         (SHAKESPEARES, {"/play.txt": PLAY}, 5, "cut off after 56 bytes"),
         (MOBY, {"/pg2701.txt": b"<html>Too many requests</html>"}, 0, "is no book"),

@@ -98,7 +98,10 @@ def test_adapters_cost_two_thirds_of_the_whole_network(capsys: pytest.CaptureFix
         ("--serve --out chips.png", "--out draws training plans"),
         ("--serve --batch 0", "--batch = 0: must be from 1 to"),
         ("--serve --count 1", "80b-a3b with 64 sequences of 32,768 tokens takes"),
-        ("--count 4 --chip h20", "80b-a3b does not fit 4 × NVIDIA H20 in any layout; the least that fits is"),
+        (
+            "--count 4 --chip h20",
+            "80b-a3b does not fit 4 × NVIDIA H20 in any layout; the fewest chips",
+        ),
     ],
 )
 def test_one_line_for_a_mistake(words: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

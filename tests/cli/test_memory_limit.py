@@ -45,7 +45,7 @@ def test_nothing_is_tried_where_nothing_is_limited(monkeypatch: pytest.MonkeyPat
 def test_the_narrowest_bound_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     bounds = {resource.RLIMIT_AS: 3_000_000_000, resource.RLIMIT_DATA: 2_000_000_000}
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (bounds[kind], bounds[kind]))
-    assert memory_limit.memory_limit() == "memory is limited to 2,000 MB (ulimit -d)"
+    assert memory_limit.memory_limit() == "memory is limited to 2.0 GB (ulimit -d)"
 
 
 def chained() -> Exception:

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gossamer.cost.ledger import LEDGER_FILE, OVERHEADS, STEPS, Ledger, Work, flops_by_part, read_ledger
+from gossamer.cost.network import count_network
 from gossamer.errors import UserError
 from gossamer.model.config import ModelConfig
 
@@ -155,7 +156,7 @@ def test_a_damaged_file_is_named(tmp_path, content):
 
 def test_the_parts_are_the_whole_network():
     config = ModelConfig()
-    counts = config.counts(512)
+    counts = count_network(config, 512)
     once = flops_by_part(config, 512, mtp_steps=1)
     assert set(once) == {"linear_attention", "attention", "experts", "head", "mtp"}
     assert sum(once.values()) == pytest.approx(counts.training_flops)

@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+from gossamer.cost.network import count_network
 from gossamer.cost.sizes import WIDTHS, sized, trunk_parameters
 from gossamer.model.config import ModelConfig
 from gossamer.train.recipe import BUDGET_RECIPE, load_recipe
@@ -16,7 +17,7 @@ def test_everything_grows_with_the_width():
         assert smaller.num_hidden_layers <= larger.num_hidden_layers
         assert smaller.num_experts <= larger.num_experts
         assert trunk_parameters(smaller) < trunk_parameters(larger)
-        assert smaller.counts().parameters < larger.counts().parameters
+        assert count_network(smaller).parameters < count_network(larger).parameters
 
 
 def test_it_reaches_from_below_nano_to_beyond_mini():

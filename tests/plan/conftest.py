@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from gossamer.cost.network import Network, network_of
 from gossamer.model.config import ModelConfig
-from gossamer.plan import Catalogue, Fitted, Workload, fitted, load_catalogue, workload_of
+from gossamer.plan import Catalogue, Fitted, fitted, load_catalogue
 
 
 @pytest.fixture(scope="session")
@@ -19,5 +20,5 @@ def shares() -> Fitted:
 
 
 @pytest.fixture(scope="session")
-def released() -> Workload:
-    return workload_of(ModelConfig(), "80b-a3b")
+def released() -> Network:
+    return network_of(ModelConfig(), "80b-a3b")

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import pytest
 
+from gossamer.cost.network import Network
 from gossamer.errors import UserError
-from gossamer.plan import Catalogue, Fitted, Serving, Workload, serve, workload_from
+from gossamer.plan import Catalogue, Fitted, Serving, network_from_json, plan_serving
 
 
 @pytest.fixture
-def ask(catalogue: Catalogue, shares: Fitted, released: Workload):
-    def found(
-        batch: int, context: int, chips: int = 0, work: Workload = released, price: float | None = 2.0
-    ) -> Serving:
-        return serve(work, catalogue.chip("h200"), chips, batch, context, shares.rates, price)
+def ask(catalogue: Catalogue, shares: Fitted, released: Network):
+    def found(batch: int, context: int, chips: int = 0, work: Network = released, price: float | None = 2.0) -> Serving:
+        return plan_serving(work, catalogue.chip("h200"), chips, batch, context, shares.rates, price)
 
     return found
 
@@ -24,7 +23,7 @@ def test_state_and_cache_are_the_models(ask) -> None:
     assert ask(8, 4096).caches == 8 * ask(1, 4096).caches
 
 
-def test_one_sequence_is_bound_by_the_weights_it_reads(ask, catalogue: Catalogue, released: Workload) -> None:
+def test_one_sequence_is_bound_by_the_weights_it_reads(ask, catalogue: Catalogue, released: Network) -> None:
     one = ask(1, 1024, chips=4)
     read = 2 * released.active_parameters
     assert one.parts["experts"] + one.parts["other weights"] == pytest.approx(read / (4 * 4.8e12 * 0.8), rel=1e-3)
@@ -41,7 +40,7 @@ def test_more_sequences_are_cheaper_longer_ones_dearer(ask) -> None:
 
 
 def test_long_contexts_cost_a_dense_network_more(ask) -> None:
-    dense = workload_from(
+    dense = network_from_json(
         {
             "model_type": "qwen3", "hidden_size": 5120, "num_hidden_layers": 64, "num_attention_heads": 64,
             "num_key_value_heads": 8, "head_dim": 128, "intermediate_size": 25600, "vocab_size": 151936,
@@ -57,7 +56,7 @@ def test_long_contexts_cost_a_dense_network_more(ask) -> None:
 
 def test_chips_that_do_not_hold_it(ask) -> None:
     with pytest.raises(
-        UserError, match="takes 163 GB, which 1 × NVIDIA H200 SXM do not hold; the least that fits is 2"
+        UserError, match="takes 163 GB, which 1 × NVIDIA H200 SXM do not hold; the fewest that do are 2"
     ):
         ask(1, 4096, chips=1)
     assert ask(1, 4096).chips == 2

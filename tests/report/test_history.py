@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gossamer.report.history import History, nth, numbers, read_history, spread
+from gossamer.report.history import History, evenly, nth, numbers, read_history
 from pages import START, evaluation, record, train
 
 
@@ -77,7 +77,10 @@ def test_a_curve_is_of_measurements_over_as_much_text(tmp_path: Path) -> None:
     assert unlike.measurements()["held-out"][-1]["loss"] == 9.0
     assert steps(read(tmp_path, over(1, 1), over(2, 1, "end"))) == [(1, 1.0), (2, 1.0)]
     assert steps(read(tmp_path, over(1, 1, "end"))) == [(1, 1.0)]
-    assert steps(read(tmp_path, over(1, 1), over(2, 2), over(3, 2))) == [(2, 2.0), (3, 2.0)], "changed by a resume"
+    assert steps(read(tmp_path, over(1, 1), over(2, 2), over(3, 2))) == [
+        (2, 2.0),
+        (3, 2.0),
+    ], "changed by a resume"
 
 
 def test_numbers_are_read_from_lists_and_alone() -> None:
@@ -90,7 +93,7 @@ def test_numbers_are_read_from_lists_and_alone() -> None:
 
 @given(st.lists(st.integers(), max_size=300), st.integers(2, 50))
 def test_a_spread_keeps_both_ends_and_the_order(items: list[int], most: int) -> None:
-    places = spread(range(len(items)), most)
+    places = evenly(range(len(items)), most)
     assert len(places) == min(len(items), most)
     assert places == sorted(set(places))
     assert places[:1] + places[-1:] == [*range(len(items))][:1] + [*range(len(items))][-1:]

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from gossamer.cost.ledger import flops_by_part
+from gossamer.cost.network import count_network
 from gossamer.cost.scaling import Law
 from gossamer.data.config import CorpusConfig
 from gossamer.data.dataset import prepare
@@ -50,7 +51,7 @@ def speeds(monkeypatch):
 
     def measured(recipe, dataset, world, seconds):
         asked.append(recipe.model.hidden_size)
-        counted = recipe.model.counts(recipe.training.sequence_length)
+        counted = count_network(recipe.model, recipe.training.sequence_length)
         return 1e12 / counted.training_flops
 
     monkeypatch.setattr(dial, "tokens_per_second", measured)
@@ -77,7 +78,7 @@ def test_a_budget_of_flops_needs_no_clock_and_is_spent(base, speeds):
     recipe, plan = chosen(base, "1e15flop")
     assert not speeds
     assert plan.tokens_per_second is None
-    each = recipe.model.counts(recipe.training.sequence_length).training_flops
+    each = count_network(recipe.model, recipe.training.sequence_length).training_flops
     assert plan.tokens * each == pytest.approx(1e15)
 
 

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_iter
 from gossamer import device as devices
 from gossamer import ops
 from gossamer.cli import ENVIRONMENT
+from gossamer.cost.network import count_network
 from gossamer.data.packing import Batch
 from gossamer.errors import UserError
 from gossamer.model.causal_lm import CausalLM
@@ -210,15 +211,15 @@ def test_processes_share_weights_and_rows() -> None:
 def test_the_released_size_is_estimated_without_its_memory() -> None:
     recipe = load_recipe("80b-a3b", {"training.precision": "fp32"})
     found = estimate_peak(recipe, CPU)
-    assert found.weights == 4 * recipe.model.counts().parameters
+    assert found.weights == 4 * count_network(recipe.model).parameters
     assert not found.fits(CPU)
 
 
 def test_describe_and_fits(monkeypatch) -> None:
     found = MemoryEstimate(300 * MIB, 300 * MIB, 400 * MIB, 10 * MIB, 0, 0, 300 * MIB, 512 * MIB, "cpu")
     assert found.describe() == (
-        "about 1.3 GiB of memory at the peak: weights 0.3, gradients 0.3, optimizer 0.4, base 0.3; "
-        "0.5 more while a checkpoint is written"
+        "about 1.28 GiB of memory at the peak: weights 300 MiB, gradients 300 MiB, optimizer 400 MiB, base 300 MiB; "
+        "512 MiB more while a checkpoint is written"
     )
     monkeypatch.setattr(devices, "memory_bytes", lambda device: 2000 * MIB)
     assert found.fits(CPU)
@@ -234,16 +235,16 @@ def test_what_is_too_much_for_any_error_of_the_estimate_is_refused(monkeypatch) 
     found.require(CPU)
     replace(found, weights=740 * MIB).require(CPU)
     with pytest.raises(
-        UserError, match=r"^training would take about 1\.1 GiB of memory, and cpu has 1\.0 GiB; a small"
+        UserError, match=r"^training would take about 1\.13 GiB of memory, and cpu has 1,000 MiB; a small"
     ):
         replace(found, weights=760 * MIB).require(CPU)
-    with pytest.raises(UserError, match=r"^training would take about 2\.0 GiB"):
+    with pytest.raises(UserError, match=r"^training would take about 1\.95 GiB"):
         found.require(CPU, processes=2)
 
 
 def test_what_the_weights_alone_exceed_is_refused_before_a_network_is_laid_out(monkeypatch) -> None:
     config = recipe_of("nano").model
-    needed = 12 * config.counts().parameters  # weights, gradients and one running mean in float32
+    needed = 12 * count_network(config).parameters  # weights, gradients and one running mean in float32
     monkeypatch.setattr(devices, "memory_bytes", lambda device: needed)
     require_weights(config, 1, CPU)
     require_weights(config, 2, CPU, processes=2)

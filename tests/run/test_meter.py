@@ -11,6 +11,7 @@ from gossamer import cli
 from gossamer import device as devices
 from gossamer.cost.energy import EnergyMeter
 from gossamer.cost.ledger import LEDGER_FILE, read_ledger
+from gossamer.cost.network import count_network
 from gossamer.errors import UserError
 from gossamer.run import loop, meter
 from gossamer.run.metrics import read_metrics
@@ -40,7 +41,7 @@ def test_a_whole_run(tiny_recipe, tmp_path, capsys):
     counts = tiny_recipe.model
     assert ledger.work.tokens == 12 * STEP_TOKENS
     vocabulary = len(set((tmp_path / "text.txt").read_text())) + 1
-    each = replace(counts, vocab_size=vocabulary).counts(64).training_flops
+    each = count_network(replace(counts, vocab_size=vocabulary), 64).training_flops
     assert ledger.work.all_flops == pytest.approx(12 * STEP_TOKENS * each)
     assert all(ledger.accounts[name].device_seconds > 0 for name in ("start", "evaluation", "samples", "checkpoints"))
     events = read_metrics(tmp_path / "run")

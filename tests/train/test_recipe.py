@@ -11,6 +11,7 @@ from docstring_parser import parse as parse_docstring
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from gossamer.cost.network import count_network
 from gossamer.data.config import CorpusConfig, SetConfig
 from gossamer.errors import UserError
 from gossamer.infer.options import EngineOptions
@@ -123,7 +124,7 @@ def test_the_default_recipe_exists() -> None:
 
 @pytest.mark.parametrize("name", ["nano", "demo", "micro", "mini", "small", "80b-a3b"])
 def test_presets_say_their_size_in_the_words_of_every_other_place(name: str) -> None:
-    words = network_words(*load_recipe(name).model.counts().sizes)
+    words = network_words(*count_network(load_recipe(name).model).sizes)
     comment = " ".join(line.lstrip("# ") for line in recipe_file(name).read_text().split("\n") if line.startswith("#"))
     assert words in comment
 
@@ -131,7 +132,7 @@ def test_presets_say_their_size_in_the_words_of_every_other_place(name: str) -> 
 @pytest.mark.parametrize("name", recipe_names())
 def test_descriptions_tell_the_size_without_the_head(name: str) -> None:
     recipe = load_recipe(name)
-    parameters, active, mtp, mtp_active = recipe.model.counts().sizes
+    parameters, active, mtp, mtp_active = count_network(recipe.model).sizes
     letters = {"M": 1e6, "B": 1e9}
     told = [float(value) * letters[unit] for value, unit in re.findall(r"(\d[\d.]*)([MB])\b", recipe.description)]
     for value, real in zip(told, (parameters - mtp, active - mtp_active), strict=False):
@@ -314,7 +315,7 @@ def test_a_keyword_that_no_field_has_is_refused_with_the_nearest(kind: type) -> 
 
 def test_sizes_that_nobody_gave_follow_from_those_that_were() -> None:
     dense = load_recipe("nano", {"model.num_experts": 0}).model
-    assert dense.intermediate_size == 352 and dense.counts().parameters < 3e6
+    assert dense.intermediate_size == 352 and count_network(dense).parameters < 3e6
     assert load_recipe("nano", {"model.num_experts": 0, "model.intermediate_size": 96}).model.intermediate_size == 96
     mixed = load_recipe("nano", {"model.mlp_only_layers": [0], "model.hidden_size": 64}).model
     assert (mixed.intermediate_size, mixed.moe_intermediate_size) == (176, 64)

@@ -123,7 +123,7 @@ def _lacking_memory(device: torch.device, preset: str) -> str:
         there = devices.memory_bytes(device)
     except Exception:
         return ""
-    needed = estimate_peak(preset_recipe(preset), device).most
+    needed = estimate_peak(preset_recipe(preset), device).needed
     return f"it needs {needed / 2**20:.0f} MiB, there are {there / 2**20:.0f}" if needed > there else ""
 
 

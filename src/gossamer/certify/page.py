@@ -19,9 +19,8 @@ from gossamer.certify.operators import COMPOSED, FELL_BACK, NATIVE, PLUGIN
 from gossamer.certify.run import Findings
 from gossamer.certify.training import TOLERANCE
 from gossamer.report import page
-from gossamer.report.charts import NARROW, WIDE, Drawn
-from gossamer.report.curves import SERIES, Chart, Curve, table
-from gossamer.report.draw import draw_svg
+from gossamer.report.chart import SERIES, Chart, Curve, draw_svg, lookup_table
+from gossamer.report.run_charts import NARROW, WIDE, ChartFigure
 from gossamer.units import amount, duration, flops, size
 
 __all__ = ["write_page"]
@@ -172,11 +171,11 @@ def _curve(values: list[float], label: str, color: str, **style: Any) -> Curve:
     return Curve(label, color, steps, tokens, steps, np.array(values, dtype=np.float64), **style)
 
 
-def drawn_over_tokens(chart: Chart) -> Drawn:
+def drawn_over_tokens(chart: Chart) -> ChartFigure:
     """Draw a chart over tokens: every run here takes the same ones, and their time does not matter."""
     end = max((float(item.tokens[-1]) for item in chart.curves if len(item.tokens)), default=1.0)
     sizes = (("wide", (WIDE[0], 280)), ("narrow", NARROW))
     pictures = [
         {"axis": "tokens", "shape": shape, "picture": draw_svg(chart, "tokens", end, *size)} for shape, size in sizes
     ]
-    return Drawn(chart, chart.curves, pictures, True, {"curves": table(chart.curves), "marks": []})
+    return ChartFigure(chart, chart.curves, pictures, True, {"curves": lookup_table(chart.curves), "marks": []})

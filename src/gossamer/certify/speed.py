@@ -23,7 +23,7 @@ from gossamer.run.memory import estimate_peak
 from gossamer.train.recipe import Recipe, load_recipe, recipe_names
 from gossamer.train.step import Learner
 from gossamer.train.world import World
-from gossamer.units import flops
+from gossamer.units import flops, size
 
 PRESETS = ("nano", "micro", "mini", "small")
 MAX_SECONDS = {True: 1.0, False: 30.0}  # of a step, in a quick certification and in a whole one
@@ -127,7 +127,7 @@ def _excess(recipe: Recipe, device: torch.device, peak: float, max_seconds: floa
     """Say why a step should not be taken here, for memory or time; "" if it can be."""
     estimate = estimate_peak(recipe, device)
     if not estimate.fits(device):
-        return f"needs {estimate.most / 2**30:.1f} of {devices.memory_bytes(device) / 2**30:.1f} GiB"
+        return f"needs {size(estimate.needed)} of {size(devices.memory_bytes(device))}"
     seconds = recipe.training.batch_size * recipe.training.sequence_length * _flops(recipe) / peak / _ASSUMED_MFU
     return f"would take about {seconds:.0f} s a step" if seconds > max_seconds else ""
 

@@ -19,8 +19,8 @@ from gossamer import device as devices
 from gossamer import ops
 from gossamer.certify.exactness import Inputs, cotangents
 from gossamer.certify.inputs import cast, inputs_of, moved
+from gossamer.cost.layer import delta_rule_backward_flops, delta_rule_flops
 from gossamer.model.config import ModelConfig
-from gossamer.model.counts import delta_rule_backward_flops, delta_rule_flops
 from gossamer.ops.linear_cross_entropy import IGNORED
 
 MAX_SECONDS = 1.0  # of a call

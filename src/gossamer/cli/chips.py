@@ -62,30 +62,27 @@ def plan(
             ones
         out: picture of the chips beside one another to write, .png, .svg or .pdf
     """
-    from gossamer.plan import Job, planned
-    from gossamer.plan import text as plan_text
+    from gossamer.plan import Job, describe, request
 
     picture = None if out is None else _picture(out, serve)
-    work = planned.planned_network(model)
-    wanted = planned.wanted_chips([chip, compare or ""], catalogue, certificate, price)
+    network = request.planned_network(model)
+    chips = request.choose_chips([chip, compare or ""], catalogue, certificate, price)
     if serve:
-        services = planned.serving_plans(work, wanted, count or 0, batch, context)
+        services = request.serving_plans(network, chips, count or 0, batch, context)
         if json:
             print_answer({"serving": [service.to_dict() for service in services]}, json)
         else:
-            print(plan_text.describe_serving(services), end="")
+            print(describe.describe_serving(services), end="")
         return
-    steps, trained = (0, planned.LORA_SHARE if finetune == "lora" else 1.0) if finetune else (mtp_steps, 1.0)
+    steps, trained = (0, request.LORA_SHARE if finetune == "lora" else 1.0) if finetune else (mtp_steps, 1.0)
     job = Job(sequence_length, batch_tokens, steps, fp8, trained)
-    plans = planned.training_plans(work, wanted, 2048 if count is None else count, tokens, job)
+    plans = request.training_plans(network, chips, 2048 if count is None else count, tokens, job)
     if picture is not None:
-        from gossamer.plan.picture import draw_plans
-
-        picture.write_bytes(draw_plans(plans, picture.suffix[1:]))
+        picture.write_bytes(describe.draw_plans(plans, picture.suffix[1:]))
     if json:
         print_answer({"plans": [one.to_dict() for one in plans]}, json)
     else:
-        print(plan_text.describe_plans(plans) if len(plans) > 1 else plan_text.describe_plan(plans[0]), end="")
+        print(describe.describe_plans(plans) if len(plans) > 1 else describe.describe_plan(plans[0]), end="")
 
 
 def _picture(out: str, serve: bool) -> Path:

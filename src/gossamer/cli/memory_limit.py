@@ -7,6 +7,7 @@ import os
 import signal
 
 from gossamer.errors import UserError
+from gossamer.units import decimal_size
 
 try:
     import resource
@@ -30,7 +31,7 @@ def memory_limit() -> str:
     if not low:
         return ""
     name = min(low, key=low.__getitem__)
-    return f"memory is limited to {low[name] / 1e6:,.0f} MB ({name})"
+    return f"memory is limited to {decimal_size(low[name])} ({name})"
 
 
 def require_memory() -> None:

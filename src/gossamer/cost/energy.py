@@ -1,8 +1,8 @@
-"""The energy that the machine says it has used: by the accelerator's own counter, or the processor's.
+"""The energy that the machine reports: by the counter of the accelerator, or of the processor.
 
 On Linux the processor's packages and memory have counters (RAPL, https://docs.kernel.org/power/powercap/powercap.html)
-that turn over at a known range; most systems let the administrator alone read them. They count whatever the machine
-does, other programs' work included. Where nothing is reported nothing is guessed.
+that turn over at a known range; most systems let only the administrator read them. They count whatever the machine
+does, the work of other programs included. Where nothing is reported, nothing is guessed.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ _RAPL = Path("/sys/class/powercap")
 
 
 class EnergyMeter:
-    """Energy between readings.
+    """A meter of the energy between two readings.
 
     Args:
-        device: an accelerator, or the CPU with its memory
-        counted: False for a process whose processor another one already counts
+        device: An accelerator, or the CPU with its memory.
+        counted: False for a process whose processor another process already counts.
     """
 
     def __init__(self, device: torch.device, counted: bool = True) -> None:
@@ -33,11 +33,11 @@ class EnergyMeter:
 
     @property
     def known(self) -> bool:
-        """Whether the last reading was one."""
+        """Whether the last reading gave a value."""
         return self._before is not None
 
     def joules(self) -> float | None:
-        """Energy since the reading before this one; None if either is missing."""
+        """Read the energy since the last reading, in joules; None if either reading is missing."""
         before, self._before = self._before, self._read()
         if before is None or self._before is None:
             return None
@@ -48,7 +48,7 @@ class EnergyMeter:
         )
 
     def _read(self) -> dict[str, float] | None:
-        """Joules on each counter; None where there is none."""
+        """Read the joules on each counter; None if there is no counter."""
         if not self._counted:
             return {}
         if self._device.type != "cpu":

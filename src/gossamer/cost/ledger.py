@@ -1,14 +1,14 @@
-"""A run's ledger: what it has spent, on what, and what it will have spent at its end (docs/ledger.md).
+"""The ledger of a run: what it has spent, on what, and what it will have spent at its end (docs/ledger.md).
 
 Every device-second is booked once, on one account:
 
     useful       steps that led to the weights as they are now
     repeated     steps whose outcome a stop lost, so that they had to be taken again
-    failed       steps that were not taken, their gradient not being finite, and steps that a rollback undid
+    failed       steps that were skipped because their gradient was not finite, and steps that a rollback undid
     start        loading PyTorch, reading data, building the network, loading a checkpoint
-    evaluation, samples, checkpoints    what training stood still for
+    evaluation, samples, checkpoints    time in which training stood still
 
-Only the first three have steps, tokens and FLOPs. FLOPs are those of the model (`gossamer.model.counts`).
+Only the first three have steps, tokens and FLOPs. FLOPs are those of the model (`gossamer.cost.network`).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
+from gossamer.cost.network import count_network
 from gossamer.model.config import ModelConfig
 from gossamer.reading import MissingFile, checked, parse_json, read_bytes
 from gossamer.typed import Range
@@ -47,24 +48,24 @@ _Count = Annotated[int, Range(0, (1 << 63) - 1)]
 _Amount = Annotated[float, Range(0, 1e60)]
 _HOUR = 3600.0
 _KWH = 3.6e6  # joules
-_PARTS = {"full_attention": "attention", "router": "experts"}  # the other kinds go by their own names
+_ACCOUNT_NAMES = {"full_attention": "attention", "router": "experts"}  # the other kinds keep their names
 
 
 def flops_by_part(config: ModelConfig, context: int, mtp_steps: int, sampled_vocab_size: int = 0) -> dict[str, float]:
-    """FLOPs of a training step for each of its tokens, by part of the network; parts without any are left out.
+    """Return the FLOPs per token of a training step, by part of the network; parts without any are left out.
 
     Args:
-        context: length of a row, taken for one document (tokens)
-        mtp_steps: how many times the multi-token-prediction head is applied; 0: not at all
-        sampled_vocab_size: tokens that the output head is multiplied with (more, if a batch has more); 0: all
+        config: The network.
+        context: Tokens of a row, which is taken for one document.
+        mtp_steps: How many times the multi-token-prediction head is applied; 0 means not at all.
+        sampled_vocab_size: Tokens that the output head is multiplied with, more if a batch has more; 0 means all.
     """
     found: dict[str, float] = {}
     head_share = min(sampled_vocab_size or config.vocab_size, config.vocab_size) / config.vocab_size
-    for part in config.counts(context).parts:
-        flops = part.training_flops * (head_share if part.name.endswith("lm_head") else 1.0)
-        kind = _PARTS.get(part.kind, part.kind)
-        found[kind] = found.get(kind, 0.0) + flops * (mtp_steps if kind == "mtp" else 1)
-    return {part: flops for part, flops in found.items() if flops}
+    for kind, flops in count_network(config, context).by_kind(mtp_steps, head_share).items():
+        part = _ACCOUNT_NAMES.get(kind, kind)
+        found[part] = found.get(part, 0.0) + flops
+    return found
 
 
 @dataclass
@@ -72,11 +73,11 @@ class Work:
     """What was spent on one account.
 
     Attributes:
-        steps: optimizer steps
-        tokens: of these steps
-        flops: of these steps, by part of the network
-        device_seconds: time of all devices together
-        possible_flops: what they could have computed in that time at their measured peak
+        steps: Optimizer steps.
+        tokens: Tokens of these steps.
+        flops: FLOPs of these steps, by part of the network.
+        device_seconds: Time of all devices together.
+        possible_flops: FLOPs that they could have computed in that time at their measured peak.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}  # as reading.checked reads it
@@ -89,6 +90,7 @@ class Work:
 
     @property
     def all_flops(self) -> float:
+        """FLOPs of all parts."""
         return math.fsum(self.flops.values())
 
     def __add__(self, other: Work) -> Work:
@@ -102,7 +104,7 @@ class Work:
         )
 
     def beyond(self, other: Work) -> Work:
-        """What this has more than the other; nothing where it has less."""
+        """Return what this work exceeds other work by; zero where it is less."""
         return Work(
             max(self.steps - other.steps, 0),
             max(self.tokens - other.tokens, 0),
@@ -114,13 +116,14 @@ class Work:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run will have spent when it is over; None: not known.
+    """What a run will have spent when it is over.
 
     Attributes:
-        tokens, flops: of all steps, repeated and failed ones too
-        device_hours: of all devices together
-        energy: kWh
-        money: in the ledger's currency
+        tokens: Tokens of all steps, repeated and failed ones included.
+        flops: FLOPs of all steps, likewise.
+        device_hours: Hours of all devices together.
+        energy: Energy in kWh; None if it is not known.
+        money: Money in the ledger's currency; None if the price is not known.
     """
 
     tokens: float
@@ -135,18 +138,18 @@ class Ledger:
     """The accounts of a run.
 
     Attributes:
-        device: name of the devices at work now
-        devices: how many of them there are
-        dtype: what products are computed in
-        peak: FLOP/s that one device was measured to reach in products of that type, the most that was seen
-        earlier_possible: of accounts, what other devices could have computed before these were at work (FLOPs)
-        price: money for a device-hour; None: none is known
-        currency: label of the money
-        accounts: by name, see above
-        joules: energy as the machine reported it; None: it never did
-        joules_seconds: device-seconds during which it did
-        begun_after: steps the run had taken when this ledger was begun
-        done: share of the run that lies behind it, 0 to 1
+        device: Name of the devices at work now.
+        devices: How many of them there are.
+        dtype: Type that products are computed in.
+        peak: The highest rate that one device was measured to reach in products of that type, in FLOP/s.
+        earlier_possible: FLOPs that other devices could have computed before these were at work, by account.
+        price: Money for a device-hour; None if it is not known.
+        currency: Label of the money.
+        accounts: The accounts by name; the head of this file lists them.
+        joules: Energy as the machine reported it; None if it never did.
+        joules_seconds: Device-seconds in which it did.
+        begun_after: Steps that the run had taken when this ledger was begun.
+        done: Fraction of the run that is behind it, 0 to 1.
     """
 
     device: str = ""
@@ -165,12 +168,12 @@ class Ledger:
     # The devices.
 
     def work_on(self, device: str, devices: int, dtype: str, peak: float) -> None:
-        """From here on the run is on these devices, with this peak of each."""
+        """Note that from now on the run is on these devices, each with this peak."""
         self.device, self.devices, self.dtype, self.peak = device, devices, dtype, peak
         self.earlier_possible = {name: work.possible_flops for name, work in self.accounts.items()}
 
     def raise_peak(self, peak: float) -> None:
-        """A device was seen to reach more than its peak: what it could have computed so far was too little as well."""
+        """Raise the peak that a device was seen to exceed, and with it what it could have computed so far."""
         if peak <= self.peak:
             return
         for name, work in self.accounts.items():
@@ -182,13 +185,20 @@ class Ledger:
     # Booking.
 
     def step(self, taken: bool, tokens: int, flops: Mapping[str, float], seconds: float) -> None:
-        """Book a step of so many tokens, FLOPs for each of them, and seconds of the clock."""
+        """Book a step.
+
+        Args:
+            taken: Whether the step changed the weights.
+            tokens: Its tokens.
+            flops: FLOPs per token, by part of the network.
+            seconds: Seconds of the clock.
+        """
         account = "useful" if taken else "failed"
         own = {part: tokens * each for part, each in flops.items()}
         self.accounts[account] += Work(1, tokens, own, *self._time(seconds))
 
     def beginning(self, flops: Mapping[str, float], seconds: float) -> None:
-        """Book useful work before the first step, so many FLOPs and seconds of the clock."""
+        """Book useful work before the first step: its FLOPs by part, and seconds of the clock."""
         self.accounts["useful"] += Work(0, 0, dict(flops), *self._time(seconds))
 
     def overhead(self, account: Overhead, seconds: float) -> None:
@@ -196,13 +206,13 @@ class Ledger:
         self.accounts[account] += Work(0, 0, {}, *self._time(seconds))
 
     def energy_used(self, joules: float | None, seconds: float) -> None:
-        """Book the energy of all devices in the last so many seconds; None: the machine does not report it."""
+        """Book the energy of all devices in the last `seconds`; None means that the machine did not report it."""
         if joules is not None:
             self.joules = (self.joules or 0.0) + joules
             self.joules_seconds += seconds * self.devices
 
     def go_back(self, to: Work, account: Literal["repeated", "failed"]) -> None:
-        """Training goes on from the weights that the useful work `to` led to: what was done beyond that is lost."""
+        """Move the useful work beyond `to` to another account: training goes on from the weights `to` led to."""
         self.accounts[account] += self.accounts["useful"].beyond(to)
         self.accounts["useful"] = to
 
@@ -214,6 +224,7 @@ class Ledger:
 
     @property
     def useful(self) -> Work:
+        """Steps that led to the weights as they are now."""
         return self.accounts["useful"]
 
     @property
@@ -228,43 +239,46 @@ class Ledger:
 
     @property
     def device_hours(self) -> float:
+        """Hours of all devices on all accounts."""
         return self.total.device_seconds / _HOUR
 
     @property
     def mfu(self) -> float | None:
-        """FLOPs of all steps, as a share of what the devices could have computed in the time of these steps."""
+        """FLOPs of all steps as a share of what the devices could have computed in the time of these steps."""
         work = self.work
         return work.all_flops / work.possible_flops if work.possible_flops else None
 
     @property
     def utilization(self) -> float | None:
-        """FLOPs of useful steps, as a share of what the devices could have computed in all their time."""
+        """FLOPs of useful steps as a share of what the devices could have computed in all their time."""
         possible = self.total.possible_flops
         return self.useful.all_flops / possible if possible else None
 
     @property
     def kilowatt_hours(self) -> float | None:
+        """Energy as the machine reported it; None if it never did."""
         return None if self.joules is None else self.joules / _KWH
 
     @property
     def energy_share(self) -> float:
-        """The share of the device-hours that the energy is known of, 0 to 1."""
+        """The share of the device-hours whose energy is known, 0 to 1."""
         seconds = self.total.device_seconds
         return min(self.joules_seconds / seconds, 1.0) if seconds else 0.0
 
     @property
     def money(self) -> float | None:
+        """Money for all the time of all devices; None if the price is not known."""
         return self.cost_of(self.total.device_seconds)
 
     def cost_of(self, device_seconds: float) -> float | None:
-        """Money for so much time of devices."""
+        """Return the money for so much time of devices; None if the price is not known."""
         return None if self.price is None else device_seconds / _HOUR * self.price
 
     def estimate(self) -> Estimate | None:
-        """What all will have cost at the end, if the rest goes as so far but without a stop; None before a step.
+        """Return what the run will have cost at its end if the rest goes as so far without a stop; None before a step.
 
-        The steps' time and what interrupts them grow with the share that is done; start, repeated and failed work stay
-        as they are.
+        The time of steps and of what interrupts them grows with the fraction that is done; start, repeated and failed
+        work stay as they are.
         """
         moved = self.useful + self.accounts["failed"]  # both have brought the run nearer to its end
         if not (self.done and moved.steps):
@@ -285,7 +299,7 @@ class Ledger:
     # On disk.
 
     def to_json(self) -> bytes:
-        """The accounts, then their sums for whoever reads the file."""
+        """Return the file's content: the accounts, and their sums for people who read it."""
         estimate, work = self.estimate(), self.work
         sums = {
             "tokens": work.tokens,
@@ -301,10 +315,14 @@ class Ledger:
 
     @classmethod
     def from_json(cls, content: bytes, where: str = LEDGER_FILE) -> Ledger:
-        """What `to_json` has written.
+        """Read what `to_json` has written.
+
+        Args:
+            content: The file's content.
+            where: Name of the file, for messages.
 
         Raises:
-            UserError: it is no ledger; the line names the field.
+            UserError: It is no ledger; the message names the field.
         """
         found = checked(parse_json(content, where, _REMEDY), cls, where, _REMEDY)
         found.accounts = cls().accounts | found.accounts
@@ -312,15 +330,23 @@ class Ledger:
 
 
 def work_from(record: Mapping[str, Any] | None, where: str = LEDGER_FILE) -> Work:
-    """An account as `dataclasses.asdict` gives it; an empty one of None (UserError: it is none)."""
+    """Read an account from the form that `dataclasses.asdict` gives it.
+
+    Args:
+        record: The account; None means an empty one.
+        where: Name of its file, for messages.
+
+    Raises:
+        UserError: It is no account.
+    """
     return checked(record or {}, Work, where, _REMEDY)
 
 
 def read_ledger(run: Path) -> Ledger | None:
-    """The ledger in a run's folder; None if it has none.
+    """Read the ledger in a run's folder; None if there is none.
 
     Raises:
-        UserError: it is damaged.
+        UserError: It is damaged.
     """
     path = run / LEDGER_FILE
     try:

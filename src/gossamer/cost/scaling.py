@@ -1,13 +1,14 @@
-"""What loss a network of this family reaches: a law whose constants were fitted to runs (benchmarks/scaling.py).
+"""The law of what loss a network of this family reaches, with constants fitted to runs (benchmarks/scaling.py).
 
     bits per byte = (c / c0)^γ · (E + ((A / N^α)^(1/β) + (B / D'^β)^(1/β))^β)
     D' = U + U R (1 - exp(-(D / U - 1) / R))        where D > U, else D
 
-N: trunk parameters that a token passes, in millions. D: bytes of text read, in millions. U: different ones among them;
-reading them again is worth less each time (arXiv 2305.16264). c: bits that a compressor needs for a byte of the text,
-c0 of the text that most runs read: harder text is harder to learn. Size and data are joined as in arXiv 2001.08361:
-what there is less of decides, so that after little text all sizes are alike, which a sum of both would deny. Bytes and
-bits, not tokens and nats, let texts and tokenizers be compared.
+N is the number of trunk parameters that a token passes, in millions. D is the number of bytes of text read, in
+millions; U is how many of them are different, for reading them again is worth less each time (arXiv 2305.16264). c is
+the number of bits that a compressor needs for a byte of the text, and c0 that of the text that most runs read: harder
+text is harder to learn. Size and data are joined as in arXiv 2001.08361: the scarcer of the two decides, so that after
+little text all sizes are alike, which a sum of both would deny. Bytes and bits, not tokens and nats, make texts and
+tokenizers comparable.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ class Text:
     """What the law has to know of a text.
 
     Attributes:
-        unique_bytes: of the training text
-        compressed_bits: that bzip2 needs for a byte of it
+        unique_bytes: Bytes of the training text.
+        compressed_bits: Bits that bzip2 needs for a byte of it.
     """
 
     unique_bytes: float
@@ -44,20 +45,26 @@ class Text:
 
 @dataclass(frozen=True)
 class Law:
-    """The law's constants, and where they come from.
+    """The constants of the law, and where they come from; the head of this file gives the formula.
 
     Attributes:
-        E, A, alpha, B, beta, gamma, R: see above
-        c0: bits that bzip2 needs for a byte of the text that most runs read
-        trunk_parameters: fewest and most of the runs' networks
-        bytes: least and most text that a run read
-        error: relative error that nine of ten runs stay within on the text that most read, by runs left out of the fit
-        other_text: the same on another text, by texts left out of the fit
-        speed_error: factor less one by which nine of ten runs read less or more text than a machine's speed, measured
-            for a moment before they began, had promised
-        runs: how many
-        texts: what they read
-        recipe: fingerprint of the recipe that they are runs of
+        E: Bits that remain, however large the network and however long the text.
+        A: Factor of the size.
+        alpha: Exponent of the size.
+        B: Factor of the data.
+        beta: Exponent of the data.
+        gamma: Exponent of the text's difficulty.
+        R: How many repetitions of a text are worth reading.
+        c0: Bits that bzip2 needs for a byte of the text that most runs read.
+        trunk_parameters: Sizes of the smallest and the largest network of the runs.
+        bytes: The shortest and the longest text that a run read.
+        error: Relative error that nine of ten runs stay within on the text that most read, by runs left out of the fit.
+        other_text: The same on another text, by texts left out of the fit.
+        speed_error: Factor less one by which nine of ten runs read less or more text than the machine's speed had
+            promised, which was measured for a moment before they began.
+        runs: Number of runs.
+        texts: Texts that they read.
+        recipe: Fingerprint of their recipe.
     """
 
     E: float
@@ -78,7 +85,13 @@ class Law:
     recipe: str = ""
 
     def bits_per_byte(self, trunk_parameters: float, read_bytes: float, text: Text) -> float:
-        """What a network is predicted to need for a byte of held-out text, having read so many bytes of its kind."""
+        """Predict the bits that a network needs for a byte of held-out text.
+
+        Args:
+            trunk_parameters: Parameters that a token passes in the layers.
+            read_bytes: Bytes of text that the network has read.
+            text: The text.
+        """
         data = self.worth(read_bytes, text.unique_bytes) / _MILLION
         size = trunk_parameters / _MILLION
         by_size, by_data = self.A * size**-self.alpha, self.B * data**-self.beta
@@ -87,21 +100,23 @@ class Law:
         return (text.compressed_bits / self.c0) ** self.gamma * bits
 
     def worth(self, read_bytes: float, unique_bytes: float) -> float:
-        """Bytes never read before that would teach as much."""
+        """Return how many bytes that were never read before would teach as much as those read."""
         if read_bytes <= unique_bytes:
             return read_bytes
         again = read_bytes / unique_bytes - 1
         return unique_bytes * (1 + self.R * -math.expm1(-again / self.R))
 
     def band(self, trunk_parameters: float, read_bytes: float, text: Text, by_clock: bool) -> float:
-        """Relative error of a prediction that nine of ten runs stay within.
+        """Return the relative error of a prediction that nine of ten runs stay within.
 
-        It joins, as independent errors are joined, what the law misses of a text; where the run's end is a time, how
-        far off its speed may be; and beyond the runs that were fitted, a part of what the law says is gained there.
+        Three independent errors are joined: what the law misses of a text; how far off the speed may be, if the run
+        ends at a time; and beyond the runs that were fitted, a part of what the law says is gained there.
 
         Args:
-            trunk_parameters, read_bytes, text: as for `bits_per_byte`
-            by_clock: whether the run ends at a time, so that its speed decides how much it reads
+            trunk_parameters: Parameters that a token passes in the layers.
+            read_bytes: Bytes of text that the network has read.
+            text: The text.
+            by_clock: Whether the run ends at a time, so that its speed decides how much it reads.
         """
         predicted = self.bits_per_byte(trunk_parameters, read_bytes, text)
         same_text = abs(text.compressed_bits / self.c0 - 1) < _SAME_TEXT
@@ -110,28 +125,28 @@ class Law:
             slower = self.bits_per_byte(trunk_parameters, read_bytes / (1 + self.speed_error), text)
             errors.append(slower / predicted - 1)
         size, length = (
-            min(max(value, least), most)
-            for value, (least, most) in ((trunk_parameters, self.trunk_parameters), (read_bytes, self.bytes))
+            min(max(value, low), high)
+            for value, (low, high) in ((trunk_parameters, self.trunk_parameters), (read_bytes, self.bytes))
         )
         errors.append(_DOUBT_BEYOND * abs(math.log(self.bits_per_byte(size, length, text) / predicted)))
         return math.hypot(*errors)
 
     def covers(self, trunk_parameters: float, read_bytes: float) -> bool:
-        """Whether runs of such a size and length were fitted, or smaller and larger ones."""
+        """Return whether a run lies within the sizes and lengths of the runs that were fitted."""
         sizes, lengths = self.trunk_parameters, self.bytes
         return sizes[0] <= trunk_parameters <= sizes[1] and lengths[0] <= read_bytes <= lengths[1]
 
 
 @lru_cache
 def law() -> Law:
-    """The law as it was last fitted."""
+    """Return the law as it was last fitted."""
     record: dict[str, Any] = read_object(_FILE)
     return Law(**{item.name: _tuple(record[item.name]) for item in fields(Law)})
 
 
-def write_law(found: Law) -> Path:
-    """Make it the law from now on; returns the file."""
-    _FILE.write_text(json.dumps(asdict(found), indent=1) + "\n")
+def write_law(new: Law) -> Path:
+    """Write a law as the one that holds from now on, and return its file."""
+    _FILE.write_text(json.dumps(asdict(new), indent=1) + "\n")
     return _FILE
 
 

@@ -1,4 +1,4 @@
-"""A family of networks with one dial, the width: layers, heads and experts follow from it.
+"""A family of networks with a single dial, the width, from which layers, heads and experts follow.
 
 Depth grows by a group of four layers, three linear and one of full attention, each time the width doubles; experts
 double with it, so that the network becomes sparser as it grows, as from `nano` to the released 80B. At 128 it is the
@@ -12,16 +12,17 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
+from gossamer.cost.network import count_network
 from gossamer.model.config import ModelConfig
 
 __all__ = ["DIMENSIONS", "WIDTHS", "sized", "trunk_parameters"]
 
 WIDTHS = (64, 96, 128, 192, 256, 320, 384, 512, 768, 1024, 1536, 2048)
-"""The sizes that a budget is spent on."""
+"""The widths among which a budget chooses."""
 
 
 def sized(base: ModelConfig, width: int) -> ModelConfig:
-    """The network of this width; what has no size, such as `rope_theta` or the MTP head's presence, is the base's."""
+    """Return the network of this width; what has no size, such as `rope_theta`, is that of the base."""
     return replace(base, **_dimensions(width))
 
 
@@ -56,11 +57,11 @@ def _dimensions(width: int) -> dict[str, Any]:
 
 
 DIMENSIONS = frozenset(_dimensions(WIDTHS[0]))
-"""The keys that the width decides."""
+"""The keys of a configuration that the width decides."""
 
 
 @lru_cache
 def trunk_parameters(config: ModelConfig) -> int:
-    """Parameters that a token passes in the layers: no embedding, no head, no multi-token prediction."""
-    parts = config.counts().parts
+    """Return the parameters that a token passes in the layers: no embedding, head or multi-token prediction."""
+    parts = count_network(config).parts
     return sum(part.active_parameters for part in parts if part.kind not in ("embedding", "head", "mtp"))

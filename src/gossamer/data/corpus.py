@@ -26,6 +26,7 @@ from gossamer.data.progress import ProgressDisplay
 from gossamer.data.sources import SkippedFiles, find_files, standard_library
 from gossamer.data.text_stream import DecodeStats, file_kind
 from gossamer.errors import UserError
+from gossamer.units import percent
 
 __all__ = [
     "HELD_OUT_DIVISOR",
@@ -209,7 +210,7 @@ def _report_scans(
         if scan.encoding != "utf-8":
             recoded.add(f"in {scan.encoding.upper()}", file.name)
         if scan.replaced:
-            share = f"{scan.replaced / scan.characters:.1%}"
+            share = percent(scan.replaced / scan.characters, 1)
             progress.note(
                 f"{file}: {scan.replaced:,} of {scan.characters:,} characters ({share}) were not of its encoding and "
                 "became U+FFFD"

@@ -6,7 +6,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+
+from gossamer.units import duration, percent
 
 __all__ = ["ProgressDisplay"]
 
@@ -75,5 +76,5 @@ class _Lines:
             return
         self._last_line = now
         left = (now - self._start) * (self._total / self._done - 1)
-        line = f"  {self._done / self._total:.0%}, {timedelta(seconds=round(left))} left"
+        line = f"  {percent(self._done / self._total)}, {duration(round(left))} left"
         print(line, file=sys.stderr, flush=True)

@@ -20,6 +20,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from gossamer import device as devices
+from gossamer.cost.network import count_network
 from gossamer.errors import UserError
 from gossamer.hub.files import DTYPES, REMEDY, Stored, read_header, read_headers, read_rows
 from gossamer.hub.find import find_model, read_config
@@ -36,6 +37,7 @@ from gossamer.hub.names import (
 from gossamer.model.causal_lm import CausalLM
 from gossamer.model.config import ModelConfig
 from gossamer.model.experts import Router
+from gossamer.units import count
 
 log = logging.getLogger("gossamer")
 
@@ -111,10 +113,11 @@ def _by_interval(config: ModelConfig) -> ModelConfig:
 
 def _require_size(config: ModelConfig, stored: dict[str, Stored], folder: Path) -> None:
     """Refuse a config.json of a network that is far larger than what the files hold, before it is laid out."""
-    wanted, held = config.counts().parameters, sum(math.prod(tensor.shape) for tensor in stored.values())
+    wanted, held = count_network(config).parameters, sum(math.prod(tensor.shape) for tensor in stored.values())
     if wanted > 2 * held + 1_000_000:
         raise UserError(
-            f"{folder}: config.json describes a network of {wanted:.3g} parameters, and the files hold {held:.3g}; "
+            f"{folder}: config.json describes a network of {count(wanted)} parameters, and the files hold "
+            f"{count(held)}; "
             f"{REMEDY}"
         )
 

@@ -1,7 +1,7 @@
 """The configuration of a network: Hugging Face's keys and defaults for Qwen3-Next.
 
-Departures from Hugging Face's class: it is frozen, refuses what it does not know, knows its multi-token-prediction
-head (`num_nextn_predict_layers`), and counts its own parameters and FLOPs (see `model/counts.py`).
+Departures from Hugging Face's class: it is frozen, refuses what it does not know, and knows its multi-token-prediction
+head (`num_nextn_predict_layers`).
 """
 
 from __future__ import annotations
@@ -9,13 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from gossamer.errors import FieldError, UserError, did_you_mean
 from gossamer.typed import SET_BY_BUDGET, Range, Unit, check_fields, reject_unknown_fields, shown
-
-if TYPE_CHECKING:
-    from gossamer.model.counts import Counts
 
 LINEAR, FULL = "linear_attention", "full_attention"
 
@@ -39,9 +36,6 @@ _FIXED_KEYS: dict[str, tuple[Any, ...]] = {
     "use_sliding_window": (False, None),
 }
 MODEL_TYPE = "qwen3_next"
-
-SIZES = ("parameters", "active_parameters", "mtp_parameters", "mtp_active_parameters")
-"""What `Counts.sizes` tells of a network, by the names that records give it."""
 
 # Ranges some orders of magnitude beyond every network that was trained or planned, and within what can be counted.
 _Vocabulary = Annotated[int, Range(1, 1 << 24)]
@@ -208,12 +202,6 @@ class ModelConfig:
     def linear_conv_dim(self) -> int:
         """Channels of the short convolution: [q | k | v]."""
         return 2 * self.linear_key_dim + self.linear_value_dim
-
-    def counts(self, context: int = 4096) -> Counts:
-        """Parameters and FLOPs, part by part, for sequences of `context` tokens."""
-        from gossamer.model.counts import count  # counts reads this class
-
-        return count(self, context)
 
     # To and from Hugging Face's config.json.
 

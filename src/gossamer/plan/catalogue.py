@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
+
 from gossamer.errors import UserError, did_you_mean
-from gossamer.plan.lined_yaml import Place, read_lined
+from gossamer.reading import parse_number, read_text
+from gossamer.typed import shown
+from gossamer.yaml_files import MAX_YAML, compose_yaml
 
 SHIPPED = Path(__file__).parent / "catalogue.yaml"
-# How far the true figure may lie from the one that is given, as a share of it: taken, not measured.
 GRADES = {"vendor": 0.03, "third party": 0.10, "derived": 0.25, "assumed": 0.50}
-# What no chip of these years has less or more of.
+"""How far the true figure may lie from the one that is given, as a share of it; an assumption, not measured."""
+
+# Beyond these ranges lies no chip of these years.
 _RANGES = {
     "flops": (1e9, 1e17),
     "fp8_flops": (1e9, 1e17),
@@ -34,9 +39,10 @@ class Figure:
     """A figure of the catalogue.
 
     Attributes:
-        value: in base units
-        source, date: where and when it was read
-        grade: one of GRADES
+        value: The figure, in base units.
+        source: Where it was read.
+        date: When it was read.
+        grade: One of `GRADES`.
     """
 
     value: float
@@ -46,20 +52,30 @@ class Figure:
 
     @property
     def error(self) -> float:
-        """How far the truth may be from it, as a share."""
+        """How far the true figure may lie from this one, as a share of it."""
         return GRADES[self.grade]
 
 
 @dataclass(frozen=True)
 class Chip:
-    """An accelerator; see the head of catalogue.yaml for the figures' units.
+    """An accelerator.
+
+    The head of catalogue.yaml says what the figures mean and gives their units. None means that a figure is not known.
 
     Attributes:
-        key: its name on the command line
-        name: its whole name
-        devices: words of which one is in the name that PyTorch gives the device
-        flops, fp8_flops, memory, bandwidth, node, link, network, power, price: figures; None: not known
-        currency: of the price
+        key: Its name on the command line.
+        name: Its whole name.
+        devices: Words of which one is in the name that PyTorch gives the device.
+        flops: Rate of dense products in bfloat16.
+        memory: Memory of one chip.
+        bandwidth: Bandwidth of that memory.
+        node: Chips that the link joins.
+        link: Bandwidth of the link between them, both directions together.
+        network: Bandwidth between nodes, per chip and in one direction.
+        fp8_flops: Rate of dense products in FP8.
+        power: Highest power of one chip.
+        price: Price of one chip for an hour.
+        currency: Currency of the price.
     """
 
     key: str
@@ -78,28 +94,33 @@ class Chip:
 
     @property
     def worst_grade(self) -> str:
-        """The grade of the least certain of the figures that decide a run's time."""
+        """The grade of the least certain figure among those that decide a run's time."""
         figures = (self.flops, self.memory, self.bandwidth, self.link, self.network)
         return max((figure.grade for figure in figures), key=GRADES.__getitem__)
 
     def is_device(self, name: str) -> bool:
-        """Whether PyTorch's name for a device is this chip's: a whole word of it, as H200 is not in GH200."""
+        """Return whether PyTorch's name for a device is this chip's: a whole word of it, since H200 is not in GH200."""
         words = (rf"(?<![A-Za-z0-9]){re.escape(word)}(?![A-Za-z0-9])" for word in self.devices)
         return any(re.search(word, name, re.IGNORECASE) for word in words)
 
 
 @dataclass(frozen=True)
 class Catalogue:
-    """Chips by name, and what a unit of each currency is in US dollars."""
+    """Chips and currencies.
+
+    Attributes:
+        chips: Chips by their names on the command line.
+        currencies: What a unit of each currency is worth in US dollars.
+    """
 
     chips: Mapping[str, Chip]
     currencies: Mapping[str, Figure]
 
     def chip(self, key: str) -> Chip:
-        """A chip by its name on the command line.
+        """Return a chip by its name on the command line.
 
         Raises:
-            UserError: there is none of that name.
+            UserError: There is none of that name.
         """
         found = self.chips.get(key.lower())
         if found is None:
@@ -110,15 +131,18 @@ class Catalogue:
         return found
 
     def dollars(self, chip: Chip) -> float | None:
-        """Price of the chip for an hour, in US dollars."""
+        """Return the price of the chip for an hour in US dollars; None if it is not known."""
         return None if chip.price is None else chip.price.value * self.currencies[chip.currency].value
 
 
 def load_catalogue(extra: Sequence[Path] = ()) -> Catalogue:
-    """The catalogue that comes with gossamer, and the user's own files before it.
+    """Return the catalogue that comes with gossamer, and the user's own files, which come first.
+
+    Args:
+        extra: The user's own files.
 
     Raises:
-        UserError: a file that cannot be read, an unknown or missing key, or an absurd figure; with file and line.
+        UserError: A file cannot be read, a key is unknown or missing, or a figure is absurd; with file and line.
     """
     chips: dict[str, Chip] = {}
     currencies: dict[str, Figure] = {}
@@ -154,7 +178,7 @@ def _chip(key: str, place: Place) -> Chip:
 
 
 def _figure(place: Place, allowed: tuple[float, float], priced: bool = False) -> tuple[Figure, str]:
-    """A figure, and the currency of one that is a price."""
+    """A figure, and its currency if it is a price."""
     items = dict(place.items(_FIGURE | ({"currency"} if priced else frozenset())))
     for field in sorted(_FIGURE):
         if field not in items:
@@ -166,3 +190,93 @@ def _figure(place: Place, allowed: tuple[float, float], priced: bool = False) ->
         raise items["grade"].wrong(f"{grade!r} is none of {', '.join(GRADES)}")
     figure = Figure(value, items["source"].text(), items["date"].text(), grade)
     return figure, items["currency"].text() if "currency" in items else ""
+
+
+# YAML whose values know the line that they stand on, so that an error can name it.
+
+
+@dataclass(frozen=True)
+class Place:
+    """A value in a YAML file.
+
+    Attributes:
+        file: The file.
+        key: Dotted name of the value.
+        node: What stands there.
+    """
+
+    file: Path
+    key: str
+    node: yaml.Node
+
+    def wrong(self, problem: str) -> UserError:
+        """Return an error that names the file, the line and the key."""
+        return UserError(f"{self.file}:{self.node.start_mark.line + 1}: {self.key}: {problem}")
+
+    def items(self, known: frozenset[str] | None = None) -> Iterator[tuple[str, Place]]:
+        """Yield the keys of a section with their values.
+
+        Args:
+            known: Keys that the section may have; None allows any.
+
+        Raises:
+            UserError: This is no section, or a key is unknown or stands there twice.
+        """
+        if not isinstance(self.node, yaml.MappingNode):
+            raise self.wrong("must be a section of keys")
+        seen: set[str] = set()
+        for key, value in self.node.value:
+            name = str(key.value)
+            place = Place(self.file, f"{self.key}.{name}".lstrip("."), value)
+            at_key = Place(self.file, place.key, key)
+            if name in seen:
+                raise at_key.wrong("stands twice")
+            if known is not None and name not in known:
+                raise at_key.wrong(f"unknown key{did_you_mean(name, known)}")
+            seen.add(name)
+            yield name, place
+
+    def text(self) -> str:
+        """Return the value as text.
+
+        Raises:
+            UserError: It is something else, or empty.
+        """
+        if not isinstance(self.node, yaml.ScalarNode) or not self.node.value.strip():
+            raise self.wrong("must be text")
+        return str(self.node.value).strip()
+
+    def number(self, minimum: float, maximum: float) -> float:
+        """Return the value as a number within a range; YAML's text `4e12` is a number, too.
+
+        Raises:
+            UserError: It is no number, or out of range.
+        """
+        value = parse_number(self.text())
+        if value is None:
+            raise self.wrong(f"{shown(self.text())} is no number")
+        if not minimum <= value <= maximum:
+            raise self.wrong(f"{self.text()} is absurd; must be from {minimum:g} to {maximum:g}")
+        return float(value)
+
+    def texts(self) -> tuple[str, ...]:
+        """Return the value as a list of texts.
+
+        Raises:
+            UserError: It is something else.
+        """
+        if not isinstance(self.node, yaml.SequenceNode):
+            raise self.wrong("must be a list of texts")
+        return tuple(Place(self.file, self.key, node).text() for node in self.node.value)
+
+
+def read_lined(path: Path) -> Place:
+    """Read the whole of a YAML file.
+
+    Raises:
+        UserError: There is no such file, it cannot be read, it is empty, or it is no YAML.
+    """
+    node = compose_yaml(read_text(path, max_bytes=MAX_YAML), str(path))
+    if node is None:
+        raise UserError(f"{path}: is empty")
+    return Place(path, "", node)

@@ -1,17 +1,28 @@
-"""The fastest layouts that fit, and the least number of chips that anything fits on."""
+"""Every layout of a network on so many chips, the fastest ones that fit, and the fewest chips that anything fits on."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from gossamer.cost.activations import Shape
+from gossamer.cost.layout import Layout
+from gossamer.cost.memory import Held, Step, StepMemory, step_memory, walk_step
+from gossamer.cost.network import Network
 from gossamer.plan.catalogue import Chip
-from gossamer.plan.layout import Layout, layouts
-from gossamer.plan.memory import RESERVED, ChipMemory, chip_memory
 from gossamer.plan.timing import Job, StepTimer, micro_batches
-from gossamer.plan.workload import Workload
 
-MOST_CHIPS = 1 << 20
+__all__ = ["Option", "chip_memory", "layouts", "min_chips", "options", "usable_memory"]
+
+MAX_CHIPS = 1 << 20
+RESERVED = 0.08
+"""Share of a chip's memory that a driver, the buffers of collectives and the allocator's gaps take; an assumption."""
+MIN_PART = 2048
+"""The fewest tokens that a chip should have of a sequence that is divided among several."""
+
+_POWERS = (1, 2, 4, 8, 16, 32, 64)
+_BFLOAT16, _FLOAT32 = 2, 4  # bytes of a number
+_MOMENTS = 2  # numbers of AdamW's state per parameter
 
 
 @dataclass(frozen=True)
@@ -19,20 +30,20 @@ class Option:
     """A layout that fits.
 
     Attributes:
-        layout: the layout
-        parts: seconds of an optimizer step by part
-        memory: of the fullest chip
-        micro_batches: of a step, for each copy of the network
+        layout: The layout.
+        parts: Seconds of an optimizer step, by part.
+        memory: What the fullest chip holds.
+        micro_batches: Micro-batches of a step, for each copy of the network.
     """
 
     layout: Layout
     parts: dict[str, float]
-    memory: ChipMemory
+    memory: StepMemory
     micro_batches: int
 
     @property
     def seconds(self) -> float:
-        """Of an optimizer step."""
+        """Seconds of an optimizer step."""
         return sum(self.parts.values())
 
     @property
@@ -41,51 +52,56 @@ class Option:
         return self.micro_batches * self.layout.rows * self.layout.data
 
 
-def options(timer: StepTimer, count: int, wanted: int = 5) -> list[Option]:
-    """The fastest layouts of so many chips that fit, fastest first, no two with the same split of the network.
+def options(timer: StepTimer, count: int, max_options: int = 5) -> list[Option]:
+    """Return the fastest layouts of so many chips that fit, fastest first, each with another division of the network.
+
+    Args:
+        timer: The network, the chip and the job.
+        count: Chips.
+        max_options: The largest number of layouts to return.
 
     Returns:
-        at most `wanted`; none if nothing fits
+        The layouts; none if nothing fits.
     """
-    work, job = timer.work, timer.job
+    network, job = timer.network, timer.job
     timed = []
-    for layout in _candidates(work, timer.chip, count, job):
+    for layout in _candidates(network, timer.chip, count, job):
         parts = timer.parts(layout)
-        tokens = micro_batches(layout, job) * layout.rows * layout.data
-        timed.append((sum(parts.values()) / tokens, layout, parts))
+        rows = micro_batches(layout, job) * layout.rows * layout.data
+        timed.append((sum(parts.values()) / rows, layout, parts))
     timed.sort(key=lambda item: item[0])
     found: list[Option] = []
     seen = set()
     for _, layout, parts in timed:
-        split = layout.tensor, layout.pipeline, layout.expert, layout.spread_weights
-        if split in seen:
+        division = layout.tensor, layout.pipeline, layout.expert, layout.spread_weights
+        if division in seen:
             continue
-        memory = _memory(work, layout, job)
-        if memory.total <= room(timer.chip):
-            seen.add(split)
+        memory = _memory(network, layout, job)
+        if memory.total <= usable_memory(timer.chip):
+            seen.add(division)
             found.append(Option(layout, parts, memory, micro_batches(layout, job)))
-            if len(found) == wanted:
+            if len(found) == max_options:
                 break
     return found
 
 
-def least_chips(work: Workload, chip: Chip, job: Job) -> int | None:
-    """The least number of chips that a layout fits on; None if there is none up to a million.
+def min_chips(network: Network, chip: Chip, job: Job) -> int | None:
+    """Return the fewest chips that a layout fits on; None if there is no such number up to a million.
 
     More chips never need more memory each, as far as they are a multiple: the number is found by doubling and halving.
     """
 
     def fits(count: int) -> bool:
         return any(
-            _memory(work, layout, job).total <= room(chip)
-            for layout in _candidates(work, chip, count, job)
+            _memory(network, layout, job).total <= usable_memory(chip)
+            for layout in _candidates(network, chip, count, job)
             if layout.recompute and layout.rows == 1
         )
 
     high = 1
     while not fits(high):
         high *= 2
-        if high > MOST_CHIPS:
+        if high > MAX_CHIPS:
             return None
     low = high // 2  # does not fit, or is 0
     while high - low > 1:
@@ -94,15 +110,110 @@ def least_chips(work: Workload, chip: Chip, job: Job) -> int | None:
     return high
 
 
-def room(chip: Chip) -> float:
-    """Bytes of a chip that a layout may fill."""
+def usable_memory(chip: Chip) -> float:
+    """Return the bytes of a chip that a layout may fill."""
     return chip.memory.value * (1 - RESERVED)
 
 
-def _candidates(work: Workload, chip: Chip, count: int, job: Job) -> Iterator[Layout]:
-    return layouts(work, count, int(chip.node.value), job.length, job.batch)
+# All layouts, whether or not they fit.
 
 
-def _memory(work: Workload, layout: Layout, job: Job) -> ChipMemory:
-    steps = job.mtp_steps if work.drafts else 0
-    return chip_memory(work, layout, job.length, micro_batches(layout, job), steps, trained=job.trained)
+def layouts(network: Network, chips: int, node: int, length: int, batch: int) -> Iterator[Layout]:
+    """Yield every layout of so many chips, whether or not it fits their memory.
+
+    Args:
+        network: The network.
+        chips: Chips.
+        node: Chips that the fast link joins; tensor parallelism stays within it.
+        length: Tokens of a row.
+        batch: Tokens of an optimizer step.
+    """
+    heads = network.twin.num_attention_heads
+    experts = max((layer.feed_forward.num_experts for layer in network.layers), default=0)
+    for tensor in _divisors(chips, min(node, 8, heads)):
+        for pipeline in _divisors(chips // tensor, min(len(network.layers), 64)):
+            for context in _divisors(chips // tensor // pipeline, max(1, length // MIN_PART)):
+                data = chips // tensor // pipeline // context
+                for expert in _expert_counts(experts, data * tensor * context):
+                    for rows in (1, 2, 4, 8, 16):
+                        if rows * data * length > batch and (rows, data) != (1, 1):
+                            break
+                        for recompute in (False, True):
+                            for spread in (True, False) if data * context > 1 else (True,):
+                                if spread and pipeline > 1:
+                                    continue  # weights would be gathered again for every micro-batch of every stage
+                                yield Layout(data, tensor, pipeline, expert, context, rows, recompute, spread)
+
+
+def _divisors(whole: int, largest: int) -> list[int]:
+    return [power for power in _POWERS if power <= largest and whole % power == 0]
+
+
+def _expert_counts(experts: int, chips: int) -> list[int]:
+    if not experts:
+        return [1]
+    return [power for power in _POWERS if experts % power == 0 and chips % power == 0]
+
+
+def _candidates(network: Network, chip: Chip, count: int, job: Job) -> Iterator[Layout]:
+    return layouts(network, count, int(chip.node.value), job.length, job.batch)
+
+
+# Memory.
+
+
+def _memory(network: Network, layout: Layout, job: Job) -> StepMemory:
+    steps = job.mtp_steps if network.mtp_layers else 0
+    return chip_memory(network, layout, job.length, micro_batches(layout, job), steps, trained=job.trained)
+
+
+def chip_memory(
+    network: Network,
+    layout: Layout,
+    length: int,
+    micro_batches: int,
+    mtp_steps: int,
+    itemsize: int = _BFLOAT16,
+    native: frozenset[str] = frozenset(),
+    trained: float = 1.0,
+) -> StepMemory:
+    """Return what the fullest chip of a layout holds at the fullest moment of a step with AdamW.
+
+    Args:
+        network: The network.
+        layout: How it is divided.
+        length: Tokens of a row.
+        micro_batches: Micro-batches of an optimizer step, for each copy of the network.
+        mtp_steps: How often the multi-token-prediction head is applied.
+        itemsize: Bytes of a number in the computing type.
+        native: Operations that run by the native CPU kernels.
+        trained: Share of the parameters that is trained; below 1 the others are held in bfloat16.
+    """
+    tokens = max(1, length // (layout.context * layout.tensor))
+    step = Step(
+        Shape(layout.rows, tokens, itemsize, native),
+        recompute=layout.recompute,
+        accumulates=micro_batches > 1,
+        mtp_steps=mtp_steps,
+        casts=layout.chips == 1 and trained == 1,
+    )
+    walk = walk_step(network.twin, layout, step, trained)
+    return step_memory(walk, layout, _held(network, layout, trained), micro_batches)
+
+
+def _held(network: Network, layout: Layout, trained: float) -> Held:
+    """What a chip holds of the network, its gradients and AdamW's state.
+
+    Weights and gradients are in float32 where they are spread. Where every copy holds them all, the weights are in
+    bfloat16, and their float32 original lies with the optimizer's state, which is spread over the copies.
+    """
+    dense = (network.dense_parameters + network.vocabulary_parameters) / layout.pipeline / layout.tensor
+    experts = network.expert_parameters / layout.pipeline / layout.expert
+    spread, whole = dense / layout.copies + experts / layout.expert_copies, dense + experts
+    if layout.spread_weights:
+        weights = spread * (_FLOAT32 if trained == 1 else _BFLOAT16 + _FLOAT32 * trained)
+        optimizer, gradients = spread * _FLOAT32 * _MOMENTS * trained, spread * _FLOAT32 * trained
+    else:
+        weights, optimizer = whole * _BFLOAT16, spread * _FLOAT32 * (_MOMENTS + 1) * trained
+        gradients = whole * _FLOAT32 * trained
+    return Held(int(weights), int(gradients), int(optimizer))

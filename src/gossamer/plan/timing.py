@@ -13,13 +13,14 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 
+from gossamer.cost.layer import FeedForward, Layer, Mixer, Product
+from gossamer.cost.layout import Layout
+from gossamer.cost.network import Network
 from gossamer.model.config import LINEAR
 from gossamer.plan.catalogue import Chip
 from gossamer.plan.efficiency import ATTENTION, DELTA_RULE, KERNEL_SECONDS, NEVER_HIDDEN, TILE, Efficiency
-from gossamer.plan.layout import Layout
-from gossamer.plan.workload import FeedForward, Layer, Mixer, Workload
 
-_NARROW, _FLOAT = 2, 4  # bytes of a bfloat16 and of a float32
+_BFLOAT16, _FLOAT32 = 2, 4  # bytes of a number
 # Kernels of a layer's forward pass; the backward pass starts twice as many.
 _KERNELS = {"linear_attention": 20, "full_attention": 10, "dense": 5, "experts": 16}
 PARTS = (
@@ -30,14 +31,14 @@ PARTS = (
 
 @dataclass(frozen=True)
 class Job:
-    """What a step is made of.
+    """What a training step is made of.
 
     Attributes:
-        length: of a row, one document each (tokens)
-        batch: of an optimizer step (tokens)
-        mtp_steps: how often the multi-token-prediction head is applied
-        fp8: products of layers are computed in FP8 where the chip has it
-        trained: share of the parameters that is trained; adapters in fine-tuning are a small one
+        length: Tokens of a row, which is one document.
+        batch: Tokens of an optimizer step.
+        mtp_steps: How often the multi-token-prediction head is applied.
+        fp8: Whether products of layers are computed in FP8 where the chip has it.
+        trained: Share of the parameters that is trained; adapters in fine-tuning are a small one.
     """
 
     length: int = 4096
@@ -48,22 +49,22 @@ class Job:
 
 
 def micro_batches(layout: Layout, job: Job) -> int:
-    """Of an optimizer step, for each copy of the network."""
+    """Return the micro-batches of an optimizer step, for each copy of the network."""
     return max(1, round(job.batch / (layout.data * layout.rows * job.length)))
 
 
 class StepTimer:
-    """Times of one network on one kind of chip; `parts` for a layout.
+    """The time of a training step of one network on one kind of chip; `parts` gives it for a layout.
 
     Args:
-        work: the network
-        chip: what it runs on
-        rates: shares of the chip's figures that are reached
-        job: what a step is made of
+        network: The network.
+        chip: The chip that it runs on.
+        rates: Shares of the chip's figures that are reached.
+        job: What a step is made of.
     """
 
-    def __init__(self, work: Workload, chip: Chip, rates: Efficiency, job: Job) -> None:
-        self.work, self.chip, self.job = work, chip, job
+    def __init__(self, network: Network, chip: Chip, rates: Efficiency, job: Job) -> None:
+        self.network, self.chip, self.job = network, chip, job
         self._flops = chip.flops.value * rates.products
         eight = chip.fp8_flops.value if job.fp8 and chip.fp8_flops else chip.flops.value
         self._layer_flops = eight * rates.products
@@ -73,26 +74,26 @@ class StepTimer:
         self._backward = 1.0 + job.trained  # gradients of activations, and of what is trained
 
     def parts(self, layout: Layout) -> dict[str, float]:
-        """Seconds of an optimizer step by part; their sum is its time."""
+        """Return the seconds of an optimizer step by part; their sum is its time."""
         count = micro_batches(layout, self.job)
         found: dict[str, float] = defaultdict(float)
-        drafts = [(layer, self.job.mtp_steps) for layer in self.work.drafts[:1]]
-        for layer, often in [*self.work.layers, *drafts]:
+        drafts = [(layer, self.job.mtp_steps) for layer in self.network.mtp_layers[:1]]
+        for layer, times in [*self.network.distinct_layers, *drafts]:
             for part, seconds in self._layer(layer, layout).items():
-                found[part] += often * seconds
-        heads = 1 + (self.job.mtp_steps if self.work.drafts else 0)
+                found[part] += times * seconds
+        heads = 1 + (self.job.mtp_steps if self.network.mtp_layers else 0)
         found["vocabulary"] += heads * self._vocabulary(layout)
         # Stages with a layer more than others are waited for.
-        uneven = -(-self.work.depth // layout.pipeline) * layout.pipeline / self.work.depth
+        uneven = -(-len(self.network.layers) // layout.pipeline) * layout.pipeline / len(self.network.layers)
         one = {part: seconds * uneven / layout.pipeline for part, seconds in found.items()}
         exchange = one.pop("expert exchange", 0.0)
         computing = sum(one.values())
         gather, once = self._weights(layout)
-        shown = _shown(exchange + gather, computing)
+        visible = _visible(exchange + gather, computing)
         step = {part: count * seconds for part, seconds in one.items()}
-        step["expert exchange"] = count * shown * exchange
+        step["expert exchange"] = count * visible * exchange
         working = sum(step.values())
-        step["weights and gradients"] = count * shown * gather + once * _shown(once, computing)
+        step["weights and gradients"] = count * visible * gather + once * _visible(once, computing)
         step["optimizer"] = self._optimizer(layout)
         step["pipeline bubble"] = working * self._bubble(layout, count)
         return {part: step[part] for part in PARTS if step.get(part)}
@@ -109,7 +110,7 @@ class StepTimer:
         }
         found["linear attention" if mixer.kind == LINEAR else "attention"] = self._mixing(mixer, tokens, layout)
         started = _KERNELS[mixer.kind]
-        if ffn.experts:
+        if ffn.num_experts:
             found |= self._experts(ffn, tokens / layout.tensor, layout, passes)
             started += _KERNELS["experts"]
         else:
@@ -117,100 +118,102 @@ class StepTimer:
         if ffn.width:
             found["products"] += passes * self._swiglu(tokens, ffn.width, layout.tensor)
             found["memory-bound"] += self._moved(tokens * 5 * ffn.width / layout.tensor, layout)
-        found["memory-bound"] += self._moved(5 * self.work.hidden * tokens / layout.tensor, layout)
+        found["memory-bound"] += self._moved(5 * self.network.hidden_size * tokens / layout.tensor, layout)
         found["memory-bound"] += started * KERNEL_SECONDS * (3 + layout.recompute)
         found["tensor exchange"] = self._tensor_exchange(tokens, layout)
         found["context exchange"] = self._context_exchange(mixer, tokens, layout)
         return found
 
-    def _product(self, tokens: float, tensor: int, product: tuple[float, float]) -> float:
+    def _product(self, tokens: float, tensor: int, product: Product) -> float:
         inputs, outputs = product[0], product[1] / tensor
         numbers = tokens * inputs + inputs * outputs + tokens * outputs
-        return 2 * tokens * inputs * outputs / self._layer_flops + _NARROW * numbers / self._bytes
+        return 2 * tokens * inputs * outputs / self._layer_flops + _BFLOAT16 * numbers / self._bytes
 
-    def _swiglu(self, tokens: float, width: float, tensor: int) -> float:
-        hidden = self.work.hidden
+    def _swiglu(self, tokens: float, width: int, tensor: int) -> float:
+        hidden = self.network.hidden_size
         return self._product(tokens, tensor, (hidden, 2 * width)) + self._product(tokens, tensor, (hidden, width))
 
     def _moved(self, numbers: float, layout: Layout) -> float:
-        """Numbers that a forward pass moves; the backward pass moves twice as many."""
-        return _NARROW * numbers * (3 + layout.recompute) / self._bytes
+        """Seconds for the numbers that a forward pass moves; the backward pass moves twice as many."""
+        return _BFLOAT16 * numbers * (3 + layout.recompute) / self._bytes
 
     def _mixing(self, mixer: Mixer, tokens: float, layout: Layout) -> float:
         """Scores with their sums, or the delta rule: fused, so that the backward pass computes scores again."""
-        forward, backward = mixer.rule
+        forward, backward = mixer.delta_rule_flops
         if mixer.kind == LINEAR:
             flops = forward * (1 + layout.recompute) + backward
             return tokens / layout.tensor * flops / (self._flops * DELTA_RULE)
-        flops = 2 * mixer.score_width * mixer.keys(self.job.length) * (3.5 + layout.recompute)
+        flops = 2 * mixer.score_width * mixer.mean_keys(self.job.length) * (3.5 + layout.recompute)
         return tokens / layout.tensor * flops / (self._flops * ATTENTION)
 
     def _experts(self, ffn: FeedForward, tokens: float, layout: Layout, passes: float) -> dict[str, float]:
         """Router, dispatch, products of this chip's experts, and the exchange of their tokens."""
-        hidden, width = self.work.hidden, ffn.expert_width
-        rows, here = tokens * ffn.chosen, ffn.experts / layout.expert  # of this chip, spread evenly
+        hidden, width = self.network.hidden_size, ffn.expert_width
+        rows, here = tokens * ffn.top_k, ffn.num_experts / layout.expert  # of this chip, spread evenly
         flops = 2 * (rows + here * TILE / 2) * 3 * hidden * width
         numbers = rows * (2 * hidden + 3 * width) + here * 3 * hidden * width
-        products = flops / self._layer_flops + _NARROW * numbers / self._bytes
+        products = flops / self._layer_flops + _BFLOAT16 * numbers / self._bytes
         # The router computes in float32; its probabilities are read and written a few times for the softmax, the
         # choice, the load and the loss. A row goes to its expert's place and back; SwiGLU is between.
-        logits = 2 * tokens * hidden * ffn.experts / (self._flops / 2) * passes
-        moved = tokens * ffn.experts * 12 + rows * (4 * hidden + 5 * width)
+        logits = 2 * tokens * hidden * ffn.num_experts / (self._flops / 2) * passes
+        moved = tokens * ffn.num_experts * 12 + rows * (4 * hidden + 5 * width)
         return {
             "experts": passes * products,
             "router and dispatch": logits + self._moved(moved, layout),
-            "expert exchange": (4 + 2 * layout.recompute) * self._exchange(tokens, ffn.chosen, layout),
+            "expert exchange": (4 + 2 * layout.recompute) * self._exchange(tokens, ffn.top_k, layout),
         }
 
     def _vocabulary(self, layout: Layout) -> float:
         """Head and loss, in bfloat16 at all times; logits in float32 are written and read twice."""
-        tokens, width = layout.rows * self.job.length / layout.context, self.work.vocab / layout.tensor
-        flops = 2 * tokens * self.work.hidden * width * (1 + self._backward)
-        return flops / self._flops + 4 * _FLOAT * tokens * width / self._bytes
+        tokens, width = layout.rows * self.job.length / layout.context, self.network.vocab_size / layout.tensor
+        flops = 2 * tokens * self.network.hidden_size * width * (1 + self._backward)
+        return flops / self._flops + 4 * _FLOAT32 * tokens * width / self._bytes
 
     # What chips send to one another.
 
-    def _exchange(self, tokens: float, chosen: int, layout: Layout) -> float:
+    def _exchange(self, tokens: float, top_k: int, layout: Layout) -> float:
         """Every token to the chips of its experts: over the network once to each node, then once to each chip."""
         if layout.expert == 1:
             return 0.0
         chips, node = layout.expert, int(self.chip.node.value)
-        size = tokens * self.work.hidden * _NARROW
-        seconds = size * _reached(chips, chosen) * (chips - 1) / chips / self._link
+        size = tokens * self.network.hidden_size * _BFLOAT16
+        seconds = size * _reached(chips, top_k) * (chips - 1) / chips / self._link
         if chips > node:
             nodes = chips / node
-            seconds = max(seconds, size * _reached(nodes, chosen) * (nodes - 1) / nodes / self._network)
+            seconds = max(seconds, size * _reached(nodes, top_k) * (nodes - 1) / nodes / self._network)
         return seconds
 
     def _tensor_exchange(self, tokens: float, layout: Layout) -> float:
         """Gather and scatter around each half of a layer, forward and backward."""
         if layout.tensor == 1:
             return 0.0
-        size = tokens * self.work.hidden * _NARROW * (layout.tensor - 1) / layout.tensor
+        size = tokens * self.network.hidden_size * _BFLOAT16 * (layout.tensor - 1) / layout.tensor
         return (8 + 4 * layout.recompute) * size / self._link
 
     def _context_exchange(self, mixer: Mixer, tokens: float, layout: Layout) -> float:
         """Keys and values of the whole sequence, or the states at the ends of its parts; gradients on the way back."""
         if layout.context == 1:
             return 0.0
-        numbers = mixer.cache * tokens / layout.tensor * (layout.context - 1) + mixer.state * layout.rows
-        return 3 * _NARROW * numbers / self._between(layout.context * layout.tensor)
+        keys_and_values = mixer.kv_cache_bytes * tokens / layout.tensor * (layout.context - 1)
+        return 3 * (keys_and_values + mixer.state_bytes * layout.rows) / self._between(layout.context * layout.tensor)
 
     def _weights(self, layout: Layout) -> tuple[float, float]:
         """Seconds of gathering weights and summing gradients over the copies: for each micro-batch, and once a step."""
-        dense = (self.work.dense_parameters + self.work.vocabulary_parameters) / layout.pipeline / layout.tensor
-        experts = self.work.expert_parameters / layout.pipeline / layout.expert
+        dense = (self.network.dense_parameters + self.network.vocabulary_parameters) / layout.pipeline / layout.tensor
+        experts = self.network.expert_parameters / layout.pipeline / layout.expert
         gather = self._collective(dense, layout.copies, layout.tensor)
         gather += self._collective(experts, layout.expert_copies, layout.expert)
         if layout.spread_weights:  # in the forward and in the backward pass, and then the gradients in float32
-            return gather * (2 * _NARROW + _FLOAT * self.job.trained), 0.0
-        return 0.0, gather * (_NARROW + _FLOAT) * self.job.trained
+            return gather * (2 * _BFLOAT16 + _FLOAT32 * self.job.trained), 0.0
+        return 0.0, gather * (_BFLOAT16 + _FLOAT32) * self.job.trained
 
     def _collective(self, numbers: float, chips: int, inner: int) -> float:
-        """Seconds a byte of each number, for gathering so many numbers on each of `chips`.
+        """Seconds per byte of a number, for gathering so many numbers on each of `chips`.
 
         Args:
-            inner: neighbouring chips that each gather something else: so many fewer of a node gather the same
+            numbers: Numbers that each chip ends up with.
+            chips: Chips that gather the same.
+            inner: Neighbouring chips that each gather something else, so that fewer chips of a node gather the same.
         """
         if chips == 1:
             return 0.0
@@ -228,20 +231,20 @@ class StepTimer:
 
     def _optimizer(self, layout: Layout) -> float:
         """Weights, gradients and both moments are read, all but the gradients written."""
-        dense = (self.work.dense_parameters + self.work.vocabulary_parameters) / layout.tensor / layout.copies
-        experts = self.work.expert_parameters / layout.expert / layout.expert_copies
-        return (dense + experts) / layout.pipeline * self.job.trained * 7 * _FLOAT / self._bytes
+        dense = (self.network.dense_parameters + self.network.vocabulary_parameters) / layout.tensor / layout.copies
+        experts = self.network.expert_parameters / layout.expert / layout.expert_copies
+        return (dense + experts) / layout.pipeline * self.job.trained * 7 * _FLOAT32 / self._bytes
 
     def _bubble(self, layout: Layout, count: int) -> float:
-        parts = max(1, min(4, self.work.depth // layout.pipeline))
+        parts = max(1, min(4, len(self.network.layers) // layout.pipeline))
         return (layout.pipeline - 1) / count / parts
 
 
-def _reached(places: float, chosen: int) -> float:
-    """How many of so many places a token goes to that chooses at random, each once."""
-    return places * (1 - (1 - 1 / places) ** chosen)
+def _reached(places: float, top_k: int) -> float:
+    """How many different places a token reaches on average when it chooses among `places` so many times at random."""
+    return places * (1 - (1 - 1 / places) ** top_k)
 
 
-def _shown(collective: float, computing: float) -> float:
-    """The share of a collective's time that the computing of a micro-batch cannot hide."""
+def _visible(collective: float, computing: float) -> float:
+    """The share of a collective's time that the computation of a micro-batch cannot hide."""
     return max(1 - computing / collective, NEVER_HIDDEN) if collective else 0.0

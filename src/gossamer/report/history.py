@@ -1,4 +1,4 @@
-"""A run's events as a page reads them: without the courses that a rollback undid, and each with its place."""
+"""The events of a run as a page reads them: without what a rollback undid, and each with its place on the axes."""
 
 from __future__ import annotations
 
@@ -9,20 +9,35 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from gossamer.run.metrics import read_metrics
-from gossamer.units import known
+from gossamer.units import known, number
 
-__all__ = ["AXES", "PLACES", "Axis", "Event", "History", "nth", "numbers", "read_history", "spread", "where"]
+__all__ = [
+    "AXES",
+    "PLACES",
+    "Axis",
+    "Event",
+    "History",
+    "best",
+    "best_before",
+    "evenly",
+    "measured_over",
+    "nth",
+    "numbers",
+    "read_history",
+    "where",
+]
 
 Event: TypeAlias = dict[str, Any]
 Axis = Literal["tokens", "elapsed", "steps"]
 AXES: tuple[Axis, ...] = ("tokens", "elapsed", "steps")
-PLACES = ("tokens", "elapsed")  # an event's, beside its step; either may be missing
+PLACES = ("tokens", "elapsed")
+"""Keys of an event's place beside its step; either may be missing."""
 
-# What a rollback undoes; the rest, such as the rollback itself, has happened all the same.
+# A rollback undoes these; the rest, such as the rollback itself, has happened all the same.
 _MEASURED = frozenset({"train", "eval", "end", "experts", "sample"})
-# What only tells what is meant to come.
+# These only tell what is meant to come.
 _PLANNED = frozenset({"start", "plan"})
-# What may come without tokens or time of training, and gets them from its step.
+# These may come without tokens or time of training, and get them from their step.
 _PLACED = frozenset({"experts", "sample", "checkpoint", "skip", "rollback", "resume"})
 _UNNAMED = "held-out"
 
@@ -32,38 +47,38 @@ class History:
     """What happened in a run.
 
     Attributes:
-        events: in the order of their writing, without what was undone
-        undone: what was measured on courses that a rollback left
+        events: The events in the order of their writing, without those that were undone.
+        undone: What was measured and then undone by a rollback.
     """
 
     events: list[Event]
     undone: list[Event]
 
     def of(self, *kinds: str) -> list[Event]:
-        """The events of these kinds."""
+        """Return the events of these kinds."""
         return [event for event in self.events if event["event"] in kinds]
 
     def last(self, *kinds: str) -> Event:
-        """The newest event of these kinds, or an empty one."""
+        """Return the newest event of these kinds, or an empty one."""
         return next((event for event in reversed(self.events) if event["event"] in kinds), {})
 
     def newest(self, key: str) -> Any:
-        """The newest finite value of ``key`` in any event."""
+        """Return the newest finite value of `key` in any event; None if there is none."""
         return next((event[key] for event in reversed(self._past) if known(event.get(key))), None)
 
     def ends(self) -> dict[Axis, float]:
-        """Where the curves end, the same for all charts: a page is read along a common axis."""
+        """Return where the axes end, the same for all charts: a page is read along a common axis."""
         return {
             axis: max((at for event in self._past if known(at := where(event, axis))), default=0.0) for axis in AXES
         }
 
     @property
     def _past(self) -> list[Event]:
-        """What has happened."""
+        """The events of what has happened."""
         return [event for event in self.events if event["event"] not in _PLANNED]
 
     def measurements(self) -> dict[str, list[Event]]:
-        """Every measurement on held-out text by the name of the set, the primary one first; the newest last."""
+        """Return every measurement on held-out text by the name of the set, the primary set first, the newest last."""
         found: dict[str, list[Event]] = {}
         for event in self.of("eval", "end"):
             if "loss" in event:
@@ -71,9 +86,9 @@ class History:
         return found
 
     def evaluations(self) -> dict[str, list[Event]]:
-        """Those of the measurements that make a curve, one a step: all over as much text as the newest ``eval``.
+        """Return the measurements that make a curve, one per step, all over as much text as the newest `eval`.
 
-        A run's ``end`` mostly reads more, so that its loss is of other text; where it does not, it is one of them.
+        The `end` of a run usually reads more, so that its loss is of other text; where it does not, it is one of them.
         """
         found: dict[str, list[Event]] = {}
         for name, events in self.measurements().items():
@@ -83,34 +98,38 @@ class History:
         return found
 
     def date(self) -> str | None:
-        """When the run began."""
+        """Return when the run began; None if that is not known."""
         return _date(next((event["time"] for event in self.events if known(event.get("time"))), None))
 
     def state(self, config: dict[str, Any]) -> dict[str, Any]:
-        """How far the run is: done when nothing was trained after its newest ``end``."""
+        """Return how far the run is; it is done if nothing was trained after its newest `end`.
+
+        Args:
+            config: The configuration of the run.
+        """
         done = self.last("end", "train", "resume", "rollback").get("event") == "end"
-        # What else has happened may have happened on a course that was left.
+        # Other events may belong to a course that a rollback left.
         step = max((event["step"] for event in self.of(*_MEASURED, "resume")), default=0)
         steps: Any = self.last("start").get("steps")
         training = config.get("training")
         if isinstance(training, dict) and any(training.get(key) for key in ("budget", "seconds", "tokens")):
-            steps = None  # these come before it
+            steps = None  # these decide before the number of steps does
         elif isinstance(training, dict) and known(training.get("steps")):
             steps = training["steps"]  # the newer figure: a resume may have prolonged the run
         share = min(step / steps, 1.0) if known(steps) and steps > 0 else None
         return {"done": done, "step": step, "steps": steps, "share": share, "resumes": len(self.of("resume"))}
 
     def incidents(self) -> list[Event]:
-        """What did not go straight on, each with ``what`` it was in words; the newest last."""
+        """Return skipped updates, rollbacks and resumes, each with `what` it was in words; the newest last."""
         found = self.of("skip", "rollback", "resume")
         return [event | {"what": _in_words(event)} for event in sorted(found, key=lambda event: event["step"])]
 
 
 def read_history(run: Path) -> History:
-    """Read a run's events.
+    """Read the events of a run.
 
     Raises:
-        UserError: the folder has no ``metrics.jsonl``, or a damaged one.
+        UserError: The folder has no `metrics.jsonl`, or a damaged one.
     """
     live: list[Event] = []
     undone: list[Event] = []
@@ -124,24 +143,24 @@ def read_history(run: Path) -> History:
 
 
 def where(event: Event, axis: Axis) -> Any:
-    """An event's place on an axis, None where it is not known."""
+    """Return the place of an event on an axis; None if it is not known."""
     return event.get("step" if axis == "steps" else axis)
 
 
 def numbers(value: Any) -> list[float]:
-    """A list of numbers as it was measured, NaN for what was not finite; one number is a list of one."""
+    """Return a list of measured numbers, NaN where one was not finite; one number makes a list of one."""
     items = value if isinstance(value, list) else [] if value is None else [value]
     return [float(item) if known(item) else float("nan") for item in items]
 
 
 def nth(value: Any, index: int) -> float:
-    """One number of a list as ``numbers`` gives it, NaN where it has none."""
+    """Return one number of a list as `numbers` gives it; NaN if the list is shorter."""
     found = numbers(value)
     return found[index] if index < len(found) else float("nan")
 
 
 def _placed(events: list[Event]) -> list[Event]:
-    """Give the events that lack them their tokens and time of training, between those of the steps around."""
+    """Give events that lack them their tokens and time of training, interpolated between the steps around."""
     import numpy as np
 
     known_places = [event for event in events if all(known(event.get(axis)) for axis in PLACES)]
@@ -174,9 +193,41 @@ def _date(moment: Any) -> str | None:
         return None
 
 
-def spread(items: Iterable[Any], most: int) -> list[Any]:
-    """At most ``most`` of the items, evenly spaced, the first and the last among them."""
+def evenly(items: Iterable[Any], max_items: int) -> list[Any]:
+    """Return at most `max_items` of the items, evenly spaced, the first and the last among them."""
     whole = list(items)
-    if len(whole) <= most:
+    if len(whole) <= max_items:
         return whole
-    return [whole[round(index * (len(whole) - 1) / (most - 1))] for index in range(most)]
+    return [whole[round(index * (len(whole) - 1) / (max_items - 1))] for index in range(max_items)]
+
+
+# Measurements on held-out text.
+
+
+def measured_over(measured: Event) -> str:
+    """Return how much text was measured, in words; an empty text if it is not known."""
+    return f"over {measured['eval_tokens']:,} tokens" if known(measured.get("eval_tokens")) else ""
+
+
+def best(evaluations: list[Event]) -> Event:
+    """Return the measurement with the lowest loss; the newest if no loss is finite."""
+    finite = [event for event in evaluations if known(event["loss"])]
+    return min(finite, key=lambda event: event["loss"], default=evaluations[-1])
+
+
+def best_before(evaluations: list[Event]) -> str:
+    """Return which measurement was better than the last, in words; an empty text if none was.
+
+    Both losses are given where the headline's loss is of other text.
+
+    Args:
+        evaluations: Measurements over the same amount of text.
+    """
+    if not evaluations or not known(last := evaluations[-1]["loss"]):
+        return ""
+    found = best(evaluations)
+    if found["loss"] >= last:
+        return ""
+    place = f"best {number(found['loss'])} at step {found['step']:,}"
+    size = measured_over(found)
+    return f"{place} ({number(last)} at step {evaluations[-1]['step']:,}, both {size})" if size else place

@@ -25,27 +25,29 @@ __all__ = ["CONFIG_FILE", "configuration", "render", "sections", "visible", "wri
 CONFIG_FILE = "config.yaml"
 
 _HOME = "gossamer.report"
-_FIGURES = ("amount", "count", "duration", "energy", "flops", "hours", "money", "number", "percent", "size")
+_WRITERS = ("amount", "count", "duration", "energy", "flops", "hours", "money", "number", "percent", "size")
 
 # Characters that HTML forbids or that would act on the text around them are shown as pictures of themselves.
 _VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {127: 0x2421}
 
 
 def render(template: str, package: str = _HOME, **values: Any) -> str:
-    """Fill a template of the folder ``pages``, which may extend and include what lies in this package's own.
+    """Fill a template of a package's folder `pages`; it may extend and include the templates of this package.
 
     Args:
-        package: whose folder that is
+        template: File name of the template.
+        package: The package.
+        **values: What the template is filled with.
     """
-    from gossamer.report.curves import PALETTE
-    from gossamer.report.heat import HEAT
+    from gossamer.report.chart import PALETTE
+    from gossamer.report.heatmap import HEAT
 
     return _environment(package).get_template(template).render(palette=PALETTE | HEAT, **values)
 
 
 @cache
 def _environment(package: str) -> Environment:
-    """What holds a package's templates, each compiled once in a process, which takes as long as filling it."""
+    """The environment of a package's templates, each of which is compiled once in a process."""
     from jinja2 import Environment, FunctionLoader, StrictUndefined
 
     folders = [files(name).joinpath("pages") for name in dict.fromkeys([package, _HOME])]
@@ -57,7 +59,7 @@ def _environment(package: str) -> Environment:
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.globals |= {name: getattr(units, name) for name in _FIGURES}
+    environment.globals |= {name: getattr(units, name) for name in _WRITERS}
     return environment
 
 
@@ -65,7 +67,7 @@ def write_page(path: Path, page: str) -> Path:
     """Write a page, replacing an older one whole, and return its path.
 
     Raises:
-        UserError: there is a folder of that name.
+        UserError: There is a folder of that name.
     """
     if path.is_dir():
         raise UserError(f"{path} is a folder; name the page's file, such as {path / 'report.html'}")
@@ -75,12 +77,12 @@ def write_page(path: Path, page: str) -> Path:
 
 
 def visible(text: str) -> str:
-    """Make control characters visible."""
+    """Return a text with its control characters made visible."""
     return text.translate(_VISIBLE)
 
 
 def configuration(run: Path) -> tuple[dict[str, Any], str]:
-    """The merged configuration of a run, parsed and as its text; what cannot be parsed is still shown as text."""
+    """Return the merged configuration of a run, parsed and as text; what cannot be parsed is still shown as text."""
     path = run / CONFIG_FILE
     if not path.is_file():
         return {}, ""
@@ -93,7 +95,7 @@ def configuration(run: Path) -> tuple[dict[str, Any], str]:
 
 
 def sections(config: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Settings by section: nested names joined by dots, values as YAML writes them."""
+    """Return settings by section: nested names are joined by dots, values are written as in YAML."""
     plain = [(str(key), _shown(value)) for key, value in config.items() if not isinstance(value, dict)]
     nested = [(str(key), _flat(value)) for key, value in config.items() if isinstance(value, dict) and value]
     return ([("general", plain)] if plain else []) + nested

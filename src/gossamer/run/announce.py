@@ -13,8 +13,8 @@ import torch
 
 from gossamer import __version__, ops
 from gossamer import device as devices
+from gossamer.cost.network import count_network
 from gossamer.data.dataset import Dataset
-from gossamer.model.config import SIZES
 from gossamer.run.dial import Plan
 from gossamer.run.evaluate import Evaluation
 from gossamer.run.memory import MemoryEstimate
@@ -23,7 +23,7 @@ from gossamer.run.prompt import misfit
 from gossamer.train.recipe import Recipe
 from gossamer.train.step import Learner
 from gossamer.train.world import World
-from gossamer.units import network_words
+from gossamer.units import SIZES, network_words
 
 __all__ = ["announce", "conclude", "start_facts", "what_next"]
 
@@ -53,7 +53,7 @@ def announce(
     warn(dataset.warning())
     if reason := misfit(recipe.training.sample_prompt, dataset.tokenizer):
         warn(f"samples begin without training.sample_prompt: {reason}")
-    counts = recipe.model.counts(recipe.training.sequence_length)
+    counts = count_network(recipe.model, recipe.training.sequence_length)
     dtype = str(learner.dtype).removeprefix("torch.")
     say(network_words(*counts.sizes))
     say(f"steps of {meter.tokens_per_step:,} tokens in {dtype} on {world.size} x {devices.device_name(learner.device)}")
@@ -72,7 +72,7 @@ def announce(
 
 def start_facts(recipe: Recipe, dataset: Dataset, learner: Learner, meter: Meter) -> dict[str, Any]:
     """What the event `start` holds, see `train.metrics`."""
-    counts = recipe.model.counts(recipe.training.sequence_length)
+    counts = count_network(recipe.model, recipe.training.sequence_length)
     return {
         "gossamer": __version__,
         "torch": torch.__version__,

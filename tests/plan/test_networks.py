@@ -6,27 +6,28 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gossamer.cost.network import count_network, network_of
 from gossamer.errors import UserError
 from gossamer.model.config import ModelConfig
-from gossamer.plan import load_catalogue, workload_from, workload_of
-from gossamer.plan.validation import published
+from gossamer.plan import load_catalogue, network_from_json
+from gossamer.plan.published_runs import published
 from model_configs import configs
 
 
 @settings(max_examples=60)
 @given(config=configs(), context=st.integers(1, 5000))
 def test_parameters_and_flops_are_the_models(config: ModelConfig, context: int) -> None:
-    work, counts = workload_of(config), config.counts(context)
+    work, counts = network_of(config), count_network(config, context)
     assert work.parameters == counts.parameters
     assert work.sizes == counts.sizes
     assert work.flops(context) == pytest.approx({part: flops for part, flops in counts.by_kind().items() if flops})
 
 
 def test_drafts_of_several_steps_and_of_none() -> None:
-    work = workload_of(ModelConfig())
+    work = network_of(ModelConfig())
     once = work.flops(4096)["mtp"]
-    assert work.flops(4096, drafts=3)["mtp"] == pytest.approx(3 * once)
-    assert "mtp" not in work.flops(4096, drafts=0)
+    assert work.flops(4096, mtp_steps=3)["mtp"] == pytest.approx(3 * once)
+    assert "mtp" not in work.flops(4096, mtp_steps=0)
 
 
 # Parameters in billions, all and active, as their makers state them; active ones without embedding or as rounded.
@@ -51,10 +52,10 @@ STATED = {
 def test_published_networks_have_the_sizes_that_are_stated(name: str) -> None:
     [run] = [run for run in published(load_catalogue())[0] if run.name == name]
     total, active = STATED[name]
-    drafts = sum(layer.feed_forward.experts * 3 * run.work.hidden * layer.feed_forward.expert_width
-                 for layer in run.work.drafts)  # fmt: skip
-    assert (run.work.parameters - drafts) / 1e9 == pytest.approx(total, rel=0.02)
-    assert run.work.active_parameters / 1e9 == pytest.approx(active, rel=0.06)
+    drafts = sum(layer.feed_forward.expert_parameters
+                 for layer in run.network.mtp_layers)  # fmt: skip
+    assert (run.network.parameters - drafts) / 1e9 == pytest.approx(total, rel=0.02)
+    assert run.network.active_parameters / 1e9 == pytest.approx(active, rel=0.06)
 
 
 LLAMA = {
@@ -65,10 +66,10 @@ LLAMA = {
 
 def test_a_sliding_window_sees_fewer_keys() -> None:
     sliding = {"sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]}
-    plain, windowed = workload_from(LLAMA, "plain"), workload_from(LLAMA | sliding, "windowed")
+    plain, windowed = network_from_json(LLAMA, "plain"), network_from_json(LLAMA | sliding, "windowed")
     seen = [sum(min(position + 1, 16) for position in range(length)) / length for length in (10, 200)]
-    [(layer, _), _] = windowed.layers
-    assert [layer.mixer.keys(10), layer.mixer.keys(200)] == pytest.approx(seen)
+    [(layer, _), _] = windowed.distinct_layers
+    assert [layer.mixer.mean_keys(10), layer.mixer.mean_keys(200)] == pytest.approx(seen)
     assert windowed.flops(10) == plain.flops(10)
     assert windowed.flops(200)["full_attention"] < plain.flops(200)["full_attention"]
 
@@ -84,4 +85,4 @@ def test_a_sliding_window_sees_fewer_keys() -> None:
 )
 def test_a_config_that_cannot_be_counted(change: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        workload_from(LLAMA | change, "net")
+        network_from_json(LLAMA | change, "net")

@@ -11,8 +11,8 @@ import torch
 import transformers
 
 from gossamer.errors import UserError
-from gossamer.plan import workload_from
-from gossamer.plan.families import FAMILIES
+from gossamer.plan import network_from_json
+from gossamer.plan.other_families import FAMILIES
 
 SIZES = {
     "vocab_size": 512, "hidden_size": 256, "intermediate_size": 320, "num_hidden_layers": 4, "num_attention_heads": 4,
@@ -69,19 +69,21 @@ def earlier(values: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize("family", CLASSES)
 def test_what_transformers_writes_is_counted_as_its_model(family: str, tmp_path: Path) -> None:
     values = written(family, tmp_path)
-    work = workload_from(values, "net")
+    work = network_from_json(values, "net")
     with torch.device("meta"):
         config = transformers.AutoConfig.from_pretrained(tmp_path)
         model = transformers.AutoModelForCausalLM.from_config(config)
-    drafts = sum(workload_from(values | {"num_nextn_predict_layers": 0}, "net").parameters for _ in work.drafts[:1])
+    drafts = sum(
+        network_from_json(values | {"num_nextn_predict_layers": 0}, "net").parameters for _ in work.mtp_layers[:1]
+    )
     assert (drafts or work.parameters) == pytest.approx(sum(one.numel() for one in model.parameters()), rel=0.01)
-    assert work.depth == 4 and work.hidden == 256
+    assert len(work.layers) == 4 and work.hidden_size == 256
 
 
 @pytest.mark.parametrize("family", CLASSES)
 def test_the_keys_of_before_say_the_same(family: str, tmp_path: Path) -> None:
     values = written(family, tmp_path)
-    assert workload_from(earlier(values), "net") == workload_from(values, "net")
+    assert network_from_json(earlier(values), "net") == network_from_json(values, "net")
 
 
 def test_all_families_that_transformers_has_are_tried() -> None:
@@ -95,12 +97,12 @@ def test_a_language_model_may_lie_inside(outer: str, inner: str, tmp_path: Path)
     family = inner.removesuffix("_text").replace("_vl", "")
     values = written(family, tmp_path)
     nested = {"model_type": outer, "text_config": values | {"model_type": inner}, "vision_config": {"hidden_size": 5}}
-    assert workload_from(nested, "net") == workload_from(values, "net")
+    assert network_from_json(nested, "net") == network_from_json(values, "net")
 
 
 def test_windows_of_files_without_layer_types(tmp_path: Path) -> None:
     def windows(values: dict[str, Any]) -> list[int]:
-        return [layer.mixer.window for layer, count in workload_from(values, "net").layers for _ in range(count)]
+        return [layer.mixer.window for layer in network_from_json(values, "net").layers]
 
     values = earlier(written("qwen2", tmp_path)) | {"sliding_window": 16, "max_window_layers": 3}
     assert windows(values | {"use_sliding_window": False}) == [0] * 4
@@ -126,5 +128,5 @@ def test_windows_of_files_without_layer_types(tmp_path: Path) -> None:
 )
 def test_one_line_names_the_key(change: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
-        workload_from(written("qwen3_moe", tmp_path) | change, "net")
+        network_from_json(written("qwen3_moe", tmp_path) | change, "net")
     assert str(caught.value).startswith(message)

@@ -1,4 +1,4 @@
-"""What a run's page draws: each chart only where it was measured."""
+"""The charts of a run's page: what was learned, how experts were used, and what it took."""
 
 from __future__ import annotations
 
@@ -9,35 +9,45 @@ from functools import partial
 from statistics import fmean
 from typing import Any
 
-from gossamer.report.curves import SERIES, Chart, Curve, Mark, curve, table
-from gossamer.report.draw import Picture, draw_svg
+from gossamer.report.chart import SERIES, Chart, Curve, Mark, Picture, curve, draw_svg, lookup_table
 from gossamer.report.history import AXES, PLACES, Axis, Event, History, nth, numbers
 from gossamer.units import known, size_unit
 
 __all__ = [
     "NARROW",
     "WIDE",
-    "Drawn",
-    "drawn",
+    "ChartFigure",
+    "draw_chart",
+    "draw_pairs",
     "expert_charts",
     "learning_charts",
     "loss_chart",
     "machine_charts",
     "over_layers",
-    "pairs",
 ]
 
-WIDE, LOW, NARROW = (1040, 330), (1040, 230), (440, 270)  # sizes of the pictures, CSS pixels
-WIDE_RANGE = 30  # from the least to the most, beyond which a straight axis shows the most alone
-START = 0.03  # of a run: what falls so steeply that it hides the rest
+WIDE, LOW, NARROW = (1040, 330), (1040, 230), (440, 270)
+"""Sizes of pictures in CSS pixels."""
+MAX_LINEAR_RANGE = 30
+"""Ratio of the largest to the smallest value beyond which a linear axis shows the largest alone."""
+START = 0.03
+"""Share of a run at its start in which losses fall so steeply that they hide the rest."""
 
 # The primary held-out set is orange wherever it appears.
 _SET_COLORS = ("validation", "green", "pink", "gold", "sky", "train")
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """A chart with its pictures; ``wide`` ones span the page, and have other pictures for a narrow one."""
+class ChartFigure:
+    """A chart with its pictures.
+
+    Attributes:
+        chart: The chart.
+        curves: Those of its curves that were measured.
+        pictures: One picture for each axis, and others for a narrow page if the chart is wide.
+        wide: Whether the chart spans the page.
+        table: What the page looks up under the pointer.
+    """
 
     chart: Chart
     curves: tuple[Curve, ...]
@@ -46,8 +56,14 @@ class Drawn:
     table: dict[str, Any] = field(repr=False)
 
 
-def drawn(chart: Chart, ends: dict[Axis, float], wide: tuple[int, int] | None = None) -> Drawn:
-    """Draw a chart over both axes; ``wide`` is its size if it is to span the page."""
+def draw_chart(chart: Chart, ends: dict[Axis, float], wide: tuple[int, int] | None = None) -> ChartFigure:
+    """Draw a chart over every axis.
+
+    Args:
+        chart: The chart.
+        ends: Where the axes end.
+        wide: Size of the picture if it is to span the page.
+    """
     pictures: list[dict[str, Any]] = []
     for axis in AXES:
         for size, shape in ((wide, "wide"), (NARROW, "narrow")) if wide else ((NARROW, ""),):
@@ -56,17 +72,17 @@ def drawn(chart: Chart, ends: dict[Axis, float], wide: tuple[int, int] | None = 
     curves = tuple(item for item in chart.curves if item.measured)
     marks = [{"text": mark.text} | {axis: mark.x(axis) for axis in AXES} for mark in chart.marks]
     shown = tuple(item for item in curves if not item.faint)
-    return Drawn(chart, curves, pictures, wide is not None, {"curves": table(shown), "marks": marks})
+    return ChartFigure(chart, curves, pictures, wide is not None, {"curves": lookup_table(shown), "marks": marks})
 
 
-def pairs(charts: list[Chart], ends: dict[Axis, float]) -> list[Drawn]:
+def draw_pairs(charts: list[Chart], ends: dict[Axis, float]) -> list[ChartFigure]:
     """Draw charts two abreast; the last of an odd number spans the page."""
-    alone = len(charts) - 1 if len(charts) % 2 else None
-    return [drawn(chart, ends, LOW if index == alone else None) for index, chart in enumerate(charts)]
+    last = len(charts) - 1 if len(charts) % 2 else None
+    return [draw_chart(chart, ends, LOW if index == last else None) for index, chart in enumerate(charts)]
 
 
 def loss_chart(history: History) -> Chart:
-    """Training loss and that on the primary held-out set, with what interrupted the run."""
+    """Return the chart of training loss and of validation loss on the primary set, with what interrupted the run."""
     evaluations = history.evaluations()
     primary = next(iter(evaluations), "")
     label = f"validation ({primary})" if len(evaluations) > 1 else "validation"
@@ -81,7 +97,7 @@ def loss_chart(history: History) -> Chart:
 
 
 def learning_charts(history: History) -> list[Chart]:
-    """What was learned beside the loss."""
+    """Return the charts of what was learned beside the loss; only what was measured."""
     evaluations, train = history.evaluations(), _train(history)
     by_set = tuple(_by_set(evaluations, "loss")) if len(evaluations) > 1 else ()
     charts = [
@@ -97,7 +113,7 @@ def learning_charts(history: History) -> list[Chart]:
 
 
 def expert_charts(history: History) -> list[Chart]:
-    """How the routers spread the tokens, beside the heat maps."""
+    """Return the charts of how the routers spread the tokens; only what was measured."""
     events = history.of("experts")
 
     dead = curve(events, over_layers("dead", sum), "dead experts", "train", dots=True)
@@ -115,7 +131,7 @@ def expert_charts(history: History) -> list[Chart]:
 
 
 def over_layers(key: str, reduce: Callable[[list[float]], float]) -> Callable[[Event], float | None]:
-    """A function that reduces an event's list, one number a layer, to one; those that are not finite do not count."""
+    """Return a function that reduces an event's list, one number per layer, to one number; only finite ones count."""
 
     def find(event: Event) -> float | None:
         finite = [value for value in numbers(event.get(key)) if math.isfinite(value)]
@@ -125,7 +141,7 @@ def over_layers(key: str, reduce: Callable[[list[float]], float]) -> Callable[[E
 
 
 def machine_charts(history: History) -> list[Chart]:
-    """What it took."""
+    """Return the charts of speed, memory and checkpoints; only what was measured."""
     memory = [event["memory"] for event in _train(history) if known(event.get("memory"))]
     unit, name = size_unit(max(memory, default=0))
     peak = curve(_train(history), "memory", "peak memory", "train", scale=1 / unit)
@@ -148,11 +164,11 @@ def _single(history: History, key: str, title: str, unit: str, label: str, **sty
 
 
 def _gradient_norm(history: History) -> Chart:
-    """Over a wide range on a logarithmic axis, which says that it is one."""
+    """The chart of the gradient norm; over a wide range its axis is logarithmic, and says so."""
     norms = [
         event["grad_norm"] for event in _train(history) if known(event.get("grad_norm")) and event["grad_norm"] > 0
     ]
-    wide = bool(norms) and max(norms) > WIDE_RANGE * min(norms)
+    wide = bool(norms) and max(norms) > MAX_LINEAR_RANGE * min(norms)
     unit = "before clipping, logarithmic axis" if wide else "before clipping"
     return _single(history, "grad_norm", "Gradient norm", unit, "gradient norm", logarithmic=wide, from_zero=not wide)
 
@@ -164,7 +180,7 @@ def _by_set(evaluations: dict[str, list[Event]], key: str) -> Iterator[Curve]:
 
 
 def _acceptance(evaluations: dict[str, list[Event]]) -> Iterator[Curve]:
-    """How many drafts of each step of the head are accepted on the primary set."""
+    """The curves of the share of drafts that are accepted on the primary set, one for each step of the head."""
     events = [event for event in next(iter(evaluations.values()), []) if "mtp_acceptance" in event]
     for step in range(max((len(numbers(event["mtp_acceptance"])) for event in events), default=0)):
         color, dashed = SERIES[step % len(SERIES)], step >= len(SERIES)
@@ -177,7 +193,7 @@ def _rate(event: Event, step: int) -> float:
 
 
 def _undone(history: History) -> Curve:
-    """The training losses that rollbacks undid, with a gap wherever the steps go back."""
+    """The curve of training losses that rollbacks undid, with a gap wherever the steps go back."""
     events: list[Event] = []
     for event in history.undone:
         if event["event"] == "train":

@@ -1,6 +1,6 @@
-"""Heat maps of the experts' load: a pixel a cell, as PNGs for day and night that the page stretches.
+"""Heat maps of the experts' load: one pixel per cell, as PNGs for day and night that the page stretches.
 
-Colours stand for the load relative to the mean, on a logarithmic scale: orange above it, blue below, ink for none.
+Colours stand for the load relative to the mean on a logarithmic scale: orange above it, blue below it, ink for none.
 """
 
 from __future__ import annotations
@@ -17,14 +17,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gossamer.report.curves import Floats, brief
-from gossamer.report.history import AXES, PLACES, Axis, Event, History, numbers, spread, where
-from gossamer.report.scales import Scale, nice, x_scale
+from gossamer.report.chart import Floats, Scale, round_ticks, short_number, x_scale
+from gossamer.report.history import AXES, PLACES, Axis, Event, History, evenly, numbers, where
 from gossamer.units import known
 
 __all__ = ["HEAT", "HeatMap", "Image", "latest_load", "layer_names", "load_over_time"]
 
-# From far below the mean to far above, each (by day, by night), and what is no load at all.
+# Colours by day and by night, from far below the mean to far above it, and for no load at all.
 HEAT = {
     "heat-0": ("#1d4a9c", "#a9c9ff"),
     "heat-1": ("#8db2ee", "#3c62a3"),
@@ -34,13 +33,21 @@ HEAT = {
     "heat-none": ("#1b2027", "#f7f8fa"),
 }
 _COLUMNS = 400  # pixels of a picture over time
-_MOMENTS = 120  # evaluations that it shows at most
+_MAX_MOMENTS = 120  # evaluations in a picture over time
 _NOTHING, _EMPTY = 254, 255  # palette entries: a load of zero; no measurement, transparent
 
 
 @dataclass(frozen=True)
 class Image:
-    """A picture by day and by night, as data URLs, and the ticks below it as (fraction of the width, label)."""
+    """A picture of a heat map.
+
+    Attributes:
+        axis: Its horizontal axis; None if that is neither tokens, time nor steps.
+        day: The picture by day, as a data URL.
+        night: The picture by night, likewise.
+        ticks: Ticks below it, each with its place as a fraction of the width and its label.
+        name: Name of the horizontal axis.
+    """
 
     axis: Axis | None
     day: str
@@ -51,14 +58,18 @@ class Image:
 
 @dataclass(frozen=True)
 class HeatMap:
-    """A heat map: rows are layers.
+    """A heat map whose rows are layers.
 
     Attributes:
-        rows: names of the layers
-        row_labels: (fraction of the height, name) of those that there is room for
-        height: CSS pixels
-        legend: (fraction, label) along the colours, and whether these begin at the mean
-        table: what the page looks up under the pointer
+        title: Title of the map.
+        unit: What a colour stands for.
+        images: One picture for each horizontal axis.
+        rows: Names of the layers.
+        row_labels: Names that there is room for, each with its place as a fraction of the height.
+        height: Height in CSS pixels.
+        legend: Labels of the colours, each with its place as a fraction of their range.
+        above_only: Whether the colours begin at the mean.
+        table: What the page looks up under the pointer.
     """
 
     title: str
@@ -73,7 +84,7 @@ class HeatMap:
 
 
 def load_over_time(history: History, names: list[str]) -> HeatMap | None:
-    """The most loaded expert of each layer relative to the mean, over tokens and over time; None if not measured."""
+    """Return the map of each layer's most loaded expert relative to the mean, over the run; None if not measured."""
     moments = _moments(history.of("experts"), "max_over_mean")
     if not moments:
         return None
@@ -89,7 +100,7 @@ def load_over_time(history: History, names: list[str]) -> HeatMap | None:
         images.append(
             _image(axis, pixels, [(float(scale.place(tick)), label) for tick, label in scale.ticks], scale.name)
         )
-    table = {name: [brief(float(event[key])) for event in moments] for name, key in
+    table = {name: [short_number(float(event[key])) for event in moments] for name, key in
              (("steps", "step"), ("tokens", "tokens"), ("elapsed", "elapsed"))}  # fmt: skip
     ends = {axis: (scale.low, scale.high) for axis in AXES for scale in [x_scale(axis, history.ends()[axis])]}
     title = "Busiest expert over time"
@@ -97,7 +108,7 @@ def load_over_time(history: History, names: list[str]) -> HeatMap | None:
 
 
 def latest_load(history: History, names: list[str]) -> HeatMap | None:
-    """The load of every expert at the newest measurement; None if not measured."""
+    """Return the map of every expert's load at the newest measurement; None if it was not measured."""
     event = next((event for event in reversed(history.of("experts")) if _rows(event.get("load"))), None)
     if event is None:
         return None
@@ -105,18 +116,20 @@ def latest_load(history: History, names: list[str]) -> HeatMap | None:
     if not np.isfinite(values).any():
         return None
     top, experts = _top(values), values.shape[1]
-    ticks = [((tick + 0.5) / experts, f"{tick:.0f}") for tick in nice(0, experts, 8) if tick == int(tick) < experts]
+    ticks = [
+        ((tick + 0.5) / experts, f"{tick:.0f}") for tick in round_ticks(0, experts, 8) if tick == int(tick) < experts
+    ]
     images = [_image(None, _levels(values, top), ticks, "expert")]
     unit = f"load / the layer's mean, at step {event['step']:,}"
     return _heat_map("Load of every expert", unit, images, values, names, top, False, {})
 
 
 def layer_names(model: Any, layers: int) -> list[str]:
-    """Name the layers with experts as a checkpoint does, by the configuration's section; by their order if it differs.
+    """Return the names of the layers with experts as in a checkpoint; their order if the configuration does not fit.
 
     Args:
-        model: the configuration's section of that name, or anything else
-        layers: how many there are, the head's included
+        model: The section of that name in the configuration, or anything else.
+        layers: How many layers there are, that of the multi-token-prediction head included.
     """
     settings = model if isinstance(model, dict) else {}
     total, step = settings.get("num_hidden_layers"), settings.get("decoder_sparse_step", 1)
@@ -143,8 +156,8 @@ def _heat_map(
     layers = len(values)
     names = names if len(names) == layers else [str(layer) for layer in range(layers)]
     row = min(max(200 / layers, 7), 22)
-    each = math.ceil(14 / row)  # a label needs 14 pixels
-    labelled = [layer for layer in range(0, layers, each) if layers - 1 - layer >= each] + [layers - 1]
+    every = math.ceil(14 / row)  # a label needs 14 pixels
+    labelled = [layer for layer in range(0, layers, every) if layers - 1 - layer >= every] + [layers - 1]
     labels = [((layer + 0.5) / layers, names[layer]) for layer in labelled]
     powers = range(int(math.log2(top)) + 1)
     above = [(power / math.log2(top), f"{2**power}×") for power in powers]
@@ -152,7 +165,7 @@ def _heat_map(
         *((0.5 - 0.5 * place, f"1/{label[:-1]}") for place, label in above[:0:-1]),
         *((0.5 + 0.5 * place, label) for place, label in above),
     ]  # fmt: skip
-    shown = [[brief(float(f"{value:.3g}")) for value in row] for row in values.tolist()]
+    shown = [[short_number(float(f"{value:.3g}")) for value in row] for row in values.tolist()]
     return HeatMap(
         title,
         unit,
@@ -167,9 +180,9 @@ def _heat_map(
 
 
 def _moments(events: list[Event], key: str) -> list[Event]:
-    """The newest evaluation of each step that has a place, thinned evenly."""
+    """The newest measurement of each step that has a place on the axes, thinned evenly."""
     placed = {event["step"]: event for event in events if key in event and all(map(known, map(event.get, PLACES)))}
-    return spread(placed.values(), _MOMENTS)
+    return evenly(placed.values(), _MAX_MOMENTS)
 
 
 def _rows(load: Any) -> list[Any]:
@@ -177,18 +190,18 @@ def _rows(load: Any) -> list[Any]:
 
 
 def _matrix(rows: Sequence[list[float]]) -> Floats:
-    """Rows, filled up with NaN to one length: float64 [rows, longest]."""
+    """A matrix of the rows, filled up with NaN to one length: float64 [rows, longest]."""
     return np.array(list(itertools.zip_longest(*rows, fillvalue=math.nan)), dtype=np.float64).T.reshape(len(rows), -1)
 
 
 def _top(values: Floats) -> float:
-    """Where the colours end: a power of two, from 4 on, that all values but the outermost stay within."""
-    most = float(np.nanpercentile(values, 99.5))
-    return 2.0 ** min(max(math.ceil(math.log2(max(most, 1.0)) - 1e-9), 2), 6)
+    """The value where the colours end: a power of two, at least 4, which all but the outermost values stay within."""
+    high = float(np.nanpercentile(values, 99.5))
+    return 2.0 ** min(max(math.ceil(math.log2(max(high, 1.0)) - 1e-9), 2), 6)
 
 
 def _levels(values: Floats, top: float) -> NDArray[np.int64]:
-    """Palette entries of values: 127 the mean, 0 and 253 where the colours end."""
+    """The palette entries of values: 127 is the mean, 0 and 253 are where the colours end."""
     logs = np.log2(values, where=values > 0, out=np.zeros(values.shape)) / math.log2(top)
     levels = np.round(127 + 127 * np.clip(logs, -1, 126 / 127)).astype(np.int64)
     levels[values <= 0] = _NOTHING
@@ -197,7 +210,7 @@ def _levels(values: Floats, top: float) -> NDArray[np.int64]:
 
 
 def _nearest(places: Floats, scale: Scale) -> NDArray[np.int64]:
-    """For every column of pixels the moment nearest to it, -1 where the run has not been: [columns]."""
+    """The nearest moment to each column of pixels, -1 where the run has not been: int64 [columns]."""
     columns = scale.low + (scale.high - scale.low) * (np.arange(_COLUMNS) + 0.5) / _COLUMNS
     at = np.abs(columns[:, None] - places).argmin(axis=1)
     half = np.diff(places).max() / 2 if len(places) > 1 else 0.02 * (scale.high - scale.low)
@@ -212,7 +225,7 @@ def _image(axis: Axis | None, pixels: NDArray[np.int64], ticks: list[tuple[float
 
 
 def _png(pixels: NDArray[np.int64], shade: int) -> bytes:
-    """Write palette entries [height, width] as a PNG, by day (0) or by night (1)."""
+    """A PNG of palette entries [height, width], by day (0) or by night (1)."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))

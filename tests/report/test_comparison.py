@@ -55,15 +55,15 @@ def test_runs_side_by_side(tmp_path: Path) -> None:
 
 
 def test_results_over_different_amounts_of_text_are_told(tmp_path: Path) -> None:
-    def over(last: int) -> list[dict[str, Any]]:
+    def measured_over(last: int) -> list[dict[str, Any]]:
         events = [event | {"eval_tokens": 100} for event in course({10: 4.0, 40: 2.0}) if event["event"] == "eval"]
         return [START, train(40), *events, events[-1] | {"event": "end", "loss": 1.9, "eval_tokens": last}]
 
     words = "measured over different amounts of held-out text"
-    page = compare(tmp_path, a=over(900), b=over(500))
+    page = compare(tmp_path, a=measured_over(900), b=measured_over(500))
     assert words in page and "1.900 over 900 tokens" in page and "over 500 tokens" in page
     assert row(page, "tokens to loss 2.000") == ["164K", "164K"], "the end is no point of the curve"
-    assert words not in compare(tmp_path / "same", a=over(900), b=over(900))
+    assert words not in compare(tmp_path / "same", a=measured_over(900), b=measured_over(900))
 
 
 def test_figures_that_cannot_be_compared_are_not(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from gossamer.report.heat import HEAT, latest_load, layer_names, load_over_time
+from gossamer.report.heatmap import HEAT, latest_load, layer_names, load_over_time
 from gossamer.report.history import History
 
 

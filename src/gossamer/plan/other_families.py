@@ -1,19 +1,19 @@
-"""Other architectures' config.json as workloads: what their FLOPs and bytes are counted from, and no more.
+"""The account of other architectures, read from their config.json: what FLOPs and bytes are counted from, and no more.
 
-Grouped-query attention (llama, qwen2, qwen3, olmo2, olmo3, smollm3), the same with experts (qwen3_moe, bailing_moe,
-dots1), and DeepSeek's latent attention (deepseek_v2, deepseek_v3; arXiv 2405.04434), counted as it is trained: keys and
-values are expanded for every head. Serving reads the latent vector alone.
+There is grouped-query attention (llama, qwen2, qwen3, olmo2, olmo3, smollm3), the same with experts (qwen3_moe,
+bailing_moe, dots1), and DeepSeek's latent attention (deepseek_v2, deepseek_v3; arXiv 2405.04434), counted as it is
+trained: keys and values are expanded for every head. Serving reads the latent vector alone.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from typing import Annotated, Any
 
+from gossamer.cost.layer import FeedForward, Layer, Mixer
+from gossamer.cost.network import Network, network_of
 from gossamer.errors import UserError, did_you_mean
 from gossamer.model.config import FULL, MODEL_TYPE, ModelConfig
-from gossamer.plan.workload import FeedForward, Layer, Mixer, Workload, workload_of
 from gossamer.typed import Range, convert, shown
 
 _DENSE = frozenset("llama mistral qwen2 qwen3 olmo2 olmo3 smollm3".split())
@@ -49,51 +49,53 @@ _KINDS: dict[str, Any] = {
 } | dict.fromkeys(("hidden_size", "head_dim", "num_experts_per_tok", "moe_intermediate_size"), _Width)
 
 
-def workload_from(values: Mapping[str, Any], name: str) -> Workload:
-    """The network of a Hugging Face config.json.
+def network_from_json(values: Mapping[str, Any], name: str) -> Network:
+    """Return the account of the network of a Hugging Face config.json.
 
     Args:
-        values: its contents
-        name: where they come from, for messages
+        values: The contents of the file.
+        name: Where they come from, for messages.
 
     Raises:
-        UserError: an architecture that is not counted here, or a key that is missing or no number.
+        UserError: The architecture is not counted here, or a key is missing or no number.
     """
     try:
-        return _workload(values, name)
+        return _network(values, name)
     except UserError as error:
         raise UserError(f"{name}: {error}") from None
 
 
-def _workload(values: Mapping[str, Any], name: str) -> Workload:
+def _network(values: Mapping[str, Any], name: str) -> Network:
     values = _language_model(values)
     family = values.get("model_type")
     if family == MODEL_TYPE:
-        return workload_of(ModelConfig.from_dict(dict(values)), name)
+        return network_of(ModelConfig.from_dict(dict(values)), name)
     if not isinstance(family, str) or family not in FAMILIES:
         hint = did_you_mean(str(family), FAMILIES)
         raise UserError(f"model_type {shown(family)} is not counted{hint} (one of {', '.join(FAMILIES)})")
     keys = _Keys(values)
     hidden, depth = keys("hidden_size"), keys("num_hidden_layers")
-    layers: Counter[Layer] = Counter()
     windows, sparse = _windows(keys, family, depth), _sparse(keys, family, depth)
-    for index in range(depth):
-        mixer = _latent(keys) if family in _LATENT else _grouped(keys, windows[index], "qwen3" in family)
-        layers[Layer(mixer, _feed_forward(keys, sparse[index]))] += 1
-    last = next(reversed(layers))
-    return Workload(
+    layers = [
+        Layer(
+            _latent(keys) if family in _LATENT else _grouped(keys, window, "qwen3" in family),
+            _feed_forward(keys, has_experts),
+        )
+        for window, has_experts in zip(windows, sparse, strict=True)
+    ]
+    return Network(
         name=name,
-        hidden=hidden,
-        vocab=keys("vocab_size"),
+        hidden_size=hidden,
+        vocab_size=keys("vocab_size"),
         tied=_tied(keys, family),
-        layers=tuple(layers.items()),
-        drafts=(last,) * keys("num_nextn_predict_layers", 0),
-        twin=_twin(keys, family, [layer.feed_forward for layer, count in layers.items() for _ in range(count)]),
+        layers=tuple(layers),
+        mtp_layers=(layers[-1],) * keys("num_nextn_predict_layers", 0),
+        twin=_twin(keys, family, [layer.feed_forward for layer in layers]),
     )
 
 
 def _language_model(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The part of a config.json that describes the language model, under the family's own name."""
+    """The part of a config.json that describes the language model, with the name of its family."""
     inner = values.get("text_config")
     if isinstance(inner, dict) and values.get("model_type") not in FAMILIES:
         values = {"tie_word_embeddings": values.get("tie_word_embeddings")} | inner
@@ -102,13 +104,13 @@ def _language_model(values: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 class _Keys:
-    """What a config.json holds, by name and by its other names."""
+    """The values of a config.json, under their names and their other names."""
 
     def __init__(self, values: Mapping[str, Any]) -> None:
         self.values = values
 
     def __call__(self, key: str, default: int | None = None) -> int:
-        """A whole number in the key's range; what is missing or null is the default."""
+        """Return a whole number in the key's range; the default stands for one that is missing or null."""
         found: int | None = self.any(key, _KINDS.get(key, _Count))
         if found is None:
             found = default
@@ -117,7 +119,7 @@ class _Keys:
         return found
 
     def any(self, key: str, kind: Any) -> Any:
-        """A value of a declared type under one of the key's names; None where all are missing or null."""
+        """Return a value of a declared type under one of the key's names; None where all are missing or null."""
         names = (key, *_ALIASES.get(key, ()))
         name = next((name for name in names if self.values.get(name) is not None), None)
         return None if name is None else convert(self.values[name], kind, name)
@@ -129,7 +131,7 @@ def _tied(keys: _Keys, family: str) -> bool:
 
 
 def _windows(keys: _Keys, family: str, depth: int) -> list[int]:
-    """Keys that each layer's tokens see at most; 0: all."""
+    """The largest number of keys that the tokens of each layer see; 0 means all."""
     kinds: tuple[str, ...] | None = keys.any("layer_types", tuple[str, ...])
     window, used = keys("sliding_window", 0), keys.any("use_sliding_window", bool)
     if kinds is not None:
@@ -165,7 +167,7 @@ def _grouped(keys: _Keys, window: int, normed: bool) -> Mixer:
         window=window,
         # Norm and residual sum; norms and rotation of q and k; what attention itself reads and writes.
         moved=5 * hidden + (4 if normed else 2) * (width + kv) + 2 * width + 2 * kv,
-        cache=2 * kv,
+        kv_cache_bytes=2 * 2 * kv,
     )
 
 
@@ -183,28 +185,29 @@ def _latent(keys: _Keys) -> Mixer:
         score_width=heads * (plain + rotary + value),
         # Norm and residual sum, the latent norms, rotation, keys put together from both halves; attention itself.
         moved=5 * hidden + 2 * (rank + queries) + 4 * heads * rotary + 2 * width + 2 * (width + heads * value),
-        cache=rank + rotary,
+        kv_cache_bytes=2 * (rank + rotary),
     )
 
 
 def _feed_forward(keys: _Keys, sparse: bool) -> FeedForward:
     if not sparse:
-        return FeedForward(keys("intermediate_size"))
+        return FeedForward(keys("hidden_size"), keys("intermediate_size"))
     width = keys("moe_intermediate_size")
     return FeedForward(
+        hidden_size=keys("hidden_size"),
         width=keys("n_shared_experts", 0) * width,
-        experts=keys("num_experts"),
-        chosen=keys("num_experts_per_tok"),
+        num_experts=keys("num_experts"),
+        top_k=keys("num_experts_per_tok"),
         expert_width=width,
     )
 
 
 def _twin(keys: _Keys, family: str, ffns: list[FeedForward]) -> ModelConfig:
-    """A configuration of gossamer's of the same widths: its layers keep a gate's share more than these do."""
+    """A configuration of gossamer's of the same widths; its layers keep a gate's activations in addition."""
     hidden, heads = keys("hidden_size"), keys("num_attention_heads")
     latent = keys("v_head_dim", 0)
     size = (keys("qk_nope_head_dim") + keys("qk_rope_head_dim") + latent) // 2 if latent else 0
-    sparse = next((ffn for ffn in ffns if ffn.experts), FeedForward(0))
+    sparse = next((ffn for ffn in ffns if ffn.num_experts), FeedForward(hidden, 0))
     return ModelConfig(
         vocab_size=keys("vocab_size"),
         hidden_size=hidden,
@@ -215,11 +218,13 @@ def _twin(keys: _Keys, family: str, ffns: list[FeedForward]) -> ModelConfig:
         head_dim=size or keys("head_dim", max(hidden // heads, 1)),
         partial_rotary_factor=0.5,
         layer_types=(FULL,) * len(ffns),
-        num_experts=sparse.experts,
-        num_experts_per_tok=sparse.chosen or 1,
+        num_experts=sparse.num_experts,
+        num_experts_per_tok=sparse.top_k or 1,
         moe_intermediate_size=sparse.expert_width or 1,
         shared_expert_intermediate_size=sparse.width or 1,
-        mlp_only_layers=tuple(index for index, ffn in enumerate(ffns) if not ffn.experts) if sparse.experts else (),
+        mlp_only_layers=tuple(index for index, ffn in enumerate(ffns) if not ffn.num_experts)
+        if sparse.num_experts
+        else (),
         num_nextn_predict_layers=min(1, keys("num_nextn_predict_layers", 0)),
         tie_word_embeddings=_tied(keys, family),
     )

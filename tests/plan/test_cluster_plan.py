@@ -9,28 +9,29 @@ from dataclasses import replace
 
 import pytest
 
+from gossamer.cost.network import Network
 from gossamer.errors import UserError
-from gossamer.plan import Catalogue, Fitted, Job, Plan, Workload, make_plan
-from gossamer.plan.search import least_chips, options, room
+from gossamer.plan import Catalogue, ClusterPlan, Fitted, Job, make_plan
+from gossamer.plan.search import min_chips, options, usable_memory
 from gossamer.plan.timing import StepTimer
 
 JOB = Job()
 
 
 @pytest.fixture(scope="module")
-def plan(catalogue: Catalogue, shares: Fitted, released: Workload) -> Plan:
+def plan(catalogue: Catalogue, shares: Fitted, released: Network) -> ClusterPlan:
     return make_plan(released, catalogue.chip("h20"), 2048, JOB, 15e12, shares, price=0.8, price_error=0.1)
 
 
-def test_the_five_fastest_that_fit(plan: Plan) -> None:
+def test_the_five_fastest_that_fit(plan: ClusterPlan) -> None:
     assert len(plan.options) == 5
     speeds = [plan.tokens_per_second(option) for option in plan.options]
     assert speeds == sorted(speeds, reverse=True)
-    assert all(option.memory.total <= room(plan.chip) for option in plan.options)
+    assert all(option.memory.total <= usable_memory(plan.chip) for option in plan.options)
     assert all(option.layout.chips == 2048 for option in plan.options)
 
 
-def test_what_the_run_takes(plan: Plan) -> None:
+def test_what_the_run_takes(plan: ClusterPlan) -> None:
     seconds = 15e12 / plan.tokens_per_second()
     assert plan.days * 86400 * plan.availability == pytest.approx(seconds)
     assert plan.device_hours == pytest.approx(plan.days * 24 * 2048)
@@ -42,7 +43,7 @@ def test_what_the_run_takes(plan: Plan) -> None:
 
 
 def test_worse_grades_and_prices_widen_the_range(
-    catalogue: Catalogue, shares: Fitted, released: Workload, plan: Plan
+    catalogue: Catalogue, shares: Fitted, released: Network, plan: ClusterPlan
 ) -> None:
     low, high = plan.between(plan.days)
     assert low * high == pytest.approx(plan.days**2) and high / plan.days > 1 + 0.9 * shares.error
@@ -52,36 +53,36 @@ def test_worse_grades_and_prices_widen_the_range(
     assert plan.between(1.0, 0.5)[1] > plan.between(1.0)[1]
 
 
-def test_json_is_whole(plan: Plan) -> None:
+def test_json_is_whole(plan: ClusterPlan) -> None:
     found = json.loads(json.dumps(plan.to_dict(), allow_nan=False))
     assert found["days_range"][0] < found["days"] < found["days_range"][1]
     for layout in found["layouts"]:
         assert sum(layout["parts"].values()) == pytest.approx(layout["step_seconds"])
 
 
-def test_what_does_not_fit_says_how_many_would(catalogue: Catalogue, shares: Fitted, released: Workload) -> None:
+def test_what_does_not_fit_says_how_many_would(catalogue: Catalogue, shares: Fitted, released: Network) -> None:
     chip = catalogue.chip("h20")
-    with pytest.raises(UserError, match="does not fit 4 × NVIDIA H20 in any layout; the least that fits is") as error:
+    with pytest.raises(UserError, match="does not fit 4 × NVIDIA H20 in any layout; the fewest chips") as error:
         make_plan(released, chip, 4, JOB, 15e12, shares)
-    [least] = map(int, re.findall(r"fits is (\d+)", str(error.value)))
+    [fewest] = map(int, re.findall(r"fits on are (\d+)", str(error.value)))
     timer = StepTimer(released, chip, shares.rates, JOB)
-    assert options(timer, least, 1) and not options(timer, least - 1, 1)
+    assert options(timer, fewest, 1) and not options(timer, fewest - 1, 1)
 
 
-def test_more_copies_than_rows(catalogue: Catalogue, shares: Fitted, released: Workload) -> None:
-    with pytest.raises(UserError, match=r"^9,973 × NVIDIA H20 cannot share a step of 16,777,216 tokens.* fits is \d+$"):
+def test_more_copies_than_rows(catalogue: Catalogue, shares: Fitted, released: Network) -> None:
+    with pytest.raises(UserError, match=r"^9,973 × NVIDIA H20 cannot share a step of 16,777,216 tokens.* on are \d+$"):
         make_plan(released, catalogue.chip("h20"), 9973, JOB, 15e12, shares)
 
 
-def test_what_fits_on_no_number_of_chips(catalogue: Catalogue, shares: Fitted, released: Workload) -> None:
+def test_what_fits_on_no_number_of_chips(catalogue: Catalogue, shares: Fitted, released: Network) -> None:
     chip = catalogue.chip("h20")
     tiny = replace(chip, memory=replace(chip.memory, value=1e8))
-    assert least_chips(released, tiny, JOB) is None
+    assert min_chips(released, tiny, JOB) is None
     with pytest.raises(UserError, match=r"^80b-a3b fits on no number of NVIDIA H20 with rows of 4,096 tokens$"):
         make_plan(released, tiny, 64, JOB, 15e12, shares)
 
 
-def test_four_chips_in_under_five_seconds(catalogue: Catalogue, shares: Fitted, released: Workload) -> None:
+def test_four_chips_in_under_five_seconds(catalogue: Catalogue, shares: Fitted, released: Network) -> None:
     start = time.process_time()
     for name in ("h20", "h200", "910c", "p800"):
         make_plan(released, catalogue.chip(name), 2048, JOB, 15e12, shares)

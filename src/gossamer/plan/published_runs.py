@@ -1,4 +1,4 @@
-"""Published runs beside what the planner says of them; `benchmarks/planner_fit.py` fits to some of them."""
+"""Published training runs beside what the planner says of them; `benchmarks/planner_fit.py` fits to some of them."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from gossamer.cost.layout import Layout
+from gossamer.cost.network import Network
 from gossamer.plan.catalogue import Catalogue, Chip
 from gossamer.plan.efficiency import Efficiency
-from gossamer.plan.families import workload_from
-from gossamer.plan.layout import Layout
+from gossamer.plan.other_families import network_from_json
 from gossamer.plan.search import options
 from gossamer.plan.timing import Job, StepTimer, micro_batches
-from gossamer.plan.workload import Workload
 from gossamer.reading import read_text
+from gossamer.units import percent
 from gossamer.yaml_files import parse_yaml
 
 RUNS = Path(__file__).parent / "runs.yaml"
@@ -23,17 +24,26 @@ FIT, HELD_OUT, SHOWN = "fit", "held-out", "shown"
 
 
 @dataclass(frozen=True)
-class Run:
-    """A run as it was published; see the head of runs.yaml.
+class PublishedRun:
+    """A run as it was published; the head of runs.yaml explains the fields.
 
     Attributes:
-        measured: tokens a second and chip
-        whole: `measured` is of all the run's hours, not of its steps alone
+        name: Name of the run.
+        role: `fit`, `held-out` or `shown`.
+        network: The network.
+        chip: The chip that it ran on.
+        count: Chips.
+        job: What a step was made of.
+        measured: Tokens per second and chip.
+        whole: Whether `measured` counts all the run's hours, not its steps alone.
+        source: Where the figures were read.
+        why: Why the run does not count, or what is to be known of it.
+        published: The layout as it was published; None if it was not.
     """
 
     name: str
     role: str
-    work: Workload
+    network: Network
     chip: Chip
     count: int
     job: Job
@@ -44,18 +54,19 @@ class Run:
     published: Layout | None
 
     def timer(self, rates: Efficiency) -> StepTimer:
-        return StepTimer(self.work, self.chip, rates, self.job)
+        """Return what times a step of this run."""
+        return StepTimer(self.network, self.chip, rates, self.job)
 
     def layout(self, rates: Efficiency) -> Layout:
-        """The published one; where there is none, the planner's own: the fastest that fits."""
+        """Return the published layout; where there is none, the planner's own, which is the fastest that fits."""
         if self.published is not None:
             return self.published
-        found = options(self.timer(rates), self.count, wanted=1)
+        found = options(self.timer(rates), self.count, max_options=1)
         assert found, f"{self.name} does not fit its own {self.count} chips"
         return found[0].layout
 
     def predict(self, rates: Efficiency, layout: Layout | None = None) -> float:
-        """Tokens a second and chip, of what `measured` is of."""
+        """Return the tokens per second and chip that the planner expects where `measured` was measured."""
         layout = layout or self.layout(rates)
         tokens = micro_batches(layout, self.job) * layout.rows * layout.data * self.job.length
         speed = tokens / sum(self.timer(rates).parts(layout).values()) / self.count
@@ -64,24 +75,36 @@ class Run:
 
 @dataclass(frozen=True)
 class Ratio:
-    """What one run costs, as a share of another's."""
+    """What one run costs as a share of another, as it was published.
+
+    Attributes:
+        name: Name of the ratio.
+        role: `fit`, `held-out` or `shown`.
+        ours: The run.
+        other: The run that it is compared with.
+        tokens: Tokens of both runs.
+        measured: The share.
+        source: Where it was read.
+        why: What is to be known of it.
+    """
 
     name: str
     role: str
-    ours: Run
-    other: Run
+    ours: PublishedRun
+    other: PublishedRun
     tokens: tuple[float, float]
     measured: float
     source: str
     why: str
 
     def predict(self, rates: Efficiency) -> float:
+        """Return the share that the planner expects."""
         own, other = self.tokens
         return own / self.ours.predict(rates) / (other / self.other.predict(rates))
 
 
-def published(catalogue: Catalogue) -> tuple[list[Run], list[Ratio]]:
-    """The runs of runs.yaml, in its order."""
+def published(catalogue: Catalogue) -> tuple[list[PublishedRun], list[Ratio]]:
+    """Return the runs and the ratios of runs.yaml, in its order."""
     content = parse_yaml(read_text(RUNS), str(RUNS))
     runs = [_run(name, values, values["config"], catalogue) for name, values in content["runs"].items()]
     ratios = [
@@ -100,7 +123,7 @@ def published(catalogue: Catalogue) -> tuple[list[Run], list[Ratio]]:
     return runs, ratios
 
 
-def _run(name: str, values: dict[str, Any], config: dict[str, Any], catalogue: Catalogue) -> Run:
+def _run(name: str, values: dict[str, Any], config: dict[str, Any], catalogue: Catalogue) -> PublishedRun:
     if "throughput" in values:
         measured = float(values["throughput"])
     else:
@@ -114,10 +137,10 @@ def _run(name: str, values: dict[str, Any], config: dict[str, Any], catalogue: C
         mtp_steps=values.get("mtp_steps", 1),
         fp8=values.get("fp8", False),
     )
-    return Run(
+    return PublishedRun(
         name=name,
         role=values["role"],
-        work=workload_from(config, name),
+        network=network_from_json(config, name),
         chip=catalogue.chip(values["chip"]),
         count=values["count"],
         job=job,
@@ -130,8 +153,18 @@ def _run(name: str, values: dict[str, Any], config: dict[str, Any], catalogue: C
 
 
 @dataclass(frozen=True)
-class Check:
-    """A run's figure as it was published and as the planner says."""
+class Prediction:
+    """A figure of a run as it was published, and as the planner predicts it.
+
+    Attributes:
+        name: Name of the run.
+        role: `fit`, `held-out` or `shown`.
+        what: What the figure is.
+        measured: The published figure.
+        predicted: The planner's figure.
+        layout: The layout that it is predicted for.
+        why: What is to be known of the run.
+    """
 
     name: str
     role: str
@@ -143,35 +176,35 @@ class Check:
 
     @property
     def error(self) -> float:
-        """Predicted over measured, less one."""
+        """The predicted over the measured figure, less one."""
         return self.predicted / self.measured - 1
 
 
-def checks(catalogue: Catalogue, rates: Efficiency) -> list[Check]:
-    """Every published run, predicted."""
+def predictions(catalogue: Catalogue, rates: Efficiency) -> list[Prediction]:
+    """Return every published run and ratio with what the planner predicts."""
     runs, ratios = published(catalogue)
     found = []
     for run in runs:
         layout = run.layout(rates)
         what = "tokens/s a chip, all hours" if run.whole else "tokens/s a chip, steps"
         found.append(
-            Check(run.name, run.role, what, run.measured, run.predict(rates, layout), layout.describe(), run.why)
+            Prediction(run.name, run.role, what, run.measured, run.predict(rates, layout), layout.describe(), run.why)
         )
     found += [
-        Check(ratio.name, ratio.role, "share of the hours", ratio.measured, ratio.predict(rates), "", ratio.why)
+        Prediction(ratio.name, ratio.role, "share of the hours", ratio.measured, ratio.predict(rates), "", ratio.why)
         for ratio in ratios
     ]
     return found
 
 
-def spread(found: list[Check]) -> float:
-    """The root mean square of the held-out runs' errors, as logarithms: the planner's own error."""
+def planner_error(found: list[Prediction]) -> float:
+    """Return the planner's own error: the root mean square of the held-out runs' errors, as logarithms."""
     errors = [math.log1p(check.error) for check in found if check.role == HELD_OUT]
     return math.sqrt(sum(error**2 for error in errors) / len(errors))
 
 
-def table(found: list[Check]) -> str:
-    """The validation table of docs/lab/planning.md."""
+def predictions_table(found: list[Prediction]) -> str:
+    """Return the table of predictions in docs/lab/planning.md."""
     lines = [
         "| run | role | figure | published | planner | error |",
         "|---|---|---|--:|--:|--:|",
@@ -188,7 +221,7 @@ def table(found: list[Check]) -> str:
         errors = [abs(check.error) for check in found if check.role == role]
         within = sum(error <= 0.25 for error in errors)
         lines.append(
-            f"{role.capitalize()} runs: {within} of {len(errors)} within 25%, median {100 * median(errors):.0f}%, "
-            f"worst {100 * max(errors):.0f}%.  "
+            f"{role.capitalize()} runs: {within} of {len(errors)} within 25%, median {percent(median(errors))}, "
+            f"worst {percent(max(errors))}.  "
         )
     return "\n".join(lines)

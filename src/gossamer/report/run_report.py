@@ -1,6 +1,6 @@
-"""A run's report: one HTML file that needs nothing else, made from ``metrics.jsonl`` and ``config.yaml``.
+"""The report of a run: one HTML file that needs nothing else, made from `metrics.jsonl` and `config.yaml`.
 
-It can be made at any moment of a run's life: before the first step, in mid-flight, after a divergence, at the end.
+It can be made at any moment of a run's life: before the first step, on the way, after a divergence, and at the end.
 """
 
 from __future__ import annotations
@@ -9,15 +9,13 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gossamer.cost.ledger import Ledger, read_ledger
-from gossamer.model.config import SIZES
+from gossamer.cost.ledger import OVERHEADS, STEPS, Ledger, read_ledger
 from gossamer.reading import text_of_name
-from gossamer.report.costs import costs
-from gossamer.report.history import Event, History, numbers, read_history, spread
+from gossamer.report.history import Event, History, best, best_before, evenly, measured_over, numbers, read_history
 from gossamer.report.page import configuration, render, sections, visible, write_page
-from gossamer.report.results import best, best_before, over
 from gossamer.run.metrics import write_atomically
 from gossamer.units import (
+    SIZES,
     amount,
     count,
     duration,
@@ -37,15 +35,15 @@ __all__ = ["REPORT_FILE", "loss_curve_png", "write_report"]
 
 REPORT_FILE = "report.html"
 
-# Shown at most, evenly over the run; all are in metrics.jsonl.
-_SAMPLES = 24
-_EVALUATIONS = 60
-_INCIDENTS = 60
-_SAMPLE_CHARACTERS = 6000
+# So many are shown at most, evenly over the run; all are in metrics.jsonl.
+_MAX_SAMPLES = 24
+_MAX_EVALUATIONS = 60
+_MAX_INCIDENTS = 60
+_MAX_SAMPLE_CHARACTERS = 6000
 
 
 class Fact(NamedTuple):
-    """A figure at the head of the page."""
+    """A figure at the head of the page, with its label and a remark."""
 
     label: str
     figure: str
@@ -53,24 +51,25 @@ class Fact(NamedTuple):
 
 
 def write_report(run: Path, path: Path | None = None) -> Path:
-    """Write a run's report, replacing an older one whole, and return its path.
+    """Write the report of a run, replacing an older one whole, and return its path.
 
     Args:
-        run: the run's folder.
-        path: the file; None for ``report.html`` in that folder.
+        run: Folder of the run.
+        path: The file; None means `report.html` in that folder.
 
     Raises:
-        UserError: the folder has no ``metrics.jsonl``, or a damaged one.
+        UserError: The folder has no `metrics.jsonl`, or a damaged one.
     """
     history, ledger = read_history(run), read_ledger(run)
     # Imported here, as they bring NumPy: other verbs than `report` must not wait for them.
-    from gossamer.report import charts, heat
+    from gossamer.report import heatmap, run_charts
 
     config, config_text = configuration(run)
-    ends, loss = history.ends(), charts.loss_chart(history)
-    learning = [charts.drawn(loss, ends, charts.WIDE)] if loss.measured else []
-    learning += charts.pairs(charts.learning_charts(history), ends)
-    names = heat.layer_names(config.get("model"), _num_layers(history))
+    ends, loss = history.ends(), run_charts.loss_chart(history)
+    learning = [run_charts.draw_chart(loss, ends, run_charts.WIDE)] if loss.measured else []
+    learning += run_charts.draw_pairs(run_charts.learning_charts(history), ends)
+    names = heatmap.layer_names(config.get("model"), _num_layers(history))
+    heat_maps = heatmap.load_over_time(history, names), heatmap.latest_load(history, names)
     incidents = history.incidents()
     page = render(
         "run.html.jinja",
@@ -83,13 +82,13 @@ def write_report(run: Path, path: Path | None = None) -> Path:
         warning=_warning(history),
         sets=_sets(history),
         learning=learning,
-        experts=charts.pairs(charts.expert_charts(history), ends),
-        heat_maps=[found for found in (heat.load_over_time(history, names), heat.latest_load(history, names)) if found],
+        experts=run_charts.draw_pairs(run_charts.expert_charts(history), ends),
+        heat_maps=[found for found in heat_maps if found],
         balance=_balance(history, names),
-        machine=charts.pairs(charts.machine_charts(history), ends),
-        costs=costs(ledger),
+        machine=run_charts.draw_pairs(run_charts.machine_charts(history), ends),
+        costs=_costs(ledger),
         evaluations=_evaluations(history),
-        incidents=spread(incidents, _INCIDENTS)[::-1],
+        incidents=evenly(incidents, _MAX_INCIDENTS)[::-1],
         incident_count=len(incidents),
         samples=_samples(history),
         sample_count=len(history.of("sample")),
@@ -102,12 +101,16 @@ def write_report(run: Path, path: Path | None = None) -> Path:
 def loss_curve_png(run: Path, path: Path) -> None:
     """Write a picture of training and validation loss over tokens, titled with the run's name and size, for a README.
 
+    Args:
+        run: Folder of the run.
+        path: The file.
+
     Raises:
-        UserError: the folder has no ``metrics.jsonl``, or a damaged one.
+        UserError: The folder has no `metrics.jsonl`, or a damaged one.
     """
     history = read_history(run)
-    from gossamer.report.charts import loss_chart
-    from gossamer.report.draw import draw_png
+    from gossamer.report.chart import draw_png
+    from gossamer.report.run_charts import loss_chart
 
     start, measured = history.last("start"), _measured(history)
     parts = []
@@ -127,7 +130,7 @@ def _measured(history: History) -> Event:
 
 
 def _facts(history: History, ledger: Ledger | None) -> list[Fact]:
-    """The figures at the head of the page; those not measured are left out."""
+    """The figures at the head of the page; what was not measured is left out."""
     return [*_quality(history), *_effort(history), *([] if ledger is None else _cost(ledger))]
 
 
@@ -154,7 +157,9 @@ def _quality(history: History) -> list[Fact]:
     facts = []
     if known(measured.get("loss")):
         remarks = [f"on {next(iter(evaluations))}"] if len(evaluations) > 1 else []
-        remarks += [remark for remark in (over(measured), best_before(next(iter(evaluations.values())))) if remark]
+        remarks += [
+            remark for remark in (measured_over(measured), best_before(next(iter(evaluations.values())))) if remark
+        ]
         facts.append(Fact("validation loss", number(measured["loss"]), ", ".join(remarks) or "nats a token"))
     elif (average := _training_loss(history)) is not None:
         facts.append(Fact("training loss", number(average), "nats a token, smoothed"))
@@ -202,7 +207,7 @@ def _effort(history: History) -> list[Fact]:
 
 
 def _training_loss(history: History) -> float | None:
-    """The mean of the newest fiftieth of the training losses, NaN left out: one step alone says little."""
+    """The mean of the newest fiftieth of the finite training losses, for a single step says little."""
     losses = [event["loss"] for event in history.of("train") if known(event.get("loss"))]
     newest = losses[-max(1, len(losses) // 50) :]
     return math.fsum(newest) / len(newest) if newest else None
@@ -220,7 +225,7 @@ def _warning(history: History) -> str | None:
 
 
 def _sets(history: History) -> list[dict[str, Any]]:
-    """The newest measurement on each held-out set, if there are several, and the best of those on the way."""
+    """The newest measurement on each held-out set and the best one before it, if there are several sets."""
     measurements, evaluations = history.measurements(), history.evaluations()
     if len(measurements) < 2:
         return []
@@ -237,7 +242,7 @@ def _evaluations(history: History) -> list[Event]:
     found = []
     for name, events in history.measurements().items():
         different = {(event["step"], event.get("eval_tokens")): event | {"set": name} for event in events}
-        found += spread(different.values(), _EVALUATIONS)
+        found += evenly(different.values(), _MAX_EVALUATIONS)
     return sorted(found, key=lambda event: event["step"])
 
 
@@ -247,7 +252,7 @@ def _num_layers(history: History) -> int:
 
 
 def _balance(history: History, names: list[str]) -> str | None:
-    """The newest measurement of the experts in a sentence."""
+    """A sentence on the newest measurement of the experts."""
     event = history.last("experts")
     peaks, entropies = numbers(event.get("max_over_mean")), numbers(event.get("entropy"))
     dead = [value for value in numbers(event.get("dead")) if known(value)]
@@ -279,6 +284,42 @@ def _samples(history: History) -> list[Event]:
     found = []
     for event in history.of("sample"):
         text = visible(str(event.get("text", "")).rstrip())
-        shown = text[:_SAMPLE_CHARACTERS]
+        shown = text[:_MAX_SAMPLE_CHARACTERS]
         found.append(event | {"tokens": event.get("tokens"), "text": shown, "more": len(text) - len(shown)})
-    return spread(found, _SAMPLES)[::-1]
+    return evenly(found, _MAX_SAMPLES)[::-1]
+
+
+# What it cost.
+
+_PARTS = {"linear_attention": "linear attention", "mtp": "MTP"}
+
+
+def _costs(ledger: Ledger | None) -> dict[str, Any] | None:
+    """The tables of a run's ledger; None if nothing is booked in it."""
+    if ledger is None or not ledger.total.device_seconds:
+        return None
+    whole, work = ledger.total, ledger.work
+    accounts = [
+        {
+            "name": name,
+            "steps": f"{own.steps:,}" if name in STEPS else "",
+            "tokens": count(own.tokens) if name in STEPS else "",
+            "flops": flops(own.all_flops) if name in STEPS else "",
+            "hours": hours(own.device_seconds / 3600),
+            "share": percent(own.device_seconds / whole.device_seconds),
+            "money": money(ledger.cost_of(own.device_seconds)),
+        }
+        for name in (*STEPS, *OVERHEADS)
+        if (own := ledger.accounts[name]).device_seconds or own.steps or name == "useful"
+    ]
+    parts = [
+        {
+            "name": _PARTS.get(part, part),
+            "per_token": flops(spent / work.tokens) if work.tokens else "–",
+            "flops": flops(spent),
+            "share": percent(spent / work.all_flops),
+        }
+        for part, spent in sorted(work.flops.items(), key=lambda item: -item[1])
+        if spent
+    ]
+    return {"ledger": ledger, "accounts": accounts, "parts": parts, "estimate": ledger.estimate()}

@@ -12,9 +12,10 @@ from parity_cases import CASES, TINY, Case
 from torch.utils.flop_counter import FlopCounterMode
 
 from gossamer import ops
+from gossamer.cost.layer import delta_rule_flops
+from gossamer.cost.network import Counts, count_network
 from gossamer.model.causal_lm import CausalLM
 from gossamer.model.config import ModelConfig
-from gossamer.model.counts import Counts, delta_rule_flops
 from model_configs import configs
 
 RELEASED = ModelConfig(rope_theta=1e7, max_position_embeddings=262144, intermediate_size=5120)  # 80B-A3B
@@ -54,7 +55,7 @@ def part_of(parameter: str, counts: Counts) -> str:
 @example(config=MICRO)
 @example(config=RELEASED)
 def test_parameters_are_the_modules_part_by_part(config: ModelConfig) -> None:
-    counts, real = config.counts(), Counter[str]()
+    counts, real = count_network(config), Counter[str]()
     model = allocated_nowhere(config)
     for name, parameter in model.named_parameters():  # a tied head comes once, as the embedding
         real[part_of(name, counts)] += parameter.numel()
@@ -64,7 +65,7 @@ def test_parameters_are_the_modules_part_by_part(config: ModelConfig) -> None:
 
 
 def test_the_released_network() -> None:
-    parts = RELEASED.counts().parts
+    parts = count_network(RELEASED).parts
     head = [part for part in parts if part.kind == "mtp"]
     trunk = [part for part in parts if part.kind != "mtp"]
     assert sum(part.parameters for part in trunk) / 1e9 == pytest.approx(79.67, abs=0.01)
@@ -82,11 +83,11 @@ def test_active_parameters_by_hand() -> None:
     embedding, head, norm = 32, 97 * 32, 32
     trunk = embedding + (2 * norm + linear + experts) + (2 * norm + full + experts) + norm + head
     mtp = 2 * 32 * 32 + 2 * norm + (2 * norm + full + experts) + norm  # the head is the trunk's
-    assert config.counts().active_parameters == trunk + mtp
+    assert count_network(config).active_parameters == trunk + mtp
 
 
 def test_a_dense_network_is_active_as_a_whole_but_for_its_embedding() -> None:
-    counts = ModelConfig(**TINY | {"num_experts": 0, "num_nextn_predict_layers": 1}).counts()
+    counts = count_network(ModelConfig(**TINY | {"num_experts": 0, "num_nextn_predict_layers": 1}))
     assert counts.parameters - counts.active_parameters == 97 * 32 - 32
 
 
@@ -114,7 +115,7 @@ def test_projections_experts_and_head_are_exact(case: Case) -> None:
     model = CausalLM(config)
     with torch.no_grad(), ops.forced(**ops.pytorch_alone()), counter() as found:
         model(torch.zeros(2, 70, dtype=torch.int64))
-    flops = {part.name: part.forward_flops for part in config.counts(context=70).parts}
+    flops = {part.name: part.forward_flops for part in count_network(config, context=70).parts}
     for layer, mixer in enumerate(config.mixers):
         name = f"model.layers.{layer}"
         if mixer == "linear_attention":
@@ -143,7 +144,7 @@ def test_attention_counts_the_needed_half_of_the_scores() -> None:
     with torch.no_grad(), ops.forced(attention="reference"), counter() as found:
         model(torch.zeros(2, length, dtype=torch.int64))
     projections = 2 * (32 * (2 * 64 + 2 * 32) + 64 * 32)
-    part = next(part for part in config.counts(context=length).parts if part.kind == "full_attention")
+    part = next(part for part in count_network(config, context=length).parts if part.kind == "full_attention")
     scores = seen(found, "CausalLM.model.layers.0.self_attn", "aten.bmm") / (2 * length)
     assert part.forward_flops - projections == pytest.approx(scores * (length + 1) / (2 * length))
 
@@ -166,7 +167,7 @@ def test_the_head_for_further_tokens_is_exact() -> None:
     model, ids = CausalLM(config), torch.zeros(2, 70, dtype=torch.int64)
     with torch.no_grad(), ops.forced(**ops.pytorch_alone()), counter() as found:
         model(ids, labels=ids)
-    parts = config.counts(context=70).parts
+    parts = count_network(config, context=70).parts
     scores = 4 * config.num_attention_heads * config.head_dim * 71 / 2
     head = next(part.forward_flops for part in parts if part.name == "mtp.lm_head")
     mtp = sum(part.forward_flops for part in parts if part.kind == "mtp")
@@ -184,6 +185,6 @@ def test_training_flops_are_the_counters() -> None:
     with ops.forced(**ops.pytorch_alone() | {"attention": "reference"}), counter() as found:
         out = model(ids, labels=ids)
         (out.loss + out.mtp_loss + out.aux_loss).backward()
-    counts = MICRO.counts(context=length)
+    counts = count_network(MICRO, context=length)
     assert found.get_total_flops() == pytest.approx(length * counts.training_flops, rel=0.05)
     assert counts.training_flops == pytest.approx(sum(counts.by_kind().values()))

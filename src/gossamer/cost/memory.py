@@ -1,0 +1,384 @@
+"""The memory of a training step, moment by moment, on one chip of a layout.
+
+A step is walked through as it will run: forward, part by part; backward, where the activations of each part go and its
+gradients come; and last the optimizer. The fullest moment is the answer. What a part keeps and needs stands in
+`cost.activations`, the sizes of weights in `cost.network`: nothing is built. The trainer's estimate (`run.memory`) and
+the planner (`plan.search`) both ask `step_memory`; they differ only in what they know of the optimizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+
+from gossamer.cost import activations
+from gossamer.cost.activations import Activations, Shape
+from gossamer.cost.layer import Layer
+from gossamer.cost.layout import Layout
+from gossamer.cost.network import network_of
+from gossamer.model.config import FULL, ModelConfig
+
+__all__ = ["BlockBytes", "Held", "Moment", "Step", "StepMemory", "Walk", "step_memory", "walk_step", "weight_bytes"]
+
+_FLOAT32 = 4  # bytes of a number in weights and gradients
+
+
+@dataclass(frozen=True)
+class BlockBytes:
+    """The weights of a block in float32, in bytes.
+
+    Attributes:
+        mixer: The mixer, and both norms.
+        experts: The routed experts.
+        other: Router and shared expert, or the dense feed-forward part.
+    """
+
+    mixer: int
+    experts: int
+    other: int
+
+    @property
+    def mlp(self) -> int:
+        """Bytes of the feed-forward part."""
+        return self.experts + self.other
+
+    @property
+    def total(self) -> int:
+        """Bytes of the block."""
+        return self.mixer + self.mlp
+
+    def share(self, mixer: float, experts: float, other: float) -> BlockBytes:
+        """Return the block with these shares of its parts."""
+        return BlockBytes(int(self.mixer * mixer), int(self.experts * experts), int(self.other * other))
+
+
+@dataclass(frozen=True)
+class WeightBytes:
+    """The weights of a network in float32, in bytes.
+
+    Attributes:
+        embedding: The embedding; the output head is as large unless it is tied.
+        blocks: The blocks of the trunk.
+        draft: The block of the multi-token-prediction head; None if there is none.
+        fc: The projection before that block.
+        total: The whole network.
+    """
+
+    embedding: int
+    blocks: tuple[BlockBytes, ...]
+    draft: BlockBytes | None
+    fc: int
+    total: int
+
+    @property
+    def all_blocks(self) -> tuple[BlockBytes, ...]:
+        """The blocks of the trunk and of the multi-token-prediction head."""
+        return (*self.blocks, *([self.draft] if self.draft else []))
+
+    def share(self, tensor: int, expert: int) -> WeightBytes:
+        """Return the part of one chip where products are shared by `tensor` chips and experts by `expert` chips."""
+        shares = 1 / tensor, 1 / expert, 1 / tensor
+        return self._with_blocks(shares, self.embedding, self.fc // tensor)
+
+    def scaled(self, share: float) -> WeightBytes:
+        """Return a share of everything."""
+        found = self._with_blocks((share,) * 3, int(self.embedding * share), int(self.fc * share))
+        return replace(found, total=int(self.total * share))
+
+    def _with_blocks(self, shares: tuple[float, float, float], embedding: int, fc: int) -> WeightBytes:
+        blocks = tuple(block.share(*shares) for block in self.blocks)
+        draft = self.draft.share(*shares) if self.draft else None
+        outside = self.total - sum(block.total for block in self.all_blocks)
+        total = outside + sum(block.total for block in (*blocks, *([draft] if draft else [])))
+        return WeightBytes(embedding, blocks, draft, fc, total)
+
+    def gathered(self, itemsize: int) -> int:
+        """Return the bytes that FSDP gathers: all outside of blocks, a block and the next one, and a block's gradient.
+
+        Args:
+            itemsize: Bytes of a number in the type that weights are gathered in.
+        """
+        largest = max(block.total for block in self.all_blocks)
+        outside = self.total - sum(block.total for block in self.all_blocks)
+        return (outside + 2 * largest) * itemsize // _FLOAT32 + largest
+
+
+@lru_cache(maxsize=64)
+def weight_bytes(config: ModelConfig) -> WeightBytes:
+    """Return the bytes of the weights of a network; a test holds them to the module's."""
+    network = network_of(config)
+
+    def block(layer: Layer) -> BlockBytes:
+        part = layer.feed_forward
+        other = part.router_parameters + part.shared_parameters
+        sizes = layer.mixer.parameters + layer.norm_parameters, part.expert_parameters, other
+        return BlockBytes(*(_FLOAT32 * size for size in sizes))
+
+    return WeightBytes(
+        embedding=_FLOAT32 * network.vocab_size * network.hidden_size,
+        blocks=tuple(block(layer) for layer in network.layers),
+        draft=block(network.mtp_layers[0]) if network.mtp_layers else None,
+        fc=_FLOAT32 * 2 * network.hidden_size**2 if network.mtp_layers else 0,
+        total=_FLOAT32 * network.parameters,
+    )
+
+
+@dataclass(frozen=True)
+class Step:
+    """What decides the memory of a training step.
+
+    Attributes:
+        shape: What passes through the network at once.
+        recompute: Whether a block keeps its input alone.
+        accumulates: Whether the gradients of an earlier micro-batch are there already.
+        mtp_steps: How often the multi-token-prediction head is applied.
+        mtp_trunk_gradient: Whether its loss also teaches the trunk.
+        casts: Whether weights in float32 are copied into the computing type; False where they are gathered in it.
+    """
+
+    shape: Shape
+    recompute: bool = False
+    accumulates: bool = False
+    mtp_steps: int = 0
+    mtp_trunk_gradient: bool = True
+    casts: bool = True
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What lies in memory while one part is at work, in bytes.
+
+    Attributes:
+        kind: The part.
+        gradients: Gradients that have come so far, of all weights that are walked through.
+        saved: What the forward pass has saved for the backward pass.
+        workspace: Each temporary.
+    """
+
+    kind: str
+    gradients: int
+    saved: int
+    workspace: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Walk:
+    """The moments of a step.
+
+    Attributes:
+        step: The step.
+        moments: The end of the forward pass, then the fullest moment of each part's backward pass, last part first.
+        trunk_saved: Bytes that a micro-batch's forward pass saves in the trunk's blocks for its backward pass.
+        gathered: Bytes of weights that are gathered from other chips where weights are spread.
+    """
+
+    step: Step
+    moments: tuple[Moment, ...]
+    trunk_saved: int
+    gathered: int
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a chip holds all through training, and while its optimizer works, in bytes.
+
+    Attributes:
+        weights: Its share of the weights.
+        gradients: Its share of the gradients, once they are all there.
+        optimizer: Its share of the optimizer's state.
+        update: Each temporary of the optimizer's update.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    update: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """What tensors hold on the fullest chip at the fullest moment of a training step, in bytes.
+
+    Attributes:
+        weights: The chip's share of the weights.
+        gradients: The gradients that are there at that moment.
+        optimizer: The chip's share of the optimizer's state.
+        activations: What forward passes have saved for their backward passes, of all micro-batches under way.
+        workspace: Temporaries of the part that is at work, and weights gathered from other chips.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    workspace: int
+
+    @property
+    def total(self) -> int:
+        """All bytes."""
+        return self.weights + self.gradients + self.optimizer + self.activations + self.workspace
+
+
+def step_memory(walk: Walk, layout: Layout, held: Held, micro_batches: int = 1) -> StepMemory:
+    """Return the memory of a training step on one chip of a layout.
+
+    Gradients come one after another where every chip holds an equal share of everything; in other layouts, and while
+    they are accumulated, all of them are taken to be there.
+
+    Args:
+        walk: The step on a chip of this layout.
+        layout: How the network is divided.
+        held: What the chip holds beside activations and temporaries.
+        micro_batches: Micro-batches of an optimizer step; a pipeline keeps the activations of several.
+    """
+    one_by_one = layout.has_equal_shares and not walk.step.accumulates
+
+    def gradients(moment: Moment) -> int:
+        return moment.gradients // layout.copies if one_by_one else held.gradients
+
+    found = [(gradients(moment), moment.saved, sum(moment.workspace)) for moment in walk.moments]
+    gradient_bytes, saved, workspace = max([*found, (held.gradients, 0, sum(held.update))], key=sum)
+    gathered = walk.gathered if layout.spread_weights and layout.copies > 1 else 0
+    return StepMemory(
+        weights=held.weights,
+        gradients=gradient_bytes,
+        optimizer=held.optimizer,
+        activations=saved + (min(layout.pipeline, micro_batches) - 1) * walk.trunk_saved,
+        workspace=workspace + gathered,
+    )
+
+
+def walk_step(config: ModelConfig, layout: Layout, step: Step, trained: float = 1.0) -> Walk:
+    """Walk through a training step on one chip of a layout.
+
+    A pipeline's stage is taken to have both the embedding and the output head.
+
+    Args:
+        config: The network.
+        layout: How the network is divided.
+        step: What decides the memory of the step.
+        trained: Share of the parameters that is trained.
+    """
+    return _walk(config, layout.pipeline, layout.tensor, layout.expert, step, trained)
+
+
+@lru_cache(maxsize=4096)
+def _walk(config: ModelConfig, pipeline: int, tensor: int, expert: int, step: Step, trained: float) -> Walk:
+    stage = _pipeline_stage(config, -(-config.num_hidden_layers // pipeline), tensor)
+    weights = weight_bytes(stage).share(tensor, expert)
+    gathered = weights.gathered(step.shape.itemsize)
+    if trained < 1:
+        weights = weights.scaled(trained)
+    trunk = replace(step, mtp_steps=0)
+    return Walk(
+        step=step,
+        moments=tuple(_moments(stage, step, weights)),
+        trunk_saved=sum(part.saved for part in _parts(stage, trunk, weights) if part.kind != "loss"),
+        gathered=gathered,
+    )
+
+
+def _pipeline_stage(config: ModelConfig, num_layers: int, tensor: int) -> ModelConfig:
+    """The network with fewer layers and a part of the vocabulary."""
+    if num_layers == config.num_hidden_layers and tensor == 1:
+        return config
+    return replace(
+        config,
+        vocab_size=-(-config.vocab_size // tensor),
+        num_hidden_layers=num_layers,
+        layer_types=config.mixers[:num_layers],
+        mlp_only_layers=tuple(index for index in config.mlp_only_layers if index < num_layers),
+    )
+
+
+def _moments(config: ModelConfig, step: Step, weights: WeightBytes) -> Iterator[Moment]:
+    """The end of the forward pass, then the fullest moment of each part's backward pass, last part first."""
+    parts = list(_parts(config, step, weights))
+    saved = sum(part.saved for part in parts)
+    yield Moment("logits", 0, saved, tuple(activations.loss_forward(config, step.shape)))
+    present: dict[str, int] = {}
+    for part in reversed(parts):
+        # A gradient that is there already is added to, once the new one is whole.
+        added = [size for name, size in part.weights.items() if step.accumulates or name in present]
+        present |= part.weights
+        workspace = (*part.workspace, part.recomputed, *added)
+        yield Moment(part.kind, sum(present.values()), saved - part.released, workspace)
+        saved -= part.saved - part.lasting
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A part of the forward pass; sizes in bytes.
+
+    Attributes:
+        kind: Kind of the part.
+        saved: What the forward pass saves for the backward pass.
+        workspace: Each tensor that its backward pass needs beside that at its fullest moment.
+        recomputed: What the backward pass computes again.
+        released: The share of `saved` and `recomputed` that the backward pass has released before that moment.
+        lasting: The share of `saved` that stays until the backward pass of all parts is over.
+        weights: What it gives gradients of, by name, in float32.
+    """
+
+    kind: str
+    saved: int = 0
+    workspace: Sequence[int] = ()
+    recomputed: int = 0
+    released: int = 0
+    lasting: int = 0
+    weights: dict[str, int] = field(default_factory=dict)
+
+
+def _parts(config: ModelConfig, step: Step, weights: WeightBytes) -> Iterator[_Part]:
+    """The parts of a step's forward pass, in order."""
+    shape, embedding = step.shape, weights.embedding
+    head = {"embedding" if config.tie_word_embeddings else "head": embedding}
+    yield _Part("embedding", weights={"embedding": embedding})
+    alike: dict[tuple[str, bool], tuple[Activations, Activations]] = {}  # layers of one kind have the same activations
+    for index, (kind, block) in enumerate(zip(config.mixers, weights.blocks, strict=True)):
+        key = kind, config.is_sparse(index)
+        if key not in alike:
+            alike[key] = activations.mixer(config, kind, shape), activations.feed_forward(config, key[1], shape)
+        yield from _block(config, step, block, f"layer {index}", kind, alike[key], step.recompute)
+    yield _part("loss", activations.loss(config, shape, True), head)
+    for _ in range(step.mtp_steps):
+        assert weights.draft is not None
+        teaches, fc = step.mtp_trunk_gradient, weights.fc
+        joined = _part("draft", activations.draft_input(config, shape), {"mtp": fc}, _copies(fc, step))
+        yield replace(joined, weights=joined.weights | ({"embedding": embedding} if teaches else {}))
+        own = activations.mixer(config, FULL, shape), activations.feed_forward(config, config.num_experts > 0, shape)
+        yield from _block(config, step, weights.draft, "mtp", FULL, own, recompute=False)
+        yield _part("loss", activations.loss(config, shape, teaches), head if teaches else {})
+
+
+def _block(
+    config: ModelConfig,
+    step: Step,
+    block: BlockBytes,
+    name: str,
+    mixer: str,
+    parts: tuple[Activations, Activations],
+    recompute: bool,
+) -> Iterator[_Part]:
+    first, second = parts
+    sparse = block.experts > 0
+    attention = _part(mixer, first, {f"{name} mixer": block.mixer}, _copies(block.mixer, step))
+    cast = block.other if sparse and activations.experts_native(config, step.shape) else block.mlp
+    feed_forward = _part("experts" if sparse else "dense", second, {f"{name} mlp": block.mlp}, _copies(cast, step))
+    if recompute:  # the stream that enters the block is all that stays, as long as the network's graph is there
+        recomputed, stream = attention.saved - first.saved[0], first.saved[0]
+        attention = replace(attention, saved=stream, recomputed=recomputed, lasting=stream)
+        feed_forward = replace(feed_forward, saved=0, recomputed=recomputed + feed_forward.saved)
+    yield from (attention, feed_forward)
+
+
+def _part(kind: str, part: Activations, weights: dict[str, int], copies: int = 0) -> _Part:
+    """A part; `copies` are its weights in a narrower computing type, which are saved, and so come their gradients."""
+    return _Part(kind, sum(part.saved) + copies, [*part.workspace, copies], 0, part.released, part.lasting, weights)
+
+
+def _copies(weights: int, step: Step) -> int:
+    """Bytes of the copies in the computing type of so many bytes of weights; float32 needs none."""
+    narrow = step.casts and step.shape.itemsize != _FLOAT32
+    return weights * step.shape.itemsize // _FLOAT32 if narrow else 0
