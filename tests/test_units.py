@@ -49,7 +49,7 @@ def test_figures_are_written_for_people() -> None:
     assert [size(value) for value in (1000 * 2**20, 1.5 * 2**40, 2**50)] == ["1,000 MiB", "1.50 TiB", "1.00 PiB"]
     assert size_unit(0) == (1024, "KiB")
     assert [percent(value, 1) for value in (0.8149, 0.0)] == ["81.5%", "0.0%"]
-    assert [units.tiny(value, digits) for value, digits in ((0.000123, 1), (0.02, 0), (None, 1))] == [
+    assert [units.scientific(value, digits) for value, digits in ((0.000123, 1), (0.02, 0), (None, 1))] == [
         "1.2e-04", "2e-02", "–"
     ]  # fmt: skip
 

@@ -27,9 +27,9 @@ __all__ = [
     "network_words",
     "number",
     "percent",
+    "scientific",
     "size",
     "size_unit",
-    "tiny",
 ]
 
 _LETTERS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K"))
@@ -92,9 +92,9 @@ def percent(share: Any, decimals: int = 0) -> str:
     return f"{100 * share:.{decimals}f}%" if known(share) else "–"
 
 
-def tiny(value: Any, digits: int = 1) -> str:
+def scientific(value: Any, decimals: int = 1) -> str:
     """Write an error or a tolerance in powers of ten, with so many decimal places: 0.000123 -> "1.2e-04"."""
-    return f"{value:.{digits}e}" if known(value) else "–"
+    return f"{value:.{decimals}e}" if known(value) else "–"
 
 
 # Sizes of networks.

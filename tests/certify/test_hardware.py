@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from gossamer.certify import hardware
+from gossamer.units import size
 
 CPU = torch.device("cpu")
 
@@ -19,7 +20,7 @@ def test_the_peak_is_held_against_the_estimate(monkeypatch, peak: int, estimate:
         hardware, "measured_separately", lambda preset: {"peak": peak << 20, "estimate": estimate << 20}
     )
     check = hardware._peak(CPU, "nano")
-    assert check.status == status and f"{peak} MiB, estimated {estimate} MiB" in check.message
+    assert check.status == status and f"{size(peak << 20)}, estimated {size(estimate << 20)}" in check.message
 
 
 def test_a_process_that_ends_fails(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ from gossamer.certify.checks import GROUPS, Check, Status, failed, verdict
 from gossamer.certify.run import Findings
 from gossamer.errors import UserError
 from gossamer.run.metrics import write_atomically
-from gossamer.units import flops
+from gossamer.units import byte_rate, duration, flops, percent, scientific
 
 __all__ = [
     "CERTIFICATE_FILE",
@@ -123,7 +123,7 @@ def summary(group: str, checks: Sequence[Check], seconds: float) -> str:
     """Sum up a kind of check in a line, while the certification runs."""
     counts = Counter(check.status for check in checks)
     text = ", ".join(f"[{_COLORS[status]}]{counts[status]}[/] {_WORDS[status]}" for status in _COLORS if counts[status])
-    return f"{group:<12} {text} [dim]in {seconds:.1f} s[/]"
+    return f"{group:<12} {text} [dim]in {duration(seconds)}[/]"
 
 
 def worst_of(checks: Iterable[Check]) -> Check | None:
@@ -141,7 +141,9 @@ def _operations(checks: Sequence[Check]) -> Table:
         for dtype in dtypes:
             found = [check for check in own if (check.name, check.dtype) == (name, dtype)]
             wrong, worst = failed(found), worst_of(found)
-            cells.append(Text("FAIL" if wrong else f"{worst.error:.0e}" if worst else "", "bold red" if wrong else ""))
+            cells.append(
+                Text("FAIL" if wrong else scientific(worst.error, 0) if worst else "", "bold red" if wrong else "")
+            )
         table.add_row(name, *cells)
     return table
 
@@ -153,7 +155,7 @@ def _groups(checks: Sequence[Check]) -> Table:
         own = [check for check in checks if check.group == group]
         counts = Counter(check.status for check in own)
         worst = worst_of(check for check in own if check.status == "pass")
-        near = f"{worst.error:.0e} of {worst.tolerance:.0e}: {_name(worst)}" if worst else ""
+        near = f"{scientific(worst.error, 0)} of {scientific(worst.tolerance, 0)}: {_name(worst)}" if worst else ""
         cells = [Text(str(counts[status] or "–"), _COLORS[status] if counts[status] else "dim") for status in _COLORS]
         table.add_row(group, *cells, near)
     return table
@@ -170,12 +172,12 @@ def _speeds(findings: Findings) -> list[Table]:
     for dtype, rate in measured.gemm_flops.items():
         table.add_row(f"products in {dtype}", f"{flops(rate)}/s")
     if measured.copy_bytes_per_second:
-        table.add_row("copies", f"{measured.copy_bytes_per_second / 1e9:.3g} GB/s")
+        table.add_row("copies", byte_rate(measured.copy_bytes_per_second))
     if measured.collective_bytes_per_second:
-        table.add_row("sums over all devices", f"{measured.collective_bytes_per_second / 1e9:.3g} GB/s")
+        table.add_row("sums over all devices", byte_rate(measured.collective_bytes_per_second))
     for row in measured.training:
         what = f"training {row['preset']}, {row['batch_size']} × {row['sequence_length']} tokens a step"
-        table.add_row(what, f"{row['tokens_per_second']:,.0f} tokens/s, MFU {row['mfu']:.0%}")
+        table.add_row(what, f"{row['tokens_per_second']:,.0f} tokens/s, MFU {percent(row['mfu'])}")
     return [table] if table.row_count else []
 
 

@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 import torch
 
+from gossamer.units import scientific
+
 Status = Literal["pass", "fail", "not run"]
 
 # Kinds of check, in the order in which they run, each with what it asks. A certificate passes only if every kind that
@@ -86,7 +88,7 @@ def judge(
     """
     if error <= tolerance:
         return Check(group, name, "pass", error=error, tolerance=tolerance, **rest)
-    text = message or f"off by {error:.1e}, allowed {tolerance:.0e}"
+    text = message or f"off by {scientific(error)}, allowed {scientific(tolerance, 0)}"
     return Check(group, name, "fail", text, error=error, tolerance=tolerance, where=where, **rest)
 
 

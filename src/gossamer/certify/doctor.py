@@ -34,7 +34,7 @@ from gossamer.cores import cpu_quota
 from gossamer.model.config import ModelConfig
 from gossamer.reading import read_object
 from gossamer.train.recipe import load_recipe
-from gossamer.units import flops
+from gossamer.units import byte_rate, flops, percent
 
 SHARES = Path(__file__).with_name("shares.json")
 RECIPE, ROWS, LENGTH, THREADS = "micro", 2, 256, 2  # what operations are timed with
@@ -278,7 +278,8 @@ def _speed_findings(found: Mapping[str, Any]) -> Iterator[Finding]:
             yield Finding(f"{what} could not be timed", reason)
         elif row["recorded"] and row["share"] * FAR_BELOW < row["recorded"]:
             yield Finding(
-                f"{what} reaches {row['share']:.0%} of this machine's roofline, elsewhere {row['recorded']:.0%}",
+                f"{what} reaches {percent(row['share'])} of this machine's roofline, elsewhere "
+                f"{percent(row['recorded'])}",
                 "measure again on a quiet machine; if it stays so, please report it",
             )
     chosen = {row["operation"]: row["implementation"] for row in found["operations"] if row["chosen"]}
@@ -297,7 +298,7 @@ def report(found: Mapping[str, Any]) -> str:
     lines = [f"speed of {found['processor']}"]
     gain = "" if found["gemm_gain"] is None else f", {found['gemm_gain']:.1f} times those of one thread"
     lines.append(f"  products    {flops(found['gemm_flops'])}/s{gain}")
-    lines.append(f"  copies      {found['copy_bytes_per_second'] / 1e9:.3g} GB/s")
+    lines.append(f"  copies      {byte_rate(found['copy_bytes_per_second'])}")
     if use is not None:
         quota = "" if use["quota"] is None else f", a quota of {use['quota']:g}"
         lines.append(f"  threads     {use['threads']} on {use['cores']} cores ({use['machine']} processors{quota})")

@@ -21,6 +21,7 @@ from gossamer.model.causal_lm import CausalLM
 from gossamer.reading import parse_json
 from gossamer.run.memory import estimate_peak
 from gossamer.train.step import Learner
+from gossamer.units import size
 
 CPU = torch.device("cpu")
 # Errors of a product over 61 numbers, of the largest result.
@@ -100,7 +101,7 @@ def _peak(device: torch.device, preset: str) -> Check:
     except Exception as error:
         return Check("memory", name, "fail", first_line(error), where=where)
     peak, estimate = found["peak"], found["estimate"]
-    message = f"{peak / 2**20:.0f} MiB, estimated {estimate / 2**20:.0f} MiB"
+    message = f"{size(peak)}, estimated {size(estimate)}"
     check = judge("memory", name, abs(peak - estimate) / max(estimate, MIN_ESTIMATE), TOLERANCE, message, where)
     return replace(check, message=message)
 
@@ -124,7 +125,7 @@ def _lacking_memory(device: torch.device, preset: str) -> str:
     except Exception:
         return ""
     needed = estimate_peak(preset_recipe(preset), device).needed
-    return f"it needs {needed / 2**20:.0f} MiB, there are {there / 2**20:.0f}" if needed > there else ""
+    return f"it needs {size(needed)}, and there are {size(there)}" if needed > there else ""
 
 
 def measured_peak(preset: str, device: torch.device) -> dict[str, int]:

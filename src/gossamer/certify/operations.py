@@ -17,6 +17,7 @@ from gossamer.certify.exactness import Inputs, evaluate, tolerance, worst_differ
 from gossamer.certify.inputs import Case, cases, cast, moved
 from gossamer.certify.operators import culprit
 from gossamer.ops.registry import Implementation
+from gossamer.units import scientific
 
 CPU = torch.device("cpu")
 
@@ -95,7 +96,9 @@ def _compare(
         return found | {"error": float("inf"), "message": f"{first_line(error)}{culprit(run, device)}"}
     if difference.error <= found["tolerance"]:
         return found | {"error": difference.error}
-    wrong = difference.problem or f"is off by {difference.error:.1e}, allowed {found['tolerance']:.0e}"
+    wrong = (
+        difference.problem or f"is off by {scientific(difference.error)}, allowed {scientific(found['tolerance'], 0)}"
+    )
     return found | {"error": difference.error, "message": f"{difference.name} {wrong}{culprit(run, device)}"}
 
 

@@ -21,7 +21,7 @@ from gossamer.certify.training import TOLERANCE
 from gossamer.report import page
 from gossamer.report.chart import SERIES, Chart, Curve, draw_svg, lookup_table
 from gossamer.report.run_charts import NARROW, WIDE, ChartFigure
-from gossamer.units import amount, duration, flops, size
+from gossamer.units import amount, byte_rate, duration, flops, size
 
 __all__ = ["write_page"]
 
@@ -62,9 +62,9 @@ def _facts(record: dict[str, Any]) -> list[tuple[str, str, str]]:
     for dtype, rate in measured["gemm_flops"].items():
         facts.append((f"products in {dtype}", f"{flops(rate)}/s", "large square matrices"))
     if rate := measured["copy_bytes_per_second"]:
-        facts.append(("copies", f"{rate / 1e9:.3g} GB/s", "read and written"))
+        facts.append(("copies", byte_rate(rate), "read and written"))
     if rate := measured["collective_bytes_per_second"]:
-        facts.append(("sums over all devices", f"{rate / 1e9:.3g} GB/s", device["capabilities"]["collective"]))
+        facts.append(("sums over all devices", byte_rate(rate), device["capabilities"]["collective"]))
     facts.append(("took", duration(record["seconds"]), "quick: fewer inputs" if record["quick"] else "all inputs"))
     return facts
 

@@ -23,7 +23,7 @@ from gossamer.run.memory import estimate_peak
 from gossamer.train.recipe import Recipe, load_recipe, recipe_names
 from gossamer.train.step import Learner
 from gossamer.train.world import World
-from gossamer.units import flops, size
+from gossamer.units import byte_rate, duration, flops, percent, size
 
 PRESETS = ("nano", "micro", "mini", "small")
 MAX_SECONDS = {True: 1.0, False: 30.0}  # of a step, in a quick certification and in a whole one
@@ -60,7 +60,7 @@ def check_speed(
             yield Check("speed", name, "fail", first_line(error), named(dtype), where="aten::mm.out")
     try:
         rate = measured.copy_bytes_per_second = copy_rate(device, 256 if quick else 1024)
-        yield Check("speed", "copies", "pass", f"{rate / 1e9:.3g} GB/s")
+        yield Check("speed", "copies", "pass", byte_rate(rate))
     except Exception as error:
         yield Check("speed", "copies", "fail", first_line(error), where="aten::copy_")
     yield _collectives(device, measured)
@@ -76,7 +76,7 @@ def _collectives(device: torch.device, measured: Measured) -> Check:
         rate = measured.collective_bytes_per_second = collective_rate(device.type, count)
     except Exception as error:
         return Check("speed", "collectives", "fail", first_line(error), where="src/gossamer/device/backends.py")
-    return Check("speed", "collectives", "pass", f"{rate / 1e9:.3g} GB/s over {count} devices")
+    return Check("speed", "collectives", "pass", f"{byte_rate(rate)} over {count} devices")
 
 
 def _training(preset: str, device: torch.device, quick: bool, measured: Measured) -> Check:
@@ -120,7 +120,7 @@ def _training(preset: str, device: torch.device, quick: bool, measured: Measured
             "seconds_per_step": seconds,
         }
     )
-    return Check("speed", name, "pass", f"{speed:,.0f} tokens/s, MFU {speed * each / peak:.0%}", named(dtype))
+    return Check("speed", name, "pass", f"{speed:,.0f} tokens/s, MFU {percent(speed * each / peak)}", named(dtype))
 
 
 def _excess(recipe: Recipe, device: torch.device, peak: float, max_seconds: float) -> str:
@@ -129,7 +129,7 @@ def _excess(recipe: Recipe, device: torch.device, peak: float, max_seconds: floa
     if not estimate.fits(device):
         return f"needs {size(estimate.needed)} of {size(devices.memory_bytes(device))}"
     seconds = recipe.training.batch_size * recipe.training.sequence_length * _flops(recipe) / peak / _ASSUMED_MFU
-    return f"would take about {seconds:.0f} s a step" if seconds > max_seconds else ""
+    return f"would take about {duration(round(seconds))} a step" if seconds > max_seconds else ""
 
 
 def _flops(recipe: Recipe) -> float:

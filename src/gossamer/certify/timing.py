@@ -22,6 +22,7 @@ from gossamer.certify.inputs import cast, inputs_of, moved
 from gossamer.cost.layer import delta_rule_backward_flops, delta_rule_flops
 from gossamer.model.config import ModelConfig
 from gossamer.ops.linear_cross_entropy import IGNORED
+from gossamer.units import duration
 
 MAX_SECONDS = 1.0  # of a call
 FORWARD, BOTH = "forward", "forward and backward"
@@ -242,7 +243,7 @@ def _time_operation(
                 row["failure"] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:120]
                 break
             if first > MAX_SECONDS:
-                row["left_out"] = f"left out: {first:.1f} s a call"
+                row["left_out"] = f"left out: {duration(first)} a call"
                 break
             calls[f"{one.name} {direction}"] = timed
             if moved is None:

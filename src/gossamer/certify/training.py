@@ -21,6 +21,7 @@ from gossamer.certify.operators import culprit
 from gossamer.model.causal_lm import CausalLM
 from gossamer.run.checkpoint import load_checkpoint, save_checkpoint, snapshot
 from gossamer.train.step import Learner
+from gossamer.units import scientific
 
 CPU = torch.device("cpu")
 # Of a loss; of a gradient: the length of the difference over the gradient's own, or a thousandth of all gradients'
@@ -56,7 +57,9 @@ def _losses_and_gradients(device: torch.device, dtype: torch.dtype) -> Iterator[
         off = largest_error(found[name], expected[name])
         checks.append(judge("network", name, off, LOSS[dtype], where=_WHERE, dtype=named(dtype)))
     worst, off = _worst_gradient(found, expected)
-    message = f"the gradient of {worst} is off by {off:.1e} of its length, allowed {GRADIENT[dtype]:.0e}"
+    message = (
+        f"the gradient of {worst} is off by {scientific(off)} of its length, allowed {scientific(GRADIENT[dtype], 0)}"
+    )
     checks.append(judge("network", "gradients", off, GRADIENT[dtype], message, where=_WHERE, dtype=named(dtype)))
     cause = culprit(run, device) if failed(checks) else ""
     for check in checks:
