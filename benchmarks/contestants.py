@@ -25,8 +25,7 @@ import torch.nn.functional as F
 from peers import dense_config, dense_flops, equal_active
 from torch import Tensor, nn
 
-from gossamer.cost.ledger import flops_by_part
-from gossamer.cost.network import count_network
+from gossamer.cost.network import count_network, flops_by_part
 from gossamer.data.dataset import prepare
 from gossamer.train.recipe import Recipe
 

@@ -7,10 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gossamer.cost.ledger import LEDGER_FILE, OVERHEADS, STEPS, Ledger, Work, flops_by_part, read_ledger
-from gossamer.cost.network import count_network
+from gossamer.cost.ledger import LEDGER_FILE, OVERHEADS, STEPS, Ledger, Work, read_ledger
 from gossamer.errors import UserError
-from gossamer.model.config import ModelConfig
 
 PARTS = {"experts": 6.0, "head": 4.0}  # FLOPs a token
 
@@ -152,22 +150,3 @@ def test_a_damaged_file_is_named(tmp_path, content):
     (tmp_path / LEDGER_FILE).write_bytes(content.encode("latin-1"))
     with pytest.raises(UserError, match=r"ledger\.json: .*; restore or delete it"):
         read_ledger(tmp_path)
-
-
-def test_the_parts_are_the_whole_network():
-    config = ModelConfig()
-    counts = count_network(config, 512)
-    once = flops_by_part(config, 512, mtp_steps=1)
-    assert set(once) == {"linear_attention", "attention", "experts", "head", "mtp"}
-    assert sum(once.values()) == pytest.approx(counts.training_flops)
-    assert flops_by_part(config, 512, mtp_steps=3)["mtp"] == 3 * once["mtp"]
-    assert "mtp" not in flops_by_part(config, 512, mtp_steps=0)
-
-
-def test_a_sampled_head_costs_its_share():
-    config = ModelConfig()
-    whole, half = (flops_by_part(config, 512, 1, size) for size in (0, config.vocab_size // 2))
-    assert half["head"] == pytest.approx(whole["head"] / 2)
-    assert whole["mtp"] - half["mtp"] == pytest.approx(whole["head"] / 2), "it applies the same head once more"
-    assert {part for part in whole if whole[part] != half[part]} == {"head", "mtp"}
-    assert flops_by_part(config, 512, 1, 2 * config.vocab_size) == whole

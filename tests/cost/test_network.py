@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gossamer import ops
 from gossamer.cost.layer import delta_rule_flops
-from gossamer.cost.network import Counts, count_network
+from gossamer.cost.network import Counts, count_network, flops_by_part
 from gossamer.model.causal_lm import CausalLM
 from gossamer.model.config import ModelConfig
 from model_configs import configs
@@ -188,3 +188,22 @@ def test_training_flops_are_the_counters() -> None:
     counts = count_network(MICRO, context=length)
     assert found.get_total_flops() == pytest.approx(length * counts.training_flops, rel=0.05)
     assert counts.training_flops == pytest.approx(sum(counts.by_kind().values()))
+
+
+def test_the_parts_are_the_whole_network() -> None:
+    config = ModelConfig()
+    counts = count_network(config, 512)
+    once = flops_by_part(config, 512, mtp_steps=1)
+    assert set(once) == {"linear_attention", "attention", "experts", "head", "mtp"}
+    assert sum(once.values()) == pytest.approx(counts.training_flops)
+    assert flops_by_part(config, 512, mtp_steps=3)["mtp"] == 3 * once["mtp"]
+    assert "mtp" not in flops_by_part(config, 512, mtp_steps=0)
+
+
+def test_a_sampled_head_costs_its_share() -> None:
+    config = ModelConfig()
+    whole, half = (flops_by_part(config, 512, 1, size) for size in (0, config.vocab_size // 2))
+    assert half["head"] == pytest.approx(whole["head"] / 2)
+    assert whole["mtp"] - half["mtp"] == pytest.approx(whole["head"] / 2), "it applies the same head once more"
+    assert {part for part in whole if whole[part] != half[part]} == {"head", "mtp"}
+    assert flops_by_part(config, 512, 1, 2 * config.vocab_size) == whole

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gossamer.cost.ledger import flops_by_part
-from gossamer.cost.network import count_network
+from gossamer.cost.network import count_network, flops_by_part
 from gossamer.cost.scaling import Law
 from gossamer.data.config import CorpusConfig
 from gossamer.data.dataset import prepare

@@ -16,7 +16,7 @@ import torch.multiprocessing as multiprocessing
 from gossamer import device as devices
 from gossamer.certify.checks import Check, first_line, named
 from gossamer.certify.timing import copy_rate
-from gossamer.cost.ledger import flops_by_part
+from gossamer.cost.network import flops_by_part
 from gossamer.data.packing import Batch
 from gossamer.model.causal_lm import CausalLM
 from gossamer.run.memory import estimate_peak

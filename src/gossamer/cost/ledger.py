@@ -20,8 +20,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from gossamer.cost.network import count_network
-from gossamer.model.config import ModelConfig
 from gossamer.reading import MissingFile, checked, parse_json, read_bytes
 from gossamer.typed import Range
 
@@ -33,7 +31,6 @@ __all__ = [
     "Ledger",
     "Overhead",
     "Work",
-    "flops_by_part",
     "read_ledger",
     "work_from",
 ]
@@ -48,24 +45,6 @@ _Count = Annotated[int, Range(0, (1 << 63) - 1)]
 _Amount = Annotated[float, Range(0, 1e60)]
 _HOUR = 3600.0
 _KWH = 3.6e6  # joules
-_ACCOUNT_NAMES = {"full_attention": "attention", "router": "experts"}  # the other kinds keep their names
-
-
-def flops_by_part(config: ModelConfig, context: int, mtp_steps: int, sampled_vocab_size: int = 0) -> dict[str, float]:
-    """Return the FLOPs per token of a training step, by part of the network; parts without any are left out.
-
-    Args:
-        config: The network.
-        context: Tokens of a row, which is taken for one document.
-        mtp_steps: How many times the multi-token-prediction head is applied; 0 means not at all.
-        sampled_vocab_size: Tokens that the output head is multiplied with, more if a batch has more; 0 means all.
-    """
-    found: dict[str, float] = {}
-    head_share = min(sampled_vocab_size or config.vocab_size, config.vocab_size) / config.vocab_size
-    for kind, flops in count_network(config, context).by_kind(mtp_steps, head_share).items():
-        part = _ACCOUNT_NAMES.get(kind, kind)
-        found[part] = found.get(part, 0.0) + flops
-    return found
 
 
 @dataclass

@@ -14,7 +14,7 @@ from gossamer.cost.layer import Layer, layer_of
 from gossamer.model.config import FULL, ModelConfig
 from gossamer.model.layer_spec import layer_specs
 
-__all__ = ["Counts", "Network", "Part", "count_network", "network_of"]
+__all__ = ["Counts", "Network", "Part", "count_network", "flops_by_part", "network_of"]
 
 
 @dataclass(frozen=True)
@@ -230,3 +230,23 @@ def network_of(config: ModelConfig, name: str = "") -> Network:
 def count_network(config: ModelConfig, context: int = 4096) -> Counts:
     """Count every part of a configuration's network for sequences of `context` tokens."""
     return network_of(config).counts(context)
+
+
+_ACCOUNT_NAMES = {"full_attention": "attention", "router": "experts"}  # the other kinds keep their names
+
+
+def flops_by_part(config: ModelConfig, context: int, mtp_steps: int, sampled_vocab_size: int = 0) -> dict[str, float]:
+    """Return the FLOPs per token of a training step, by part of the network; parts without any are left out.
+
+    Args:
+        config: The network.
+        context: Tokens of a row, which is taken for one document.
+        mtp_steps: How many times the multi-token-prediction head is applied; 0 means not at all.
+        sampled_vocab_size: Tokens that the output head is multiplied with, more if a batch has more; 0 means all.
+    """
+    found: dict[str, float] = {}
+    head_share = min(sampled_vocab_size or config.vocab_size, config.vocab_size) / config.vocab_size
+    for kind, flops in count_network(config, context).by_kind(mtp_steps, head_share).items():
+        part = _ACCOUNT_NAMES.get(kind, kind)
+        found[part] = found.get(part, 0.0) + flops
+    return found

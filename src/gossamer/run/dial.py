@@ -15,7 +15,7 @@ from pathlib import Path
 from gossamer import device as devices
 from gossamer import units
 from gossamer.cost.budget import parse_budget
-from gossamer.cost.ledger import flops_by_part
+from gossamer.cost.network import flops_by_part
 from gossamer.cost.scaling import Law, Text, law
 from gossamer.cost.sizes import WIDTHS, sized, trunk_parameters
 from gossamer.data.dataset import Dataset

@@ -16,7 +16,8 @@ import torch
 from gossamer import device as devices
 from gossamer import units
 from gossamer.cost.energy import EnergyMeter
-from gossamer.cost.ledger import LEDGER_FILE, Ledger, Overhead, flops_by_part, read_ledger, work_from
+from gossamer.cost.ledger import LEDGER_FILE, Ledger, Overhead, read_ledger, work_from
+from gossamer.cost.network import flops_by_part
 from gossamer.run.metrics import write_atomically
 from gossamer.train.recipe import Recipe
 from gossamer.train.world import World
