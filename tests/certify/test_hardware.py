@@ -39,7 +39,7 @@ def test_the_cpu_refuses_a_petabyte_and_works_again() -> None:
 @pytest.mark.parametrize(
     ("error", "told"),
     [
-        (RuntimeError("unspecified launch failure"), "not told as out of memory"),
+        (RuntimeError("unspecified launch failure"), "does not say that memory ran out"),
         (None, "gave a petabyte"),
         (torch.OutOfMemoryError("out of memory"), ""),
     ],

@@ -22,7 +22,7 @@ def program(dtype: torch.dtype = torch.float32) -> torch.Tensor:
     z = F.silu(y[1:, ::2]) * torch.rsqrt(y.square().mean() + 1e-6)
     values, _ = z.topk(2, dim=1)
     values.sum().backward()
-    optimizer = torch.optim.AdamW([x], lr=0.1, formax_kinds=True)
+    optimizer = torch.optim.AdamW([x], lr=0.1, foreach=True)
     optimizer.step()
     return x.detach().cumsum(0).masked_fill_(torch.eye(5, 7, dtype=torch.bool), float("-inf"))
 
@@ -75,7 +75,7 @@ def test_random_numbers_are_not_compared_and_attention_is() -> None:
         torch.rand(3)
         q = torch.ones(1, 2, 5, 8)
         F.scaled_dot_product_attention(q, q, q, is_causal=True)
-    assert shadow.not_compared == {"aten::rand": "draws random numbers"}
+    assert shadow.not_compared == {"aten::rand": "uses random numbers"}
     assert any("attention" in one.operator for one in shadow.compared)
 
 

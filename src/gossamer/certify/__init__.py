@@ -45,19 +45,19 @@ def certify(device: str, quick: bool, out: str | None, json: bool) -> tuple[dict
     from gossamer.certify.page import write_page
     from gossamer.certify.run import examine
 
-    chosen = devices.resolve(device)
-    folder = default_folder(chosen) if out is None else user_path(out)
+    target = devices.resolve(device)
+    folder = default_folder(target) if out is None else user_path(out)
     require_writable(folder)
     devices.keep_freed_memory()
     progress = Console(file=sys.stderr, highlight=False)
-    progress.print(f"certifying {devices.device_name(chosen)}{', quickly' if quick else ''}")
-    findings = examine(chosen, quick, lambda *found: progress.print(summary(*found)))
+    progress.print(f"certifying {devices.device_name(target)}{', quickly' if quick else ''}")
+    findings = examine(target, quick, lambda *found: progress.print(summary(*found)))
     record = certificate(findings)
     path = write_certificate(record, folder)
     page = write_page(findings, record, folder)
     if findings.lost:
-        raise UserError(f"{chosen} stopped answering: {findings.lost}; {path} says fail, and what was found before")
+        raise UserError(f"{target} stopped answering: {findings.lost}; {path} says fail, and what was found before")
     if not json:
-        show(findings, f"{record['device']['name']} ({chosen.type})", Console(highlight=False))
+        show(findings, f"{record['device']['name']} ({target.type})", Console(highlight=False))
         print(f"{path}\n{page}")
     return record, path

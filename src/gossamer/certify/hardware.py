@@ -77,7 +77,7 @@ def checked_dtypes(device: torch.device) -> list[torch.dtype]:
     return [dtype for dtype, lacking in claimed(device).items() if not lacking]
 
 
-# Of the estimate; a device's libraries also keep some tens of MiB, which count little in what is at least this large.
+# Of the estimate. A device's libraries also hold some tens of MiB, which matter little in this much.
 TOLERANCE = 0.25
 MIN_ESTIMATE = 256 << 20
 _BLOCKS = 16  # tensors that a device's memory is filled with
@@ -111,11 +111,11 @@ def _why_unknown(device: torch.device) -> str:
     if not devices.is_accelerator(device):
         return ""
     try:
-        held = torch.ones(1 << 10, device=device)
-        counted = devices.peak_memory(device) >= held.nbytes
+        tensor = torch.ones(1 << 10, device=device)
+        is_counted = devices.peak_memory(device) >= tensor.nbytes
     except Exception as error:
         return f"the plug-in keeps no such figures: {first_line(error)}"
-    return "" if counted else "the plug-in does not count what tensors take"
+    return "" if is_counted else "the plug-in does not count what tensors take"
 
 
 def _lacking_memory(device: torch.device, preset: str) -> str:
@@ -175,17 +175,17 @@ def _full(device: torch.device) -> Check:
 
 def _fill(device: torch.device, total: int) -> str:
     """What is wrong about how memory runs out, or ""."""
-    held: list[Any] = []
+    blocks: list[Any] = []
     try:
         if device.type == "cpu":
-            held.append(torch.empty(_TOO_MANY_BYTES, dtype=torch.uint8))
+            blocks.append(torch.empty(_TOO_MANY_BYTES, dtype=torch.uint8))
         else:
             for _ in range(_BLOCKS + _BLOCKS // 4):
-                held.append(torch.empty(total // _BLOCKS, dtype=torch.uint8, device=device))
+                blocks.append(torch.empty(total // _BLOCKS, dtype=torch.uint8, device=device))
     except Exception as error:
-        return "" if is_out_of_memory(error) else f"not told as out of memory: {first_line(error)}"
+        return "" if is_out_of_memory(error) else f"the error does not say that memory ran out: {first_line(error)}"
     finally:
-        held.clear()
+        blocks.clear()
         devices.forget_peak_memory(device)
     return f"gave {'a petabyte' if device.type == 'cpu' else '1.25 times the memory that it has'}"
 

@@ -94,11 +94,11 @@ def _broken(shadow: Shadow, problem: str, dtype: str) -> Iterator[Check]:
     """Tell of steps that did not end, unless the operator that failed tells it already, and of what was not reached."""
     if not shadow.wrong:
         yield Check("operators", "two training steps", "fail", problem, dtype, where="src/gossamer/train/step.py")
-    wanted = Shadow(CPU, max_kinds=0)
+    complete = Shadow(CPU, max_kinds=0)
     learner = network.learner(CPU, "fp32", torch.float64)
-    with ops.forced(**ops.pytorch_alone()), wanted:
+    with ops.forced(**ops.pytorch_alone()), complete:
         network.train(learner, network.batches(2))
-    missed = sorted(set(wanted.calls) - set(shadow.calls))
+    missed = sorted(set(complete.calls) - set(shadow.calls))
     if missed:
         message = f"the step ended before them: {', '.join(missed[:5])}{' …' if len(missed) > 5 else ''}"
         yield Check("operators", f"{len(missed)} operators of the CPU's step", "not run", message, dtype)

@@ -224,7 +224,7 @@ def _time_operation(
 ) -> list[dict[str, Any]]:
     operation, rows, calls = ops.OPERATIONS[operation_of(name)], list[dict[str, Any]](), dict[str, Call]()
     device = next(value.device for value in inputs.values() if isinstance(value, Tensor) and value.is_floating_point())
-    chosen = operation.choose(device).name
+    default = operation.choose(device).name
     moved: tuple[int, int] | None = None
     for one in operation.implementations:
         if one.obstacle(device) or not is_wanted(operation, one.name):
@@ -232,7 +232,7 @@ def _time_operation(
         call = forward_caller(operation.name, inputs)
         works: tuple[tuple[str, Call], ...] = ((FORWARD, call), (BOTH, caller(operation.name, inputs)))
         for place, (direction, work) in enumerate(works):
-            row = {"operation": name, "implementation": one.name, "direction": direction, "chosen": one.name == chosen}
+            row = {"operation": name, "implementation": one.name, "direction": direction, "chosen": one.name == default}
             rows.append(row)
             timed = _forcing(operation.name, one.name, work)
             try:

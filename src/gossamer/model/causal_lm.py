@@ -2,9 +2,9 @@
 
 What departs from the usual:
 
-- Packed documents: with `cu_seqlens` every document is computed as if it were alone, in positions, attention,
+- Packed documents: with `cu_seqlens` every document is computed by itself, in positions, attention,
   convolution, state and labels.
-- With labels the logits are never held: the output head and its loss are one operation.
+- With labels the logits are never stored: the output head and its loss are one operation.
 - The multi-token-prediction head is part of the model, in training and in the checkpoint.
 - The load-balancing loss is a sum over layers, each layer balanced for itself; what the routers did is returned too,
   so that a trainer can balance over more than one batch.

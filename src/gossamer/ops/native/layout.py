@@ -1,4 +1,4 @@
-"""How the kernels may read a tensor that is a part of a wider one, without a copy."""
+"""The layout in which the kernels can read a tensor that is a part of a wider one, without a copy."""
 
 from __future__ import annotations
 
@@ -6,20 +6,21 @@ from torch import Tensor
 
 
 def rows_in_place(x: Tensor) -> tuple[Tensor, int]:
-    """[B, T, …] whose tokens lie evenly spaced, each token's numbers together; and the floats from token to token.
+    """Give a tensor [B, T, …] whose tokens are evenly spaced, with the numbers of each token together.
 
-    A copy if they do not lie so.
+    Returns:
+        The tensor, or a copy if its tokens do not lie so; and the distance from token to token, in numbers.
     """
     inner = 1
     for size, stride in zip(reversed(x.shape[2:]), reversed(x.stride()[2:]), strict=True):
         if size != 1 and stride != inner:
-            return _copied(x)
+            return _copy(x)
         inner *= size
     step = x.stride(1) if x.shape[1] > 1 else inner
     even = x.shape[0] == 1 or x.stride(0) == x.shape[1] * step
-    return (x, step) if even and step >= inner else _copied(x)
+    return (x, step) if even and step >= inner else _copy(x)
 
 
-def _copied(x: Tensor) -> tuple[Tensor, int]:
+def _copy(x: Tensor) -> tuple[Tensor, int]:
     x = x.contiguous()
     return x, x[0, 0].numel() if x.numel() else 1
