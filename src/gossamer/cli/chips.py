@@ -105,6 +105,7 @@ def doctor(device: Device = AUTO, speed: bool = False, json: Json = False) -> No
     """
     from gossamer import device as devices
     from gossamer import ops
+    from gossamer.model import decode  # noqa: F401 (so that the operations of decoding are listed, too)
 
     devices.prepare_process()
     chosen = devices.resolve(device)

@@ -61,7 +61,8 @@ class Grammars:
         """
         if len(grammar.text) > MAX_CHARACTERS:
             raise GrammarError(
-                f"grammar: {grammar.kind} has {len(grammar.text):,} characters; at most {MAX_CHARACTERS:,} are accepted"
+                f"grammar: {grammar.kind} of {len(grammar.text):,} characters is too long; "
+                f"at most {MAX_CHARACTERS:,} are accepted"
             )
         try:
             text = f"{grammar.kind}\n{grammar.text}".encode()
