@@ -102,6 +102,8 @@ def test_a_budget_takes_the_recipe_that_it_chooses_from(training: Calls) -> None
     assert folder == Path("runs/a")
     assert (recipe.training.budget, recipe.training.price) == ("5eur", 2.5)
     assert recipe.model == load_recipe("budget").model
+    assert main("train --budget 1h --corpus.sets.novels.paths a.txt".split()) == 0
+    assert list(trained(training)[0].corpus.sets) == ["novels"]
 
 
 def test_train_resumes_by_the_runs_own_recipe(run: str, training: Calls) -> None:

@@ -15,7 +15,7 @@ from gossamer.plan import Catalogue, ClusterPlan, Fitted, Job, make_plan
 from gossamer.plan.search import min_chips, options, usable_memory
 from gossamer.plan.timing import StepTimer
 
-JOB = Job()
+JOB = Job(length=4096, batch=2**24, mtp_steps=1)
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from gossamer.plan.search import layouts
 from gossamer.plan.timing import PARTS, StepTimer, micro_batches
 
 ALL = Efficiency(1.0, 1.0, 1.0, 1.0)
-JOB = Job(length=4096, batch=2**22)
+JOB = Job(length=4096, batch=2**22, mtp_steps=1)
 
 
 def changed(chip: Chip, **values: float) -> Chip:

@@ -41,9 +41,9 @@ class Job:
         trained: Share of the parameters that is trained; adapters in fine-tuning are a small one.
     """
 
-    length: int = 4096
-    batch: int = 2**24
-    mtp_steps: int = 1
+    length: int
+    batch: int
+    mtp_steps: int
     fp8: bool = False
     trained: float = 1.0
 

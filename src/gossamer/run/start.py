@@ -28,8 +28,9 @@ def require_undecided(recipe: str | None, overrides: Mapping[str, Any]) -> None:
     own = "--recipe R --training.budget B keeps a recipe's network and all you say of it"
     if recipe is not None:
         raise UserError(f"--budget chooses the network, as does --recipe {recipe}; give one of them, or {own}")
+    options = recipe_options()
     for key in overrides:
-        if recipe_options()[key].is_set_by_budget:
+        if key in options and options[key].is_set_by_budget:
             raise UserError(f"--budget decides --{key}; leave one of them out, or {own}")
 
 
