@@ -32,6 +32,18 @@ def test_a_resumed_run_may_go_on_longer_and_tell_more(run: Path) -> None:
     assert (resumed.training.steps, resumed.training.log_every) == (99, 1)
 
 
+def test_a_run_of_an_earlier_release_goes_on(run: Path) -> None:
+    saved = run / "config.yaml"
+    text = saved.read_text()
+    assert "  bigram_steps: 0\n" in text and "  best_checkpoint_by: ''\n" in text
+    saved.write_text(text.replace("bigram_steps: 0", "pair_steps: 20").replace("best_checkpoint_by: ''", "best_by: a"))
+    resumed = resumed_recipe(run, "nano", {"training.steps": 99})
+    assert (resumed.training.bigram_steps, resumed.training.best_checkpoint_by) == (20, "a")
+    assert resumed.training.steps == 99
+    with pytest.raises(UserError, match=r"^training\.pair_steps is now called training\.bigram_steps$"):
+        resumed_recipe(run, None, {"training.pair_steps": 20})
+
+
 def test_the_same_command_can_be_repeated(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(run.parent)
     same = {"training.steps": 7, "model.num_experts": 4, "corpus.paths": ["text.txt"]}

@@ -25,6 +25,7 @@ from gossamer.train.recipe import (
     flatten,
     load_recipe,
     recipe_file,
+    recipe_folder,
     recipe_from,
     recipe_names,
     recipe_options,
@@ -109,6 +110,13 @@ def test_every_recipe_of_the_package_is_valid_and_describes_itself(name: str) ->
     assert recipe.description.startswith(f"{name}: ")
     if recipe.corpus.tokenizer == "bpe":
         assert recipe.model.vocab_size == recipe.corpus.vocab_size
+
+
+@pytest.mark.parametrize(
+    "record", sorted((recipe_folder().parent / "records").glob("*/recipe.yaml")), ids=lambda path: path.parent.name
+)
+def test_recipes_of_earlier_releases_still_load(record: Path) -> None:
+    assert load_recipe(record).training.steps
 
 
 @pytest.mark.parametrize("name", recipe_names())

@@ -93,10 +93,11 @@ def parse(verb: str, function: Verb, words: Sequence[str]) -> dict[str, Any]:
 
         print(help_page(flags, words))
         raise SystemExit(0)
-    flags.recipe |= _parts_of_mappings(flags.recipe, words)
+    end = list(words).index("--") if "--" in words else len(words)  # after it, nothing is a flag
+    flags.recipe |= _parts_of_mappings(flags.recipe, words[:end])
     known = flags.all
-    given, rest = _split(flags, [_with_underscores(word, known) for word in words])
-    arguments = _positional(flags, rest)
+    given, rest = _split(known, [_with_underscores(word, known) for word in words[:end]])
+    arguments = _positional(flags, rest, words[end + 1 :])
     overrides: dict[str, Any] = {}
     values: dict[str, Any] = {}
     for name, texts in given.items():
@@ -147,13 +148,12 @@ def _length(annotation: Any) -> int | None:
     return None if kinds[-1] is Ellipsis else len(kinds)
 
 
-def _split(flags: Flags, words: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
+def _split(known: Mapping[str, Option], words: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
     """Find which words belong to which flag.
 
     Returns:
         The words of each flag that was given, and the words that belong to none.
     """
-    known = flags.all
     # An abbreviated flag would change its meaning when another one is added.
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for name, option in known.items():
@@ -214,17 +214,21 @@ def _parts_of_mappings(recipe: Mapping[str, Option], words: Iterable[str]) -> di
     return found
 
 
-def _positional(flags: Flags, rest: Sequence[str]) -> dict[str, Any]:
+def _positional(flags: Flags, rest: Sequence[str], after: Sequence[str]) -> dict[str, Any]:
     """Read the words that belong to no flag.
 
+    Args:
+        flags: what the verb takes
+        rest: the words, among which may be unknown flags
+        after: the words after `--`, none of which is a flag
+
     Raises:
-        UserError: an unknown flag among them, too many words or too few.
+        UserError: an unknown flag, too many words or too few.
     """
-    ends = list(rest).index("--") if "--" in rest else len(rest)
-    for word in rest[:ends]:
+    for word in rest:
         if word.startswith("-") and len(word) > 1 and parse_number(word) is None and " " not in word:
             raise UserError(_unknown(word.partition("=")[0], flags))
-    words = [*rest[:ends], *rest[ends + 1 :]]
+    words = [*rest, *after]
     values: dict[str, Any] = {}
     for name, option in flags.positional.items():
         if not words:
