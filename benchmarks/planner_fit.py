@@ -92,7 +92,8 @@ def write_shares(rates: Efficiency, error: float) -> None:
 
 def compared() -> list[ClusterPlan]:
     """Return the plans that docs/planning.md compares, by the shares that are on disk."""
-    return training_plans(planned_network("80b-a3b"), choose_chips(CHIPS), 2048, 15e12, Job(length=4096, batch=2**24, mtp_steps=1))
+    job = Job(length=4096, batch=2**24, mtp_steps=1)
+    return training_plans(planned_network("80b-a3b"), choose_chips(CHIPS), 2048, 15e12, job)
 
 
 def section(text: str, name: str, content: str) -> str:
