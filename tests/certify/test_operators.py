@@ -93,3 +93,10 @@ def test_operators_of_other_devices_are_passed_over() -> None:
     with shadow:
         torch.ones(3).add(1)
     assert not shadow.calls
+
+
+def test_an_operator_that_consists_of_others_is_seen_by_its_parts_without_gradients_too() -> None:
+    shadow = Shadow(CPU, max_kinds=100)
+    with Faulty("aten::rsqrt", lambda x: x * 1.001), shadow, torch.inference_mode():
+        F.rms_norm(torch.randn(3, 8), (8,))
+    assert {one.operator for one in shadow.wrong} == {"aten::rsqrt"}
