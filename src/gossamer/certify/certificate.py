@@ -162,7 +162,7 @@ def _groups(checks: Sequence[Check]) -> Table:
 
 
 def _name(check: Check) -> str:
-    """Give the check's name, and its type if the name does not say it."""
+    """Return the check's name, and its type if the name does not say it."""
     return check.name if check.dtype in check.name else f"{check.name} {check.dtype}"
 
 

@@ -63,7 +63,7 @@ class Check:
         assert self.status == "pass" or self.message, f"{self.name}: {self.status} without a reason"
 
     def to_dict(self) -> dict[str, Any]:
-        """Give what the certificate holds; empty fields are left out."""
+        """Return what the certificate holds; empty fields are left out."""
         return {key: value for key, value in asdict(self).items() if value not in ("", None)}
 
     def describe(self) -> str:

@@ -101,7 +101,7 @@ def _check(
 
 
 def served_network(device: torch.device, dtype: torch.dtype) -> CausalLM:
-    """Give the network as the service holds it, with its weights in `dtype`."""
+    """Return the network as the service holds it, with its weights in `dtype`."""
     model = network.network(CPU).eval().requires_grad_(False)
     for name, parameter in model.named_parameters():
         parameter.data = parameter.data.to(held_dtype(name, dtype))
@@ -110,7 +110,7 @@ def served_network(device: torch.device, dtype: torch.dtype) -> CausalLM:
 
 @lru_cache
 def _reference() -> tuple[Tensor, Tensor]:
-    """Give some tokens and their logits by a full forward pass, in float64 through the references."""
+    """Return some tokens and their logits by a full forward pass, in float64 through the references."""
     ids = network.batches(1)[0].input_ids[:ROWS, :LENGTH]
     return ids, full_logits(ids)
 
@@ -199,7 +199,7 @@ def _answer_error(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def _sampling_error(device: torch.device, dtype: torch.dtype) -> float:
-    """Sample tokens of random logits; gives the share that differs from the reference's."""
+    """Sample tokens of random logits; returns the share that differs from the reference's."""
     generator = torch.Generator().manual_seed(0)
     logits = 2 * torch.randn(256, network.CONFIG.vocab_size, generator=generator)
     keys = torch.randint(-(2**62), 2**62, (256,), generator=generator)
@@ -211,7 +211,7 @@ def _sampling_error(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def _drafting_error(device: torch.device, dtype: torch.dtype) -> float:
-    """Draft tokens of several sequences; gives the share of sequences whose drafts differ from the reference's."""
+    """Draft tokens of several sequences; returns the share of sequences whose drafts differ from the reference's."""
     found = _drafts(served_network(device, dtype))
     with ops.forced(**dict.fromkeys(ops.OPERATIONS, "reference")):
         expected = _drafts(network.network(CPU, torch.float64))

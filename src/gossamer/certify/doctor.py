@@ -94,7 +94,7 @@ class ThreadUse:
         return max(1, self.usable // self.threads_per_core)
 
     def to_dict(self) -> dict[str, Any]:
-        """Give the fields for JSON, which has no infinity."""
+        """Return the fields for JSON, which has no infinity."""
         own = asdict(self) | {"usable": self.usable, "cores": self.cores}
         return own | {"quota": self.quota if math.isfinite(self.quota) else None}
 
@@ -210,12 +210,12 @@ def measure_operations(device: torch.device, dtype: torch.dtype) -> list[dict[st
 
 
 def operation_config() -> ModelConfig:
-    """Give the network whose operations are timed."""
+    """Return the network whose operations are timed."""
     return load_recipe(RECIPE).model
 
 
 def share_name(operation: str, implementation: str) -> str:
-    """Give the name under which a share is recorded."""
+    """Return the name under which a share is recorded."""
     return f"{operation}: {implementation}"
 
 
@@ -233,7 +233,7 @@ def flushes_subnormals() -> bool:
 
 @contextmanager
 def max_threads(count: int) -> Iterator[None]:
-    """Give PyTorch and the native kernels no more than `count` threads inside this context."""
+    """Return PyTorch and the native kernels no more than `count` threads inside this context."""
     before = torch.get_num_threads()
     torch.set_num_threads(min(before, count))
     try:

@@ -23,7 +23,7 @@ _ROUNDED_ONCE = {("delta_rule", name) for name in ("native", "triton", "chunked"
 
 
 def tolerance(operation: str, implementation: str, dtype: torch.dtype) -> float:
-    """Give how far an implementation may be from the reference, as a share of its largest magnitude."""
+    """Return how far an implementation may be from the reference, as a share of its largest magnitude."""
     if operation == "orthogonalize":
         return ORTHOGONALIZE[dtype]
     if dtype == torch.bfloat16 and (operation, implementation) not in _ROUNDED_ONCE:

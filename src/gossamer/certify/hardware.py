@@ -29,7 +29,7 @@ _ALLOWED = {torch.float64: 1e-14, torch.float32: 2e-6, torch.bfloat16: 1e-2}
 
 
 def claimed(device: torch.device) -> dict[torch.dtype, str]:
-    """Give the types that certification is about, each with what the device lacks by its flags, or ""."""
+    """Return the types that certification is about, each with what the device lacks by its flags, or ""."""
     can = devices.capabilities(device)
     # A CPU computes in bfloat16 anyhow, if slowly.
     bf16 = "" if can.bf16 or not devices.is_accelerator(device) else "no products in bfloat16, by the device's flags"
@@ -107,7 +107,7 @@ def _peak(device: torch.device, preset: str) -> Check:
 
 
 def _why_unknown(device: torch.device) -> str:
-    """Say why a device's peak cannot be known, or ""."""
+    """Explain why a device's peak cannot be known, or ""."""
     if not devices.is_accelerator(device):
         return ""
     try:

@@ -158,7 +158,7 @@ class Case:
 
 
 def cases(operation: str, quick: bool) -> Iterator[Case]:
-    """Give the cases that an operation is checked with; `quick` ones have fewer and shorter documents."""
+    """Return the cases that an operation is checked with; `quick` ones have fewer and shorter documents."""
     documents = FEW_DOCUMENTS if quick else DOCUMENTS
     yield Case("packed documents, given states", partial(inputs_of, operation, CONFIG, documents))
     yield Case("odd sizes", partial(inputs_of, operation, ODD, documents))

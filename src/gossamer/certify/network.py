@@ -41,7 +41,7 @@ LEARNING_RATE = 3e-3
 
 
 def recipe(precision: str = "fp32") -> Recipe:
-    """Give the recipe: Muon and AdamW together, packed documents, multi-token prediction, a balancing loss."""
+    """Return the recipe: Muon and AdamW together, packed documents, multi-token prediction, a balancing loss."""
     training = TrainingConfig(sequence_length=LENGTH, batch_size=ROWS, precision=precision)  # type: ignore[arg-type]
     return Recipe(model=CONFIG, optimizer=OptimizerConfig(learning_rate=LEARNING_RATE), training=training)
 
@@ -80,5 +80,5 @@ def learner(device: torch.device, precision: str = "fp32", dtype: torch.dtype = 
 
 
 def train(learner: Learner, steps: Sequence[Batch]) -> list[float]:
-    """Take a step on each batch, and give the losses in nats a token."""
+    """Take a step on each batch, and return the losses in nats a token."""
     return [float(learner.step([batch], LEARNING_RATE).values["loss"]) for batch in steps]

@@ -80,7 +80,7 @@ def _compare(
     dtype: torch.dtype,
     device: torch.device,
 ) -> dict[str, Any]:
-    """Compare one implementation with the reference; gives the arguments of `judge`."""
+    """Compare one implementation with the reference; returns the arguments of `judge`."""
     found: dict[str, Any] = {
         "name": f"{operation} {one.name}",
         "tolerance": tolerance(operation, one.name, _rounded_to(operation, one.name, dtype, device)),
@@ -103,7 +103,7 @@ def _compare(
 
 
 def _rounded_to(operation: str, implementation: str, dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """Give the type that decides how exact an implementation is; Muon multiplies in bfloat16 where that is fast."""
+    """Return the type that decides how exact an implementation is; Muon multiplies in bfloat16 where that is fast."""
     if (operation, implementation, dtype) == ("orthogonalize", "batched", torch.float32):
         return devices.compute_dtype(device, "auto")
     return dtype

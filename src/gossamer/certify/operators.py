@@ -122,7 +122,7 @@ def _row(name: str, count: int, device: torch.device, warned: set[str], found: l
 
 
 def where_it_ran(name: str, device: torch.device, warned: set[str]) -> str:
-    """Tell where an operator ran, by what PyTorch's dispatcher has registered and by warnings of a fall-back.
+    """Return where an operator ran, by what PyTorch's dispatcher has registered and by warnings of a fall-back.
 
     Args:
         name: an operator with its overload
@@ -311,7 +311,7 @@ def _without_dropout(func: Any, args: Any, kwargs: Any) -> bool:
 
 
 def _results(func: Any, args: Any, kwargs: Any, out: Any) -> Iterator[Tensor]:
-    """Give the tensors that an operator returns, numbers as tensors, and the tensors that it writes into."""
+    """Return the tensors that an operator returns, numbers as tensors, and the tensors that it writes into."""
     for leaf in tree_iter(out):
         if isinstance(leaf, Tensor | bool | int | float):
             yield leaf if isinstance(leaf, Tensor) else torch.tensor(leaf, dtype=torch.float64)
@@ -366,7 +366,7 @@ def _magnitude(leaves: list[Any]) -> float:
 
 
 def _kind(args: Any, kwargs: Any, results: list[Tensor] | None = None) -> tuple[str, str]:
-    """Give the narrowest floating-point type among tensors, and the shapes of the inputs."""
+    """Return the narrowest floating-point type among tensors, and the shapes of the inputs."""
     inputs = [leaf for leaf in tree_iter((args, kwargs)) if isinstance(leaf, Tensor)]
     types = {leaf.dtype for leaf in [*inputs, *(results or [])] if leaf.is_floating_point()}
     narrowest = min(types, key=lambda dtype: (dtype.itemsize, -torch.finfo(dtype).eps), default=None)
@@ -376,7 +376,7 @@ def _kind(args: Any, kwargs: Any, results: list[Tensor] | None = None) -> tuple[
 
 
 def _key(leaf: Any) -> Any:
-    """Give what tells one kind of input from another; floating-point numbers vary from step to step."""
+    """Return what tells one kind of input from another; floating-point numbers vary from step to step."""
     if isinstance(leaf, Tensor):
         return tuple(leaf.shape), leaf.dtype, leaf.is_contiguous()
     return leaf if isinstance(leaf, bool | int | str | None | torch.dtype) else type(leaf).__name__

@@ -53,7 +53,7 @@ def write_page(findings: Findings, record: dict[str, Any], folder: Path) -> Path
 
 
 def _facts(record: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """Give the figures at the head of the page: label, figure, remark."""
+    """Return the figures at the head of the page: label, figure, remark."""
     device, measured = record["device"], record["measured"]
     counts = Counter(check["status"] for check in record["checks"])
     facts = [("checks passed", f"{counts['pass']:,}", f"{counts['fail']} failed, {counts['not run']} not run")]
@@ -93,7 +93,7 @@ def _places(operators: list[dict[str, Any]]) -> list[tuple[str, int, int]]:
 
 
 def colors(dtypes: Sequence[str]) -> dict[str, str]:
-    """Give each type a colour of the page's palette."""
+    """Return each type a colour of the page's palette."""
     return {dtype: SERIES[index % len(SERIES)] for index, dtype in enumerate(dict.fromkeys(dtypes))}
 
 
@@ -134,7 +134,7 @@ def _dot(check: Check, y: float, color: str) -> str:
 
 
 def _place(share: float) -> float:
-    """Give the place of an error over its tolerance, in pixels from the left."""
+    """Return the place of an error over its tolerance, in pixels from the left."""
     clipped = min(max(share, _LOW), _HIGH)
     fraction = (math.log(clipped) - math.log(_LOW)) / (math.log(_HIGH) - math.log(_LOW))
     return _LEFT + 8 + fraction * (_WIDTH - _LEFT - _RIGHT - 16)

@@ -153,13 +153,13 @@ def _questions(group: str, findings: Findings) -> Iterator[Check]:
 
 
 def _precisions(device: torch.device) -> dict[str, torch.dtype]:
-    """Give a recipe's names for the precisions that the device trains in, with the types of products."""
+    """Return a recipe's names for the precisions that the device trains in, with the types of products."""
     precisions = {"fp32": torch.float32}
     return precisions | ({"bf16": torch.bfloat16} if devices.has_fast_bfloat16(device) else {})
 
 
 def _silent(device: torch.device) -> str:
-    """Say why a device no longer answers, or "": it is asked for nothing but a number.
+    """Explain why a device no longer answers, or "": it is asked for nothing but a number.
 
     A device that lacks an operator or memory does answer.
     """

@@ -124,7 +124,7 @@ def _training(preset: str, device: torch.device, quick: bool, measured: Measured
 
 
 def _excess(recipe: Recipe, device: torch.device, peak: float, max_seconds: float) -> str:
-    """Say why a step should not be taken here, for memory or time; "" if it can be."""
+    """Explain why a step should not be taken here, for memory or time; "" if it can be."""
     estimate = estimate_peak(recipe, device)
     if not estimate.fits(device):
         return f"needs {size(estimate.needed)} of {size(devices.memory_bytes(device))}"
@@ -156,7 +156,7 @@ def seconds_a_step(recipe: Recipe, device: torch.device, min_seconds: float) -> 
 
 
 def preset_recipe(preset: str) -> Recipe:
-    """Give the recipe of a preset, with one micro-batch in a step."""
+    """Return the recipe of a preset, with one micro-batch in a step."""
     assert preset in recipe_names()
     recipe = load_recipe(preset)
     return replace(recipe, training=replace(recipe.training, gradient_accumulation=1))

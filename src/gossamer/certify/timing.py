@@ -130,7 +130,7 @@ def training_inputs(
 
 
 def operation_of(timed: str) -> str:
-    """Give the operation of a name in `training_inputs`."""
+    """Return the operation of a name in `training_inputs`."""
     return timed.removesuffix(FRESH)
 
 

@@ -25,7 +25,7 @@ _MAX_EXTRA_PLACES = 8
 
 
 class Drafter:
-    """Proposes tokens.
+    """The maker of drafts: tokens that the head expects after those of each running request.
 
     Args:
         decoder: of a model with a multi-token-prediction head
@@ -89,7 +89,7 @@ class Drafter:
             request.pending_hidden = []
 
     def _places(self, group: list[RunningRequest], lengths: list[int]) -> Sequences:
-        """Give so many places of each request, beginning behind those that the head has computed."""
+        """Return so many places of each request, beginning behind those that the head has computed."""
         slots = tuple(request.slot for request in group if request.slot is not None)
         past = tuple(request.num_head_computed for request in group)
         tables = tuple(tuple(request.pages) for request in group)
@@ -111,7 +111,7 @@ _SIDES = (1, 2, -1)  # lengths that are tried, relative to the best one
 
 
 class DraftLength:
-    """Chooses the length that makes most tokens a second, by the times of steps and the acceptance of drafts.
+    """The choice of the draft length that makes most tokens a second, by the times of steps and what is accepted.
 
     What a draft costs depends on the size of the batch, so times are kept for each power of two of it. Lengths are
     tried upwards from 0 as long as that helps. Later those beside the best are tried once in a while, and half as often
@@ -187,7 +187,7 @@ class DraftLength:
             batch.wait = min(2 * batch.wait, _MAX_WAIT_WITH_DRAFTS if best else _MAX_WAIT)
 
     def _rate(self, batch: _BatchTimes, length: int) -> float:
-        """Estimate tokens a second."""
+        """Estimate the tokens a second that drafts of this length make."""
         tokens = probability = 1.0
         for place in range(1, length + 1):
             probability *= self._hits[place] / self._tries[place] if self._tries[place] else 0.0

@@ -58,7 +58,9 @@ class _Answer(NamedTuple):
 
 
 class Engine:
-    """Decodes requests together; the caller owns the loop: `while engine.has_work: for delta in engine.step(): …`.
+    """An engine that decodes requests together.
+
+    The caller owns the loop: `while engine.has_work: for delta in engine.step(): …`.
 
     It is not thread-safe: all calls must come from one thread.
 
@@ -139,7 +141,7 @@ class Engine:
         self._scheduler.waiting.append(running)
 
     def abort(self, id: str) -> Delta | None:
-        """End a request now and free what it holds; gives its last delta, or None if there is no such request."""
+        """End a request now and free what it holds; returns its last delta, or None if there is no such request."""
         if (request := self._requests.get(id)) is None:
             return None
         self._finish(request, "abort")
@@ -152,7 +154,7 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> list[Delta]:
-        """Take one step of the model for all requests that have their turn, and give what it adds to each.
+        """Take one step of the model for all requests that have their turn, and return what it adds to each.
 
         A request that fails gets a delta with the reason "error"; the others go on.
         """
@@ -173,7 +175,7 @@ class Engine:
         return deltas
 
     def stats(self) -> EngineStats:
-        """Give the engine's queue, memory and counters at this moment."""
+        """Return the engine's queue, memory and counters at this moment."""
         scheduler, counts = self._scheduler, self._counts
         return EngineStats(
             queued=len(scheduler.waiting),
@@ -337,7 +339,7 @@ class Engine:
         return token, failure
 
     def _explain(self, request: RunningRequest) -> str:
-        """Say why the model gives this request no logits.
+        """Explain why the model gives this request no logits.
 
         The cause is looked for in its first tokens alone, so that others wait little. Weights that are not finite
         concern every request, and are looked for once.
@@ -384,7 +386,7 @@ class Engine:
 
 
 def _try(work: Callable[[], object]) -> _Failure | None:
-    """Do what concerns one request alone, and give what went wrong."""
+    """Do what concerns one request alone, and return what went wrong."""
     try:
         work()
     except GrammarError as error:

@@ -39,7 +39,7 @@ class GrammarError(UserError):
 
 
 class Grammars:
-    """Makes matchers for a tokenizer. Several threads may use it.
+    """The maker of matchers for a tokenizer; several threads may use it.
 
     Args:
         tokenizer: its tokens are allowed or forbidden
@@ -114,7 +114,7 @@ class Matcher:
         return self._is_quick
 
     def allowed(self) -> Tensor:
-        """Tell which tokens may come next, [V] bool.
+        """Return which tokens may come next, [V] bool.
 
         Raises:
             GrammarError: That cannot be found out within the limits.
@@ -149,7 +149,7 @@ class Matcher:
         return self._has_ended
 
     def fileno(self) -> int:
-        """Give a file descriptor to wait on, with others, for the worker's next answer."""
+        """Return a file descriptor to wait on, with others, for the worker's next answer."""
         return self._worker.fileno()
 
     def close(self) -> None:

@@ -34,8 +34,8 @@ def prepare_matching(tokenizer: Tokenizer, vocab_size: int) -> Callable[[], Hand
         vocab_size: the model's, not less than the tokenizer's
 
     Returns:
-        A function that makes the handler of one text. The handler takes `kind\\ngrammar` first, then ids of tokens as
-        `str`, each of which it appends to the text, and `MASK`.
+        A function that makes the handler of one text. The handler takes the kind and the text of the grammar, in two
+        lines, then ids of tokens as `str`, each of which it appends to the text, and `MASK`.
     """
     wrapper = llguidance.TokenizerWrapper(_Vocabulary(tokenizer))
     vocabulary = llguidance.LLTokenizer(wrapper, n_vocab=vocab_size)

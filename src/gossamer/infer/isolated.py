@@ -38,15 +38,15 @@ _MAIN = "from gossamer.infer.isolated import _main; _main()"
 
 
 class Refused(Exception):
-    """The worker refuses a question, in its own words, and goes on."""
+    """The error of a question that a worker refuses, in its own words; the worker goes on."""
 
 
 class Exhausted(Exception):
-    """The worker has reached a limit or crashed, and has ended."""
+    """The error of a worker that has reached a limit or crashed, and has ended."""
 
 
 class Isolated:
-    """Starts workers from one process that is prepared.
+    """A source of workers, which are forked from one process that is prepared.
 
     Args:
         prepare: called once, in a process of its own; what it returns is called in every worker and makes its handler.
@@ -167,18 +167,18 @@ class Worker:
             raise Exhausted("the process that worked on it has died") from None
 
     def has_answered(self) -> bool:
-        """Tell whether `receive` has something to give at once, be it the worker's death."""
+        """Return whether `receive` has something to give at once, be it the worker's death."""
         try:
             return self._connection.poll(0)
         except OSError:
             return True
 
     def fileno(self) -> int:
-        """Give a file descriptor to wait on, with others."""
+        """Return a file descriptor to wait on, with others."""
         return self._connection.fileno()
 
     def receive(self) -> bytes:
-        """Give the answer to the last question; raises as `ask` does."""
+        """Return the answer to the last question; raises as `ask` does."""
         try:
             remaining = self._sent + self._seconds * _SLACK + 1 - time.monotonic()
             if not self._connection.poll(max(0.0, remaining)):

@@ -120,7 +120,7 @@ class RunningRequest:
     def delta(
         self, reason: FinishReason | None = None, error: str | None = None, cause: ErrorCause | None = None
     ) -> Delta | None:
-        """Give what was added since the last delta; None if nothing was and the answer goes on.
+        """Return what was added since the last delta; None if nothing was and the answer goes on.
 
         Args:
             reason: why the answer ends; None while it goes on
@@ -163,7 +163,7 @@ class TextStream:
         return self._release(self._stream.push(token))
 
     def finish(self) -> str:
-        """Give what was withheld, at the end of the text: no stop string came of it."""
+        """Return what was withheld, at the end of the text: no stop string came of it."""
         if self.has_stopped:
             return ""
         text = self._release(self._stream.finish())

@@ -68,7 +68,7 @@ class Sampler:
             logits[self._bias] += self._bias_values
 
     def key(self, place: int) -> int:
-        """Give the key of the random numbers for a place in the text."""
+        """Return the key of the random numbers for a place in the text."""
         return random_key(self.seed, place) if self.params.temperature else 0
 
     def count(self, token: int) -> None:
@@ -112,7 +112,7 @@ def _truncate(logits: Tensor, params: SamplingParams) -> Tensor:
 
 
 def _filter(candidates: Tensor, params: SamplingParams) -> Tensor:
-    """Tell which probabilities, in falling order, are allowed: by top-k, then the nucleus of those, then min-p."""
+    """Return which probabilities, in falling order, are allowed: by top-k, then the nucleus of those, then min-p."""
     is_allowed = torch.ones_like(candidates, dtype=torch.bool)
     if params.top_k:
         is_allowed[params.top_k :] = False
@@ -141,7 +141,7 @@ def _mix(z: int) -> int:
 
 
 def logprobs(logits: Tensor, token: int, alternatives: int) -> TokenLogprobs:
-    """Give the log-probabilities of a token and of the most likely ones, from the model's own logits [V]."""
+    """Return the log-probabilities of a token and of the most likely ones, from the model's own logits [V]."""
     normaliser = float(logits.logsumexp(-1))
     top = logits.topk(min(alternatives, len(logits)))
     pairs = tuple((int(i), float(x) - normaliser) for x, i in zip(top.values, top.indices, strict=True))

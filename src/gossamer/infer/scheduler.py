@@ -75,7 +75,7 @@ class Scheduler:
         return plan
 
     def try_grow(self, request: RunningRequest, tokens: int) -> bool:
-        """Give a request pages for so many tokens, if enough are free."""
+        """Return a request pages for so many tokens, if enough are free."""
         missing = self._num_pages(tokens) - len(request.pages)
         if missing > self.pages.num_free:
             return False
@@ -127,7 +127,7 @@ class Scheduler:
             self.waiting.popleft()
 
     def _try_start(self, request: RunningRequest, entry: Entry | None) -> bool:
-        """Give a request a slot, and pages for its tokens and the next one; False if there are not enough."""
+        """Return a request a slot, and pages for its tokens and the next one; False if there are not enough."""
         shared: tuple[int, ...] = ()
         if entry is not None:
             # The head's keys and values of later places are computed anew, for this request's own next token.
@@ -146,7 +146,7 @@ class Scheduler:
         return fits
 
     def _start(self, request: RunningRequest, entry: Entry | None, shared: tuple[int, ...], needed: int) -> None:
-        """Give a request a slot, the shared pages and `needed` more, and the states that the entry has."""
+        """Return a request a slot, the shared pages and `needed` more, and the states that the entry has."""
         self.pages.share(shared)
         request.pages = [*shared, *self.pages.allocate(needed)]
         request.slot = self._free_slots.pop()

@@ -13,7 +13,7 @@ from gossamer.model.rotary import rotate
 
 
 class GatedAttention(nn.Module):
-    """A layer's `self_attn`. Shapes: H query heads, Hkv key and value heads, D the width of a head."""
+    """Gated attention, a layer's `self_attn`, with H query heads and Hkv key and value heads of width D."""
 
     def __init__(self, spec: LayerSpec) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class GatedAttention(nn.Module):
         cu_seqlens: Tensor | None = None,
         kv_cache: KVCache | None = None,
     ) -> Tensor:
-        """Attend: [B, T, hidden] → [B, T, hidden].
+        """Apply the layer: [B, T, hidden] → [B, T, hidden].
 
         With a `kv_cache` its keys and values come before these tokens', which are added to it.
         """

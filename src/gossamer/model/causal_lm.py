@@ -166,7 +166,7 @@ class CausalLM(nn.Module):
         divisors: Sequence[float] | None,
         vocabulary: SampledVocabulary | None,
     ) -> list[Routing]:
-        """Apply the head step after step: set drafts and loss in `out`, and give the mean routing of the steps."""
+        """Apply the head step after step: set drafts and loss in `out`, and return the mean routing of the steps."""
         assert self.mtp is not None and out.hidden is not None
         hidden, head = out.hidden, self.lm_head.weight
         if not mtp.trunk_gradient:
@@ -197,7 +197,7 @@ class CausalLM(nn.Module):
         return torch.cat([self.lm_head(part).argmax(-1) for part in rows]).view(hidden.shape[:2])
 
     def _check_ids(self, name: str, ids: Tensor, ignored: int | None = None) -> Tensor:
-        """Give ids [B, T] as int64, or refuse what are none of the vocabulary's; see `check_indices`."""
+        """Return ids [B, T] as int64, or refuse what are none of the vocabulary's; see `check_indices`."""
         if not isinstance(ids, Tensor) or ids.ndim != 2:
             raise UserError(f"{name} must be [B, T] of integers, not {describe(ids)}")
         vocab, device = self.config.vocab_size, self.lm_head.weight.device
@@ -251,7 +251,7 @@ def padding_mask(labels: Tensor, lengths: tuple[int, ...]) -> Tensor | None:
 
 
 def _ahead(tokens: Tensor, lengths: tuple[int, ...], ahead: int, fill: int | None) -> Tensor:
-    """Give the token `ahead` places later in the same document; past its end `fill`, or the token itself if None."""
+    """Return the token `ahead` places later in the same document; past its end `fill`, or the token itself if None."""
     flat = tokens.flatten()
     shifted = F.pad(flat[ahead:], (0, min(ahead, len(flat))))
     remaining = _remaining(lengths, tokens.device)

@@ -14,7 +14,7 @@ from gossamer.ops.delta_step import DeltaWeights
 
 
 class GatedDeltaNet(nn.Module):
-    """A layer's `linear_attn`. Shapes: Hk key heads of dk, Hv = r · Hk value heads of dv.
+    """Gated DeltaNet, a layer's `linear_attn`, with Hk key heads of width dk and Hv = r · Hk value heads of width dv.
 
     Gates are computed in float32 whatever the model's dtype, and `gossamer.load` keeps `A_log` and `dt_bias` in it:
     in a narrower type A_log becomes −inf.

@@ -13,7 +13,7 @@ from gossamer.model.layer_spec import LayerSpec
 
 
 class SwiGLU(nn.Module):
-    """down(SiLU(gate(x)) ⊙ up(x))."""
+    """A dense feed-forward network, down(SiLU(gate(x)) ⊙ up(x))."""
 
     def __init__(self, hidden: int, width: int) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class Experts(nn.Module):
 
 
 class Routing(NamedTuple):
-    """How a layer's router spread the tokens of a batch, padding left out; for several layers, stacked.
+    """The spread of a batch's tokens over experts by a layer's router, padding left out; of several layers, stacked.
 
     Attributes:
         load: [E] assignments to each expert per token, summing to k; without a gradient

@@ -17,7 +17,7 @@ from gossamer.model.trunk import Block
 
 @dataclass(frozen=True)
 class MTPTraining:
-    """How the multi-token-prediction head is taught.
+    """The way in which the multi-token-prediction head is trained.
 
     Attributes:
         steps: tokens beyond the next one that are predicted, the one head applied to its own output each time
@@ -34,7 +34,7 @@ class MTPTraining:
             raise UserError(f"mtp: steps must be 1 or more, not {self.steps}; leave the head out with mtp=None")
 
     def weights(self) -> list[float]:
-        """Give the weights of the steps' losses, which sum to 1."""
+        """Return the weights of the steps' losses, which sum to 1."""
         powers = [self.decay**step for step in range(self.steps)]
         return [power / sum(powers) for power in powers]
 
@@ -43,7 +43,9 @@ ONE_STEP = MTPTraining()
 
 
 class MultiTokenPrediction(nn.Module):
-    """`mtp.*`: one full-attention block on [N_e(embedding of t_{i+1}) ; N_h(h_i)], with experts if the network has any.
+    """The multi-token-prediction head, `mtp.*`: a full-attention block on [N_e(embedding of t_{i+1}) ; N_h(h_i)].
+
+    The block has experts if the network has any.
 
     h_i is taken after the trunk's final norm, and what this returns is taken after `mtp.norm`, so that a further draft
     step can feed it back. Embedding and output head are the trunk's.

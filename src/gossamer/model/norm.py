@@ -9,12 +9,12 @@ from gossamer import ops
 
 
 def working_dtype(x: Tensor) -> torch.dtype:
-    """Give the type that norms, gates and states are computed in: float32, or float64 for inputs of that type."""
+    """Return the type that norms, gates and states are computed in: float32, or float64 for inputs of that type."""
     return torch.promote_types(x.dtype, torch.float32)
 
 
 class RMSNorm(nn.Module):
-    """x · rsqrt(mean x² + ε) · (1 + w), computed in float32 and cast last. w starts at zero."""
+    """A norm, x · rsqrt(mean x² + ε) · (1 + w), computed in float32 and cast last. w starts at zero."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -26,12 +26,12 @@ class RMSNorm(nn.Module):
         return ops.rms_norm(x, 1.0 + self.weight.to(working_dtype(x)), self.eps)
 
     def factor(self) -> Tensor:
-        """Give 1 + w, [width], by which a normalised vector is multiplied."""
+        """Return 1 + w, [width], by which a normalised vector is multiplied."""
         return 1.0 + self.weight.detach()
 
 
 class GatedRMSNorm(nn.Module):
-    """RMS(x) · w ⊙ SiLU(gate), norm before gate. Here the weight is plain, and starts at one."""
+    """A gated norm, RMS(x) · w ⊙ SiLU(gate), norm before gate. Here the weight is plain, and starts at one."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()

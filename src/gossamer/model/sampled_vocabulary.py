@@ -43,7 +43,7 @@ class SampledVocabulary:
             raise UserError("vocabulary: tokens must be ids in ascending order")
 
     def select(self, head: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Give what the loss needs in place of the whole output head.
+        """Return what the loss needs in place of the whole output head.
 
         Args:
             head: [V, hidden]

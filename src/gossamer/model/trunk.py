@@ -16,7 +16,7 @@ from gossamer.model.norm import RMSNorm
 
 
 class Trunk(nn.Module):
-    """`model.*`: from token ids to the hidden states after the final norm.
+    """The trunk, `model.*`: from token ids to the hidden states after the final norm.
 
     With `recompute` set, each block keeps only its input for the backward pass and is computed again there.
     """
@@ -58,7 +58,7 @@ class Trunk(nn.Module):
 
 
 class Block(nn.Module):
-    """`model.layers.{i}`: x += Mixer(N1 x); x += FFN(N2 x).
+    """A block, `model.layers.{i}`: x += Mixer(N1 x); x += FFN(N2 x).
 
     The mixer's attribute is named as in the checkpoint, `linear_attn` or `self_attn`.
     """

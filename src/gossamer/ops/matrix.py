@@ -47,7 +47,7 @@ def check_matrix(operation: str, name: str, matrix: Matrix) -> None:
 
 
 def values_and_scales(matrix: Matrix | None) -> tuple[Tensor | None, Tensor | None]:
-    """Give the numbers of a matrix and, if it is of int8, its scales."""
+    """Return the numbers of a matrix and, if it is of int8, its scales."""
     return (matrix.values, matrix.scales) if isinstance(matrix, Int8) else (matrix, None)
 
 

@@ -153,5 +153,5 @@ class Decoder:
         return LayerTensors(**found, **self.pool.tensors(index))  # type: ignore[arg-type]
 
     def _matrix(self, weight: Tensor) -> Matrix:
-        """Give a weight as it is to be read: of int8 if it was rounded."""
+        """Return a weight as it is to be read: of int8 if it was rounded."""
         return self._int8.get(weight) or weight.detach()

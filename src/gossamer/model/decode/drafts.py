@@ -206,7 +206,7 @@ def reference(
 
 
 def _next_places(sequences: Sequences, group: list[int], drafts: int) -> Sequences:
-    """Give one place of each sequence of the group, behind so many drafts."""
+    """Return one place of each sequence of the group, behind so many drafts."""
     past = tuple(sequences.past[number] + sequences.lengths[number] + drafts - 1 for number in group)
     slots = tuple(sequences.slots[number] for number in group)
     tables = tuple(sequences.tables[number] for number in group)

@@ -274,7 +274,7 @@ def _check_entry(where: str, entry: Matrix, is_matrix: bool, norm: Tensor) -> No
 
 
 def _shapes(spec: LayerSpec) -> dict[str, tuple[int, ...]]:
-    """Give the shapes that a layer's weights must have."""
+    """Return the shapes that a layer's weights must have."""
     hidden, inner = spec.hidden_size, spec.shared_expert_intermediate_size if spec.is_sparse else spec.intermediate_size
     shapes: dict[str, tuple[int, ...]] = {"input_layernorm": (hidden,), "post_attention_layernorm": (hidden,)}
     if spec.is_linear:

@@ -93,13 +93,13 @@ class StatePool:
                 self.pages[index] = zeros(*shape, dtype=dtype), zeros(*shape, dtype=dtype)
 
     def tensors(self, index: int) -> dict[str, Tensor]:
-        """Give a layer's part of the memory by the names of its tensors."""
+        """Return a layer's part of the memory by the names of its tensors."""
         if index in self.memory:
             return self.memory[index]._asdict()
         return dict(zip(("k_pages", "v_pages"), self.pages[index], strict=True))
 
     def state(self, index: int, sequences: Sequences, speculative: bool) -> RecurrentState | KVCache:
-        """Give a layer's part of the memory, for the sequences of a forward pass."""
+        """Return a layer's part of the memory, for the sequences of a forward pass."""
         if index in self.memory:
             return RecurrentState(self.memory[index], sequences, speculative)
         return KVCache(*self.pages[index], sequences)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def rows_in_place(x: Tensor) -> tuple[Tensor, int]:
-    """Give a tensor [B, T, …] whose tokens are evenly spaced, with the numbers of each token together.
+    """Return a tensor [B, T, …] whose tokens are evenly spaced, with the numbers of each token together.
 
     Returns:
         The tensor, or a copy if its tokens do not lie so; and the distance from token to token, in numbers.
