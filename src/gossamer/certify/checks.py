@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -88,8 +89,15 @@ def judge(
     """
     if error <= tolerance:
         return Check(group, name, "pass", error=error, tolerance=tolerance, **rest)
-    text = message or f"off by {scientific(error)}, allowed {scientific(tolerance, 0)}"
+    text = message or off_by(error, tolerance)
     return Check(group, name, "fail", text, error=error, tolerance=tolerance, where=where, **rest)
+
+
+def off_by(error: float, tolerance: float) -> str:
+    """Say how far off a result is, beside what is allowed, for a message."""
+    if not math.isfinite(error):
+        return "not finite"
+    return f"off by {scientific(error)}, allowed {scientific(tolerance, 0)}"
 
 
 def failed(checks: Iterable[Check]) -> list[Check]:

@@ -12,12 +12,11 @@ from torch import Tensor
 
 from gossamer import device as devices
 from gossamer import ops
-from gossamer.certify.checks import Check, first_line, judge, named
+from gossamer.certify.checks import Check, first_line, judge, named, off_by
 from gossamer.certify.exactness import Inputs, evaluate, tolerance, worst_difference
 from gossamer.certify.inputs import Case, cases, cast, moved
 from gossamer.certify.operators import culprit
 from gossamer.ops.registry import Implementation
-from gossamer.units import scientific
 
 CPU = torch.device("cpu")
 
@@ -96,9 +95,7 @@ def _compare(
         return found | {"error": float("inf"), "message": f"{first_line(error)}{culprit(run, device)}"}
     if difference.error <= found["tolerance"]:
         return found | {"error": difference.error}
-    wrong = (
-        difference.problem or f"is off by {scientific(difference.error)}, allowed {scientific(found['tolerance'], 0)}"
-    )
+    wrong = difference.problem or f"is {off_by(difference.error, found['tolerance'])}"
     return found | {"error": difference.error, "message": f"{difference.name} {wrong}{culprit(run, device)}"}
 
 

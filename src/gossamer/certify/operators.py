@@ -25,8 +25,7 @@ from torch.utils._pytree import tree_iter, tree_leaves, tree_map
 
 from gossamer import ops
 from gossamer.certify import network
-from gossamer.certify.checks import Check, first_line, named
-from gossamer.units import scientific
+from gossamer.certify.checks import Check, first_line, named, off_by
 
 CPU = torch.device("cpu")
 _WARNED = re.compile(r"(aten::[\w.]+).*?(?:fall|fell)\w*[ -]?back", re.IGNORECASE | re.DOTALL)
@@ -109,7 +108,7 @@ def _worst(found: list[Compared]) -> Check:
     about = {"dtype": worst.dtype, "shape": worst.shapes, "error": worst.error, "tolerance": worst.tolerance}
     if worst.is_right:
         return Check("operators", worst.operator, "pass", **about)  # type: ignore[arg-type]
-    message = worst.problem or f"is off by {scientific(worst.error)}, allowed {scientific(worst.tolerance, 0)}"
+    message = worst.problem or f"is {off_by(worst.error, worst.tolerance)}"
     where = f"the plug-in's {worst.operator}"
     return Check("operators", worst.operator, "fail", message, where=where, **about)  # type: ignore[arg-type]
 
@@ -182,7 +181,7 @@ class Compared:
 
     def describe(self) -> str:
         """Say in a line what is wrong."""
-        wrong = self.problem or f"is off by {scientific(self.error)}, allowed {scientific(self.tolerance, 0)}"
+        wrong = self.problem or f"is {off_by(self.error, self.tolerance)}"
         return f"{self.operator} in {self.dtype} on {self.shapes} {wrong}"
 
 
