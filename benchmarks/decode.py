@@ -101,7 +101,7 @@ def attempt(variant: Variant, build: Callable[..., Call], *arguments: Any) -> Ca
 
     if variant.threads:
         torch.set_num_threads(variant.threads)
-    call, operations = build(*arguments), ops.pytorch_alone() if variant.pytorch_alone else variant.operations
+    call, operations = build(*arguments), ops.pytorch_only() if variant.pytorch_alone else variant.operations
 
     def otherwise() -> object:
         with ops.forced(**operations):

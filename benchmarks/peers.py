@@ -86,7 +86,7 @@ def gossamer_step(config: ModelConfig, rows: int, length: int, variant: Variant 
     ids = random_tokens(config.vocab_size, rows, length)
     cu_seqlens = torch.arange(0, rows * length + 1, length, dtype=torch.int32)
     batch = Batch(ids, ids, cu_seqlens)
-    operations = (ops.pytorch_alone() if variant.pytorch_alone else {}) | dict(variant.operations)
+    operations = (ops.pytorch_only() if variant.pytorch_alone else {}) | dict(variant.operations)
 
     def step() -> object:
         with ops.forced(**operations):

@@ -29,7 +29,7 @@ AS_THE_CHIP = "fused_adamw=no,bf16=no"
 @contextmanager
 def through_pytorch() -> Iterator[None]:
     """Every operation through PyTorch's own functions; attention, for which CPUs have a kernel, by its definition."""
-    alone = {name: operation.through_pytorch().name for name, operation in ops.OPERATIONS.items()}
+    alone = {name: operation.pytorch_implementation().name for name, operation in ops.OPERATIONS.items()}
     flags = {"GOSSAMER_DEVICE_FLAGS": AS_THE_CHIP}
     with ops.forced(**alone | {"attention": "reference"}), mock.patch.dict(os.environ, flags):
         yield

@@ -12,7 +12,7 @@ import gossamer
 
 PACKAGE = Path(gossamer.__file__).parent
 STEP = ("model", "ops", "train/step.py", "train/muon.py", "train/optimizer.py", "train/balance.py", "train/parallel.py")
-TRAINING = ("model", "ops", "train", "infer")
+TRAINING = ("model", "ops", "train", "run", "infer")
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,8 @@ RULES = {
             ("run/meter.py", 2, "rates and joules, on the host"),
             ("run/length.py", 2, "seconds, on the host"),
             ("run/throughput.py", 1, "seconds, on the host"),
-            ("ops/orthogonalize/batched.py", 1, "for matrices that are in float64 already"),
+            ("ops/orthogonalize.py", 1, "for matrices that are in float64 already"),
+            ("ops/sample_tokens.py", 3, "the reference, on the host"),
         ),
     ),
     "complex numbers": Rule(

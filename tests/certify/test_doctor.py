@@ -108,7 +108,7 @@ def test_every_operation_is_measured_by_what_runs_and_by_pytorch(small: None) ->
     assert {one["operation"] for one in rows} == {*ops.training_operations(), "delta_rule" + FRESH}
     for name, operation in ops.training_operations().items():
         mine = {one["implementation"] for one in rows if one["operation"] == name}
-        assert mine == {operation.choose(CPU).name, operation.through_pytorch().name}
+        assert mine == {operation.choose(CPU).name, operation.pytorch_implementation().name}
     assert all(one["share"] > 0 for one in rows)
 
 

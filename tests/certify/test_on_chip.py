@@ -53,7 +53,7 @@ def test_what_it_cannot_do_is_not_run(certificates: Certificates) -> None:
         check["name"]: check["message"] for check in certificates["whole"]["checks"] if check["status"] == "not run"
     }
     assert "float64" in skipped["products in float64"]
-    assert skipped["delta_rule native"] == "for CPUs alone"
+    assert skipped["delta_rule native"] == "for CPUs only"
 
 
 def test_a_wrong_operator_is_named(certificates: Certificates) -> None:

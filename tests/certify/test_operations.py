@@ -70,7 +70,7 @@ def test_a_wrong_implementation_that_decodes_is_told(
 
 
 def test_wrong_drafts_and_samples_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    plant(monkeypatch, "draw", "reference", lambda function: lambda *rest: function(*rest).roll(1))
+    plant(monkeypatch, "sample_tokens", "reference", lambda function: lambda *rest: function(*rest).roll(1))
     assert "draft_tokens reference" in {check.name for check in failed(check_served_operations(CPU, [torch.float32]))}
 
 
@@ -129,5 +129,6 @@ def test_a_wrong_operator_is_named_below_the_operation() -> None:
 
 def test_where_to_look_is_the_implementations_own_file() -> None:
     known = {one.name: source_of(one) for one in ops.OPERATIONS["delta_rule"].implementations}
+    assert known["native"] == "src/gossamer/ops/delta_rule/__init__.py"
     assert known["chunked"] == "src/gossamer/ops/delta_rule/chunked.py"
-    assert known["triton"] == "src/gossamer/ops/delta_rule/triton.py"
+    assert known["triton"] == "src/gossamer/ops/triton/delta_rule.py"

@@ -6,7 +6,7 @@ import torch
 from gossamer import device as devices
 from gossamer.cost import energy
 from gossamer.cost.energy import EnergyMeter
-from gossamer.device import nvml
+from gossamer.device import measure
 
 CPU = torch.device("cpu")
 
@@ -91,19 +91,19 @@ def test_nvidia_tells_millijoules(monkeypatch, status, joules):
         def get_device_properties(device):
             return type("Properties", (), {"uuid": "1-2"})
 
-    nvml._nvml.cache_clear()
-    monkeypatch.setattr(nvml.ctypes, "CDLL", lambda name: Library(status))
+    measure._nvml.cache_clear()
+    monkeypatch.setattr(measure.ctypes, "CDLL", lambda name: Library(status))
     monkeypatch.setattr(torch, "get_device_module", lambda device: Module)
     assert devices.energy(torch.device("cuda", 0)) == joules
-    nvml._nvml.cache_clear()
+    measure._nvml.cache_clear()
 
 
 def test_without_the_library_nothing_is_known(monkeypatch):
     def missing(name):
         raise OSError(name)
 
-    nvml._nvml.cache_clear()
-    monkeypatch.setattr(nvml.ctypes, "CDLL", missing)
+    measure._nvml.cache_clear()
+    monkeypatch.setattr(measure.ctypes, "CDLL", missing)
     assert devices.energy(torch.device("cuda", 0)) is None
 
 

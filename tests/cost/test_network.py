@@ -113,7 +113,7 @@ def seen(found: FlopCounterMode, module: str, *products: str) -> int:
 def test_projections_experts_and_head_are_exact(case: Case) -> None:
     config, tokens = case.config, 2 * 70
     model = CausalLM(config)
-    with torch.no_grad(), ops.forced(**ops.pytorch_alone()), counter() as found:
+    with torch.no_grad(), ops.forced(**ops.pytorch_only()), counter() as found:
         model(torch.zeros(2, 70, dtype=torch.int64))
     flops = {part.name: part.forward_flops for part in count_network(config, context=70).parts}
     for layer, mixer in enumerate(config.mixers):
@@ -165,7 +165,7 @@ def test_the_delta_rule_is_counted_to_one_in_a_hundred(heads: tuple[int, int], w
 def test_the_head_for_further_tokens_is_exact() -> None:
     config, tokens = ModelConfig(**TINY | {"num_nextn_predict_layers": 1}), 2 * 70
     model, ids = CausalLM(config), torch.zeros(2, 70, dtype=torch.int64)
-    with torch.no_grad(), ops.forced(**ops.pytorch_alone()), counter() as found:
+    with torch.no_grad(), ops.forced(**ops.pytorch_only()), counter() as found:
         model(ids, labels=ids)
     parts = count_network(config, context=70).parts
     scores = 4 * config.num_attention_heads * config.head_dim * 71 / 2
@@ -182,7 +182,7 @@ def test_training_flops_are_the_counters() -> None:
     length = 512
     model = CausalLM(MICRO)
     ids = torch.randint(4096, (1, length))
-    with ops.forced(**ops.pytorch_alone() | {"attention": "reference"}), counter() as found:
+    with ops.forced(**ops.pytorch_only() | {"attention": "reference"}), counter() as found:
         out = model(ids, labels=ids)
         (out.loss + out.mtp_loss + out.aux_loss).backward()
     counts = count_network(MICRO, context=length)

@@ -1,4 +1,4 @@
-"""What gossamer sets for a whole process: nothing in one that imports it, subnormals and threads in its own."""
+"""What gossamer sets for a process: nothing in one that imports it, but subnormals, threads and pages in its own."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import gossamer
 from gossamer.cores import usable_cores
+from gossamer.device import process, use_huge_pages
 
 # How many of the sums of subnormal numbers are not zero, over all of PyTorch's threads; looked at as bits.
 COUNT = """
@@ -83,3 +85,19 @@ def test_every_parallel_region_of_the_kernels_flushes_subnormals() -> None:
             assert "const FlushSubnormals" in region[1], f"{path.name}: {region[0]}"
             regions += 1
     assert regions >= 5
+
+
+def test_memory_in_huge_pages_holds_what_it_held() -> None:
+    whole = torch.arange(3 << 20)
+    parts = [whole[5:700], whole[1 << 20 :], torch.empty(0), torch.empty(9, device="meta")]
+    before = whole.clone()
+    held = use_huge_pages(parts)
+    assert torch.equal(whole, before)
+    whole += 1
+    assert torch.equal(whole, before + 1)
+    assert use_huge_pages(parts) >= held  # they are not given back
+
+
+def test_a_system_without_huge_pages_stays_as_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(process, "_HUGE_PAGE_SIZE", tmp_path / "missing")
+    assert use_huge_pages([torch.ones(1 << 20)]) == 0

@@ -259,7 +259,7 @@ def test_a_text_whose_logits_are_not_finite_ends_alone_and_says_where(drafts: in
     ]
     bad, worse = request("bad", (3, 7, 5), 9), request("worse", (3, 7, *tokens(40)), 9)
     options = EngineOptions(max_batch=3, cache_tokens=192, page_size=16, draft_length=drafts)
-    with ops.forced(**({} if through == "native" else ops.pytorch_alone())):
+    with ops.forced(**({} if through == "native" else ops.pytorch_only())):
         found = run(Engine(broken, tokenizer(), options), [bad, *others, worse])
         expected = run(Engine(sound, tokenizer(), options), others)
     for name in ("bad", "worse"):

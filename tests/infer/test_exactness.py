@@ -45,7 +45,7 @@ def foresee(engine: Engine, texts: dict[str, tuple[int, ...]], wrong: float, see
 
 @contextmanager
 def implementations(which: str) -> Iterator[None]:
-    with ops.forced(**(ops.pytorch_alone() if which == "pytorch alone" else {})):
+    with ops.forced(**(ops.pytorch_only() if which == "pytorch alone" else {})):
         yield
 
 

@@ -133,7 +133,7 @@ def wrong_calls(ids: Tensor) -> dict[str, tuple[dict[str, object], str]]:
         "far beyond": (ids + 10**6, "outside the vocabulary of 97"),
         "one beyond": (beyond, r"\[1, 3\]: id 97 is outside the vocabulary of 97"),
         "one below": (below, r"\[1, 3\]: id -1 is outside the vocabulary of 97"),
-        "elsewhere": (ids.to("meta"), "lies on meta"),
+        "elsewhere": (ids.to("meta"), "is on meta"),
         "sparse": (sparse, "sparse_coo"),
         "a row": (ids[0], r"\[9\]"),
         "a list": (ids.tolist(), "list"),
@@ -148,7 +148,7 @@ def wrong_calls(ids: Tensor) -> dict[str, tuple[dict[str, object], str]]:
         "a list": ([0, 18], "list"),
         "a number": (torch.tensor(18), "cu_seqlens"),
         "empty": (torch.tensor([], dtype=torch.int64), "cu_seqlens"),
-        "huge": (torch.tensor([0, 2**40, 18]), "must not fall"),
+        "huge": (torch.tensor([0, 2**40, 18]), "must not decrease"),
     }
     calls |= {f"cu_seqlens {what}": ({"cu_seqlens": x}, words) for what, (x, words) in edges.items()}
     return calls | {
@@ -170,7 +170,7 @@ def test_what_is_no_input_is_refused_whatever_runs(call: str, through: str) -> N
     changed, words = wrong_calls(ids)[call]
     choice = {
         "native": {},
-        "PyTorch alone": ops.pytorch_alone(),
+        "PyTorch alone": ops.pytorch_only(),
         "the references": dict.fromkeys(ops.OPERATIONS, "reference"),
     }
     with ops.forced(**choice[through]), pytest.raises(UserError, match=words):
@@ -189,7 +189,7 @@ def test_ids_of_any_integer_type_are_the_same(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("through", ["native", "PyTorch alone"])
 def test_gradients_of_gradients_are_refused(through: str) -> None:
     model, ids = CausalLM(CONFIG), tokens(2, 9)
-    with ops.forced(**({} if through == "native" else ops.pytorch_alone())):
+    with ops.forced(**({} if through == "native" else ops.pytorch_only())):
         loss = model(ids, labels=ids).loss
         with pytest.raises(UserError, match="create_graph=True"):
             torch.autograd.grad(loss, list(model.parameters()), create_graph=True, allow_unused=True)

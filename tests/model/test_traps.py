@@ -221,7 +221,7 @@ def test_trap_7_the_loss_teaches_the_token_after_the_next(last: int) -> None:
 def test_trap_8_a_rejected_draft_leaves_no_trace(through: str) -> None:
     """Neither in keys and values, nor in recurrent states, nor in those of the convolution."""
     model, ids = network().float(), tokens(80)
-    with torch.no_grad(), ops.forced(**({} if through == "native" else ops.pytorch_alone())):
+    with torch.no_grad(), ops.forced(**({} if through == "native" else ops.pytorch_only())):
         expected = model(ids).logits
         for prompt in (5, 63, 64):
             steps = [1, 2, 3, 4] * ((80 - prompt) // 10)

@@ -153,7 +153,7 @@ class Made:
         return x
 
     def spoilt_sequences(self, value: Sequences) -> Any:
-        field = self.random.choice(("slots", "kept", "past", "lengths", "tables", "page_size"))
+        field = self.random.choice(("slots", "accepted", "past", "lengths", "tables", "page_size"))
         now = getattr(value, field)
         if field == "page_size":
             new: Any = self.random.choice((*ODD, *STRANGE))
@@ -214,8 +214,8 @@ def grouped_mlp(m: Made) -> tuple[Callable[..., Any], dict[str, Any]]:
     n, k, e, h, i = m.whole(0, 9), m.whole(1, 2), m.whole(2, 9), m.whole(1, 20), m.whole(1, 9)
     made: dict[str, Any] = {
         "x": m.floats(n, h).requires_grad_(),
-        "expert_ids": m.ids(e, n, k),
-        "weights": m.floats(n, k),
+        "expert_indices": m.ids(e, n, k),
+        "expert_weights": m.floats(n, k),
     }
     weights = {"gate_up_proj": m.floats(e, 2 * i, h).requires_grad_(), "down_proj": m.floats(e, h, i)}
     return ops.grouped_mlp, made | weights
@@ -234,15 +234,19 @@ def orthogonalize(m: Made) -> tuple[Callable[..., Any], dict[str, Any]]:
     return ops.orthogonalize, {"matrices": m.floats(*[m.whole(1, 3)] * m.whole(0, 2), m.whole(1, 9), m.whole(1, 9))}
 
 
-def few_rows(m: Made) -> tuple[Callable[..., Any], dict[str, Any]]:
+def small_linear(m: Made) -> tuple[Callable[..., Any], dict[str, Any]]:
     t, rows, width = m.whole(0, 70), m.whole(1, 20), m.whole(1, 40)
     int8 = Int8(m.ids(100, rows, width).to(torch.int8), m.floats(rows))
-    return ops.few_rows, {"x": m.floats(t, width), "weight": m.random.choice((m.floats(rows, width), int8))}
+    return ops.small_linear, {"x": m.floats(t, width), "weight": m.random.choice((m.floats(rows, width), int8))}
 
 
-def draw(m: Made) -> tuple[Callable[..., Any], dict[str, Any]]:
+def sample_tokens(m: Made) -> tuple[Callable[..., Any], dict[str, Any]]:
     r, v = m.whole(0, 5), m.whole(1, VOCAB)
-    return ops.draw, {"logits": m.floats(r, v), "temperatures": m.floats(r).clamp(min=0), "keys": m.ids(2**60, r)}
+    return ops.sample_tokens, {
+        "logits": m.floats(r, v),
+        "temperatures": m.floats(r).clamp(min=0),
+        "keys": m.ids(2**60, r),
+    }
 
 
 def paged_attention(m: Made) -> tuple[Callable[..., Any], dict[str, Any]]:
@@ -323,8 +327,9 @@ def network(m: Made) -> tuple[Callable[..., Any], dict[str, Any]]:
 CALLS: dict[str, Callable[[Made], tuple[Callable[..., Any], dict[str, Any]]]] = {
     function.__name__: function
     for function in (
-        attention, decode_layers, delta_rule, delta_step, draft_tokens, draw, few_rows, gated_rms_norm, grouped_mlp,
-        linear_cross_entropy, network, orthogonalize, paged_attention, rms_norm, short_conv,
+        attention, decode_layers, delta_rule, delta_step, draft_tokens, gated_rms_norm, grouped_mlp,
+        linear_cross_entropy, network, orthogonalize, paged_attention, rms_norm, sample_tokens, short_conv,
+        small_linear,
     )
 }  # fmt: skip
 
@@ -348,7 +353,7 @@ def check(seed: int) -> str:
     """Make a call through every implementation; what it came to. AssertionError where it is not as it must be."""
     name = Made(seed).name
     if name == "network":
-        choices = [{}, ops.pytorch_alone(), dict.fromkeys(ops.OPERATIONS, "reference")]
+        choices = [{}, ops.pytorch_only(), dict.fromkeys(ops.OPERATIONS, "reference")]
     else:
         able = [one.name for one in ops.OPERATIONS[name].implementations if not one.obstacle(CPU)]
         choices = [{name: one} for one in able]

@@ -57,8 +57,8 @@ def test_a_whole_number_is_a_number(implementation: str) -> None:
 
 def test_a_view_that_stands_for_other_numbers_does_not_reach_a_kernel() -> None:
     x = torch._neg_view(torch.ones(2, 4))  # holds 1, means −1
-    with ops.forced(few_rows="native"), pytest.raises(UserError, match="no plain tensor"):
-        ops.few_rows(x, torch.ones(3, 4))
+    with ops.forced(small_linear="native"), pytest.raises(UserError, match="not a plain tensor"):
+        ops.small_linear(x, torch.ones(3, 4))
 
 
 @pytest.fixture(scope="module")
@@ -94,10 +94,10 @@ def test_only_a_matrix_is_of_int8(decoder: Decoder) -> None:
 @pytest.mark.parametrize("wrong", [0.5, True, None, "1", float("nan")])
 def test_counts_and_places_are_whole_numbers(decoder: Decoder, wrong: Any) -> None:
     """A tensor made of others has another type than the kernel reads."""
-    whole: dict[str, Any] = dict(slots=(0,), kept=(0,), past=(0,), lengths=(1,), tables=((0,),), page_size=4)
+    whole: dict[str, Any] = dict(slots=(0,), accepted=(0,), past=(0,), lengths=(1,), tables=((0,),), page_size=4)
     for name in whole:
         bad = {"page_size": wrong, "tables": ((wrong,),)}.get(name, (wrong,))
-        with pytest.raises(UserError, match="must be of whole numbers"):
+        with pytest.raises(UserError, match="must be whole numbers"):
             Sequences(**whole | {name: bad})
     assert decoder._head is not None
     sampling = DraftSampling((wrong,), torch.zeros(1), torch.zeros(1, 2, dtype=torch.int64))
@@ -113,5 +113,5 @@ def test_a_batch_without_a_row_is_refused_by_all_implementations() -> None:
     }
     for name, arguments in nothing.items():
         for one in ops.OPERATIONS[name].implementations:
-            with ops.forced(**{name: one.name}), pytest.raises(UserError, match="one row at least"):
+            with ops.forced(**{name: one.name}), pytest.raises(UserError, match="at least one row"):
                 getattr(ops, name)(*arguments)

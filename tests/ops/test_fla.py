@@ -85,11 +85,11 @@ def test_what_it_computes_less_exactly_does_not_go_there() -> None:
     sys.modules["fla.ops.gated_delta_rule"].chunk_gated_delta_rule = refuse
     inputs = {name: x if x is None else x.float() for name, x in inputs_of(1, 5).items()}
     del inputs["cu_seqlens"]
-    fla.library(**inputs, lengths=(5,))  # float32
+    fla.fla(**inputs, lengths=(5,))  # float32
     narrow = {name: x.bfloat16() if name in "qkv" else x for name, x in inputs.items()}
-    fla.library(**narrow, lengths=(5,))  # an odd head
+    fla.fla(**narrow, lengths=(5,))  # an odd head
     with torch.no_grad():
-        fla.library(**narrow, lengths=(1, 1, 1, 1, 1))  # decoding
+        fla.fla(**narrow, lengths=(1, 1, 1, 1, 1))  # decoding
 
 
 def test_a_cpu_does_not_run_it() -> None:

@@ -37,11 +37,11 @@ def inputs_of(
     seed: int = 0,
 ) -> Inputs:
     random = normal(seed)
-    expert_ids = routing(how, tokens, chosen, experts, seed)
+    expert_indices = routing(how, tokens, chosen, experts, seed)
     return {
         "x": random(tokens, hidden),
-        "expert_ids": expert_ids,
-        "weights": random(*expert_ids.shape).sigmoid(),
+        "expert_indices": expert_indices,
+        "expert_weights": random(*expert_indices.shape).sigmoid(),
         "gate_up_proj": random(experts, 2 * width, hidden),
         "down_proj": random(experts, hidden, width),
     }
@@ -91,7 +91,7 @@ def test_the_sum_written_out(implementation: str) -> None:
 @every_implementation
 def test_gradcheck(implementation: str) -> None:
     inputs = cast(inputs_of(tokens=3, hidden=2, width=2), torch.float64)
-    ids = inputs.pop("expert_ids")
+    ids = inputs.pop("expert_indices")
     leaves = [value.requires_grad_() for value in inputs.values()]
     with ops.forced(grouped_mlp=implementation):
         assert torch.autograd.gradcheck(lambda x, *rest: ops.grouped_mlp(x, ids, *rest), leaves)
@@ -138,8 +138,8 @@ def test_what_a_grouped_product_leaves_for_idle_experts_is_not_used(monkeypatch:
         {"x": torch.zeros(6, 4)},
         {"x": torch.zeros(2, 3, 5)},
         {"x": torch.zeros(5, 5)},
-        {"weights": torch.zeros(6, 3)},
-        {"expert_ids": torch.zeros(6, dtype=torch.int64), "weights": torch.zeros(6)},
+        {"expert_weights": torch.zeros(6, 3)},
+        {"expert_indices": torch.zeros(6, dtype=torch.int64), "expert_weights": torch.zeros(6)},
         {"gate_up_proj": torch.zeros(4, 6, 4)},
         {"gate_up_proj": torch.zeros(4, 7, 5)},
         {"gate_up_proj": torch.zeros(6, 5)},

@@ -31,7 +31,7 @@ from gossamer.errors import UserError
 from gossamer.ops.linear_cross_entropy import IGNORED
 
 every_implementation = pytest.mark.parametrize("implementation", implementations("linear_cross_entropy"))
-CHUNKED = import_module("gossamer.ops.linear_cross_entropy.chunked")  # the module; the package's name is the function
+MODULE = import_module("gossamer.ops.linear_cross_entropy")  # `gossamer.ops` has a function of the same name
 
 
 def inputs_of(tokens: int = 7, vocab: int = 11, hidden: int = 5, ignored: float = 0.3, seed: int = 0) -> Inputs:
@@ -64,7 +64,7 @@ def problems(draw: st.DrawFn) -> Inputs:
 def test_float64_reference(implementation: str, dtype: torch.dtype, chunk_bytes: int, problem: Inputs) -> None:
     """With the usual chunk, with one of a few tokens, and with one smaller than a single token's logits."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(CHUNKED, "CHUNK_BYTES", chunk_bytes)
+        patch.setattr(MODULE, "CHUNK_BYTES", chunk_bytes)
         check("linear_cross_entropy", implementation, cast(problem, dtype), inner_tolerance(dtype))
 
 
@@ -100,7 +100,7 @@ def test_a_bias_is_added_to_the_logits(implementation: str, problem: Inputs, chu
     hidden, weight = (inputs[name].requires_grad_() for name in ("hidden", "weight"))
     bias = torch.linspace(-3, 2, len(weight), dtype=torch.float64).requires_grad_()
     with pytest.MonkeyPatch.context() as patch, ops.forced(linear_cross_entropy=implementation):
-        patch.setattr(CHUNKED, "CHUNK_BYTES", chunk_bytes)
+        patch.setattr(MODULE, "CHUNK_BYTES", chunk_bytes)
         loss = ops.linear_cross_entropy(hidden, weight, inputs["labels"], bias)
         found = torch.autograd.grad(loss, (hidden, weight, bias), allow_unused=True)
     assert found[2] is None
@@ -166,12 +166,12 @@ def largest_tensor(implementation: str, tokens: int, vocab: int, dtype: torch.dt
 def test_the_full_logits_are_never_held(
     implementation: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(CHUNKED, "ACCELERATOR_CHUNKS", 1)
+    monkeypatch.setattr(MODULE, "ACCELERATOR_CHUNKS", 1)
     tokens, vocab = 2048, 4096
     logits = tokens * vocab * 4
-    assert logits >= 4 * CHUNKED.CHUNK_BYTES
+    assert logits >= 4 * MODULE.CHUNK_BYTES
     assert largest_tensor("reference", tokens, vocab, dtype) >= logits  # or the measurement is blind
-    assert largest_tensor(implementation, tokens, vocab, dtype) <= CHUNKED.CHUNK_BYTES
+    assert largest_tensor(implementation, tokens, vocab, dtype) <= MODULE.CHUNK_BYTES
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,7 @@ def test_a_damaged_library_is_never_mapped(built: tuple[Path, str], tmp_path: Pa
     for damage, (out, said) in zip(kinds, found, strict=True):
         assert "'runs': 'chunked'" in out, damage
         told = said.splitlines()
-        assert "damaged" in told[0] and "PyTorch's own functions serve instead" in told[-1], damage
+        assert "damaged" in told[0] and "PyTorch's own functions are used instead" in told[-1], damage
 
 
 @needs_compiler
@@ -195,7 +195,7 @@ def test_a_failed_build_is_told_in_one_line(tmp_path: Path) -> None:
     for folder, (out, said) in zip(folders, found, strict=True):
         assert "'runs': 'chunked'" in out
         building, told = said.splitlines()
-        assert "building" in building and "PyTorch's own functions serve instead" in told
+        assert "building" in building and "PyTorch's own functions are used instead" in told
         assert {path.name for path in folder.glob("native/*")} == {"building"}  # the lock
 
 

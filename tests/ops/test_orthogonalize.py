@@ -67,5 +67,5 @@ def test_zeros_give_zeros(implementation: str) -> None:
 
 
 def test_a_vector_is_refused() -> None:
-    with pytest.raises(UserError, match="no matrix"):
+    with pytest.raises(UserError, match="is not a matrix"):
         ops.orthogonalize(torch.zeros(3))

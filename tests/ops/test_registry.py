@@ -32,7 +32,7 @@ def test_the_first_that_can_run_is_chosen(operation: Operation) -> None:
 
 def test_what_nobody_would_want_there_runs_only_when_forced() -> None:
     operation = Operation("for_this_test")
-    operation.register("elsewhere", unasked=lambda device: device.type != "cpu")(lambda: "elsewhere")
+    operation.register("elsewhere", is_default=lambda device: device.type != "cpu")(lambda: "elsewhere")
     operation.register("plain")(lambda: "plain")
     try:
         assert operation(CPU) == "plain"

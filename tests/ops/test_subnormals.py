@@ -33,7 +33,7 @@ CASES: dict[str, Callable[[int], Tensor]] = {
         torch.randn(n, 32), torch.zeros(n, 1, dtype=torch.int64), torch.ones(n, 1), torch.randn(EXPERTS, 32, 32) / 6,
         torch.full((EXPERTS, 32, 16), SUBNORMAL),
     ),
-    "few_rows": lambda n: ops.few_rows(torch.full((4, 64), SMALL), torch.full((n, 64), SMALL)),
+    "small_linear": lambda n: ops.small_linear(torch.full((4, 64), SMALL), torch.full((n, 64), SMALL)),
 }  # fmt: skip
 
 

@@ -44,7 +44,7 @@ def compile_only(arch: str, found: dict[str, Any]) -> None:
 
     def warm_up(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
         kernel = run(self, *args, grid=grid, warmup=True, **options)
-        name = f"{self.fn.__module__.split('.')[-2]}.{self.fn.__name__}"
+        name = f"{self.fn.__module__.rpartition('.')[2]}.{self.fn.__name__}"
         found[name] = kernel
 
     JITFunction.run = warm_up
@@ -53,10 +53,10 @@ def compile_only(arch: str, found: dict[str, Any]) -> None:
 
 def operations(dtype: torch.dtype, heads: int, size: int) -> None:
     """Each operation forward and backward, its kernels launched for nothing."""
-    from gossamer.ops.delta_rule.triton import kernels as delta_rule
-    from gossamer.ops.gated_rms_norm.triton import kernels as gated_rms_norm
-    from gossamer.ops.linear_cross_entropy.triton import kernels as linear_cross_entropy
-    from gossamer.ops.short_conv.triton import kernels as short_conv
+    from gossamer.ops.triton.delta_rule import delta_rule
+    from gossamer.ops.triton.gated_rms_norm import gated_rms_norm
+    from gossamer.ops.triton.linear_cross_entropy import linear_cross_entropy
+    from gossamer.ops.triton.short_conv import short_conv
 
     def rows(*shape: int, kind: torch.dtype = dtype) -> Tensor:
         return torch.ones(shape, dtype=kind, requires_grad=True)

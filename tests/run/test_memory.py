@@ -97,7 +97,7 @@ KINDS = {
     "tied": {"model.tie_word_embeddings": True, "model.vocab_size": 20_000},
 }
 NATIVE = pytest.mark.skipif(bool(native.obstacle(CPU)), reason="there are no native kernels here")
-WAYS = [pytest.param({}, marks=NATIVE, id="native"), pytest.param(ops.pytorch_alone(), id="pytorch")]
+WAYS = [pytest.param({}, marks=NATIVE, id="native"), pytest.param(ops.pytorch_only(), id="pytorch")]
 
 
 def check_tensors(recipe: Recipe, tolerance: float) -> None:
@@ -112,7 +112,7 @@ def test_tensors_of_a_step(kind) -> None:
 
 @pytest.mark.parametrize("kind", ["muon", "recompute", "dense", "three drafts"])
 def test_tensors_of_a_step_through_pytorch_alone(kind) -> None:
-    with ops.forced(**ops.pytorch_alone()):
+    with ops.forced(**ops.pytorch_only()):
         check_tensors(recipe_of("nano", **(SMALL | KINDS[kind])), 0.03)
 
 

@@ -42,7 +42,7 @@ LOGITS = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 
 def served_operations() -> list[str]:
     """Name the operations that only the service uses: they change the states of sequences in place."""
-    return ["decode_layers", "delta_step", "draft_tokens", "draw", "few_rows", "paged_attention"]
+    return ["decode_layers", "delta_step", "draft_tokens", "paged_attention", "sample_tokens", "small_linear"]
 
 
 def check_served_operations(device: torch.device, dtypes: Sequence[torch.dtype]) -> Iterator[Check]:
@@ -204,9 +204,9 @@ def _sampling_error(device: torch.device, dtype: torch.dtype) -> float:
     logits = 2 * torch.randn(256, network.CONFIG.vocab_size, generator=generator)
     keys = torch.randint(-(2**62), 2**62, (256,), generator=generator)
     temperatures = torch.tensor([0.0, 0.8]).repeat(128)
-    found = ops.draw(logits.to(device), temperatures, keys)
-    with ops.forced(draw="reference"):
-        expected = ops.draw(logits, temperatures, keys)
+    found = ops.sample_tokens(logits.to(device), temperatures, keys)
+    with ops.forced(sample_tokens="reference"):
+        expected = ops.sample_tokens(logits, temperatures, keys)
     return float((found != expected).float().mean())
 
 
@@ -240,6 +240,6 @@ def _drafts(model: CausalLM) -> list[list[int]]:
 
 # The share of tokens, and of sequences, that may differ: where two logits are nearly equal the last bit decides.
 _TOKEN_ERRORS: dict[str, tuple[Callable[[torch.device, torch.dtype], float], float]] = {
-    "draw": (_sampling_error, 0.01),
+    "sample_tokens": (_sampling_error, 0.01),
     "draft_tokens": (_drafting_error, 0.07),
 }

@@ -196,7 +196,7 @@ def measure_operations(device: torch.device, dtype: torch.dtype) -> list[dict[st
         return Rates(2.0 * _GEMM_SIZE**3 / seconds, copy_rate(device, _COPY_MEGABYTES))
 
     def is_wanted(operation: ops.Operation, name: str) -> bool:
-        return name in (operation.choose(device).name, operation.through_pytorch().name)
+        return name in (operation.choose(device).name, operation.pytorch_implementation().name)
 
     with max_threads(THREADS):
         inputs = training_inputs(config, ROWS, LENGTH, device, dtype)

@@ -81,8 +81,8 @@ def inputs_of(operation: str, config: ModelConfig, lengths: list[int], gates: Ga
             weights, ids = scores.topk(config.num_experts_per_tok)
             return {
                 "x": normal(tokens, hidden),
-                "expert_ids": ids,
-                "weights": weights.double(),
+                "expert_indices": ids,
+                "expert_weights": weights.double(),
                 "gate_up_proj": scaled(experts, 2 * width, hidden),
                 "down_proj": scaled(experts, hidden, width),
             }
@@ -191,7 +191,7 @@ def _one_key_written_in_full() -> Inputs:
 
 def _one_expert_for_all() -> Inputs:
     inputs = inputs_of("grouped_mlp", CONFIG, [65])
-    return inputs | {"expert_ids": torch.full_like(inputs["expert_ids"], 2)}
+    return inputs | {"expert_indices": torch.full_like(inputs["expert_indices"], 2)}
 
 
 def _large_logits() -> Inputs:

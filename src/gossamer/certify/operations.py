@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+import gossamer
 from gossamer import device as devices
 from gossamer import ops
 from gossamer.certify.checks import Check, first_line, judge, named, off_by
@@ -108,7 +110,9 @@ def _rounded_to(operation: str, implementation: str, dtype: torch.dtype, device:
 
 def source_of(one: Implementation) -> str:
     """Name the file that an implementation is written in."""
-    return f"src/{one.function.__module__.replace('.', '/')}.py"
+    path = one.function.__module__.replace(".", "/")
+    is_package = (Path(gossamer.__file__).parents[1] / path).is_dir()
+    return f"src/{path}/__init__.py" if is_package else f"src/{path}.py"
 
 
 def _call(operation: str, views: bool, **inputs: Any) -> Any:

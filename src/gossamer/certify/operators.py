@@ -65,7 +65,7 @@ def check_operators(
     for precision, dtype in precisions.items():
         shadow = Shadow(device, max_kinds=3 if quick else 12)
         problem = ""
-        with warnings.catch_warnings(record=True) as caught, ops.forced(**ops.pytorch_alone()):
+        with warnings.catch_warnings(record=True) as caught, ops.forced(**ops.pytorch_only()):
             warnings.simplefilter("always")
             try:
                 learner = network.learner(device, precision)
@@ -95,7 +95,7 @@ def _broken(shadow: Shadow, problem: str, dtype: str) -> Iterator[Check]:
         yield Check("operators", "two training steps", "fail", problem, dtype, where="src/gossamer/train/step.py")
     complete = Shadow(CPU, max_kinds=0)
     learner = network.learner(CPU, "fp32", torch.float64)
-    with ops.forced(**ops.pytorch_alone()), complete:
+    with ops.forced(**ops.pytorch_only()), complete:
         network.train(learner, network.batches(2))
     missed = sorted(set(complete.calls) - set(shadow.calls))
     if missed:

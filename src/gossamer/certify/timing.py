@@ -159,7 +159,7 @@ def flops_of(operation: str, config: ModelConfig, inputs: Inputs, length: int) -
             forward = 2.0 * inputs["x"].numel() * inputs["weight"].shape[1]
         case "grouped_mlp":
             _, hidden, width = inputs["down_proj"].shape
-            forward = 6.0 * hidden * width * inputs["expert_ids"].numel()
+            forward = 6.0 * hidden * width * inputs["expert_indices"].numel()
         case "linear_cross_entropy":
             forward = 2.0 * inputs["weight"].numel() * int((inputs["labels"] != IGNORED).sum())
         case _:

@@ -115,7 +115,7 @@ class Curves:
 @lru_cache
 def reference_curve() -> tuple[float, ...]:
     """Compute the CPU's losses in float64, through PyTorch alone."""
-    with ops.forced(**ops.pytorch_alone()):
+    with ops.forced(**ops.pytorch_only()):
         learner = network.learner(CPU, "fp32", torch.float64)
         return tuple(network.train(learner, network.batches(STEPS)))
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from gossamer.model.config import LINEAR, ModelConfig
 from gossamer.ops.delta_rule import CHUNK
 from gossamer.ops.grouped_mlp import runs_natively
-from gossamer.ops.linear_cross_entropy.chunked import CHUNK_BYTES
+from gossamer.ops.linear_cross_entropy import CHUNK_BYTES
 
 _FLOAT32, _INT64 = 4, 8  # bytes of a number
 

@@ -1,32 +1,48 @@
-"""Which accelerator is here and what it can do: the only room that names one.
+"""The accelerators of this machine and what they can do: the only room that names one.
 
-Everything else asks this one for a device, a data type or a piece of random state, through PyTorch's device-independent
-interface, so that a chip whose plug-in registers itself with PyTorch (`npu`, `mlu`, `musa`, …) needs no line elsewhere,
-and here at most one in the table of `backends`.
+Every other room asks this one for a device, a dtype or a random state, through PyTorch's device-independent interface.
+A chip whose plug-in registers itself with PyTorch (`npu`, `mlu`, `musa`, …) therefore needs no line in other rooms, and
+here at most one row in the table of `backends`.
 """
 
+from gossamer.device.accelerator import (
+    available_devices,
+    default_device,
+    device_count,
+    device_key,
+    device_name,
+    forget_peak_memory,
+    is_accelerator,
+    load_plugins,
+    memory_bytes,
+    peak_memory,
+    product_name,
+    random_state,
+    resolve,
+    seed_everything,
+    set_random_state,
+    synchronize,
+)
 from gossamer.device.backends import BACKENDS, Backend, backend_of
-from gossamer.device.calls import synchronize
-from gossamer.device.find import available_devices, default_device, device_count, load_plugins, resolve
-from gossamer.device.flags import Capabilities, can_hold, capabilities, collective_backend, has_fast_bfloat16
-from gossamer.device.huge_pages import use_huge_pages
-from gossamer.device.kernels import (
+from gossamer.device.capabilities import (
+    Capabilities,
+    autocast,
+    can_hold,
+    capabilities,
+    collective_backend,
+    compute_dtype,
     current,
+    describe,
     fla_obstacle,
     grouped_mm_obstacle,
+    has_fast_bfloat16,
     shared_memory,
     triton_dot_precisions,
     triton_obstacle,
 )
-from gossamer.device.memory import forget_peak_memory, keep_freed_memory, memory_bytes, peak_memory
-from gossamer.device.names import device_key, device_name, is_accelerator, product_name
-from gossamer.device.numbers import autocast, compute_dtype
-from gossamer.device.nvml import energy
-from gossamer.device.process import prepare_process
+from gossamer.device.measure import energy, peak_rate
+from gossamer.device.process import keep_freed_memory, prepare_process, use_huge_pages
 from gossamer.device.processor import Processor, processor
-from gossamer.device.randomness import random_state, seed_everything, set_random_state
-from gossamer.device.speed import peak_rate
-from gossamer.device.summary import describe
 
 __all__ = [
     "BACKENDS",

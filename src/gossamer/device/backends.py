@@ -1,8 +1,8 @@
-"""The table of back ends: what is known beforehand of each family of devices, and how one is told from another.
+"""The table of back ends: what is known in advance about each family of devices, and how to tell families apart.
 
 Chips come to PyTorch in two ways: under a name of their own (`npu`, `mlu` …), or disguised as `cuda`, so that software
-for NVIDIA's GPUs runs on them. Nothing may be concluded from the name `cuda` alone. Where a family's members differ the
-table says what all of them have; `capabilities` asks the device for the rest.
+for NVIDIA's GPUs runs on them. The name `cuda` alone therefore says nothing. Where the members of a family differ, the
+table says what all of them have, and `capabilities` asks the device for the rest.
 """
 
 from __future__ import annotations
@@ -18,15 +18,17 @@ class Backend:
 
     Attributes:
         name: of the family
-        device_type: PyTorch's name
-        collective: library for communication between devices; empty: as the plug-in registered it with PyTorch
-        fp64, int64: whether it has these types natively; int64 is what kernels compute addresses with
-        triton, compile: whether Triton's kernels and `torch.compile` are known to work
-        grouped_mm: whether PyTorch's own grouped matrix product is
+        device_type: PyTorch's name for it
+        collective: library for communication between devices; empty for the one that the plug-in registers
+        fp64: whether it has float64 natively
+        int64: whether it has int64 natively, in which kernels compute addresses
+        triton: whether Triton's kernels are known to work
+        compile: whether `torch.compile` is known to work
+        grouped_mm: whether PyTorch's own grouped matrix product is known to work
         has_tf32: whether its matrix units take float32 with 10 bits of the fraction
         plugin: module that registers it with PyTorch
-        words: of these, in small letters, one is in the product's name
-        marks: of these attributes of `torch`, one is set by the family's build of PyTorch
+        words: lower-case words of which the product's name contains at least one
+        marks: attributes of `torch` of which the family's build of PyTorch sets at least one
     """
 
     name: str
@@ -43,14 +45,14 @@ class Backend:
     marks: tuple[str, ...] = ()
 
 
-# float64 and int64: FlagGems' lists of vendors without them (FlagOpen/FlagGems, runtime/backend) and the descriptors of
-# its plug-ins. Plug-ins' device types: pytorch/pytorch#165958. Marks: what programs for those chips look at. The words
-# of Hygon, T-Head and Kunlunxin are taken from their products' names and were seen on no device; that Hygon and MetaX
-# have float64 is a guess, too; GOSSAMER_DEVICE_FLAGS corrects what is wrong. Triton's compilers differ from vendor to
-# vendor; whether one is installed is asked for itself.
+# Sources. float64 and int64: FlagGems' lists of vendors without them (FlagOpen/FlagGems, runtime/backend) and the
+# descriptors of its plug-ins. Device types of plug-ins: pytorch/pytorch#165958. Marks: what programs for those chips
+# check. The words of Hygon, T-Head and Kunlunxin come from their products' names and were not seen on a device; that
+# Hygon and MetaX have float64 is also a guess. GOSSAMER_DEVICE_FLAGS corrects what is wrong. Triton's compilers differ
+# from vendor to vendor; whether one is installed is checked separately.
 BACKENDS = (
     Backend("cpu", "cpu", "gloo", fp64=True, compile=True, grouped_mm=True),
-    # Disguised as cuda; the first that fits counts.
+    # Disguised as cuda; the first row that fits counts.
     Backend("hygon", "cuda", "nccl", fp64=True, words=("hygon", "dcu", "k100")),
     Backend("amd", "cuda", "nccl", fp64=True, compile=True, grouped_mm=True, marks=("version.hip",)),
     Backend("metax", "cuda", "nccl", fp64=True, words=("metax",), marks=("version.maca",)),
@@ -73,12 +75,12 @@ BACKENDS = (
 
 
 def backend_of(device_type: str, product: str) -> Backend:
-    """The row for a device of this type whose maker calls it `product`; of an unknown type, one that claims little."""
+    """Return the row for a device of this type and product name; the row of an unknown type claims little."""
     product = product.lower()
     rows = [row for row in BACKENDS if row.device_type == device_type]
     for row in rows:
-        plain = not row.words and not row.marks
-        if plain or any(word in product for word in row.words) or any(map(_is_set, row.marks)):
+        fits_all = not row.words and not row.marks
+        if fits_all or any(word in product for word in row.words) or any(map(_is_set, row.marks)):
             return row
     return Backend("unknown", device_type, int64=False, triton=False)
 

@@ -1,4 +1,4 @@
-"""Which processor this is, as far as its speed depends on it."""
+"""The identity of this machine's processor, as far as its speed depends on it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Processor", "processor", "read_processor"]
 _CPUINFO = Path("/proc/cpuinfo")
 _MAKERS = {"AuthenticAMD": "AMD", "GenuineIntel": "Intel", "HygonGenuine": "Hygon", "CentaurHauls": "Centaur"}
 _ARM_MAKERS = {0x41: "ARM", 0x46: "Fujitsu", 0x48: "HiSilicon", 0x4E: "NVIDIA", 0x51: "Qualcomm", 0x61: "Apple"}
-# Widest first: the flag of Linux, and what people call the unit.
+# Widest first: Linux's flag and the usual name of the unit.
 _VECTOR_UNITS = {
     "avx512f": "AVX-512", "avx2": "AVX2", "avx": "AVX", "sse2": "SSE2",
     "sve": "SVE", "asimd": "NEON", "neon": "NEON", "vsx": "VSX", "v": "RVV",
@@ -25,10 +25,11 @@ class Processor:
     """A processor's identity.
 
     Attributes:
-        name: as its maker gives it; makers give one name to processors that differ much
-        maker: AMD, Intel, ARM …; empty: not known
-        family, model: the maker's numbers (of ARM's: the architecture and the part); None: not known
-        vectors: the widest vector unit, "AVX-512", "AVX2", "SVE", "NEON" …; empty: not known
+        name: the product name; makers give one name to processors that differ a lot
+        maker: AMD, Intel, ARM …; empty if unknown
+        family: the maker's number of the family (for ARM, of the architecture); None if unknown
+        model: the maker's number of the model (for ARM, of the part); None if unknown
+        vectors: the widest vector unit, "AVX-512", "AVX2", "SVE", "NEON" …; empty if unknown
         threads_per_core: hardware threads that share a core
     """
 
@@ -40,16 +41,16 @@ class Processor:
     threads_per_core: int = 1
 
     def __str__(self) -> str:
-        """Maker, family, model and vector unit, such as `AMD family 25 model 1, AVX2`: what speeds are compared by."""
+        """Return maker, family, model and vector unit, which decide the speed: `AMD family 25 model 1, AVX2`."""
         numbers = self._numbers()
         return ", ".join(filter(None, [f"{self.maker} {numbers}" if numbers else self.name, self.vectors]))
 
     def key(self, threads: int) -> str:
-        """What figures measured with so many threads are kept under."""
+        """Return the key under which figures measured with so many threads are stored."""
         return f"{self}, {_threads(threads)}"
 
     def describe(self, threads: int) -> str:
-        """The same with the maker's name for it, for people."""
+        """Return the same for people, with the product name."""
         parts = [self.name or self.maker, self._numbers(), self.vectors, _threads(threads)]
         return ", ".join(filter(None, parts))
 
@@ -63,12 +64,12 @@ def _threads(count: int) -> str:
 
 @cache
 def processor() -> Processor:
-    """This machine's processor."""
+    """Return this machine's processor."""
     return read_processor(_CPUINFO)
 
 
 def read_processor(cpuinfo: Path) -> Processor:
-    """The first processor in a file like Linux' /proc/cpuinfo; without one, what Python knows."""
+    """Read the first processor in a file such as Linux's /proc/cpuinfo; without one, use what Python knows."""
     try:
         text = cpuinfo.read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -98,7 +99,7 @@ def _fields(text: str) -> Iterator[tuple[str, str]]:
 
 
 def _number(text: str | None) -> int | None:
-    """A decimal or hexadecimal number; None of anything else."""
+    """Parse a decimal or hexadecimal number; return None for anything else."""
     try:
         return int(text or "", 0)
     except ValueError:

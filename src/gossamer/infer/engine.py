@@ -272,7 +272,7 @@ class Engine:
         """Compute the final hidden states of these tokens, packed, [T, hidden]."""
         sequences = Sequences(
             slots=tuple(request.slot for request in group if request.slot is not None),
-            kept=tuple(request.accepted for request in group),
+            accepted=tuple(request.accepted for request in group),
             past=tuple(request.num_computed for request in group),
             lengths=tuple(len(ids) for ids in tokens),
             tables=tuple(tuple(request.pages) for request in group),

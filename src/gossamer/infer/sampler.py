@@ -1,10 +1,10 @@
 """Sampling the next token from its logits.
 
-The random numbers of a token are a function of the request's seed and the token's place alone (`ops.draw`). So a text
-does not change with what is decoded beside it, when memory runs short and it is computed again, or with drafts: the
-model's own token at a place is sampled with the same numbers whether a draft foresaw it or not, and a draft is accepted
-if it is that token. That leaves the distribution untouched. Drafts are sampled with the numbers of their places, too,
-so that they are mostly the model's token where the head's distribution is like the model's.
+The random numbers of a token are a function of the request's seed and the token's place alone (`ops.sample_tokens`). So
+a text does not change with what is decoded beside it, when memory runs short and it is computed again, or with drafts:
+the model's own token at a place is sampled with the same numbers whether a draft foresaw it or not, and a draft is
+accepted if it is that token. That leaves the distribution untouched. Drafts are sampled with the numbers of their
+places, too, so that they are mostly the model's token where the head's distribution is like the model's.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def sample(logits: Tensor, samplers: Sequence[Sampler], places: Sequence[int]) -
         logits = torch.stack([_truncate(row, sampler.params) if sampler.truncates else row for row, sampler in rows])
     keys = [sampler.key(place) for sampler, place in zip(samplers, places, strict=True)]
     temperatures = torch.tensor([sampler.params.temperature for sampler in samplers])
-    tokens: list[int] = ops.draw(logits, temperatures, torch.tensor(keys)).tolist()
+    tokens: list[int] = ops.sample_tokens(logits, temperatures, torch.tensor(keys)).tolist()
     return tokens
 
 

@@ -1,4 +1,4 @@
-"""The few heavy operations, each with a reference that says what it computes and others that compute it fast."""
+"""The few heavy operations of the network, each with a reference that defines it and faster implementations."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import torch
 from gossamer.ops.attention import attention
 from gossamer.ops.delta_rule import delta_rule
 from gossamer.ops.delta_step import delta_step
-from gossamer.ops.draw import draw
-from gossamer.ops.few_rows import few_rows
 from gossamer.ops.gated_rms_norm import gated_rms_norm
 from gossamer.ops.grouped_mlp import grouped_mlp
 from gossamer.ops.linear_cross_entropy import linear_cross_entropy
@@ -16,30 +14,32 @@ from gossamer.ops.orthogonalize import orthogonalize
 from gossamer.ops.paged_attention import paged_attention
 from gossamer.ops.registry import OPERATIONS, Operation, forced
 from gossamer.ops.rms_norm import rms_norm
+from gossamer.ops.sample_tokens import sample_tokens
 from gossamer.ops.short_conv import short_conv
+from gossamer.ops.small_linear import small_linear
 
 __all__ = [
     "attention",
     "delta_rule",
     "delta_step",
     "describe",
-    "draw",
-    "few_rows",
     "forced",
     "gated_rms_norm",
     "grouped_mlp",
     "linear_cross_entropy",
     "orthogonalize",
     "paged_attention",
-    "pytorch_alone",
+    "pytorch_only",
     "rms_norm",
+    "sample_tokens",
     "short_conv",
+    "small_linear",
     "training_operations",
 ]
 
 
 def describe(device: torch.device) -> dict[str, dict[str, object]]:
-    """For each operation: the implementation that runs on `device`, and the others with what keeps them from it."""
+    """Say for each operation which implementation runs on `device` and what keeps the others from running there."""
     return {
         name: {
             "runs": operation.choose(device).name,
@@ -50,10 +50,10 @@ def describe(device: torch.device) -> dict[str, dict[str, object]]:
 
 
 def training_operations() -> dict[str, Operation]:
-    """Those that have a gradient."""
+    """Return the operations that have a gradient, by name."""
     return {name: operation for name, operation in OPERATIONS.items() if operation.trains}
 
 
-def pytorch_alone() -> dict[str, str]:
-    """For each operation the implementation that needs nothing but PyTorch, for `forced`."""
-    return {name: operation.through_pytorch().name for name, operation in OPERATIONS.items()}
+def pytorch_only() -> dict[str, str]:
+    """Name for each operation the best implementation that needs nothing but PyTorch, as arguments for `forced`."""
+    return {name: operation.pytorch_implementation().name for name, operation in OPERATIONS.items()}

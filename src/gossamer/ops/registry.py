@@ -1,7 +1,7 @@
-"""One operation, several implementations: which one runs, and how to force another.
+"""Registry of the operations' implementations: which one runs, and how to force another.
 
-The choice is made by the device that the tensors are on, the first registered implementation that can run there
-winning. `GOSSAMER_OPS="delta_rule=reference,short_conv=reference"` or `forced(delta_rule="reference")` overrides it.
+The device of the tensors decides: the first registered implementation that can run there is chosen. An environment
+variable, `GOSSAMER_OPS="delta_rule=reference,short_conv=reference"`, or `forced(delta_rule="reference")` overrides it.
 """
 
 from __future__ import annotations
@@ -19,29 +19,39 @@ from gossamer.errors import UserError, did_you_mean
 
 OPERATIONS: dict[str, Operation] = {}
 _FORCED: dict[str, str] = {}
+_RENAMED = {"draw": "sample_tokens", "few_rows": "small_linear"}  # operations' former names
 
 
 @dataclass(frozen=True)
 class Implementation:
-    """A way to compute an operation.
+    """One way to compute an operation.
 
-    `obstacle(device)` says why it cannot run there, or "" if it can. Where `unasked(device)` is false it runs only when
-    it is forced: it can, but is not what anybody would want there.
+    Attributes:
+        name: of the implementation, as `forced` and `GOSSAMER_OPS` take it
+        function: computes the operation
+        obstacle: says why the implementation cannot run on a device, or "" if it can
+        is_default: whether it may be chosen on a device; where this is false, it runs there only when it is forced
     """
 
     name: str
     function: Callable[..., Any]
     obstacle: Callable[[torch.device], str]
-    unasked: Callable[[torch.device], bool] = lambda device: True
+    is_default: Callable[[torch.device], bool] = lambda device: True
 
 
-def anywhere(device: torch.device) -> str:
-    """The obstacle of an implementation through PyTorch's own functions: none."""
+def no_obstacle(device: torch.device) -> str:
+    """Return "", because an implementation by PyTorch's own functions runs on every device."""
     return ""
 
 
 class Operation:
-    """A named operation with its implementations, best first; one that no gradient passes does not `train`."""
+    """A named operation with its implementations, best first.
+
+    Attributes:
+        name: of the operation
+        trains: whether it has a gradient
+        implementations: in the order of preference
+    """
 
     def __init__(self, name: str, trains: bool = True) -> None:
         self.name, self.trains = name, trains
@@ -51,27 +61,27 @@ class Operation:
     def register(
         self,
         name: str,
-        obstacle: Callable[[torch.device], str] = anywhere,
-        unasked: Callable[[torch.device], bool] = lambda device: True,
+        obstacle: Callable[[torch.device], str] = no_obstacle,
+        is_default: Callable[[torch.device], bool] = lambda device: True,
     ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-        """Add an implementation behind those already registered."""
+        """Add an implementation after those already registered; see `Implementation` for the arguments."""
 
         def add(function: Callable[..., Any]) -> Callable[..., Any]:
-            self.implementations.append(Implementation(name, function, obstacle, unasked))
+            self.implementations.append(Implementation(name, function, obstacle, is_default))
             return function
 
         return add
 
     def choose(self, device: torch.device) -> Implementation:
-        """The implementation that runs on `device`.
+        """Return the implementation that runs on `device`.
 
         Raises:
-            UserError: the forced one is unknown or cannot run there.
+            UserError: The forced implementation is unknown or cannot run there.
         """
         able = [candidate for candidate in self.implementations if not candidate.obstacle(device)]
         wanted = _FORCED.get(self.name) or _from_environment().get(self.name)
         if wanted is None:
-            return next(candidate for candidate in able if candidate.unasked(device))
+            return next(candidate for candidate in able if candidate.is_default(device))
         names = ", ".join(candidate.name for candidate in able)
         for candidate in self.implementations:
             if candidate.name == wanted:
@@ -80,12 +90,12 @@ class Operation:
                 return candidate
         raise UserError(f"{self.name} has no implementation {wanted!r}; able here: {names}")
 
-    def through_pytorch(self) -> Implementation:
-        """The best implementation that needs nothing but PyTorch."""
-        return next(candidate for candidate in self.implementations if candidate.obstacle is anywhere)
+    def pytorch_implementation(self) -> Implementation:
+        """Return the best implementation that needs nothing but PyTorch."""
+        return next(candidate for candidate in self.implementations if candidate.obstacle is no_obstacle)
 
     def __call__(self, device: torch.device, *args: Any) -> Any:
-        """Run it. Autocast ends here: an implementation decides itself what it computes in."""
+        """Run the implementation for `device`, without autocast, because it chooses the dtype that it computes in."""
         function = self.choose(device).function
         if not torch.is_autocast_enabled(device.type):
             return function(*args)
@@ -94,27 +104,27 @@ class Operation:
 
 
 def deferred(module: str, function: str) -> Callable[..., Any]:
-    """A function that imports the module of the one it stands for when it is first called.
+    """Return a function that imports `module` only when it is called, and then calls `function` of it.
 
-    For implementations whose libraries take long to import, or are not everywhere.
+    This is for implementations whose libraries take long to import or are not installed everywhere.
     """
 
     def call(*args: Any) -> Any:
         return getattr(import_module(module), function)(*args)
 
-    call.__module__ = module  # where to look
+    call.__module__ = module  # where the implementation is written
     return call
 
 
 def autocast_input(x: torch.Tensor) -> torch.Tensor:
-    """What autocast would make of the left operand of a product."""
-    kind = x.device.type
-    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
+    """Cast x as autocast casts the operands of a product, if it is enabled."""
+    device_type = x.device.type
+    return x.to(torch.get_autocast_dtype(device_type)) if torch.is_autocast_enabled(device_type) else x
 
 
 @contextmanager
 def forced(**choice: str) -> Iterator[None]:
-    """Inside this context the named operations run as told: `forced(delta_rule="reference")`."""
+    """Force implementations of the named operations within this context: `forced(delta_rule="reference")`."""
     _check_names(choice)
     before = dict(_FORCED)
     _FORCED.update(choice)
@@ -126,6 +136,7 @@ def forced(**choice: str) -> Iterator[None]:
 
 
 def _from_environment() -> dict[str, str]:
+    """Read the operations and implementations that `GOSSAMER_OPS` names."""
     text = os.environ.get("GOSSAMER_OPS", "")
     if not text:
         return {}
@@ -139,7 +150,10 @@ def _from_environment() -> dict[str, str]:
 
 
 def _check_names(choice: dict[str, str]) -> None:
+    """Refuse names of operations that do not exist (UserError)."""
     for name in choice:
+        if name in _RENAMED:
+            raise UserError(f"unknown operation {name!r}: it is now called {_RENAMED[name]!r}")
         if name not in OPERATIONS:
             raise UserError(
                 f"unknown operation {name!r}{did_you_mean(name, OPERATIONS)}; known: {', '.join(OPERATIONS)}"

@@ -26,7 +26,7 @@ from gossamer.cost.network import count_network
 from gossamer.errors import UserError
 from gossamer.model.causal_lm import CausalLM
 from gossamer.model.config import ModelConfig
-from gossamer.ops.orthogonalize.native import LARGEST
+from gossamer.ops.orthogonalize import MAX_NATIVE_SIDE
 from gossamer.ops.registry import OPERATIONS
 from gossamer.train.muon import Split, matrix_splits
 from gossamer.train.recipe import Recipe
@@ -208,7 +208,7 @@ def _muon_workspace(parameter: Tensor, split: Split, device: torch.device, proce
     for matrices in split(parameter):
         part, small = matrices.numel() // shared, min(matrices.shape[-2:])
         gram = part // max(matrices.shape[-2:]) * small
-        if native and small <= LARGEST:
+        if native and small <= MAX_NATIVE_SIDE:
             largest = max(largest, part * _FLOAT32)
             continue
         # X, a X, (b G + c G²) X and their sum beside G; or X and a X beside all that it takes to make b G + c G².

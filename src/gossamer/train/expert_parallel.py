@@ -33,15 +33,15 @@ class SpreadExperts(Experts):
             shards = distribute_tensor(weight.detach(), mesh, [Shard(0)], src_data_rank=None)
             self.register_parameter(name, nn.Parameter(shards, requires_grad=weight.requires_grad))
 
-    def forward(self, x: Tensor, expert_ids: Tensor, weights: Tensor) -> Tensor:
+    def forward(self, x: Tensor, expert_indices: Tensor, weights: Tensor) -> Tensor:
         """[N, hidden] with [N, k] choices among all experts → [N, hidden]; N may differ between processes."""
-        processes, chosen = self.group.size(), expert_ids.shape[1]
-        order = expert_ids.flatten().argsort(stable=True)  # row of the sorted buffer → assignment n·k + j
+        processes, chosen = self.group.size(), expert_indices.shape[1]
+        order = expert_indices.flatten().argsort(stable=True)  # row of the sorted buffer → assignment n·k + j
         rank = torch.empty_like(order)
         rank[order] = torch.arange(len(order), device=order.device)
 
         # For each process the rows of each of its experts; what comes back is for each process the rows of ours.
-        counts = torch.bincount(expert_ids.flatten(), minlength=len(self.gate_up_proj)).view(processes, -1)
+        counts = torch.bincount(expert_indices.flatten(), minlength=len(self.gate_up_proj)).view(processes, -1)
         arriving = torch.empty_like(counts)
         dist.all_to_all_single(arriving, counts, group=self.group)
         send, receive = torch.stack([counts.sum(1), arriving.sum(1)]).tolist()  # the one read-back from the device

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from decoding import MAX_STEP, batches
+from decoding import MAX_STEP, sequence_batches
 from exactness import implementations, seeds
 from gossamer import ops
 from gossamer.model.causal_lm import CausalLM
@@ -35,7 +35,7 @@ def close(actual: Tensor, expected: Tensor) -> None:
 @given(configs(), st.booleans(), st.data(), st.booleans(), seeds)
 def test_decode_layers(implementation: str, config: ModelConfig, speculative: bool, data: Any, biased: bool, seed: int):
     """Networks of every kind, from states that hold anything: outputs, and what the states are afterwards."""
-    sequences = data.draw(batches() if speculative else batches(least=1, most=9))
+    sequences = data.draw(sequence_batches() if speculative else sequence_batches(min_length=1, max_length=9))
     torch.manual_seed(seed)
     model = CausalLM(config).eval().requires_grad_(False)
     for name, parameter in model.named_parameters():
@@ -60,7 +60,7 @@ def test_decode_layers(implementation: str, config: ModelConfig, speculative: bo
             if model.mtp is not None:
                 assert decoder._head is not None
                 hidden.append(decoder._head.forward(ids, hidden[0], sequences))
-        places = sequences.places
+        places = sequences.new_kv_indices
         kept = [x.flatten(0, 1)[places] for kv in pool.pages.values() for x in kv]
         found.append([*hidden, *kept, *(memory.recurrent for memory in pool.memory.values())])
         before = config.linear_conv_kernel_dim - 1

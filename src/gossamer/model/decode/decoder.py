@@ -46,8 +46,8 @@ class Decoder:
         Args:
             tokens: [T] ids
             sequences: whose tokens these are
-            speculative: whether the next step may forget some of them again (`Sequences.kept`); there are then only a
-                few tokens of each sequence. Otherwise there may be any number.
+            speculative: whether the next step may forget some of them again (`Sequences.accepted`); there are then only
+                a few tokens of each sequence. Otherwise there may be any number.
 
         Returns:
             Hidden states after the final norm, [T, hidden].
@@ -57,7 +57,7 @@ class Decoder:
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
         """Apply the output head: [T, hidden] → [T, V]."""
-        return ops.few_rows(hidden, self._lm_head)
+        return ops.small_linear(hidden, self._lm_head)
 
     @torch.inference_mode()
     def propose(

@@ -18,10 +18,10 @@ from gossamer import ops
 from gossamer.errors import UserError
 from gossamer.model.decode.layers import MAX_TOKENS, DecoderLayers, decode_layers
 from gossamer.ops import native as kernels
-from gossamer.ops.checks import check_floats, check_indices, check_kind, describe, is_dense, shape, whole_numbers
-from gossamer.ops.draw import check_draws
+from gossamer.ops.checks import are_integers, check_floats, check_indices, check_kind, describe, is_dense, shape
 from gossamer.ops.matrix import Int8, Matrix, check_matrix, is_readable_by_kernels, values_and_scales
 from gossamer.ops.registry import Operation
+from gossamer.ops.sample_tokens import check_sampling
 from gossamer.ops.sequences import Sequences
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class DraftHead:
 
 
 class DraftSampling(NamedTuple):
-    """How many drafts of each of N sequences are wanted, and how they are sampled (see `ops.draw`).
+    """How many drafts of each of N sequences are wanted, and how they are sampled (see `ops.sample_tokens`).
 
     Attributes:
         counts: [N] drafts wanted
@@ -148,14 +148,14 @@ def _check_counts(sequences: Sequences, sampling: DraftSampling) -> None:
     if (
         not is_dense(keys)
         or keys.ndim != 2
-        or not whole_numbers(counts)
+        or not are_integers(counts)
         or len(counts) != len(sequences.slots)
         or min(sequences.lengths, default=1) < 1
     ):
         raise UserError("draft_tokens: every sequence must have a place, a count and keys")
     if min(counts, default=0) < 0 or max(counts, default=0) > keys.shape[1]:
         raise UserError(f"draft_tokens: counts {counts} do not fit keys {list(keys.shape)}")
-    check_draws("draft_tokens", sampling.temperatures, keys, (len(counts), keys.shape[1]))
+    check_sampling("draft_tokens", sampling.temperatures, keys, (len(counts), keys.shape[1]))
     spans = zip(sequences.tables, sequences.past, sequences.lengths, counts, strict=True)
     if any(past + length + count - 1 > len(table) * sequences.page_size for table, past, length, count in spans):
         raise UserError("draft_tokens: the sequences' pages have no room for their drafts")
@@ -199,8 +199,8 @@ def reference(
         if place:  # the head again, on its own output and the newest draft
             newest = torch.tensor([drafts[number][-1] for number in group], device=hidden.device)
             hidden = head.forward(newest, hidden, _next_places(sequences, group, place))
-        logits = ops.few_rows(hidden, head.lm_head).float()
-        tokens = ops.draw(logits, sampling.temperatures[group], sampling.keys[group, place]).tolist()
+        logits = ops.small_linear(hidden, head.lm_head).float()
+        tokens = ops.sample_tokens(logits, sampling.temperatures[group], sampling.keys[group, place]).tolist()
         for number, token in zip(group, tokens, strict=True):
             drafts[number].append(max(token, 0))  # where no logit is finite any token will do: it is not accepted
 

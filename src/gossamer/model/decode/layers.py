@@ -22,7 +22,7 @@ from gossamer.model.rotary import rotary_frequencies, rotary_tables
 from gossamer.ops import native as kernels
 from gossamer.ops.checks import check_floats, check_kind, describe, shape
 from gossamer.ops.matrix import Int8, Matrix, check_matrix, is_readable_by_kernels, values_and_scales
-from gossamer.ops.paged_attention.native import MOST_PAGE
+from gossamer.ops.paged_attention import MAX_PAGE_SIZE
 from gossamer.ops.registry import Operation
 from gossamer.ops.sequences import Sequences
 
@@ -164,7 +164,7 @@ class DecoderLayers:
     def is_readable_by_kernels(self) -> bool:
         """Whether the native kernels can read all weights and states, and pages of this size."""
         entries = [entry for layer in self.tensors for entry in layer if entry is not None]
-        return self.pool.page_size <= MOST_PAGE and all(map(is_readable_by_kernels, (*entries, self.final_norm)))
+        return self.pool.page_size <= MAX_PAGE_SIZE and all(map(is_readable_by_kernels, (*entries, self.final_norm)))
 
     @cached_property
     def frequencies(self) -> Tensor:

@@ -197,6 +197,6 @@ class KVCache:
 
     def write(self, k: Tensor, v: Tensor) -> None:
         """Add the new tokens' keys and values, [1, T, Hkv, D] each."""
-        places = self.sequences.places.to(k.device)
+        places = self.sequences.new_kv_indices.to(k.device)
         self.k_pages.flatten(0, 1).index_copy_(0, places, k[0].to(self.k_pages.dtype))
         self.v_pages.flatten(0, 1).index_copy_(0, places, v[0].to(self.v_pages.dtype))

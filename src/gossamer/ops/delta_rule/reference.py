@@ -7,14 +7,14 @@ from torch import Tensor
 
 
 def l2norm(x: Tensor) -> Tensor:
-    """x · rsqrt(Σ x² + 1e-6) over the last dimension: the ε is added to the sum, not to the mean."""
+    """Compute x · rsqrt(Σ x² + 1e-6) over the last dimension; the ε is added to the sum, not to the mean."""
     return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6)
 
 
 def reference(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, initial_state: Tensor | None, lengths: tuple[int, ...]
 ) -> tuple[Tensor, Tensor]:
-    """See `delta_rule`; `lengths` are the documents' lengths in tokens."""
+    """Apply the recurrence as it is written; `lengths` are the documents' lengths in tokens."""
     dtype = torch.promote_types(q.dtype, torch.float32)
     repeats = v.shape[2] // q.shape[2]
     q, k = (l2norm(x.to(dtype)).flatten(0, 1).repeat_interleave(repeats, dim=1) for x in (q, k))

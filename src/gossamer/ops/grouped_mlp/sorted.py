@@ -1,8 +1,8 @@
 """The routed experts on tokens sorted by expert, with a hand-written backward pass.
 
-Sorted, each expert's tokens are one block of rows, and every product is a plain matrix product on such a block,
-written straight into its place in one buffer, in the backward pass into the stacked gradient of all experts. Autograd
-through a loop over experts would make a full-size zero gradient for each of them.
+After sorting, each expert's tokens form one block of rows. Every product is a plain matrix product on such a block and
+is written directly to its place in one buffer; in the backward pass, that is the stacked gradient of all experts.
+Autograd through a loop over experts would allocate a full-size gradient of zeros for each of them.
 """
 
 from __future__ import annotations
@@ -17,28 +17,33 @@ from torch import Tensor
 from gossamer.ops.checks import first_order
 
 
-def by_expert(x: Tensor, expert_ids: Tensor, weights: Tensor, gate_up_proj: Tensor, down_proj: Tensor) -> Tensor:
-    """See `grouped_mlp`."""
-    y: Tensor = _GroupedMLP.apply(x, expert_ids, weights, gate_up_proj.to(x.dtype), down_proj.to(x.dtype))
+def sorted_by_expert(
+    x: Tensor, expert_indices: Tensor, expert_weights: Tensor, gate_up_proj: Tensor, down_proj: Tensor
+) -> Tensor:
+    """Sort the tokens by expert and multiply each expert's block of rows; the arguments are those of `grouped_mlp`."""
+    gate_up, down = gate_up_proj.to(x.dtype), down_proj.to(x.dtype)
+    y: Tensor = _SortedMLP.apply(x, expert_indices, expert_weights, gate_up, down)
     return y
 
 
-def _blocks(expert_ids: Tensor, experts: int) -> list[tuple[int, slice]]:
-    """(expert, its rows) for every expert that any token was sent to; the one read-back from the device."""
-    counts = torch.bincount(expert_ids.flatten(), minlength=experts).tolist()
+def _blocks(indices: Tensor, experts: int) -> list[tuple[int, slice]]:
+    """List (expert, its rows) for every expert that has tokens. This is the only read-back from the device."""
+    counts = torch.bincount(indices.flatten(), minlength=experts).tolist()
     edges = pairwise(accumulate(counts, initial=0))
     return [(expert, slice(start, end)) for expert, (start, end) in enumerate(edges) if end > start]
 
 
-class _GroupedMLP(torch.autograd.Function):
+class _SortedMLP(torch.autograd.Function):
+    """`sorted_by_expert` with its gradient."""
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, ids: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
-        chosen = ids.shape[1]
-        order = ids.flatten().argsort(stable=True)  # row of the sorted buffer → assignment n·k + j
+    def forward(ctx: Any, x: Tensor, indices: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+        top_k = indices.shape[1]
+        order = indices.flatten().argsort(stable=True)  # row of the sorted buffer → assignment n·top_k + j
         rank = torch.empty_like(order)
         rank[order] = torch.arange(len(order), device=order.device)
-        token = order // chosen
-        blocks = _blocks(ids, len(gate_up))
+        token = order // top_k
+        blocks = _blocks(indices, len(gate_up))
 
         rows = x.index_select(0, token)
         hidden = x.new_empty(len(rows), gate_up.shape[1])
@@ -53,7 +58,7 @@ class _GroupedMLP(torch.autograd.Function):
 
         ctx.save_for_backward(rows, hidden, inner, token, order, rank, weights, gate_up, down)
         ctx.blocks = blocks
-        return sum_by_token(scaled, rank, chosen)
+        return sum_by_token(scaled, rank, top_k)
 
     @staticmethod
     @first_order("grouped_mlp")
@@ -61,7 +66,7 @@ class _GroupedMLP(torch.autograd.Function):
         rows, hidden, inner, token, order, rank, weights, gate_up, down = ctx.saved_tensors
         gate, up = hidden.chunk(2, dim=1)
         weight = weights.flatten().index_select(0, order).unsqueeze(1).to(rows.dtype)
-        grad_rows = grads[0].index_select(0, token)  # of the weighted outputs
+        grad_rows = grads[0].index_select(0, token)  # gradient of the weighted outputs
 
         dinner = torch.empty_like(inner)
         weighted = inner * weight
@@ -69,7 +74,7 @@ class _GroupedMLP(torch.autograd.Function):
         for expert, block in ctx.blocks:
             torch.mm(grad_rows[block], down[expert], out=dinner[block])
             torch.mm(grad_rows[block].mT, weighted[block], out=ddown[expert])
-        # ⟨dy, D a⟩ = ⟨Dᵀ dy, a⟩: the weights' gradient without the experts' outputs.
+        # ⟨dy, D a⟩ = ⟨Dᵀ dy, a⟩ gives the weights' gradient without the experts' outputs.
         dweights = torch.empty_like(weights.flatten())
         dweights[order] = torch.linalg.vecdot(dinner, inner).to(dweights.dtype)
 
@@ -78,7 +83,7 @@ class _GroupedMLP(torch.autograd.Function):
         dgate, dup = dhidden.chunk(2, dim=1)
         torch.mul(dinner, F.silu(gate), out=dup)
         dgate.copy_(torch.ops.aten.silu_backward(dinner.mul_(up), gate))
-        drows = grad_rows  # no longer needed: reuse its memory
+        drows = grad_rows  # which is no longer needed, so its memory is reused
         dgate_up = torch.zeros_like(gate_up)
         for expert, block in ctx.blocks:
             torch.mm(dhidden[block], gate_up[expert], out=drows[block])
@@ -87,6 +92,6 @@ class _GroupedMLP(torch.autograd.Function):
         return dx, None, dweights.view_as(weights), dgate_up, ddown
 
 
-def sum_by_token(rows: Tensor, rank: Tensor, chosen: int) -> Tensor:
-    """Sorted rows back to their tokens, the `chosen` rows of a token added: [N·k, hidden] → [N, hidden]."""
-    return rows.index_select(0, rank).view(-1, chosen, rows.shape[1]).sum(1)
+def sum_by_token(rows: Tensor, rank: Tensor, top_k: int) -> Tensor:
+    """Return sorted rows to their tokens and add the `top_k` rows of a token: [N·top_k, hidden] → [N, hidden]."""
+    return rows.index_select(0, rank).view(-1, top_k, rows.shape[1]).sum(1)

@@ -1,4 +1,4 @@
-"""Kernels in C++ for CPUs, and how they are built; the operations' own folders hold what calls them."""
+"""Kernels in C++ for CPUs and the code that builds them; the operations' own files call them."""
 
 from gossamer.ops.native.library import address, call, obstacle
 

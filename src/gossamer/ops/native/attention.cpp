@@ -1,8 +1,8 @@
-// Causal softmax attention inside each document, forward and backward, without the score matrix in memory.
+// Causal softmax attention within each document, forward and backward, without the score matrix in memory.
 //
-// As in FlashAttention (arXiv 2205.14135, 2307.08691): blocks of queries meet blocks of keys, the softmax is corrected as
-// larger scores come, and the backward pass makes the scores again from the kept logarithms of the sums. The query heads
-// that share a key head are rows of one product.
+// As in FlashAttention (arXiv 2205.14135, 2307.08691), blocks of queries meet blocks of keys, the softmax is corrected
+// when larger scores appear, and the backward pass recomputes the scores from the stored logarithms of the sums. The
+// query heads that share a key head are rows of one product.
 
 #include <omp.h>
 
@@ -12,25 +12,26 @@ using namespace gossamer;
 
 namespace {
 
-// What one key head of a document has for the backward pass, of the document's first token. dq, dk and dv have the
-// strides of contiguous tensors.
+// The tensors of one key head of a document in the backward pass, from the document's first token on. dq, dk and dv
+// have the strides of contiguous tensors.
 struct HeadGradient {
     const AttentionLayout &layout;
     const float *q, *k, *v, *o, *lse, *grad_o;
     int64_t length;
     float *dq, *dk, *dv;
 
-    // Every block of queries meets the blocks of keys between `from` and `to` (a multiple of KEYS, or the length), in
-    // this order. Of the two sides, the queries' gradient dq and the keys' dk and dv, those asked for are written.
-    void add(int64_t from, int64_t to, int64_t first_query, int64_t last_query, bool queries_too, bool keys_too) const {
-        const int D = layout.width, most_rows = layout.repeats * QUERIES;
+    // Takes every block of queries with the blocks of keys between `from` and `to` (a multiple of KEYS, or the length),
+    // in this order. It writes the queries' gradient dq, the keys' gradients dk and dv, or both.
+    void compute(int64_t from, int64_t to, int64_t first_query, int64_t last_query, bool write_dq,
+                 bool write_dk) const {
+        const int D = layout.width, max_rows = layout.repeats * QUERIES;
         const int64_t out = layout.out_stride(), kv = int64_t(layout.kv_heads) * D;
-        Scratch scratch(int64_t(most_rows) * (3 * D + 2 * KEYS + 2));
-        float *Q = scratch.take(int64_t(most_rows) * D), *dO = scratch.take(int64_t(most_rows) * D),
-              *dQ = scratch.take(int64_t(most_rows) * D), *P = scratch.take(int64_t(most_rows) * KEYS),
-              *dP = scratch.take(int64_t(most_rows) * KEYS), *inner = scratch.take(most_rows),
-              *log_sum = scratch.take(most_rows);
-        for (int64_t t = from; keys_too && t < to; t++) {
+        Scratch scratch(int64_t(max_rows) * (3 * D + 2 * KEYS + 2));
+        float *Q = scratch.take(int64_t(max_rows) * D), *dO = scratch.take(int64_t(max_rows) * D),
+              *dQ = scratch.take(int64_t(max_rows) * D), *P = scratch.take(int64_t(max_rows) * KEYS),
+              *dP = scratch.take(int64_t(max_rows) * KEYS), *inner = scratch.take(max_rows),
+              *log_sum = scratch.take(max_rows);
+        for (int64_t t = from; write_dk && t < to; t++) {
             std::memset(dk + t * kv, 0, sizeof(float) * D);
             std::memset(dv + t * kv, 0, sizeof(float) * D);
         }
@@ -60,13 +61,13 @@ struct HeadGradient {
                     }
                     for (int j = seen; j < keys; j++) p[j] = dp[j] = 0.0f;
                 }
-                if (keys_too) {
+                if (write_dk) {
                     gemm(TRANSPOSED, PLAIN, keys, D, rows, P, KEYS, dO, D, dv + key * kv, kv, 1.0f, 1.0f);
                     gemm(TRANSPOSED, PLAIN, keys, D, rows, dP, KEYS, Q, D, dk + key * kv, kv, 1.0f, 1.0f);
                 }
-                if (queries_too) gemm(PLAIN, PLAIN, rows, D, keys, dP, KEYS, K, layout.k_stride, dQ, D, 1.0f, 1.0f);
+                if (write_dq) gemm(PLAIN, PLAIN, rows, D, keys, dP, KEYS, K, layout.k_stride, dQ, D, 1.0f, 1.0f);
             }
-            for (int r = 0; queries_too && r < layout.repeats; r++)
+            for (int r = 0; write_dq && r < layout.repeats; r++)
                 for (int i = 0; i < n; i++)
                     scale_into(dq + (first + i) * out + r * D, layout.scale, dQ + (int64_t(r) * n + i) * D, D);
         }
@@ -77,13 +78,13 @@ struct HeadGradient {
 
 extern "C" {
 
-// q [tokens, H, D], k and v [tokens, Hkv, D] with their own strides between tokens; o [tokens, H, D] and lse [tokens, H]
-// are contiguous.
+// q [tokens, H, D], k and v [tokens, Hkv, D] with their own strides between tokens; o [tokens, H, D] and lse [tokens,
+// H] are contiguous.
 void gossamer_attention(const float *q, const float *k, const float *v, const int64_t *lengths, float *o, float *lse,
                         int64_t documents, int64_t kv_heads, int64_t repeats, int64_t width, int64_t q_stride,
                         int64_t k_stride, int64_t v_stride) {
-    const AttentionLayout layout{int(kv_heads), int(repeats), int(width), q_stride,
-                        k_stride,      v_stride,     1.0f / std::sqrt(float(width))};
+    const AttentionLayout layout{int(kv_heads), int(repeats), int(width), q_stride, k_stride, v_stride,
+                                 1.0f / std::sqrt(float(width))};
     struct Block {
         int64_t start, first;
         int queries, head;
@@ -98,21 +99,21 @@ void gossamer_attention(const float *q, const float *k, const float *v, const in
         const Block &block = blocks[number];
         const int64_t at = block.start + block.first;
         const int first_head = block.head * layout.repeats;
-        const InARow keys{k + block.start * k_stride + block.head * width, v + block.start * v_stride + block.head * width,
-                          layout};
+        const ContiguousKeys keys{k + block.start * k_stride + block.head * width,
+                                  v + block.start * v_stride + block.head * width, layout};
         forward_block(layout, q + at * q_stride + first_head * width, keys, block.first, block.queries,
                       o + at * layout.out_stride() + first_head * width, lse + at * layout.heads() + first_head);
     });
 }
 
-// q and o [tokens, H, D]; k and v [pages, page_size, Hkv, D]; steps [4, sequences]: slots, kept, past, lengths; table
-// [sequences, most_pages]. Of each sequence the queries are the last `length` of its past + length places.
+// q and o [tokens, H, D]; k and v [pages, page_size, Hkv, D]; steps [4, sequences]: slots, accepted, past, lengths;
+// table [sequences, max_pages]. The queries of each sequence are the last `length` of its past + length positions.
 void gossamer_paged_attention(const float *q, const float *k, const float *v, const int64_t *steps,
-                              const int64_t *table, float *o, int64_t sequences, int64_t most_pages, int64_t page_size,
+                              const int64_t *table, float *o, int64_t sequences, int64_t max_pages, int64_t page_size,
                               int64_t kv_heads, int64_t repeats, int64_t width) {
     const int64_t stride = kv_heads * width;
-    const AttentionLayout layout{int(kv_heads), int(repeats), int(width), stride * repeats,
-                        stride,        stride,       1.0f / std::sqrt(float(width))};
+    const AttentionLayout layout{int(kv_heads), int(repeats), int(width), stride * repeats, stride, stride,
+                                 1.0f / std::sqrt(float(width))};
     const int64_t *past = steps + 2 * sequences, *lengths = steps + 3 * sequences;
     struct Block {
         int64_t sequence, at, first;
@@ -129,21 +130,21 @@ void gossamer_paged_attention(const float *q, const float *k, const float *v, co
     parallel_for<DYNAMIC>(int64_t(blocks.size()), !is_small(work / 4), [&](int64_t number) {
         const Block &block = blocks[number];
         const int64_t mine = block.at * layout.out_stride() + block.head * repeats * width;
-        const InPages keys{k + block.head * width, v + block.head * width, layout, table + block.sequence * most_pages,
-                           int(page_size)};
+        const PagedKeys keys{k + block.head * width, v + block.head * width, layout, table + block.sequence * max_pages,
+                             int(page_size)};
         forward_block(layout, q + mine, keys, block.first, block.queries, o + mine, nullptr);
     });
 }
 
-// dq, dk and dv are contiguous. A thread takes a key head of a document; where there are too few of them for the threads,
-// the gradients of a block of keys or of a block of queries: seven products where together five would do, with the same
-// results to the last bit.
+// dq, dk and dv are contiguous. A thread takes a key head of a document. If there are too few of them for the threads,
+// a task is instead the gradients of a block of keys or of a block of queries. That takes seven products instead of
+// five and gives the same results to the last bit.
 void gossamer_attention_backward(const float *q, const float *k, const float *v, const float *o, const float *lse,
                                  const float *grad_o, const int64_t *lengths, float *dq, float *dk, float *dv,
                                  int64_t documents, int64_t kv_heads, int64_t repeats, int64_t width, int64_t q_stride,
                                  int64_t k_stride, int64_t v_stride) {
-    const AttentionLayout layout{int(kv_heads), int(repeats), int(width), q_stride,
-                        k_stride,      v_stride,     1.0f / std::sqrt(float(width))};
+    const AttentionLayout layout{int(kv_heads), int(repeats), int(width), q_stride, k_stride, v_stride,
+                                 1.0f / std::sqrt(float(width))};
     std::vector<HeadGradient> heads;
     std::vector<double> work;
     int64_t at = 0;
@@ -159,14 +160,14 @@ void gossamer_attention_backward(const float *q, const float *k, const float *v,
     struct Task {
         const HeadGradient *head;
         int64_t first_key, last_key, first_query, last_query;
-        bool queries, keys;
+        bool write_dq, write_dk;
         double work;
     };
     std::vector<Task> tasks;
-    const bool whole = unevenness(work, omp_get_max_threads()) <= 7.0 / 5.0;
+    const bool whole_heads = unevenness(work, omp_get_max_threads()) <= 7.0 / 5.0;
     for (const HeadGradient &head : heads) {
         const int64_t length = head.length;
-        if (whole) {
+        if (whole_heads) {
             tasks.push_back({&head, 0, length, 0, length, true, true, double(length) * double(length)});
             continue;
         }
@@ -180,7 +181,8 @@ void gossamer_attention_backward(const float *q, const float *k, const float *v,
     std::stable_sort(tasks.begin(), tasks.end(), [](const Task &a, const Task &b) { return a.work > b.work; });
     parallel_for<DYNAMIC>(int64_t(tasks.size()), true, [&](int64_t number) {
         const Task &task = tasks[number];
-        task.head->add(task.first_key, task.last_key, task.first_query, task.last_query, task.queries, task.keys);
+        task.head->compute(task.first_key, task.last_key, task.first_query, task.last_query, task.write_dq,
+                           task.write_dk);
     });
 }
 

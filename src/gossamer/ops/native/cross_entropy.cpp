@@ -1,4 +1,4 @@
-// The loss of a block of logits and, in their place, its gradient.
+// The loss of a block of logits, which are replaced by its gradient.
 
 #include <cmath>
 
@@ -8,7 +8,7 @@ using namespace gossamer;
 
 extern "C" {
 
-// logits [rows, vocab] become softmax − one-hot; a row whose label is negative becomes zero and has no loss.
+// Replaces logits [rows, vocab] by softmax − one-hot. A row with a negative label becomes zero and has no loss.
 void gossamer_softmax_loss(float *logits, const int64_t *labels, float *losses, int64_t rows, int64_t vocab) {
     parallel_for(rows, !is_small(rows * vocab), [&](int64_t row) {
         float *x = logits + row * vocab;
@@ -18,18 +18,18 @@ void gossamer_softmax_loss(float *logits, const int64_t *labels, float *losses, 
             return;
         }
         const float target = x[labels[row]];
-        float most = x[0], sum = 0.0f;
-#pragma omp simd reduction(max : most)
-        for (int64_t i = 0; i < vocab; i++) most = x[i] > most ? x[i] : most;
+        float largest = x[0], sum = 0.0f;
+#pragma omp simd reduction(max : largest)
+        for (int64_t i = 0; i < vocab; i++) largest = x[i] > largest ? x[i] : largest;
 #pragma omp simd reduction(+ : sum)
         for (int64_t i = 0; i < vocab; i++) {
-            x[i] = exp_(x[i] - most);
+            x[i] = exp_(x[i] - largest);
             sum += x[i];
         }
-        losses[row] = std::log(sum) + most - target;
-        const float share = 1.0f / sum;
+        losses[row] = std::log(sum) + largest - target;
+        const float scale = 1.0f / sum;
 #pragma omp simd
-        for (int64_t i = 0; i < vocab; i++) x[i] *= share;
+        for (int64_t i = 0; i < vocab; i++) x[i] *= scale;
         x[labels[row]] -= 1.0f;
     });
 }

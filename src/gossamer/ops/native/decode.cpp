@@ -143,7 +143,7 @@ void attend(const Layer &l, const Batch &batch, int64_t n, int64_t head, float *
             std::memcpy(queries.data() + (t * R + r) * D, q + ((first_token + t) * H + head * R + r) * 2 * D,
                         sizeof(float) * D);
     const AttentionLayout layout{int(l.num_key_value_heads), int(R), int(D), R * D, row, row, 1.0f / std::sqrt(float(D))};
-    const InPages keys{l.k_pages + head * D, l.v_pages + head * D, layout, pages, int(l.page_size)};
+    const PagedKeys keys{l.k_pages + head * D, l.v_pages + head * D, layout, pages, int(l.page_size)};
     for (int64_t first = 0; first < length; first += QUERIES) {
         const int count = int(std::min<int64_t>(QUERIES, length - first));
         forward_block(layout, queries.data() + first * R * D, keys, batch.past[n] + first, count,
@@ -176,8 +176,8 @@ void linear_attention(const Layer &l, const Batch &batch, float eps, Buffers &bu
             step_head(step, memory, batch.slots[n], int(batch.accepted[n]), length, head, qkvz + first_token * qkvz_dim,
                       ba + first_token * ba_dim, l.conv1d, l.A_log, l.dt_bias, l.norm, y);
         else
-            step_head_for_good(step, memory, batch.slots[n], length, head, qkvz + first_token * qkvz_dim,
-                               ba + first_token * ba_dim, l.conv1d, l.A_log, l.dt_bias, l.norm, y);
+            step_head_final(step, memory, batch.slots[n], length, head, qkvz + first_token * qkvz_dim,
+                            ba + first_token * ba_dim, l.conv1d, l.A_log, l.dt_bias, l.norm, y);
     }
     worker.team->meet();
     set_rows(worker.rows, mixed, batch.num_tokens, l.linear_value_dim());
@@ -388,8 +388,8 @@ void gossamer_decode_layers(float *x, const int64_t *layers, int64_t num_layers,
 }
 
 // out [T, rows] = x [T, width] Wᵀ for few tokens; int8 if there are scales.
-void gossamer_few_rows(const float *x, const void *w, const float *scales, float *out, int64_t tokens, int64_t rows,
-                       int64_t width) {
+void gossamer_small_linear(const float *x, const void *w, const float *scales, float *out, int64_t tokens, int64_t rows,
+                           int64_t width) {
     const Matrix matrix{w, scales};
     std::vector<const float *> vectors;
     set_rows(vectors, x, tokens, width);

@@ -1,13 +1,15 @@
 // A chunk of the gated delta rule, forward and backward: the mathematics of docs/delta-rule.md.
 //
-// A chunk has three parts: what its tokens alone decide (`prepare`), the state's passage through it (`carry`), which alone
-// waits for the chunk before and goes column by column of the state, and what follows from the state before the chunk
-// (`output`; in the backward pass `add` and `finish`). delta_rule.cpp says who computes which chunk when.
+// A chunk is computed in three parts. `prepare` computes what depends on its tokens alone. `carry` passes the state
+// through it; this is the only part that waits for the chunk before, and it works on columns of the state. `output` (in
+// the backward pass `add` and `finish`) computes what follows from the state before the chunk. delta_rule.cpp decides
+// which thread computes which chunk and when.
 //
-// K Kᵀ and Q Kᵀ are shared by the value heads of a key head. Cumulative gates are in float64: their differences, not they themselves, are
-// what e^x is taken of.
+// K Kᵀ and Q Kᵀ are shared by the value heads of a key head. Cumulative gates are in float64, because e^x is taken of
+// their differences.
 //
-// Names follow the document: n tokens in a chunk (at most C), M decay, A the inverse, N = Ṽ the corrected values.
+// The names are those of the document: n tokens in a chunk (at most C), M the decay, A the inverse, N = Ṽ the corrected
+// values.
 
 #pragma once
 
@@ -17,11 +19,11 @@
 
 namespace gossamer {
 
-constexpr int C_MOST = 64;  // tokens in a chunk; a multiple of LANES
+constexpr int MAX_CHUNK = 64;  // tokens in a chunk; a multiple of LANES
 
 struct Shape {
     int key_heads, repeats, key_dim, value_dim, chunk;
-    int64_t q_stride, k_stride, v_stride;  // floats from a token to the next; heads of a token lie together
+    int64_t q_stride, k_stride, v_stride;  // floats from one token to the next; the heads of a token are contiguous
     float scale;                           // of q
     Shape(int64_t Hk, int64_t r, int64_t dk, int64_t dv, int64_t C, int64_t q, int64_t k, int64_t v)
         : key_heads(Hk), repeats(r), key_dim(dk), value_dim(dv), chunk(C), q_stride(q), k_stride(k), v_stride(v),
@@ -33,7 +35,7 @@ struct Shape {
     size_t values() const { return size_t(chunk) * value_dim; }
 };
 
-// y = x / √(Σ x² + 1e-6) · scale for each of n rows; inverse[i] is 1 / √….
+// y = x / √(Σ x² + 1e-6) · scale for each of n rows; inverse[i] is 1 / √(Σ x² + 1e-6).
 void normalise(const float *x, int64_t stride, int n, int width, float scale, float *y, float *inverse) {
     for (int i = 0; i < n; i++) {
         const float *row = x + i * stride;
@@ -42,23 +44,23 @@ void normalise(const float *x, int64_t stride, int n, int width, float scale, fl
     }
 }
 
-// The gradient through `normalise`: dx = inverse · scale · (g − y ⟨y, g⟩), y of unit length.
+// The gradient of `normalise`: dx = inverse · scale · (g − y ⟨y, g⟩), where y has unit length.
 void normalise_backward(const float *g, const float *x, int64_t stride, const float *inverse, int n, int width,
                         float scale, float *dx, int64_t dx_stride) {
     for (int i = 0; i < n; i++) {
         const float *grad = g + int64_t(i) * width, *row = x + i * stride;
         float *out = dx + i * dx_stride;
-        const float pull = dot(grad, row, width) * inverse[i] * inverse[i], factor = inverse[i] * scale;
+        const float projection = dot(grad, row, width) * inverse[i] * inverse[i], factor = inverse[i] * scale;
 #pragma omp simd
-        for (int d = 0; d < width; d++) out[d] = factor * (grad[d] - pull * row[d]);
+        for (int d = 0; d < width; d++) out[d] = factor * (grad[d] - projection * row[d]);
     }
 }
 
-// What the gates and keys of a value head make of a chunk. Square matrices have rows of C floats.
+// What follows from the gates and keys of a value head in a chunk. Square matrices have rows of C floats.
 struct Chunk {
     float *M, *A, *L;              // [n, C]: decay e^(c_i − c_j), (I + L)⁻¹, b K Kᵀ ∘ M; zero above the diagonal
     float *before, *after, *beta;  // [n]: e^c, e^(c_C − c), β
-    float *Ab;                     // [n, C]: A with columns scaled by β
+    float *Ab;                     // [n, C]: A with its columns scaled by β
     float whole;                   // e^(c_C)
 
     static size_t floats(const Shape &shape) { return 4 * shape.square() + 3 * shape.chunk + 7 * PADDING; }
@@ -66,9 +68,9 @@ struct Chunk {
         : M(scratch.take(C * C)), A(scratch.take(C * C)), L(scratch.take(C * C)), before(scratch.take(C)),
           after(scratch.take(C)), beta(scratch.take(C)), Ab(scratch.take(C * C)) {}
 
-    // g, b: this head's gates, `heads` floats from a token to the next.
+    // g and b are this head's gates, with `heads` floats from one token to the next.
     void set(const float *g, const float *b, int heads, const float *KK, int n, int C) {
-        double c[C_MOST], sum = 0.0;
+        double c[MAX_CHUNK], sum = 0.0;
         for (int i = 0; i < n; i++) {
             c[i] = sum += g[int64_t(i) * heads];
             beta[i] = b[int64_t(i) * heads];
@@ -94,13 +96,13 @@ struct Chunk {
         }
     }
 
-    // A = (I + L)⁻¹ by forward substitution, one vector's width of columns at a time: A_i = e_i − Σ_(j<i) L_ij A_j.
+    // A = (I + L)⁻¹ by forward substitution, one vector of columns at a time: A_i = e_i − Σ_(j<i) L_ij A_j.
     void invert(int n, int C) {
         for (int first = 0; first < n; first += LANES) {
             auto columns = [&](int row) { return reinterpret_cast<Vector *>(A + row * C + first); };
             for (int i = 0; i < first; i++) *columns(i) = Vector{};
             for (int i = first; i < n; i++) {
-                Vector sums[4] = {};  // four chains of additions, none of which waits for another
+                Vector sums[4] = {};  // four independent chains of additions
                 int j = first;
                 for (; j + 4 <= i; j += 4)
                     for (int chain = 0; chain < 4; chain++) sums[chain] += L[i * C + j + chain] * *columns(j + chain);
@@ -113,14 +115,14 @@ struct Chunk {
     }
 };
 
-// rows_i = factors_i · x_i, all of `width` floats.
+// rows_i = factors_i · x_i for rows of `width` floats.
 void scale_rows(float *rows, const float *factors, const float *x, int n, int width) {
     for (int i = 0; i < n; i++) scale_into(rows + int64_t(i) * width, factors[i], x + int64_t(i) * width, width);
 }
 
-// What the value heads of a key head share in a chunk.
+// The tensors that the value heads of a key head share in a chunk.
 struct Keys {
-    float *Q, *K, *q_inverse, *k_inverse;  // [n, dk] of unit length (Q times the scale), and one over what the length was
+    float *Q, *K, *q_inverse, *k_inverse;  // [n, dk] of unit length (Q times the scale), and the inverse former length
     float *KK, *QK;                        // [n, C]: K Kᵀ and Q Kᵀ up to the diagonal
 
     static size_t floats(const Shape &shape) {
@@ -130,7 +132,7 @@ struct Keys {
         : Q(scratch.take(shape.keys())), K(scratch.take(shape.keys())), q_inverse(scratch.take(shape.chunk)),
           k_inverse(scratch.take(shape.chunk)), KK(scratch.take(shape.square())), QK(scratch.take(shape.square())) {}
 
-    // q, k: this head's, of the chunk's first token.
+    // q and k point to this head in the chunk's first token.
     void set(const Shape &shape, const float *q, const float *k, int n) {
         const int dk = shape.key_dim, C = shape.chunk;
         normalise(q, shape.q_stride, n, dk, shape.scale, Q, q_inverse);
@@ -140,10 +142,10 @@ struct Keys {
     }
 };
 
-// What a value head's chunk needs to meet the state, and what comes of it.
+// The tensors with which a value head's chunk meets the state, and the values that result.
 struct Link {
     float *W, *Qc, *Kr;  // [n, dk]: A b e^c K, e^c Q, e^(c_C − c) K
-    float *N;            // [n, dv]: A b V, and after the passage A b V − W S
+    float *N;            // [n, dv]: A b V, and after `carry` A b V − W S
     float *P;            // [n, C]: Q Kᵀ ∘ M, zero above the diagonal
     float whole;         // e^(c_C)
 
@@ -154,7 +156,8 @@ struct Link {
         : W(scratch.take(shape.keys())), Qc(scratch.take(shape.keys())), Kr(scratch.take(shape.keys())),
           N(scratch.take(shape.values())), P(scratch.take(shape.square())) {}
 
-    // All that does not wait for the state. v: this head's, of the chunk's first token; Kc [n, dk] is work space.
+    // Computes all that does not depend on the state. v points to this head in the chunk's first token; Kc [n, dk] is
+    // workspace.
     void prepare(const Shape &shape, const Keys &keys, const Chunk &chunk, const float *v, int n, float *Kc) {
         const int dk = shape.key_dim, dv = shape.value_dim, C = shape.chunk;
         scale_rows(Kc, chunk.before, keys.K, n, dk);
@@ -170,10 +173,12 @@ struct Link {
         whole = chunk.whole;
     }
 
-    // The state's passage, of its columns `from` to `to`: S is kept in `before` and becomes the next chunk's.
+    // Passes columns `from` to `to` of the state through the chunk: S is saved in `before` and becomes the state after
+    // it.
     void carry(const Shape &shape, float *S, float *before, int n, int from, int to) {
         const int dk = shape.key_dim, dv = shape.value_dim;
-        for (int d = 0; d < dk; d++) std::memcpy(before + d * dv + from, S + d * dv + from, sizeof(float) * (to - from));
+        for (int d = 0; d < dk; d++)
+            std::memcpy(before + d * dv + from, S + d * dv + from, sizeof(float) * (to - from));
         gemm(PLAIN, PLAIN, n, to - from, dk, W, dk, S + from, dv, N + from, dv, -1.0f, 1.0f);
         gemm(TRANSPOSED, PLAIN, dk, to - from, n, Kr, dk, N + from, dv, S + from, dv, 1.0f, whole);
     }
@@ -186,19 +191,20 @@ struct Link {
     }
 };
 
-// The gradients of what a value head's chunk has.
-struct Slopes {
+// The gradients of a value head's `Link`.
+struct LinkGradients {
     float *dN, *dP, *OS;  // [n, dv]; dO Nᵀ [n, C]; dO Sᵀ [n, dk]
-    float *dS;            // [dk, dv]: of the state behind the chunk
+    float *dS;            // [dk, dv]: gradient of the state after the chunk
 
     static size_t floats(const Shape &shape) {
         return shape.values() + shape.square() + shape.keys() + shape.state_size() + 4 * PADDING;
     }
-    Slopes(Scratch &scratch, const Shape &shape)
+    LinkGradients(Scratch &scratch, const Shape &shape)
         : dN(scratch.take(shape.values())), dP(scratch.take(shape.square())), OS(scratch.take(shape.keys())),
           dS(scratch.take(shape.state_size())) {}
 
-    // All that does not wait for the state's gradient; corrects the values in `link` by the state S before the chunk.
+    // Computes all that does not depend on the state's gradient, after it has corrected the values in `link` by the
+    // state S before the chunk.
     void prepare(const Shape &shape, const Link &link, const float *S, const float *dO, int64_t stride, int n) {
         const int dk = shape.key_dim, dv = shape.value_dim, C = shape.chunk;
         gemm(PLAIN, PLAIN, n, dv, dk, link.W, dk, S, dv, link.N, dv, -1.0f, 1.0f);
@@ -207,7 +213,8 @@ struct Slopes {
         gemm(PLAIN, TRANSPOSED, n, dk, dv, dO, stride, S, dv, OS, dk);
     }
 
-    // The passage of the state's gradient, of its columns `from` to `to`: kept in dS, it becomes the chunk before's.
+    // Passes columns `from` to `to` of the state's gradient back through the chunk: dstate is saved in dS and becomes
+    // the gradient of the state before it.
     void carry(const Shape &shape, const Link &link, const float *dO, int64_t stride, float *dstate, int n, int from,
                int to) {
         const int dk = shape.key_dim, dv = shape.value_dim, columns = to - from;
@@ -218,15 +225,15 @@ struct Slopes {
     }
 };
 
-// The gradients that the value heads of a key head add up in a chunk, and work space for one of them.
-struct Sums {
-    float *dQ, *dK, *G, *E;      // [n, dk] twice, [n, C] twice
-    float *X, *Y, *NS, *dL;      // [n, dv], [n, dk] twice, [n, C]
+// The gradients that the value heads of a key head add up in a chunk, and workspace for one of them.
+struct KeyGradients {
+    float *dQ, *dK, *G, *E;  // [n, dk] twice, [n, C] twice
+    float *X, *Y, *NS, *dL;  // [n, dv], [n, dk] twice, [n, C]
 
     static size_t floats(const Shape &shape) {
         return 4 * shape.keys() + 3 * shape.square() + shape.values() + 8 * PADDING;
     }
-    Sums(Scratch &scratch, const Shape &shape)
+    KeyGradients(Scratch &scratch, const Shape &shape)
         : dQ(scratch.take(shape.keys())), dK(scratch.take(shape.keys())), G(scratch.take(shape.square())),
           E(scratch.take(shape.square())), X(scratch.take(shape.values())), Y(scratch.take(shape.keys())),
           NS(scratch.take(shape.keys())), dL(scratch.take(shape.square())) {}
@@ -238,23 +245,24 @@ struct Sums {
         std::memset(E, 0, sizeof(float) * shape.square());
     }
 
-    // One value head's share. S: the state before the chunk; v, dv_, dg, dbeta: this head's, of the chunk's first token.
-    void add(const Shape &shape, const Keys &keys, const Chunk &chunk, const Link &link, const Slopes &slopes,
+    // Adds one value head's share. S is the state before the chunk; v, dv_, dg and dbeta point to this head in the
+    // chunk's first token.
+    void add(const Shape &shape, const Keys &keys, const Chunk &chunk, const Link &link, const LinkGradients &grads,
              const float *S, const float *v, float *dv_, float *dg, float *dbeta, int n) {
         const int dk = shape.key_dim, dv = shape.value_dim, C = shape.chunk, Hv = shape.value_heads();
-        gemm(TRANSPOSED, PLAIN, n, dv, n, chunk.A, C, slopes.dN, dv, X, dv, 1.0f, 0.0f, UPPER_LEFT);
+        gemm(TRANSPOSED, PLAIN, n, dv, n, chunk.A, C, grads.dN, dv, X, dv, 1.0f, 0.0f, UPPER_LEFT);
         gemm(PLAIN, TRANSPOSED, n, dk, dv, X, dv, S, dv, Y, dk, -1.0f);
         gemm(PLAIN, TRANSPOSED, n, n, dv, X, dv, link.N, dv, dL, C, -1.0f, 0.0f, LOWER_RESULT);
-        gemm(PLAIN, TRANSPOSED, n, dk, dv, link.N, dv, slopes.dS, dv, NS, dk);
+        gemm(PLAIN, TRANSPOSED, n, dk, dv, link.N, dv, grads.dS, dv, NS, dk);
 
-        double dc[C_MOST], tails = 0.0;
-        float columns[C_MOST] = {};
+        double dc[MAX_CHUNK], tail_sum = 0.0;
+        float columns[MAX_CHUNK] = {};
         for (int i = 0; i < n; i++) {
             const float b = chunk.beta[i], decay = chunk.before[i];
             const float *X_i = X + int64_t(i) * dv, *V_i = v + i * shape.v_stride;
             const float *Y_i = Y + int64_t(i) * dk, *K_i = keys.K + int64_t(i) * dk, *NS_i = NS + int64_t(i) * dk;
-            const float *OS_i = slopes.OS + int64_t(i) * dk;
-            float *G_i = G + i * C, *E_i = E + i * C, *dP_i = slopes.dP + i * C, *dL_i = dL + i * C;
+            const float *OS_i = grads.OS + int64_t(i) * dk;
+            float *G_i = G + i * C, *E_i = E + i * C, *dP_i = grads.dP + i * C, *dL_i = dL + i * C;
             const float *M_i = chunk.M + i * C, *KK_i = keys.KK + i * C, *P_i = link.P + i * C, *L_i = chunk.L + i * C;
             G_i[i] += dP_i[i] * M_i[i];
             dP_i[i] *= P_i[i];
@@ -272,7 +280,7 @@ struct Sums {
             const float tail = chunk.after[i] * dot(K_i, NS_i, dk);
             dbeta[int64_t(i) * Hv] = dot(X_i, V_i, dv) + decay * YK + H_KK;
             dc[i] = double(row) + decay * dot(OS_i, keys.Q + int64_t(i) * dk, dk) + b * decay * YK - tail;
-            tails += tail;
+            tail_sum += tail;
             scale_into(dv_ + int64_t(i) * Hv * dv, b, X_i, dv);
             float *dQ_i = dQ + int64_t(i) * dk, *dK_i = dK + int64_t(i) * dk;
 #pragma omp simd
@@ -281,14 +289,15 @@ struct Sums {
                 dK_i[d] += chunk.after[i] * NS_i[d] + b * decay * Y_i[d];
             }
         }
-        for (int i = 0; i < n; i++) add_scaled(columns, 1.0f, slopes.dP + i * C, i + 1);
+        for (int i = 0; i < n; i++) add_scaled(columns, 1.0f, grads.dP + i * C, i + 1);
         for (int i = 0; i < n; i++) dc[i] -= columns[i];
-        dc[n - 1] += tails + double(chunk.whole) * dot(S, slopes.dS, static_cast<int>(shape.state_size()));
+        dc[n - 1] += tail_sum + double(chunk.whole) * dot(S, grads.dS, static_cast<int>(shape.state_size()));
         double sum = 0.0;
         for (int i = n - 1; i >= 0; i--) dg[int64_t(i) * Hv] = static_cast<float>(sum += dc[i]);
     }
 
-    // What all value heads share: dQ += G K, dK += Gᵀ Q + (E + Eᵀ) K with E = Σ b H; then through the normalisation.
+    // Adds what all value heads share, dQ += G K and dK += Gᵀ Q + (E + Eᵀ) K with E = Σ b H, and then computes the
+    // gradient of the normalisation.
     void finish(const Shape &shape, const Keys &keys, const float *q, const float *k, float *dq, float *dk_, int n) {
         const int dk = shape.key_dim, C = shape.chunk;
         gemm(PLAIN, PLAIN, n, dk, n, G, C, keys.K, dk, dQ, dk, 1.0f, 1.0f, LOWER_LEFT);

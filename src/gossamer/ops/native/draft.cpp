@@ -4,8 +4,8 @@
 #include <cmath>
 #include <numeric>
 
-#include "draw.h"
 #include "layer.h"
+#include "sample.h"
 
 using namespace gossamer;
 
@@ -13,10 +13,10 @@ extern "C" {
 void gossamer_decode_layers(float *x, const int64_t *layers, int64_t num_layers, const int64_t *steps,
                             const int64_t *page_table, const float *frequencies, const float *final_norm,
                             int64_t num_sequences, int64_t max_pages, int64_t speculative, float eps);
-void gossamer_few_rows(const float *x, const void *w, const float *scales, float *out, int64_t tokens, int64_t rows,
-                       int64_t width);
-void gossamer_draw(const float *logits, const float *temperatures, const int64_t *keys, int64_t *tokens, int64_t rows,
-                   int64_t count);
+void gossamer_small_linear(const float *x, const void *w, const float *scales, float *out, int64_t tokens, int64_t rows,
+                           int64_t width);
+void gossamer_sample_tokens(const float *logits, const float *temperatures, const int64_t *keys, int64_t *tokens,
+                            int64_t rows, int64_t count);
 }
 
 namespace {
@@ -55,7 +55,7 @@ void gossamer_draft_tokens(int64_t *tokens, const int64_t *following, const floa
             norm_into(both, embedding + ids[t] * width, embedding_norm, width, eps);
             norm_into(both + width, from + t * width, hidden_norm, width, eps);
         }
-        gossamer_few_rows(joined.data(), fc, fc_scales, states.data(), count, width, 2 * width);
+        gossamer_small_linear(joined.data(), fc, fc_scales, states.data(), count, width, 2 * width);
         gossamer_decode_layers(states.data(), layer, 1, places, tables, frequencies, final_norm, sequences, max_pages, 1,
                                eps);
     };
@@ -88,11 +88,11 @@ void gossamer_draft_tokens(int64_t *tokens, const int64_t *following, const floa
             forward(drafts.data(), last.data(), next_steps.data(), pages.data(), size, size);
             std::memcpy(last.data(), states.data(), sizeof(float) * size * width);
         }
-        gossamer_few_rows(last.data(), lm_head, lm_head_scales, logits.data(), size, vocab, width);
+        gossamer_small_linear(last.data(), lm_head, lm_head_scales, logits.data(), size, vocab, width);
         group_temperatures.resize(size), group_keys.resize(size), drafts.resize(size);
         for (int64_t row = 0; row < size; row++)
             group_temperatures[row] = temperatures[group[row]], group_keys[row] = keys[group[row] * max_count + place];
-        gossamer_draw(logits.data(), group_temperatures.data(), group_keys.data(), drafts.data(), size, vocab);
+        gossamer_sample_tokens(logits.data(), group_temperatures.data(), group_keys.data(), drafts.data(), size, vocab);
         // Where no logit is finite there is no draft; any token will do, since it will not be accepted.
         for (int64_t row = 0; row < size; row++)
             tokens[group[row] * max_count + place] = std::max<int64_t>(drafts[row], 0);

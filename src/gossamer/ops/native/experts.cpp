@@ -1,8 +1,8 @@
 // The routed experts, forward and backward: experts in parallel, each with single-threaded products on its own tokens.
 //
-// A thread gathers an expert's tokens a block at a time, so that everything between the first product and the last
-// stays in its cache, and writes the weights' gradients straight into the stacked tensors. Assignments n·k + j are
-// sorted by expert; `order` lists them, `rank` is its inverse, expert e has places offsets[e] … offsets[e + 1].
+// A thread gathers an expert's tokens a block at a time, so that everything between the first product and the last one
+// stays in its cache, and writes the weights' gradients directly to the stacked tensors. Assignments n·top_k + j are
+// sorted by expert; `order` lists them, `rank` is its inverse, and expert e has offsets[e] … offsets[e + 1].
 
 #include <algorithm>
 
@@ -12,19 +12,19 @@ using namespace gossamer;
 
 namespace {
 
-constexpr int BLOCK = 256;  // tokens that an expert takes at a time
+constexpr int BLOCK = 256;  // tokens that an expert processes at a time
 
-void gather(float *rows, const float *x, const int64_t *order, int chosen, int n, int hidden) {
+void gather(float *rows, const float *x, const int64_t *order, int top_k, int n, int hidden) {
     for (int i = 0; i < n; i++)
-        std::memcpy(rows + int64_t(i) * hidden, x + order[i] / chosen * hidden, sizeof(float) * hidden);
+        std::memcpy(rows + int64_t(i) * hidden, x + order[i] / top_k * hidden, sizeof(float) * hidden);
 }
 
-// y_n = Σ_j rows[rank[n·k + j]], in the order of j.
-void sum_by_token(float *y, const float *rows, const int64_t *rank, int64_t tokens, int chosen, int hidden) {
-    parallel_for(tokens, !is_small(tokens * chosen * hidden), [&](int64_t token) {
+// y_n = Σ_j rows[rank[n·top_k + j]], in the order of j.
+void sum_by_token(float *y, const float *rows, const int64_t *rank, int64_t tokens, int top_k, int hidden) {
+    parallel_for(tokens, !is_small(tokens * top_k * hidden), [&](int64_t token) {
         float *out = y + token * hidden;
-        std::memcpy(out, rows + rank[token * chosen] * hidden, sizeof(float) * hidden);
-        for (int j = 1; j < chosen; j++) add_scaled(out, 1.0f, rows + rank[token * chosen + j] * hidden, hidden);
+        std::memcpy(out, rows + rank[token * top_k] * hidden, sizeof(float) * hidden);
+        for (int j = 1; j < top_k; j++) add_scaled(out, 1.0f, rows + rank[token * top_k + j] * hidden, hidden);
     });
 }
 
@@ -32,22 +32,22 @@ void sum_by_token(float *y, const float *rows, const int64_t *rank, int64_t toke
 
 extern "C" {
 
-// Counting sort of `assignments` expert numbers: order and rank [assignments], offsets [experts + 1].
-void gossamer_sort_by_expert(const int64_t *ids, int64_t assignments, int64_t experts, int64_t *order, int64_t *rank,
-                             int64_t *offsets) {
+// Sorts `assignments` expert indices by counting: order and rank [assignments], offsets [experts + 1].
+void gossamer_sort_by_expert(const int64_t *indices, int64_t assignments, int64_t experts, int64_t *order,
+                             int64_t *rank, int64_t *offsets) {
     std::memset(offsets, 0, sizeof(int64_t) * (experts + 1));
-    for (int64_t i = 0; i < assignments; i++) offsets[ids[i] + 1]++;
+    for (int64_t i = 0; i < assignments; i++) offsets[indices[i] + 1]++;
     for (int e = 0; e < experts; e++) offsets[e + 1] += offsets[e];
     std::vector<int64_t> next(offsets, offsets + experts);
-    for (int64_t i = 0; i < assignments; i++) order[rank[i] = next[ids[i]]++] = i;
+    for (int64_t i = 0; i < assignments; i++) order[rank[i] = next[indices[i]]++] = i;
 }
 
-// x, y [tokens, hidden]; weights [tokens · chosen]; gate_up [experts, 2·width, hidden]; down [experts, hidden, width].
-// inner [tokens · chosen, 2·width] is kept for the backward pass; outputs [tokens · chosen, hidden] is work space.
+// x, y [tokens, hidden]; weights [tokens · top_k]; gate_up [experts, 2·width, hidden]; down [experts, hidden, width].
+// inner [tokens · top_k, 2·width] is saved for the backward pass; outputs [tokens · top_k, hidden] is work space.
 void gossamer_experts(const float *x, const int64_t *order, const int64_t *rank, const int64_t *offsets,
                       const float *weights, const float *gate_up, const float *down, float *inner, float *outputs,
-                      float *y, int64_t tokens, int64_t chosen, int64_t experts, int64_t hidden, int64_t width) {
-#pragma omp parallel if (!is_small(tokens * chosen * hidden * width / 64))
+                      float *y, int64_t tokens, int64_t top_k, int64_t experts, int64_t hidden, int64_t width) {
+#pragma omp parallel if (!is_small(tokens * top_k * hidden * width / 64))
     {
         const FlushSubnormals flush;
         Scratch scratch(int64_t(BLOCK) * (hidden + width));
@@ -56,7 +56,7 @@ void gossamer_experts(const float *x, const int64_t *order, const int64_t *rank,
         for (int e = 0; e < experts; e++) {
             for (int64_t first = offsets[e]; first < offsets[e + 1]; first += BLOCK) {
                 const int n = static_cast<int>(std::min<int64_t>(BLOCK, offsets[e + 1] - first));
-                gather(rows, x, order + first, chosen, n, hidden);
+                gather(rows, x, order + first, top_k, n, hidden);
                 float *both = inner + first * 2 * width;
                 gemm(PLAIN, TRANSPOSED, n, 2 * width, hidden, rows, hidden, gate_up + int64_t(e) * 2 * width * hidden,
                      hidden, both, 2 * width);
@@ -72,16 +72,17 @@ void gossamer_experts(const float *x, const int64_t *order, const int64_t *rank,
             }
         }
     }
-    sum_by_token(y, outputs, rank, tokens, chosen, hidden);
+    sum_by_token(y, outputs, rank, tokens, top_k, hidden);
 }
 
-// Gradients of x, weights [tokens · chosen], gate_up and down; drows [tokens · chosen, hidden] is work space.
+// Gradients of x, weights [tokens · top_k], gate_up and down; drows [tokens · top_k, hidden] is work space.
 void gossamer_experts_backward(const float *dy, const float *x, const int64_t *order, const int64_t *rank,
                                const int64_t *offsets, const float *weights, const float *gate_up, const float *down,
                                const float *inner, float *drows, float *dx, float *dweights, float *dgate_up,
-                               float *ddown, int64_t tokens, int64_t chosen, int64_t experts, int64_t hidden, int64_t width) {
+                               float *ddown, int64_t tokens, int64_t top_k, int64_t experts, int64_t hidden,
+                               int64_t width) {
     const int64_t up_size = int64_t(2) * width * hidden, down_size = int64_t(hidden) * width;
-#pragma omp parallel if (!is_small(tokens * chosen * hidden * width / 64))
+#pragma omp parallel if (!is_small(tokens * top_k * hidden * width / 64))
     {
         const FlushSubnormals flush;
         Scratch scratch(int64_t(BLOCK) * (2 * hidden + 4 * width));
@@ -90,42 +91,43 @@ void gossamer_experts_backward(const float *dy, const float *x, const int64_t *o
         float *dboth = scratch.take(int64_t(BLOCK) * 2 * width);
 #pragma omp for schedule(dynamic, 1)
         for (int e = 0; e < experts; e++) {
-            float *dup = dgate_up + e * up_size, *ddn = ddown + e * down_size;
+            float *dgate_up_e = dgate_up + e * up_size, *ddown_e = ddown + e * down_size;
             if (offsets[e] == offsets[e + 1]) {
-                std::memset(dup, 0, sizeof(float) * up_size);
-                std::memset(ddn, 0, sizeof(float) * down_size);
+                std::memset(dgate_up_e, 0, sizeof(float) * up_size);
+                std::memset(ddown_e, 0, sizeof(float) * down_size);
             }
             for (int64_t first = offsets[e]; first < offsets[e + 1]; first += BLOCK) {
                 const int n = static_cast<int>(std::min<int64_t>(BLOCK, offsets[e + 1] - first));
-                const float more = first == offsets[e] ? 0.0f : 1.0f;  // later blocks add to the gradient
-                gather(rows, x, order + first, chosen, n, hidden);
-                gather(grads, dy, order + first, chosen, n, hidden);
+                const float beta = first == offsets[e] ? 0.0f : 1.0f;  // later blocks add to the gradient
+                gather(rows, x, order + first, top_k, n, hidden);
+                gather(grads, dy, order + first, top_k, n, hidden);
                 gemm(PLAIN, PLAIN, n, width, hidden, grads, hidden, down + e * down_size, width, dactivated, width);
                 for (int i = 0; i < n; i++) {
                     const float *gate = inner + (first + i) * 2 * width, *up = gate + width;
                     const float *da = dactivated + int64_t(i) * width;
                     float *act = activated + int64_t(i) * width, *dgate = dboth + int64_t(i) * 2 * width,
-                          *dupper = dgate + width;
+                          *dup_row = dgate + width;
                     const float weight = weights[order[first + i]];
-                    float inside = 0.0f;
-#pragma omp simd reduction(+ : inside)
+                    float inner_product = 0.0f;
+#pragma omp simd reduction(+ : inner_product)
                     for (int d = 0; d < width; d++) {
-                        const float open = sigmoid(gate[d]), silu = gate[d] * open, a = silu * up[d];
-                        inside += da[d] * a;  // ⟨dy, D a⟩ = ⟨Dᵀ dy, a⟩
+                        const float s = sigmoid(gate[d]), silu = gate[d] * s, a = silu * up[d];
+                        inner_product += da[d] * a;  // ⟨dy, D a⟩ = ⟨Dᵀ dy, a⟩
                         act[d] = weight * a;
-                        dupper[d] = weight * da[d] * silu;
-                        dgate[d] = weight * da[d] * up[d] * (open + silu * (1.0f - open));
+                        dup_row[d] = weight * da[d] * silu;
+                        dgate[d] = weight * da[d] * up[d] * (s + silu * (1.0f - s));
                     }
-                    dweights[order[first + i]] = inside;
+                    dweights[order[first + i]] = inner_product;
                 }
-                gemm(TRANSPOSED, PLAIN, hidden, width, n, grads, hidden, activated, width, ddn, width, 1.0f, more);
-                gemm(TRANSPOSED, PLAIN, 2 * width, hidden, n, dboth, 2 * width, rows, hidden, dup, hidden, 1.0f, more);
+                gemm(TRANSPOSED, PLAIN, hidden, width, n, grads, hidden, activated, width, ddown_e, width, 1.0f, beta);
+                gemm(TRANSPOSED, PLAIN, 2 * width, hidden, n, dboth, 2 * width, rows, hidden, dgate_up_e, hidden, 1.0f,
+                     beta);
                 gemm(PLAIN, PLAIN, n, hidden, 2 * width, dboth, 2 * width, gate_up + e * up_size, hidden,
                      drows + first * hidden, hidden);
             }
         }
     }
-    sum_by_token(dx, drows, rank, tokens, chosen, hidden);
+    sum_by_token(dx, drows, rank, tokens, top_k, hidden);
 }
 
 }  // extern "C"

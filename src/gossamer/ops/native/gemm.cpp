@@ -1,4 +1,4 @@
-// Compiled once for all kernels: see gemm.h.
+// Implementation of gemm.h, which is compiled once for all kernels.
 
 #include "gemm.h"
 
@@ -8,11 +8,12 @@ namespace gossamer {
 
 namespace {
 
-constexpr int SIDE = LANES < 8 ? LANES : 8;  // of a square that is transposed in registers
+constexpr int SIDE = LANES < 8 ? LANES : 8;  // side of a square that is transposed in registers
 typedef float Side __attribute__((vector_size(SIDE * sizeof(float)), aligned(sizeof(float)), may_alias));
 
 #if defined(__has_builtin) && __has_builtin(__builtin_shufflevector)
-// Lane l of one step of `transpose`: from two rows, numbered over both, every second block of WIDTH lanes, in turns.
+// Lane l of a row after one step of `transpose`, numbered over two rows: every second block of WIDTH lanes of each row
+// in turn.
 template <int WIDTH>
 constexpr int from_rows(int l, int upper) {
     return l / (2 * WIDTH) * 2 * WIDTH + l % WIDTH + (l / WIDTH % 2) * SIDE + upper * WIDTH;
@@ -25,7 +26,8 @@ inline void exchange(Side &a, Side &b, std::integer_sequence<int, L...>) {
     b = upper;
 }
 
-// In squares of twice WIDTH the upper right and the lower left quarter change places, then within the quarters.
+// Exchanges the upper right and lower left quarters of squares of side 2·WIDTH, and then does the same with twice the
+// WIDTH.
 template <int WIDTH>
 inline void exchange_all(Side *rows) {
 #pragma GCC unroll 8
@@ -35,7 +37,7 @@ inline void exchange_all(Side *rows) {
 }
 #endif
 
-// to[p·COLUMNS + j] = from[j·ld + p] for SIDE × SIDE numbers.
+// Sets to[p·COLUMNS + j] = from[j·ld + p] for SIDE × SIDE numbers.
 void transpose(float *to, const float *from, int64_t ld) {
 #if defined(__has_builtin) && __has_builtin(__builtin_shufflevector)
     Side rows[SIDE];
@@ -50,7 +52,7 @@ void transpose(float *to, const float *from, int64_t ld) {
 #endif
 }
 
-// `columns` columns of op(B) into a panel [depth, COLUMNS], zeros behind them.
+// Copies `columns` columns of op(B) to a panel [depth, COLUMNS] and fills the rest with zeros.
 inline void pack(Form form, const float *b, int64_t ldb, int depth, int columns, float *panel) {
     if (form == PLAIN) {
         for (int p = 0; p < depth; p++) {
@@ -73,7 +75,7 @@ inline void pack(Form form, const float *b, int64_t ldb, int depth, int columns,
             panel[q * COLUMNS + j] = j < columns ? b[j * ldb + q] : 0.0f;
 }
 
-// ROWS × COLUMNS of the result; the left operand's element (i, p) lies at a[i·row + p·step].
+// Computes ROWS × COLUMNS of the result; element (i, p) of the left operand lies at a[i·row + p·step].
 template <int ROWS>
 inline void tile(const float *a, int64_t row, int64_t step, const float *panel, int depth, float *c, int64_t ldc,
                  int columns, float alpha, float beta) {
@@ -105,7 +107,7 @@ inline void tile(const float *a, int64_t row, int64_t step, const float *panel, 
     }
 }
 
-// The same for as many rows as are left: ROWS, or fewer.
+// Calls `tile` for as many rows as are left, which may be fewer than ROWS.
 template <int ROWS>
 inline void tile_of(int rows, const float *a, int64_t row, int64_t step, const float *panel, int depth, float *c,
                     int64_t ldc, int columns, float alpha, float beta) {
@@ -120,25 +122,25 @@ void product(Form b_form, int m, int n, int k, const float *a, int64_t lda, cons
     const int64_t row = A == PLAIN ? lda : 1, step = A == PLAIN ? 1 : lda;
     for (int from = 0; from < k; from += DEPTH) {
         const int depth = std::min(DEPTH, k - from);
-        const float keep = from == 0 ? beta : 1.0f;
+        const float factor = from == 0 ? beta : 1.0f;  // later parts of the inner dimension are added
         for (int j = 0; j < n; j += COLUMNS) {
             const int columns = std::min(COLUMNS, n - j);
             pack(b_form, b_form == PLAIN ? b + from * ldb + j : b + j * ldb + from, ldb, depth, columns, panel);
-            // The rows that are packed next, of a TRANSPOSED operand, lie too far apart for a processor to guess: they are
-            // called for while this panel is at work.
-            const int coming = b_form == TRANSPOSED ? std::min(COLUMNS, n - j - columns) : 0;
+            // The rows of a TRANSPOSED operand that are packed next lie too far apart for the hardware to prefetch, so
+            // they are prefetched here while this panel is in use.
+            const int next_rows = b_form == TRANSPOSED ? std::min(COLUMNS, n - j - columns) : 0;
             const float *next = b + int64_t(j + columns) * ldb + from;
-            int called = 0;
+            int prefetched = 0;
             for (int i = 0; i < m; i += TILE_ROWS) {
                 const int rows = std::min(TILE_ROWS, m - i);
-                for (const int until = int(int64_t(coming) * (i + rows) / m); called < until; called++)
+                for (const int until = int(int64_t(next_rows) * (i + rows) / m); prefetched < until; prefetched++)
                     for (int p = 0; p < depth; p += 64 / int(sizeof(float)))
-                        __builtin_prefetch(next + called * ldb + p, 0, 2);
+                        __builtin_prefetch(next + prefetched * ldb + p, 0, 2);
                 if (part == LOWER_RESULT && j >= i + rows) continue;
                 const int first = part == UPPER_LEFT ? i : 0;
                 const int last = part == LOWER_LEFT ? std::min(depth, i + rows) : depth;
                 tile_of<TILE_ROWS>(rows, a + (from + first) * step + i * row, row, step, panel + first * COLUMNS,
-                                   last - first, c + i * ldc + j, ldc, columns, alpha, keep);
+                                   last - first, c + i * ldc + j, ldc, columns, alpha, factor);
             }
         }
     }
@@ -148,7 +150,7 @@ void product(Form b_form, int m, int n, int k, const float *a, int64_t lda, cons
 
 void gemm(Form a_form, Form b_form, int m, int n, int k, const float *a, int64_t lda, const float *b, int64_t ldb,
           float *c, int64_t ldc, float alpha, float beta, Part part) {
-    if (m <= 2 && a_form == PLAIN && b_form == TRANSPOSED) {  // too few rows for packing to pay
+    if (m <= 2 && a_form == PLAIN && b_form == TRANSPOSED) {  // too few rows to be worth packing
         for (int i = 0; i < m; i++)
             for (int j = 0; j < n; j++) {
                 const float sum = alpha * dot(a + i * lda, b + j * ldb, k);

@@ -1,8 +1,8 @@
-// Single-threaded matrix products of small and middling sizes, for one expert's or one chunk's share of the work.
+// Single-threaded products of small and medium matrices, such as those of one expert or one chunk.
 //
-// A BLAS made for large matrices reaches half of a core's rate at 64 × 64 × 64 or at an expert's few dozen rows. Here
-// the right operand is packed a panel of two vectors' width at a time, and a tile of the result stays in registers while
-// the common dimension is walked; the left operand is read where it lies, transposed or not.
+// A BLAS made for large matrices reaches half of a core's peak rate at 64 × 64 × 64 or at an expert's few dozen rows.
+// Here the right operand is packed into panels as wide as two vectors, and a tile of the result stays in registers
+// while the inner dimension is traversed. The left operand is read in place, transposed or not.
 
 #pragma once
 
@@ -16,20 +16,20 @@ constexpr int LANES = 16, TILE_ROWS = 12;  // 32 registers: 24 sums, two of the 
 #elif defined(__AVX__)
 constexpr int LANES = 8, TILE_ROWS = 6;  // 16 registers: 12 sums, two of the panel, a broadcast
 #elif defined(__aarch64__)
-// 32 registers: 16 sums, as many as four units with a latency of four cycles keep busy. Ten rows would fit, too, but do
-// not divide the 64 rows of a chunk; with more the compiler puts sums into memory.
+// 32 registers: 16 sums, as many as keep four units with a latency of four cycles busy. Ten rows would fit as well but
+// do not divide the 64 rows of a chunk; with more rows the compiler spills sums to memory.
 constexpr int LANES = 4, TILE_ROWS = 8;
 #else
-constexpr int LANES = 4, TILE_ROWS = 6;  // SSE2 has 16 registers, too
+constexpr int LANES = 4, TILE_ROWS = 6;  // SSE2 also has 16 registers
 #endif
-constexpr int COLUMNS = 2 * LANES;  // of a panel
-constexpr int DEPTH = 512;          // of the common dimension that is walked at a time
+constexpr int COLUMNS = 2 * LANES;  // width of a panel
+constexpr int DEPTH = 512;          // part of the inner dimension that is traversed at a time
 
 typedef float Vector __attribute__((vector_size(LANES * sizeof(float)), aligned(sizeof(float)), may_alias));
 
 enum Form { PLAIN, TRANSPOSED };
-// Of a product with something triangular, what is left out: the zeros of a square op(A), with its diagonal kept, or what
-// lies above the diagonal of a square result, which is then not written, or holds anything.
+// The part of a product that is computed. With a triangular op(A) (LOWER_LEFT, UPPER_LEFT) its zeros are skipped, but
+// not its diagonal. With LOWER_RESULT whatever lies above the diagonal of a square result is unspecified.
 enum Part { ALL, LOWER_LEFT, UPPER_LEFT, LOWER_RESULT };
 
 inline float dot(const float *a, const float *b, int64_t n) {
@@ -39,9 +39,9 @@ inline float dot(const float *a, const float *b, int64_t n) {
     return sum;
 }
 
-// C [m, n] = alpha · op(A) op(B) + beta · C for row-major matrices with rows `lda`, `ldb`, `ldc` floats apart.
-// A TRANSPOSED operand lies in memory as [k, m] or [n, k]. With beta = 0 what C held is not read. A triangular op(A) has
-// at most DEPTH rows.
+// C [m, n] = alpha · op(A) op(B) + beta · C for row-major matrices with rows `lda`, `ldb` and `ldc` floats apart.
+// A TRANSPOSED operand lies in memory as [k, m] or [n, k]. With beta = 0, C is not read. A triangular op(A) has at most
+// DEPTH rows.
 void gemm(Form a_form, Form b_form, int m, int n, int k, const float *a, int64_t lda, const float *b, int64_t ldb,
           float *c, int64_t ldc, float alpha = 1.0f, float beta = 0.0f, Part part = ALL);
 

@@ -1,8 +1,8 @@
-// What the CPU kernels share: vector-friendly exp, memory for a thread, small row operations; and gemm.h.
+// Code shared by the CPU kernels: a vectorisable exp, per-thread memory and operations on small rows; see also gemm.h.
 //
 // Every kernel is a plain C function on pointers to float32 (and int64) data that Python has made contiguous, so the
-// library needs no header of PyTorch's and is built in seconds. Loops are written for the compiler to vectorise.
-// Parallelism is OpenMP's, over heads, experts or channels; the products inside are single-threaded.
+// library needs no header from PyTorch and builds in seconds. Loops are written so that the compiler can vectorise
+// them. OpenMP runs heads, experts or channels in parallel; the products within them are single-threaded.
 
 #pragma once
 
@@ -19,9 +19,9 @@
 
 namespace gossamer {
 
-// e^x to 2 units in the last place, in arithmetic that the compiler can vectorise: 2^n times a polynomial on
-// |r| <= ln 2 / 2 (coefficients: Cephes' expf). Below −87 it is 0 to float32's normal range; above 88 it is infinite
-// to all purposes (1.7e38); a NaN stays one.
+// e^x to 2 units in the last place, in arithmetic that the compiler can vectorise: 2^n times a polynomial on |r| <= ln
+// 2 / 2 (with the coefficients of Cephes' expf). Below −87 the result is 0 within float32's normal range, above 88 it
+// is practically infinite (1.7e38), and a NaN stays a NaN.
 inline float exp_(float x) {
     const float clamped = x > 88.0f ? 88.0f : (x < -87.0f ? -87.0f : x);
     const float n = __builtin_floorf(clamped * 1.44269504088896341f + 0.5f);
@@ -43,11 +43,11 @@ inline float exp_(float x) {
 
 inline float sigmoid(float x) { return 1.0f / (1.0f + exp_(-x)); }
 
-// How much longer the threads take for tasks of these amounts of work, the largest first, than if work could be divided
-// at will: 1 is even.
+// How much longer the threads take for tasks of these amounts of work, starting with the largest, than they would if
+// the work could be divided evenly; 1 means that it is even already.
 inline double unevenness(std::vector<double> tasks, int threads) {
     std::sort(tasks.begin(), tasks.end(), std::greater<double>());
-    std::priority_queue<double, std::vector<double>, std::greater<double>> busy;  // until when each thread is
+    std::priority_queue<double, std::vector<double>, std::greater<double>> busy;  // until when each thread is busy
     for (int i = 0; i < threads; i++) busy.push(0.0);
     double all = 0.0, last = 0.0;
     for (const double work : tasks) {
@@ -60,16 +60,16 @@ inline double unevenness(std::vector<double> tasks, int threads) {
     return all > 0.0 ? last * threads / all : 1.0;
 }
 
-// So few numbers that one thread is done before another has woken up.
+// Whether there are so few numbers that one thread is done before another has woken up.
 inline bool is_small(int64_t numbers) { return numbers < 1 << 15; }
 
-constexpr int PADDING = 16;  // floats of a cache line, to which tensors are aligned
+constexpr int PADDING = 16;  // floats in a cache line, to which tensors are aligned
 
 inline float *aligned(float *memory) {
     return memory + (64 - reinterpret_cast<uintptr_t>(memory) % 64) % 64 / sizeof(float);
 }
 
-// Floats that all threads see, aligned to a cache line and left as they come.
+// Uninitialised floats that all threads share, aligned to a cache line.
 class Block {
   public:
     explicit Block(size_t count) : memory_(new float[count + PADDING]) {}
@@ -79,24 +79,24 @@ class Block {
     std::unique_ptr<float[]> memory_;
 };
 
-// Floats for one thread, aligned to a cache line. A thread keeps its memory for the next kernel: fresh pages would cost
-// more than the work on a short text. One at a time in a thread.
+// Floats for one thread, aligned to a cache line. A thread keeps its memory for the next kernel, because fresh pages
+// would cost more than the work on a short text. A thread can use only one Scratch at a time.
 class Scratch {
   public:
-    // Room for `total` floats in all, and the padding of up to 64 tensors.
+    // Room for `total` floats in all and for the padding of up to 64 tensors.
     explicit Scratch(size_t total) {
         thread_local std::vector<float> memory;
         if (memory.size() < total + 65 * PADDING) memory.resize(total + 65 * PADDING);
         next_ = aligned(memory.data());
     }
-    // From memory that its owner holds.
+    // Memory that somebody else owns.
     explicit Scratch(float *memory) : next_(memory) {}
     Scratch(const Scratch &) = delete;
     Scratch &operator=(const Scratch &) = delete;
     float *take(size_t count) {
-        float *taken = next_;
+        float *memory = next_;
         next_ += (count + PADDING - 1) / PADDING * PADDING;
-        return taken;
+        return memory;
     }
 
   private:

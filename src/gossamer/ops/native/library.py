@@ -1,8 +1,8 @@
-"""The native CPU kernels: built once with the C++ compiler of this machine, cached, and reached through ctypes.
+"""The library of native CPU kernels: it is built once by this machine's C++ compiler, cached, and called by ctypes.
 
-The kernels know nothing of PyTorch, so a plain compiler builds them in some twenty seconds on two cores. The library
-lies in gossamer's cache, in a folder whose name is made from sources, compiler and processor, with its digest beside
-it. What keeps it from being built or loaded is told once, and PyTorch's own functions serve instead.
+The kernels do not depend on PyTorch, so a plain compiler builds them in about twenty seconds on two cores. The library
+lies in gossamer's cache, in a folder whose name follows from the sources, the compiler and the processor, with its
+digest beside it. If it cannot be built or loaded, one warning says why, and PyTorch's own functions are used instead.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ log = logging.getLogger("gossamer")
 _SOURCES = Path(__file__).parent
 _FLAGS = "-std=c++17 -O3 -fopenmp -fno-math-errno -fno-trapping-math -ffp-contract=fast -fPIC".split()
 _LIBRARY, _DIGEST = "kernels.so", "kernels.sha256"
-# ARM's compilers choose instructions and their order by the second; x86 compilers take it for the order alone.
-_PROCESSORS = ["-march=native", "-mcpu=native"]
+# Compilers for ARM choose instructions and their order by -mcpu; compilers for x86 use it for the order only.
+_PROCESSOR_FLAGS = ["-march=native", "-mcpu=native"]
 if machine() in ("aarch64", "arm64"):
-    _PROCESSORS.reverse()
+    _PROCESSOR_FLAGS.reverse()
 
 
 def obstacle(device: torch.device) -> str:
-    """Why the native kernels cannot run on `device`, or "" if they can."""
+    """Say why the native kernels cannot run on `device`; return "" if they can."""
     if device.type != "cpu":
-        return "for CPUs alone"
+        return "for CPUs only"
     library = load()
     return library if isinstance(library, str) else ""
 
@@ -51,8 +51,8 @@ def obstacle(device: torch.device) -> str:
 def call(name: str, *arguments: Tensor | int | float | None) -> None:
     """Call the kernel `gossamer_{name}`.
 
-    Tensors are passed as pointers to their data, which must be laid out as the kernel says; integers as int64_t, floats
-    as float.
+    Tensors are passed as pointers to their data, which must have the layout that the kernel expects. Integers are
+    passed as int64_t and floats as float.
     """
     library = load()
     assert isinstance(library, ctypes.CDLL), library
@@ -60,6 +60,7 @@ def call(name: str, *arguments: Tensor | int | float | None) -> None:
 
 
 def _argument(value: Tensor | int | float | None) -> object:
+    """Convert an argument of a kernel to a value of ctypes."""
     if value is None or isinstance(value, Tensor):
         return ctypes.c_void_p(address(value))
     assert isinstance(value, (int, float)), value
@@ -67,44 +68,44 @@ def _argument(value: Tensor | int | float | None) -> object:
 
 
 def address(x: Tensor | None) -> int:
-    """Where a tensor's numbers lie; 0 for None.
+    """Return the address of a tensor's data, or 0 for None.
 
     Raises:
-        UserError: they lie where a kernel cannot read them, or stand for others.
+        UserError: A kernel cannot read the data, or the tensor is a view that negates them.
     """
     if x is None:
         return 0
-    found = x.data_ptr()
-    if not x.is_cpu or x.is_neg() or (not found and x.numel()):
-        raise UserError(f"a native kernel cannot read a {type(x).__name__} on {x.device}, no plain tensor")
-    return found
+    pointer = x.data_ptr()
+    if not x.is_cpu or x.is_neg() or (not pointer and x.numel()):
+        raise UserError(f"a native kernel cannot read a {type(x).__name__} on {x.device}, which is not a plain tensor")
+    return pointer
 
 
 @cache
 def load() -> ctypes.CDLL | str:
-    """The library, built if it is not there yet; or the reason why there is none."""
+    """Return the library, which is built if it does not exist yet, or the reason why there is none."""
     compiler = _compiler()
     if not compiler:
         return "no C++ compiler"
     try:
         folder = _folder(compiler)
         if not folder.exists():
-            with alone(folder.with_name("building"), waiting=_say_who_builds):
+            with alone(folder.with_name("building"), waiting=_warn_of_waiting):
                 cached_folder(folder, _is_whole, lambda empty: _build(compiler, empty))
         elif not _is_whole(folder):
-            log.warning("the native CPU kernels in %s are damaged; they are built again", folder)
+            log.warning("the native CPU kernels in %s are damaged and are built again", folder)
             cached_folder(folder, _is_whole, lambda empty: _build(compiler, empty))
         library = ctypes.CDLL(str(folder / _LIBRARY))
         library.gossamer_wait_briefly()
         return library
     except (OSError, UserError, subprocess.CalledProcessError) as error:
         reason = _first_line(error)
-        log.warning("native CPU kernels are not available, PyTorch's own functions serve instead: %s", reason)
+        log.warning("native CPU kernels are not available, PyTorch's own functions are used instead: %s", reason)
         return reason
 
 
 def _compiler() -> list[str]:
-    """The command that compiles C++: what `CXX` says, else c++ or g++; empty if it is not there."""
+    """Return the command that compiles C++, from `CXX` or else c++ or g++; it is empty if there is no compiler."""
     for name in [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++"]:
         command = shlex.split(name)
         if command and (program := shutil.which(command[0])):
@@ -113,12 +114,12 @@ def _compiler() -> list[str]:
 
 
 def _processor_flag(compiler: list[str]) -> tuple[str, bytes]:
-    """The flag that makes code for this very processor, and what the compiler then knows of itself and the processor.
+    """Find the flag that compiles for this very processor, and the macros that the compiler then predefines.
 
-    The second is its predefined macros: its version, the processor's family and every extension in use. Two processors
-    may have one name and differ in these.
+    The macros tell its version, the processor's family and every extension in use. Two processors may have the same
+    name and differ in these.
     """
-    for flag in _PROCESSORS:
+    for flag in _PROCESSOR_FLAGS:
         command = [*compiler, *_FLAGS, flag, "-dM", "-E", "-x", "c++", os.devnull]
         done = subprocess.run(command, capture_output=True)
         if done.returncode == 0:
@@ -127,7 +128,7 @@ def _processor_flag(compiler: list[str]) -> tuple[str, bytes]:
 
 
 def _folder(compiler: list[str]) -> Path:
-    """Where the library for these sources, this compiler and this processor lies."""
+    """Return the folder of the library for these sources, this compiler and this processor."""
     flag, macros = _processor_flag(compiler)
     key = hashlib.sha256(b"\0".join([macros, " ".join([*_FLAGS, flag]).encode()]))
     for source in sorted(_SOURCES.glob("*.[ch]*")):
@@ -136,7 +137,7 @@ def _folder(compiler: list[str]) -> Path:
 
 
 def _is_whole(folder: Path) -> bool:
-    """Whether the library is the one that was built there: a damaged one would kill the process that maps it."""
+    """Whether the library is intact; a damaged one would kill the process that maps it."""
     try:
         return (folder / _DIGEST).read_text() == _digest(folder / _LIBRARY)
     except (OSError, UnicodeDecodeError):
@@ -144,14 +145,15 @@ def _is_whole(folder: Path) -> bool:
 
 
 def _digest(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _build(compiler: list[str], folder: Path) -> None:
-    """Compile every source by itself, as many at a time as there are cores, and link them into `folder`.
+    """Compile the sources in parallel, as many at a time as there are cores, and link them into `folder`.
 
-    The library is tried in another process, because on a full disk a linker can leave one with holes, and whoever maps
-    that one dies.
+    The library is loaded in another process first, because on a full disk a linker can leave a file with holes, which
+    kills any process that maps it.
     """
     flag, _ = _processor_flag(compiler)
     sources = sorted(_SOURCES.glob("*.cpp"), key=lambda source: -source.stat().st_size)
@@ -161,33 +163,36 @@ def _build(compiler: list[str], folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix="tmp-") as objects:
 
         def compile(source: Path) -> tuple[str, float, str]:
-            made, since = f"{objects}/{source.stem}.o", time.monotonic()
-            _run([*compiler, *_FLAGS, flag, "-c", str(source), "-o", made])
-            return made, time.monotonic() - since, source.name
+            output, start = f"{objects}/{source.stem}.o", time.monotonic()
+            _run([*compiler, *_FLAGS, flag, "-c", str(source), "-o", output])
+            return output, time.monotonic() - start, source.name
 
         with ThreadPoolExecutor(workers) as pool:
             compiled = list(pool.map(compile, sources))
         library = folder / _LIBRARY
-        _run([*compiler, *_FLAGS, flag, "-shared", *(made for made, _, _ in compiled), "-o", str(library)])
+        _run([*compiler, *_FLAGS, flag, "-shared", *(output for output, _, _ in compiled), "-o", str(library)])
     try:
         _run([sys.executable, "-c", "import ctypes, sys; ctypes.CDLL(sys.argv[1])", str(library)])
     except subprocess.CalledProcessError as error:
         raise OSError(f"{compiler[0]} made a library that cannot be loaded") from error
     (folder / _DIGEST).write_text(_digest(library))
-    _, longest, name = max(compiled, key=lambda one: one[1])
-    took = time.monotonic() - began
-    log.warning("built in %.0f s, %d files at a time; %s took longest, %.0f s", took, workers, name, longest)
+    _, longest, name = max(compiled, key=lambda result: result[1])
+    seconds = time.monotonic() - began
+    log.warning("built in %.0f s, %d files at a time; %s took longest, %.0f s", seconds, workers, name, longest)
 
 
 def _run(command: list[str]) -> None:
+    """Run a command without showing what it prints, and raise if it fails."""
     subprocess.run(command, check=True, capture_output=True, stdin=subprocess.DEVNULL)
 
 
-def _say_who_builds() -> None:
-    log.warning("another process builds the native CPU kernels; waiting for it")
+def _warn_of_waiting() -> None:
+    """Say that another process is building the library."""
+    log.warning("another process is building the native CPU kernels; waiting for it")
 
 
 def _first_line(error: Exception) -> str:
+    """Pick the line of an error's text that says what went wrong."""
     text = error.stderr.decode(errors="replace") if isinstance(error, subprocess.CalledProcessError) else str(error)
     lines = [line for line in text.splitlines() if line.strip()]
     return next((line for line in lines if "error" in line), lines[0] if lines else type(error).__name__).strip()

@@ -1,8 +1,8 @@
-// How kernels use threads, and what those threads do with subnormal numbers.
+// How kernels use threads, and how these threads treat subnormal numbers.
 //
-// A subnormal float (below 1.2e-38) costs some processors 150 cycles or more each time it is computed with; decays of a
-// fresh network make them by the million. While a kernel runs they count as zero, in every thread that works for it.
-// The mode belongs to a thread (x86: MXCSR, ARM: FPCR), so each thread sets it and restores what its owner had chosen.
+// Each operation on a subnormal float (below 1.2e-38) costs some processors 150 cycles or more, and the decays of a
+// fresh network produce millions of them. While a kernel runs they count as zero in every thread that works for it. The
+// mode belongs to a thread (x86: MXCSR, ARM: FPCR), so each thread sets it and afterwards restores what it was before.
 
 #pragma once
 
@@ -14,7 +14,7 @@
 
 namespace gossamer {
 
-// While it lives, the thread that made it reads subnormal numbers as zero and writes zero in their place.
+// As long as this object lives, the thread that made it reads subnormal numbers as zero and writes zero in their place.
 class FlushSubnormals {
   public:
     FlushSubnormals() : before_(mode()) { set(before_ | FLUSH); }
@@ -37,12 +37,12 @@ class FlushSubnormals {
     }
     static void write(uint64_t value) { asm volatile("msr fpcr, %0" : : "r"(value)); }
 #else
-    static constexpr uint64_t FLUSH = 0;  // this processor's mode is not known here
+    static constexpr uint64_t FLUSH = 0;  // the mode of this processor is unknown
     static uint64_t mode() { return 0; }
     static void write(uint64_t) {}
 #endif
-    // Writing the register empties the pipeline, so it is not written in vain. Memory is a barrier on both sides: no
-    // arithmetic of the kernel's on what it reads may move out of the guard's life.
+    // Writing the register drains the pipeline, so it is written only if it changes. The memory barriers on both sides
+    // keep the compiler from moving the kernel's arithmetic out of the guard's lifetime.
     void set(uint64_t value) {
         asm volatile("" : : : "memory");
         if (value != mode()) write(value);
@@ -50,21 +50,21 @@ class FlushSubnormals {
     }
 };
 
-enum Shares { STATIC, DYNAMIC };  // equal shares of pieces, or one piece after the other to whoever is free
+enum Schedule { STATIC, DYNAMIC };  // equal shares of tasks, or one task after the other to whichever thread is free
 
-// Calls piece(i) for every i from 0 to count − 1, on all of OpenMP's threads if the work is `worth` waking them. A small
-// piece of work stays on the calling thread, because it is done before another thread has woken up.
-template <Shares SHARES = STATIC, typename Piece>
-inline void parallel_for(int64_t count, bool worth, const Piece &piece) {
-#pragma omp parallel if (worth)
+// Calls task(i) for every i from 0 to count − 1. It does so on all of OpenMP's threads if `parallel` is set; little
+// work stays on the calling thread, because it is done before another thread has woken up.
+template <Schedule SCHEDULE = STATIC, typename Task>
+inline void parallel_for(int64_t count, bool parallel, const Task &task) {
+#pragma omp parallel if (parallel)
     {
         const FlushSubnormals flush;
-        if constexpr (SHARES == STATIC) {
+        if constexpr (SCHEDULE == STATIC) {
 #pragma omp for schedule(static)
-            for (int64_t i = 0; i < count; i++) piece(i);
+            for (int64_t i = 0; i < count; i++) task(i);
         } else {
 #pragma omp for schedule(dynamic, 1)
-            for (int64_t i = 0; i < count; i++) piece(i);
+            for (int64_t i = 0; i < count; i++) task(i);
         }
     }
 }

@@ -1,4 +1,4 @@
-// Compiled once for all kernels: see rows.h.
+// Implementation of rows.h, which is compiled once for all kernels.
 
 #include "rows.h"
 
@@ -15,8 +15,8 @@ namespace gossamer {
 
 namespace {
 
-// sum + a · b, rounded once where the processor can. Left to the compiler, one form of a product is fused and another is
-// not, and a token's last bits would depend on how many are decoded beside it.
+// sum + a · b, rounded once where the processor can do so. The compiler would fuse some products and not others, and a
+// token's last bits would then depend on how many tokens are decoded beside it.
 inline Vector fused(const Vector &a, const Vector &b, const Vector &sum) {
 #if defined(__AVX512F__)
     return (Vector)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)sum);
@@ -32,7 +32,7 @@ inline Vector fused(const Vector &a, const Vector &b, const Vector &sum) {
 inline Vector load(const float *p) { return *reinterpret_cast<const Vector *>(p); }
 
 #if defined(__aarch64__)
-inline Vector load(const int8_t *p) {  // GCC takes a vector of four bytes apart
+inline Vector load(const int8_t *p) {  // GCC would split a vector of four bytes into scalars
     int32_t bytes;
     std::memcpy(&bytes, p, sizeof(bytes));
     const int16x8_t shorts = vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(bytes)));
@@ -43,7 +43,7 @@ inline Vector load(const int8_t *p) {
     return (Vector)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p))));
 }
 #elif defined(__AVX2__)
-inline Vector load(const int8_t *p) {  // what GCC makes of a conversion takes twice as long
+inline Vector load(const int8_t *p) {  // GCC's own conversion takes twice as long
     return (Vector)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(p))));
 }
 #else
@@ -52,13 +52,13 @@ inline Vector load(const int8_t *p) {
     typedef int16_t Shorts __attribute__((vector_size(LANES * sizeof(int16_t))));
     typedef int32_t Ints __attribute__((vector_size(LANES * sizeof(int32_t))));
     typedef float Floats __attribute__((vector_size(LANES * sizeof(float))));
-    // Twice as wide at a time: in one step GCC takes the vector apart.
+    // Numbers are widened twofold at a time, because in one step GCC splits the vector into scalars.
     const Shorts shorts = __builtin_convertvector(*reinterpret_cast<const Bytes *>(p), Shorts);
     return __builtin_convertvector(__builtin_convertvector(shorts, Ints), Floats);
 }
 #endif
 
-// The first `count` numbers, zeros behind them.
+// Loads the first `count` numbers and fills the rest of the vector with zeros.
 template <typename Number>
 inline Vector load_part(const Number *p, int count) {
     float lanes[LANES] = {};
@@ -66,7 +66,7 @@ inline Vector load_part(const Number *p, int count) {
     return load(lanes);
 }
 
-// The sum of a vector's lanes: those half of them apart first, and so on.
+// Sums a vector's lanes by halves: first lanes that are half a vector apart, then a quarter, and so on.
 inline float fold(const Vector &sums) {
     float lanes[LANES];
     for (int i = 0; i < LANES; i++) lanes[i] = sums[i];
@@ -76,8 +76,8 @@ inline float fold(const Vector &sums) {
 }
 
 #if defined(__has_builtin) && __has_builtin(__builtin_shufflevector)
-// Lane l of one step of `fold` on two vectors at once, numbered over both: of each block of 2·HALF lanes the first HALF
-// come from the first vector, the others from the second.
+// Lane l of one step of `fold` on two vectors at once, numbered over both: in each block of 2·HALF lanes, the first
+// HALF come from the first vector and the others from the second.
 template <int HALF>
 constexpr int picked(int l, int upper) {
     return l / (2 * HALF) * 2 * HALF + l % HALF + (l / HALF % 2) * LANES + upper * HALF;
@@ -96,7 +96,7 @@ inline void halve(Vector *sums) {
 }
 #endif
 
-// totals[i] = fold(sums[i]) of LANES vectors, by the same additions, of whole vectors.
+// totals[i] = fold(sums[i]) for LANES vectors, by the same additions but on whole vectors.
 inline Vector fold_all(Vector (&sums)[LANES]) {
 #if defined(__has_builtin) && __has_builtin(__builtin_shufflevector)
     halve<LANES / 2>(sums);
@@ -108,17 +108,17 @@ inline Vector fold_all(Vector (&sums)[LANES]) {
 #endif
 }
 
-// Partial sums of a product side by side: an addition waits some four cycles for the one before it, and with one sum of
-// four lanes a core would take weights more slowly than memory brings them.
+// Number of independent partial sums of a product. An addition waits about four cycles for the one before it, and with
+// one sum of four lanes a core would process weights more slowly than memory delivers them.
 constexpr int CHAINS = LANES < 8 ? 4 : 1;
 
-// Rows that are walked together where there are several vectors: a core needs eight sums that do not wait for one another,
-// and what is read of a vector should serve several rows. One vector meets them one after the other, because a core
-// fetches one stream of memory ahead much better than several.
-constexpr int MOST_SIDE = LANES / 4;
+// Rows that are traversed together if there are several vectors: a core needs eight independent sums, and what it has
+// read of a vector should serve several rows. A single vector is multiplied by one row after the other, because a core
+// prefetches one stream of memory much better than several.
+constexpr int MAX_SIDE = LANES / 4;
 
-// out[t·ldo + r] = scale_r ⟨x_t, row r⟩ for TOKENS vectors of n floats and ROWS rows of n numbers, at most LANES results;
-// SIDE rows are walked together.
+// out[t·ldo + r] = scale_r ⟨x_t, row r⟩ for TOKENS vectors of n floats and ROWS rows of n numbers, at most LANES
+// results; SIDE rows are traversed together.
 template <int TOKENS, int ROWS, int SIDE, typename Number>
 inline void dots(const float *const *x, const Number *w, const float *scales, int n, float *out, int64_t ldo) {
     Vector sums[LANES] = {};
@@ -168,9 +168,9 @@ inline void dots_of(int tokens, const float *const *x, const Number *w, const fl
     if constexpr (4 * ROWS <= LANES)
         for (; tokens >= 4; tokens -= 4, x += 4, out += 4 * ldo) dots<4, ROWS, ROWS>(x, w, scales, n, out, ldo);
     if constexpr (3 * ROWS <= LANES)
-        if (tokens == 3) dots<3, ROWS, std::min(ROWS, MOST_SIDE)>(x, w, scales, n, out, ldo);
+        if (tokens == 3) dots<3, ROWS, std::min(ROWS, MAX_SIDE)>(x, w, scales, n, out, ldo);
     if constexpr (2 * ROWS <= LANES)
-        if (tokens == 2) dots<2, ROWS, std::min(ROWS, MOST_SIDE)>(x, w, scales, n, out, ldo);
+        if (tokens == 2) dots<2, ROWS, std::min(ROWS, MAX_SIDE)>(x, w, scales, n, out, ldo);
     if (tokens == 1) dots<1, ROWS, 1>(x, w, scales, n, out, ldo);
 }
 
@@ -186,7 +186,7 @@ inline void products_of(int tokens, int rows, const float *const *x, const Numbe
     };
     if (tokens == 1) pass(std::integral_constant<int, LANES>());
     if (tokens == 2) pass(std::integral_constant<int, LANES / 2>());
-    pass(std::integral_constant<int, MOST_SIDE>());
+    pass(std::integral_constant<int, MAX_SIDE>());
     pass(std::integral_constant<int, 1>());
 }
 

@@ -1,8 +1,8 @@
-// Products of a few vectors with a matrix that is read once, from memory: what decoding spends its time on.
+// Products of a few vectors with a matrix that is read once from memory, in which decoding spends most of its time.
 //
-// Every result is one vector of partial sums, walked from the first number to the last and then folded, however many
-// vectors and rows are done together: a token's numbers do not depend on what is decoded beside it. A matrix is of
-// float32, or of int8 with a scale for each row, a quarter of the bytes.
+// Every result is summed in one vector of partial sums, from the first number to the last, and then folded. This does
+// not depend on how many vectors and rows are computed together, so a token's numbers do not depend on what is decoded
+// beside it. A matrix is of float32, or of int8 with a scale for each row, which takes a quarter of the bytes.
 
 #pragma once
 
@@ -10,19 +10,19 @@
 
 namespace gossamer {
 
-// A matrix as it is handed over: float32, or int8 if there are scales.
+// A matrix in memory: float32, or int8 if there are scales.
 struct Matrix {
     const void *values;
     const float *scales;
     explicit operator bool() const { return values != nullptr; }
-    // The rows from `row` on, `width` numbers each.
+    // The rows from `row` on, which have `width` numbers each.
     Matrix from(int64_t row, int64_t width) const {
         const int64_t bytes = row * width * int64_t(scales ? sizeof(int8_t) : sizeof(float));
         return {static_cast<const char *>(values) + bytes, scales ? scales + row : nullptr};
     }
 };
 
-// out[t·ldo + r] = ⟨x_t, row r⟩ for any number of vectors of n floats and of the matrix' first rows.
+// out[t·ldo + r] = ⟨x_t, row r⟩ for `tokens` vectors of n floats and the first `rows` rows of the matrix.
 void products(int tokens, int rows, const float *const *x, const Matrix &w, int n, float *out, int64_t ldo);
 
 }  // namespace gossamer

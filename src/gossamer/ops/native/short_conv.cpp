@@ -1,8 +1,8 @@
 // The short convolution with SiLU, forward and backward, one pass over memory each.
 //
-// Documents lie one after the other in x [tokens, channels]; `before` [documents, taps − 1, channels] holds what came
-// before each. Work is cut into stretches of tokens: each thread takes a share of the stretches, and in a stretch a few
-// hundred channels at a time, so that the rows a token needs stay in the nearest cache.
+// Documents lie one after the other in x [tokens, channels]; `before` [documents, kernel_size − 1, channels] holds the
+// inputs before each of them. Work is cut into segments of tokens: each thread takes a share of the segments, and
+// within a segment a few hundred channels at a time, so that the rows a token needs stay in the nearest cache.
 
 #include <algorithm>
 #include <omp.h>
@@ -13,124 +13,126 @@ using namespace gossamer;
 
 namespace {
 
-constexpr int STRETCH = 64;     // tokens
-constexpr int CHANNELS = 256;   // that are computed together
-constexpr int MOST_TAPS = 8;    // Python sends wider convolutions elsewhere
+constexpr int SEGMENT = 64;         // tokens in a segment
+constexpr int CHANNELS = 256;       // channels that are computed together
+constexpr int MAX_KERNEL_SIZE = 8;  // Python computes wider convolutions without this file
 
-// Some tokens of one document, and where it lies: its first token in x, its place among the documents.
-struct Stretch {
+// Tokens `from` to `to` of a document, the document's number, its first token in x, and its length.
+struct Segment {
     int64_t document, start, length, from, to;
 };
 
-std::vector<Stretch> stretches_of(const int64_t *lengths, int64_t documents) {
-    std::vector<Stretch> result;
+std::vector<Segment> segments_of(const int64_t *lengths, int64_t documents) {
+    std::vector<Segment> result;
     int64_t start = 0;
     for (int64_t document = 0; document < documents; document++) {
-        // A document without tokens has one stretch, too: it passes on what came before it.
-        for (int64_t from = 0; from == 0 || from < lengths[document]; from += STRETCH)
-            result.push_back({document, start, lengths[document], from, std::min(lengths[document], from + STRETCH)});
+        // A document without tokens has one segment as well, which passes on the inputs before it.
+        for (int64_t from = 0; from == 0 || from < lengths[document]; from += SEGMENT)
+            result.push_back({document, start, lengths[document], from, std::min(lengths[document], from + SEGMENT)});
         start += lengths[document];
     }
     return result;
 }
 
-// Rows of a tensor over a document's tokens, and of the one with what came before them.
+// Rows of a tensor over all tokens, and of the tensor with the inputs before each document.
 template <typename Float> struct Rows {
     Float *tokens, *before;
     int64_t stride, channels;
-    int taps;
-    Float *at(const Stretch &s, int64_t t) const {
-        return t >= 0 ? tokens + (s.start + t) * stride : before + (s.document * (taps - 1) + taps - 1 + t) * channels;
+    int kernel_size;
+    Float *at(const Segment &s, int64_t t) const {
+        if (t >= 0) return tokens + (s.start + t) * stride;
+        return before + (s.document * (kernel_size - 1) + kernel_size - 1 + t) * channels;
     }
 };
 
-// z_t = Σ_back w[taps − 1 − back] x_(t − back) for `n` channels; w's taps are w_stride floats apart.
-template <int TAPS>
-void sum_of_taps(const Rows<const float> &x, const Stretch &s, int64_t t, int64_t first, const float *w,
-                 int64_t w_stride, float *z, int n) {
-    const float *in[TAPS];
-    for (int back = 0; back < TAPS; back++) in[back] = x.at(s, t - back) + first;
+// z_t = Σ_back w[K − 1 − back] x_(t − back) for `n` channels; w's rows are w_stride floats apart.
+template <int K>
+void convolve(const Rows<const float> &x, const Segment &s, int64_t t, int64_t first, const float *w, int64_t w_stride,
+              float *z, int n) {
+    const float *in[K];
+    for (int back = 0; back < K; back++) in[back] = x.at(s, t - back) + first;
 #pragma omp simd
     for (int i = 0; i < n; i++) {
         float sum = 0.0f;
-        for (int back = 0; back < TAPS; back++) sum += w[(TAPS - 1 - back) * w_stride + i] * in[back][i];
+        for (int back = 0; back < K; back++) sum += w[(K - 1 - back) * w_stride + i] * in[back][i];
         z[i] = sum;
     }
 }
 
-template <int TAPS>
+template <int K>
 void forward(const Rows<const float> &x, const float *weight, float *y, float *after,
-             const std::vector<Stretch> &stretches) {
+             const std::vector<Segment> &segments) {
     const int64_t channels = x.channels;
-    parallel_for(int64_t(stretches.size()), !is_small(int64_t(stretches.size()) * STRETCH * channels), [&](int64_t number) {
-        const Stretch &s = stretches[number];
+    const int64_t count = int64_t(segments.size());
+    parallel_for(count, !is_small(count * SEGMENT * channels), [&](int64_t number) {
+        const Segment &s = segments[number];
         for (int64_t first = 0; first < channels; first += CHANNELS) {
             const int n = static_cast<int>(std::min<int64_t>(CHANNELS, channels - first));
             for (int64_t t = s.from; t < s.to; t++) {
                 float *out = y + (s.start + t) * channels + first;
-                sum_of_taps<TAPS>(x, s, t, first, weight + first, channels, out, n);
+                convolve<K>(x, s, t, first, weight + first, channels, out, n);
 #pragma omp simd
                 for (int i = 0; i < n; i++) out[i] *= sigmoid(out[i]);
             }
         }
-        for (int64_t t = s.length - (TAPS - 1); s.to == s.length && t < s.length; t++)
-            std::memcpy(after + (s.document * (TAPS - 1) + t - s.length + TAPS - 1) * channels, x.at(s, t),
+        for (int64_t t = s.length - (K - 1); s.to == s.length && t < s.length; t++)
+            std::memcpy(after + (s.document * (K - 1) + t - s.length + K - 1) * channels, x.at(s, t),
                         sizeof(float) * channels);
     });
 }
 
-// dz_t = dy_t · SiLU'(z_t) is computed once for each token of a stretch and for the taps − 1 behind it, whose gradients
-// reach back into it; a ring holds the newest of them.
-template <int TAPS>
+// dz_t = dy_t · SiLU'(z_t) is computed once for each token of a segment and for the K − 1 tokens after it, whose
+// gradients reach back into it; a ring buffer holds the newest of them.
+template <int K>
 void backward(const float *dy, const float *dafter, const Rows<const float> &x, const Rows<float> &dx,
-              const float *weight, float *dweight, const std::vector<Stretch> &stretches) {
+              const float *weight, float *dweight, const std::vector<Segment> &segments) {
     const int64_t channels = x.channels;
-    const int64_t most = is_small(int64_t(stretches.size()) * STRETCH * channels) ? 1 : omp_get_max_threads();
-    const int parts = static_cast<int>(std::min<int64_t>(most, stretches.size()));
-    std::vector<float> sums(size_t(parts) * TAPS * channels, 0.0f);
-    const float none[CHANNELS] = {};
+    const int64_t max_parts = is_small(int64_t(segments.size()) * SEGMENT * channels) ? 1 : omp_get_max_threads();
+    const int parts = static_cast<int>(std::min<int64_t>(max_parts, segments.size()));
+    std::vector<float> sums(size_t(parts) * K * channels, 0.0f);
+    const float zeros[CHANNELS] = {};
     parallel_for(parts, parts > 1, [&](int64_t part) {
-        float ring[TAPS][CHANNELS];
-        float *own = sums.data() + size_t(part) * TAPS * channels;
-        for (size_t number = stretches.size() * part / parts; number < stretches.size() * (part + 1) / parts; number++) {
-            const Stretch &s = stretches[number];
+        float ring[K][CHANNELS];
+        float *own = sums.data() + size_t(part) * K * channels;
+        for (size_t number = segments.size() * part / parts; number < segments.size() * (part + 1) / parts; number++) {
+            const Segment &s = segments[number];
             for (int64_t first = 0; first < channels; first += CHANNELS) {
                 const int n = static_cast<int>(std::min<int64_t>(CHANNELS, channels - first));
                 const float *w = weight + first;
                 float *dw = own + first;
                 int64_t next = s.from;  // the token whose dz is to be computed next
-                for (int64_t t = s.from == 0 ? 1 - TAPS : s.from; t < s.to; t++) {
-                    for (; next < std::min(s.length, t + TAPS); next++) {
+                for (int64_t t = s.from == 0 ? 1 - K : s.from; t < s.to; t++) {
+                    for (; next < std::min(s.length, t + K); next++) {
                         const float *g = dy + (s.start + next) * channels + first;
-                        float *dz = ring[next % TAPS];
-                        sum_of_taps<TAPS>(x, s, next, first, w, channels, dz, n);
+                        float *dz = ring[next % K];
+                        convolve<K>(x, s, next, first, w, channels, dz, n);
 #pragma omp simd
                         for (int i = 0; i < n; i++) {
-                            const float open = sigmoid(dz[i]);
-                            dz[i] = g[i] * open * (1.0f + dz[i] * (1.0f - open));
+                            const float s = sigmoid(dz[i]);
+                            dz[i] = g[i] * s * (1.0f + dz[i] * (1.0f - s));
                         }
-                        if (next >= s.to) continue;  // its share of dw is its own stretch's
-                        for (int back = 0; back < TAPS; back++) {
+                        if (next >= s.to) continue;  // its own segment adds its share of dw
+                        for (int back = 0; back < K; back++) {
                             const float *in = x.at(s, next - back) + first;
-                            float *sum = dw + (TAPS - 1 - back) * channels;
+                            float *sum = dw + (K - 1 - back) * channels;
 #pragma omp simd
                             for (int i = 0; i < n; i++) sum[i] += dz[i] * in[i];
                         }
                     }
-                    const float *dz[TAPS];
-                    for (int ahead = 0; ahead < TAPS; ahead++) {
-                        const bool inside = t + ahead >= 0 && t + ahead < s.length;
-                        dz[ahead] = inside ? ring[(t + ahead) % TAPS] : none;
+                    const float *dz[K];
+                    for (int ahead = 0; ahead < K; ahead++) {
+                        const bool exists = t + ahead >= 0 && t + ahead < s.length;
+                        dz[ahead] = exists ? ring[(t + ahead) % K] : zeros;
                     }
-                    const bool last = t >= s.length - (TAPS - 1);  // one of the document's last inputs
-                    const float *more =
-                        last ? dafter + (s.document * (TAPS - 1) + t - s.length + TAPS - 1) * channels + first : none;
+                    const bool is_last = t >= s.length - (K - 1);  // one of the document's last inputs
+                    const float *dlast =
+                        is_last ? dafter + (s.document * (K - 1) + t - s.length + K - 1) * channels + first : zeros;
                     float *out = dx.at(s, t) + first;
 #pragma omp simd
                     for (int i = 0; i < n; i++) {
-                        float sum = more[i];
-                        for (int ahead = 0; ahead < TAPS; ahead++)
-                            sum += w[(TAPS - 1 - ahead) * channels + i] * dz[ahead][i];
+                        float sum = dlast[i];
+                        for (int ahead = 0; ahead < K; ahead++)
+                            sum += w[(K - 1 - ahead) * channels + i] * dz[ahead][i];
                         out[i] = sum;
                     }
                 }
@@ -138,49 +140,50 @@ void backward(const float *dy, const float *dafter, const Rows<const float> &x, 
         }
     });
     const FlushSubnormals flush;
-    std::memset(dweight, 0, sizeof(float) * TAPS * channels);
+    std::memset(dweight, 0, sizeof(float) * K * channels);
     for (int part = 0; part < parts; part++)
-        add_scaled(dweight, 1.0f, sums.data() + size_t(part) * TAPS * channels, static_cast<int>(TAPS * channels));
+        add_scaled(dweight, 1.0f, sums.data() + size_t(part) * K * channels, static_cast<int>(K * channels));
 }
 
-// Calls a function template for the number of taps at hand.
-template <template <int> class Kernel, int TAPS = 1, typename... Arguments>
-void with_taps(int64_t taps, const Arguments &...arguments) {
-    if (taps == TAPS) {
-        Kernel<TAPS>::run(arguments...);
-    } else if constexpr (TAPS < MOST_TAPS) {
-        with_taps<Kernel, TAPS + 1>(taps, arguments...);
+// Calls a function template for the given kernel size.
+template <template <int> class Kernel, int K = 1, typename... Arguments>
+void with_kernel_size(int64_t kernel_size, const Arguments &...arguments) {
+    if (kernel_size == K) {
+        Kernel<K>::run(arguments...);
+    } else if constexpr (K < MAX_KERNEL_SIZE) {
+        with_kernel_size<Kernel, K + 1>(kernel_size, arguments...);
     }
 }
 
-template <int TAPS> struct Forward {
-    template <typename... Arguments> static void run(const Arguments &...arguments) { forward<TAPS>(arguments...); }
+template <int K> struct Forward {
+    template <typename... Arguments> static void run(const Arguments &...arguments) { forward<K>(arguments...); }
 };
 
-template <int TAPS> struct Backward {
-    template <typename... Arguments> static void run(const Arguments &...arguments) { backward<TAPS>(arguments...); }
+template <int K> struct Backward {
+    template <typename... Arguments> static void run(const Arguments &...arguments) { backward<K>(arguments...); }
 };
 
 }  // namespace
 
 extern "C" {
 
-// x's rows are x_stride floats apart. weight [taps, channels] (transposed, so that channels are contiguous).
-// after [documents, taps − 1, channels] gets the last inputs of each document.
+// x's rows are x_stride floats apart. weight [kernel_size, channels] is transposed so that channels are contiguous.
+// after [documents, kernel_size − 1, channels] receives the last inputs of each document.
 void gossamer_short_conv(const float *x, const float *weight, const float *before, const int64_t *lengths, float *y,
-                         float *after, int64_t documents, int64_t channels, int64_t taps, int64_t x_stride) {
-    const Rows<const float> inputs{x, before, x_stride, channels, static_cast<int>(taps)};
-    with_taps<Forward>(taps, inputs, weight, y, after, stretches_of(lengths, documents));
+                         float *after, int64_t documents, int64_t channels, int64_t kernel_size, int64_t x_stride) {
+    const Rows<const float> inputs{x, before, x_stride, channels, static_cast<int>(kernel_size)};
+    with_kernel_size<Forward>(kernel_size, inputs, weight, y, after, segments_of(lengths, documents));
 }
 
-// Gradients of x (contiguous), weight [taps, channels] and before.
+// Gradients of x (contiguous), weight [kernel_size, channels] and before.
 void gossamer_short_conv_backward(const float *dy, const float *dafter, const float *x, const float *weight,
                                   const float *before, const int64_t *lengths, float *dx, float *dweight,
-                                  float *dbefore, int64_t documents, int64_t channels, int64_t taps,
+                                  float *dbefore, int64_t documents, int64_t channels, int64_t kernel_size,
                                   int64_t x_stride) {
-    const Rows<const float> inputs{x, before, x_stride, channels, static_cast<int>(taps)};
-    const Rows<float> gradients{dx, dbefore, channels, channels, static_cast<int>(taps)};
-    with_taps<Backward>(taps, dy, dafter, inputs, gradients, weight, dweight, stretches_of(lengths, documents));
+    const Rows<const float> inputs{x, before, x_stride, channels, static_cast<int>(kernel_size)};
+    const Rows<float> gradients{dx, dbefore, channels, channels, static_cast<int>(kernel_size)};
+    with_kernel_size<Backward>(kernel_size, dy, dafter, inputs, gradients, weight, dweight,
+                               segments_of(lengths, documents));
 }
 
 }  // extern "C"

@@ -1,4 +1,4 @@
-// Threads that work together through many short stages, and how they wait for one another.
+// Threads that work together through many short stages, and how they wait for each other.
 
 #pragma once
 
@@ -14,12 +14,12 @@
 
 namespace gossamer {
 
-// Where the threads of a region meet between two stages.
+// A barrier at which the threads of a parallel region meet between two stages.
 //
-// The work between two meetings is too short to sleep over, so a thread first looks again and again, for some ten
-// microseconds. If the one it waits for has lost its core (another program has it, the host of a virtual machine, or the
-// time that a container may use is spent), looking on would keep that core from it or spend the container's time: so it
-// gives its core away for a while, and then sleeps until it is called.
+// The work between two meetings is too short to sleep, so a waiting thread first spins for about ten microseconds. The
+// thread that it waits for may have lost its core, to another program, to the host of a virtual machine, or because the
+// container's time is used up. Spinning longer would then keep the core from that thread or use up the container's
+// time. The waiting thread therefore yields its core for a while and finally sleeps until it is woken.
 class Team {
   public:
     int threads = 1;
@@ -32,15 +32,15 @@ class Team {
             if (asleep_.load(std::memory_order_seq_cst)) wake();
             return;
         }
-        const auto over = [&] { return phase_.load(std::memory_order_acquire) != now; };
+        const auto is_over = [&] { return phase_.load(std::memory_order_acquire) != now; };
         for (int turn = 0; turn < SPINS; turn++)
-            if (over()) return;
+            if (is_over()) return;
         for (int turn = 0; turn < YIELDS; turn++) {
-            if (over()) return;
+            if (is_over()) return;
             sched_yield();
         }
         asleep_.fetch_add(1, std::memory_order_seq_cst);
-        while (!over()) sleep(now);
+        while (!is_over()) sleep(now);
         asleep_.fetch_sub(1, std::memory_order_relaxed);
     }
 
@@ -49,7 +49,7 @@ class Team {
     std::atomic<int32_t> arrived_{0}, phase_{0}, asleep_{0};
 #if defined(__linux__)
     static_assert(sizeof(std::atomic<int32_t>) == sizeof(int32_t), "a futex is a word");
-    // Returns at once if the phase is not `now` any more.
+    // Returns at once if the phase is no longer `now`.
     void sleep(int32_t now) { syscall(SYS_futex, &phase_, FUTEX_WAIT_PRIVATE, now, nullptr, nullptr, 0); }
     void wake() { syscall(SYS_futex, &phase_, FUTEX_WAKE_PRIVATE, INT32_MAX, nullptr, nullptr, 0); }
 #else

@@ -1,0 +1,185 @@
+"""The output head and its loss in one: cross-entropy of hidden · weightᵀ without holding all the logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gossamer import device as devices
+from gossamer.errors import UserError
+from gossamer.ops import native as kernels
+from gossamer.ops.checks import check_floats, check_indices, first_order, given, shape
+from gossamer.ops.registry import Operation, autocast_input, deferred
+
+__all__ = ["CHUNK_BYTES", "IGNORED", "linear_cross_entropy"]
+
+LINEAR_CROSS_ENTROPY = Operation("linear_cross_entropy")
+IGNORED = -100  # the label of a token that is not predicted, as in the losses of Hugging Face and PyTorch
+CHUNK_BYTES = 8 << 20  # size of the logits held at once
+# An accelerator's products need more rows to be efficient, and each chunk costs it one pass over the weight's gradient.
+ACCELERATOR_CHUNKS = 32
+
+
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Sum −log softmax(hidden · weightᵀ + bias)[label] over the tokens, in nats.
+
+    Args:
+        hidden: [N, hidden]
+        weight: [V, hidden]
+        labels: [N] integers (already shifted), each in 0 … V − 1, or −100 where nothing is predicted
+        bias: [V] floating point; it is taken as a constant and gets no gradient; None is zero
+
+    Returns:
+        The sum, a scalar in float32, or in float64 if hidden is.
+
+    Raises:
+        UserError: The shapes, dtypes or devices do not fit, or a label is not a row of the weight.
+    """
+    check_floats("linear_cross_entropy", hidden=hidden, weight=weight, **given(bias=bias))
+    fit = hidden.ndim == 2 and weight.ndim == 2 and hidden.shape[1] == weight.shape[1]
+    if not fit or not min(weight.shape) or (bias is not None and bias.shape != weight.shape[:1]):
+        and_bias = "" if bias is None else f", bias {shape(bias)}"
+        raise UserError(f"linear_cross_entropy: hidden {shape(hidden)}, weight {shape(weight)}{and_bias} do not fit")
+    labels = check_indices(
+        "linear_cross_entropy", "labels", labels, len(weight), hidden.device, ignored=IGNORED, of="vocabulary"
+    )
+    if labels.shape != hidden.shape[:1]:
+        raise UserError(f"linear_cross_entropy: labels {shape(labels)} must be {[len(hidden)]}, one for each token")
+    bias = None if bias is None else bias.detach()
+    loss: Tensor = LINEAR_CROSS_ENTROPY(hidden.device, autocast_input(hidden), weight, labels, bias)
+    return loss
+
+
+def reference(hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Compute the loss from the full logits."""
+    logits = F.linear(hidden, weight.to(hidden.dtype)).to(torch.promote_types(hidden.dtype, torch.float32))
+    if bias is not None:
+        logits = logits + bias.to(logits.dtype)
+    return F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
+
+
+def chunked(hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Compute the loss a few tokens at a time, and the gradient while their logits are at hand."""
+    return loss_in_chunks(hidden, weight, labels, bias, softmax_loss)
+
+
+def loss_in_chunks(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    bias: Tensor | None,
+    softmax_loss: Callable[[Tensor, Tensor], Tensor],
+    narrow: bool = False,
+) -> Tensor:
+    """Compute the loss chunk by chunk with `softmax_loss`, which turns a chunk of logits into their gradient.
+
+    The loss is a sum, so its gradient with respect to the logits, softmax − one-hot, is known as soon as they are. Each
+    chunk's logits are replaced by it and used at once for the gradients of hidden and weight. Only those two are saved
+    for the backward pass, and they are no larger than the inputs (as in Liger Kernel, arXiv 2410.10989).
+
+    Args:
+        hidden: [N, hidden]
+        weight: [V, hidden]
+        labels: [N] int64
+        bias: [V] or None
+        softmax_loss: takes logits [rows, V] and labels [rows] and works as the function of that name below
+        narrow: whether it takes the logits in the dtype of hidden, as the product gives them, and not in float32
+    """
+    if not torch.is_grad_enabled():  # otherwise `needs_input_grad` would still ask for the weight's gradient
+        hidden, weight = hidden.detach(), weight.detach()
+    loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, labels, bias, softmax_loss, narrow)
+    return loss
+
+
+def softmax_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Sum the losses of a chunk of logits [rows, V] and replace the logits by their gradient, softmax − one-hot.
+
+    Rows with a negative label have no loss and a gradient of zero.
+    """
+    valid = (labels >= 0).to(logits.dtype).unsqueeze(1)
+    index = labels.clamp(min=0).unsqueeze(1)
+    normaliser = logits.logsumexp(1, keepdim=True)
+    total = ((normaliser - logits.gather(1, index)) * valid).sum()
+    logits.sub_(normaliser).exp_().mul_(valid).scatter_add_(1, index, -valid)
+    return total
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """`loss_in_chunks` with its gradient, which the forward pass has computed already."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        labels: Tensor,
+        bias: Tensor | None,
+        softmax_loss: Callable[[Tensor, Tensor], Tensor],
+        narrow: bool,
+    ) -> Tensor:
+        dtype = torch.promote_types(hidden.dtype, torch.float32)
+        total = hidden.new_zeros((), dtype=dtype)
+        needs_hidden, needs_weight, *_ = ctx.needs_input_grad
+        dhidden = torch.empty_like(hidden) if needs_hidden else None
+        dweight = torch.zeros_like(weight, dtype=dtype) if needs_weight else None
+        w = weight.to(hidden.dtype)
+        b = None if bias is None else bias.to(hidden.dtype)
+        chunk_bytes = CHUNK_BYTES * (ACCELERATOR_CHUNKS if devices.is_accelerator(hidden.device) else 1)
+        rows = max(1, chunk_bytes // (len(weight) * dtype.itemsize))
+        for start in range(0, len(hidden), rows):
+            chunk = slice(start, start + rows)
+            h = hidden[chunk]
+            logits = (h @ w.mT if b is None else torch.addmm(b, h, w.mT)).to(hidden.dtype if narrow else dtype)
+            total += softmax_loss(logits, labels[chunk])
+            dlogits = logits.to(hidden.dtype)
+            if dhidden is not None:
+                torch.mm(dlogits, w, out=dhidden[chunk])
+            if dweight is None:
+                continue
+            if dweight.dtype == dlogits.dtype:
+                dweight.addmm_(dlogits.mT, h)
+            else:
+                dweight += dlogits.mT @ h
+        ctx.save_for_backward(dhidden, dweight)
+        ctx.weight_dtype = weight.dtype
+        return total
+
+    @staticmethod
+    @first_order("linear_cross_entropy")
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        dhidden, dweight = ctx.saved_tensors
+        scale = grads[0]
+        return (
+            None if dhidden is None else (dhidden * scale.to(dhidden.dtype)),
+            None if dweight is None else (dweight * scale).to(ctx.weight_dtype),
+            None,
+            None,
+            None,
+            None,
+        )
+
+
+def native(hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Compute the loss in chunks with the C++ kernel; dtypes other than float32 go to `chunked`."""
+    if hidden.dtype != torch.float32 or weight.dtype != torch.float32:
+        return chunked(hidden, weight, labels, bias)
+    return loss_in_chunks(hidden, weight, labels, bias, _native_softmax_loss)
+
+
+def _native_softmax_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Call ops/native/cross_entropy.cpp, which does what `softmax_loss` does."""
+    losses = logits.new_empty(len(logits))
+    kernels.call("softmax_loss", logits, labels.contiguous(), losses, *logits.shape)
+    return losses.sum()
+
+
+LINEAR_CROSS_ENTROPY.register("native", kernels.obstacle)(native)
+LINEAR_CROSS_ENTROPY.register("triton", devices.triton_obstacle, devices.is_accelerator)(
+    deferred("gossamer.ops.triton.linear_cross_entropy", "linear_cross_entropy")
+)
+LINEAR_CROSS_ENTROPY.register("chunked")(chunked)
+LINEAR_CROSS_ENTROPY.register("reference")(reference)

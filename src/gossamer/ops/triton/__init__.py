@@ -1,0 +1,1 @@
+"""Triton kernels of the operations, each imported when it first runs; the operations' own files call them."""
