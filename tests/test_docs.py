@@ -1,9 +1,12 @@
-"""The documents: links lead somewhere, and commands name verbs, files and options that there are."""
+"""The documents: links lead somewhere, and paths, dotted names, commands and their options exist."""
 
 import ast
 import re
 import shlex
 from collections.abc import Iterator
+from functools import lru_cache
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -18,6 +21,10 @@ ROOT = Path(__file__).parents[1]
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/**/*.md")), ROOT / "records" / "README.md"]
 each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 FENCED = re.compile(r"^ *```\w*\n(.*?)^ *```", re.DOTALL | re.MULTILINE)
+PACKAGE = ROOT / "src" / "gossamer"
+PATH = re.compile(r"[\w.-]+(/[\w.-]+)*/?")
+SOURCE = (".py", ".cpp", ".h", ".yaml", ".md")
+ELSEWHERE = ("convert_hf_to_gguf.py",)  # files of other projects
 
 
 def anchors(document: Path) -> set[str]:
@@ -53,6 +60,13 @@ def test_links_lead_somewhere(document: Path) -> None:
             target = document.parent / path if path else document
             assert target.exists(), link
             assert not anchor or anchor in anchors(target), link
+
+
+def test_the_index_links_every_document() -> None:
+    index = ROOT / "docs" / "README.md"
+    links = re.findall(r"\]\(([^)#]+)\)", index.read_text(encoding="utf-8"))
+    linked = {(index.parent / link).resolve() for link in links}
+    assert set(index.parent.glob("**/*.md")) - {index} <= linked
 
 
 @each_document
@@ -100,6 +114,76 @@ def test_options_and_their_defaults_are_those_that_are_declared(document: Path) 
         assert name.partition(".")[0] not in sections or name in flags, name
     for name, default in re.findall(r"`--([\w.]+)` \((\d[^)]*)\)", text):
         assert any(re.match(rf"{re.escape(value)}\b", default) for value in flags[name]), (name, default)
+
+
+def in_backticks(text: str) -> list[str]:
+    """The code spans of a document's prose."""
+    return re.findall(r"`([^`]+)`", FENCED.sub("", text))
+
+
+def missing_paths(text: str) -> list[str]:
+    """Paths in backticks of which the first folder exists, in the repository or in the package, but the rest does not.
+
+    The name of a source file without a folder is missing if no file of the repository has it.
+    """
+    paths = [span for span in in_backticks(text) if PATH.fullmatch(span) and span not in ELSEWHERE]
+    missing = []
+    for path in paths:
+        first, _, rest = path.partition("/")
+        places = [place for place in (ROOT, ROOT / "src", PACKAGE) if (place / first).is_dir()]
+        if rest and places:
+            found = any((place / path).is_file() or any((place / path).glob("*.*")) for place in places)
+        elif path.endswith(SOURCE):
+            found = not rest and any(path == file.name for file in files_of_the_repository())
+        else:
+            continue
+        if not found:
+            missing.append(path)
+    return missing
+
+
+@lru_cache
+def files_of_the_repository() -> tuple[Path, ...]:
+    folders = ("src", "tests", "benchmarks", "docs", "recipes", "records")
+    return (*ROOT.glob("*"), *(file for folder in folders for file in (ROOT / folder).rglob("*")))
+
+
+def missing_names(text: str) -> list[str]:
+    """Dotted names in backticks that begin with a module of the package but are neither in it nor a recipe's option."""
+    modules = {path.stem for path in PACKAGE.iterdir()} | {"gossamer"}
+    starts = [re.match(r"(?:--)?(\w+(?:\.\w+)+)(?![\w./])", span) for span in in_backticks(text)]
+    names = [start[1] for start in starts if start and not start[1].endswith((*SOURCE, ".html"))]
+    judged = [name for name in names if name.partition(".")[0] in modules and name not in recipe_options()]
+    return [name for name in judged if not is_attribute(name)]
+
+
+def is_attribute(name: str) -> bool:
+    """Whether a dotted name, with or without the package's own, leads to something in the package."""
+    dotted = "gossamer"
+    place: object = import_module(dotted)
+    for part in name.removeprefix("gossamer.").split("."):
+        dotted += f".{part}"
+        if hasattr(place, "__path__") and not hasattr(place, part) and find_spec(dotted):
+            import_module(dotted)
+        if not hasattr(place, part):
+            return False
+        place = getattr(place, part)
+    return True
+
+
+@each_document
+def test_paths_and_names_exist(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
+    assert not missing_paths(text)
+    assert not missing_names(text)
+
+
+def test_missing_paths_and_names_are_found() -> None:
+    there = "`docs/README.md`, `model/config.py`, `test_docs.py`, `runs/mine`, `model.num_experts`, `device.BACKENDS`"
+    assert not missing_paths(there) and not missing_names(there)
+    gone = "`docs/gone.md`, `model/gone.py`, `gone.py`, `model.gone`, `device.GONE`, `gossamer.gone`"
+    assert missing_paths(gone) == ["docs/gone.md", "model/gone.py", "gone.py"]
+    assert missing_names(gone) == ["model.gone", "device.GONE", "gossamer.gone"]
 
 
 def test_commands_are_found() -> None:
