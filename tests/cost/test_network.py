@@ -13,9 +13,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gossamer import ops
 from gossamer.cost.layer import delta_rule_flops
-from gossamer.cost.network import Counts, count_network, flops_by_part
+from gossamer.cost.network import Counts, count_network, flops_by_part, network_of
 from gossamer.model.causal_lm import CausalLM
 from gossamer.model.config import ModelConfig
+from gossamer.model.decode.pool import StatePool
 from model_configs import configs
 
 RELEASED = ModelConfig(rope_theta=1e7, max_position_embeddings=262144, intermediate_size=5120)  # 80B-A3B
@@ -207,3 +208,16 @@ def test_a_sampled_head_costs_its_share() -> None:
     assert whole["mtp"] - half["mtp"] == pytest.approx(whole["head"] / 2), "it applies the same head once more"
     assert {part for part in whole if whole[part] != half[part]} == {"head", "mtp"}
     assert flops_by_part(config, 512, 1, 2 * config.vocab_size) == whole
+
+
+@settings(max_examples=20)
+@given(config=configs())
+def test_cache_and_state_are_those_of_the_decoder(config: ModelConfig) -> None:
+    page_size = 4
+    pool = StatePool(config, 1, 1, page_size, 1, torch.device("cpu"), torch.bfloat16)
+    network = network_of(config)
+    layers = [*network.layers, *network.mtp_layers]
+    assert sum(layer.mixer.state_bytes for layer in layers) == pool.snapshot(0).nbytes
+    for index, layer in enumerate(layers):
+        cached = sum(pages.nbytes for pages in pool.pages.get(index, ()))
+        assert layer.mixer.kv_cache_bytes * page_size == cached

@@ -168,6 +168,7 @@ def _linear_attention(spec: LayerSpec) -> Mixer:
         (value, hidden),
         (spec.linear_conv_dim, spec.linear_conv_kernel_dim),
     )
+    conv_inputs = spec.linear_conv_dim * (spec.linear_conv_kernel_dim - 1)  # those before a token's own
     # Chunk by chunk, for each value head (the kernels of gossamer.ops.delta_rule): k and q are read four times, v, U
     # and Ṽ written and read, A twice; the state before each chunk is written and read once.
     rule = value_heads * (4 * dk + 5 * dv + 4 * CHUNK + 2 * dk * dv / CHUNK)
@@ -182,7 +183,7 @@ def _linear_attention(spec: LayerSpec) -> Mixer:
         ),
         # Norm and residual sum; convolution; norms of q and k; gates in float32; the gated norm.
         moved=5 * hidden + 2 * spec.linear_conv_dim + 4 * key + 12 * value_heads + 3 * value + rule,
-        state_bytes=value_heads * dk * dv * _FLOAT32 + spec.linear_conv_dim * spec.linear_conv_kernel_dim * _BFLOAT16,
+        state_bytes=value_heads * dk * dv * _FLOAT32 + conv_inputs * _BFLOAT16,
     )
 
 
