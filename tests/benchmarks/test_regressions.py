@@ -134,7 +134,7 @@ def test_a_new_processor_is_told_and_recorded_beside_the_others(
     assert run() == 0
     told = capsys.readouterr().out
     assert told.startswith("nothing is recorded for Intel family 6 model 106, AVX-512, 2 threads yet (for others: AMD ")
-    assert "--record keeps 9 ratios" in told and "FELL" not in told
+    assert "--record stores 9 ratios" in told and "FELL" not in told
     assert run("--record") == 0 and run() == 0
     assert len(json.loads((records / "kept").read_text())) == 2
     capsys.readouterr()

@@ -86,8 +86,8 @@ def test_what_is_fetched_is_kept_with_its_fingerprint(serve: Serve, tmp_path: Pa
         (SHAKESPEARES, {"/play.txt": PLAY + b"x"}, 0, "is not the expected text"),
         (SHAKESPEARES, {}, 0, "Not Found"),
         (SHAKESPEARES, {"/play.txt": PLAY}, 5, "cut off after 56 bytes"),
-        (MOBY, {"/pg2701.txt": b"<html>Too many requests</html>"}, 0, "is no book"),
-        (MOBY, {"/pg2701.txt": BOOK[:150].encode()}, 0, "is no book"),
+        (MOBY, {"/pg2701.txt": b"<html>Too many requests</html>"}, 0, "is not a book"),
+        (MOBY, {"/pg2701.txt": BOOK[:150].encode()}, 0, "is not a book"),
         (MOBY, {"/pg2701.txt": b"\xff\xfe"}, 0, "utf-8"),
     ],
 )
