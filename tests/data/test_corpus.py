@@ -79,7 +79,7 @@ def test_a_later_start_reads_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert opened(tmp_path, folder).digest == after.digest and read == ["002.txt"] * 2
 
 
-def test_damaged_scans_are_made_anew(tmp_path: Path) -> None:
+def test_damaged_scans_are_made_again(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "a", ["text"])
     before = opened(tmp_path, folder)
     (store,) = (tmp_path / "cache" / "scans").iterdir()
@@ -263,7 +263,7 @@ def test_what_a_folder_holds_beside_its_text_is_told_by_kind(tmp_path: Path, cap
 def test_a_named_folder_of_packages_is_read(tmp_path: Path, capsys: Any) -> None:
     folder = folder_of(tmp_path / "node_modules", ["one"])
     corpus, line = told(tmp_path, folder, capsys)
-    assert corpus.num_documents == 1 and "passed over" not in line
+    assert corpus.num_documents == 1 and "skipped" not in line
 
 
 def test_records_that_outweigh_the_text_are_asked_about(tmp_path: Path, capsys: Any) -> None:
@@ -291,7 +291,7 @@ def test_a_saved_data_set(tmp_path: Path, capsys: Any) -> None:
     (tmp_path / "set" / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
     corpus, line = told(tmp_path, tmp_path / "set", capsys)
     assert corpus.num_documents == 3
-    assert "1 splits of a data set that are not its train (test/)" in line and "1 left-over .arrow" in line
+    assert "1 splits of a data set other than train (test/)" in line and "1 left-over .arrow" in line
     assert told(tmp_path, tmp_path / "set" / "test", capsys)[0].num_documents == 2
 
 

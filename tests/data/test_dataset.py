@@ -174,13 +174,13 @@ def test_description(corpus: Path) -> None:
 def test_a_held_out_part_that_is_too_short_to_trust_is_warned_of(tmp_path: Path, corpus: Path) -> None:
     held = held_of(prepare(config(corpus))).num_tokens
     assert (prepare(config(corpus)).warning() or "").startswith(
-        f"held out are only {held:,} tokens (held-out), too few"
+        f"only {held:,} tokens (held-out) are held out, too few"
     )
     (tmp_path / "long.txt").write_text("".join(chr(97 + number % 26) for number in range(41_000)))
     (tmp_path / "short.txt").write_text("abc" * 100)
     named = {name: SetConfig((str(tmp_path / f"{name}.txt"),)) for name in ("long", "short")}
     mixed = prepare(config(corpus, paths=(), sets=named, tokenizer="char"))
-    assert (mixed.warning() or "").startswith("held out are only 32 tokens (short), too few")
+    assert (mixed.warning() or "").startswith("only 32 tokens (short) are held out, too few")
     assert prepare(config(tmp_path / "long.txt", tokenizer="char")).warning() is None
 
 
@@ -211,7 +211,7 @@ def test_damaged_entries_are_rebuilt(corpus: Path, damage: str) -> None:
     assert (train_of(after).tokens.tolist(), held_of(after).offsets.tolist()) == expected
 
 
-def test_a_damaged_tokenizer_is_trained_anew(corpus: Path) -> None:
+def test_a_damaged_tokenizer_is_trained_again(corpus: Path) -> None:
     before = prepare(config(corpus), progress=False)
     (entry,) = (corpus.parent / "cache" / "tokenizers").iterdir()
     (entry / "tokenizer.json").write_text("{")

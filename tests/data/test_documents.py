@@ -147,7 +147,7 @@ def test_bad_parquet(tmp_path: Path, columns: dict[str, list[object]], message: 
 
 
 def test_damaged_parquet(tmp_path: Path) -> None:
-    assert "no whole Parquet file" in refusal(write(tmp_path / "a.parquet", "PAR1 and nothing else"))
+    assert "not a complete Parquet file" in refusal(write(tmp_path / "a.parquet", "PAR1 and nothing else"))
 
 
 def test_parquet_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,7 +232,7 @@ def test_csv_files(tmp_path: Path) -> None:
     assert documents(write(tmp_path / "c.tsv", "\ufefftext\tid\na, b\t1\n")) == ["a, b"]
     assert "no field 'text' in this header ('id', 'review')" in refusal(write(tmp_path / "d.csv", "id,review\n1,a\n"))
     assert "has 3 columns, the header has 2" in refusal(write(tmp_path / "e.csv", "id,text\n1,a,b\n"))
-    assert "stands there 2 times" in refusal(write(tmp_path / "f.csv", "text,text\na,b\n"))
+    assert "occurs 2 times" in refusal(write(tmp_path / "f.csv", "text,text\na,b\n"))
     assert documents(write(tmp_path / "g.csv", "\n")) == []
 
 
@@ -244,7 +244,7 @@ def test_arrow_files(tmp_path: Path) -> None:
         file.write_table(table)
     assert documents(tmp_path / "a.arrow") == documents(tmp_path / "b.feather") == ["one", "two"]
     assert "no field 'body'" in refusal(tmp_path / "a.arrow", field="body")
-    assert "no whole Arrow file" in refusal(write(tmp_path / "c.arrow", b"ARROW1\0\0 and nothing else"))
+    assert "not a complete Arrow file" in refusal(write(tmp_path / "c.arrow", b"ARROW1\0\0 and nothing else"))
 
 
 def test_arrow_texts_that_lie_outside_of_the_file(tmp_path: Path) -> None:
@@ -256,7 +256,7 @@ def test_arrow_texts_that_lie_outside_of_the_file(tmp_path: Path) -> None:
     assert content.count(offsets.tobytes()) == 1
     for wrong in ([0, 3, 1 << 30, 1 << 30], [0, -(1 << 30), 6, 6], [0, 6, 3, 6]):
         damaged = content.replace(offsets.tobytes(), np.array(wrong, np.int32).tobytes())
-        assert "no whole Arrow file" in refusal(write(tmp_path / "b.arrow", damaged))
+        assert "not a complete Arrow file" in refusal(write(tmp_path / "b.arrow", damaged))
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ def test_every_key_is_compared_in_constant_time(tmp_path, monkeypatch):
         ("# nothing\n", "holds no key"),
         ("short\n", "line 1: a key has at least 16 characters"),
         (f"a b {ONE}\n", "line 1: expected KEY or NAME KEY"),
-        (f"a {ONE}\na {TWO}\n", "line 2: the name 'a' stands there twice"),
+        (f"a {ONE}\na {TWO}\n", "line 2: the name 'a' occurs twice"),
         (b"\xff\xfe", "not UTF-8"),
     ],
 )

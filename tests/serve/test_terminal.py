@@ -115,7 +115,7 @@ def test_a_conversation_that_outgrows_the_context_goes_on_with_a_note(conversati
     assert typing(conversation, *["go on"] * 6)
     out, err = capsys.readouterr()
     assert out.count("\n") == 6
-    note = "(the conversation has outgrown the model's 300 tokens: without its oldest turn from here on)"
+    note = "(the conversation has outgrown the model's 300 tokens; its oldest turn is left out from here on)"
     assert err.splitlines() and set(err.splitlines()) == {note}
 
 

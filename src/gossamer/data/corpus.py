@@ -218,12 +218,12 @@ def _report_scans(
     if recoded.kinds:
         progress.note(f"{name}: read {recoded.describe()}, as the byte order mark says")
     if skipped.kinds:
-        progress.note(f"{name}: passed over {skipped.describe()}")
+        progress.note(f"{name}: skipped {skipped.describe()}")
     if first is not None and bytes_without_field > bytes_read:
         file, scan = first
         raise UserError(
-            f"{file}: {scan}, as most of the data of {name}; name the right one with --corpus.text_field, or name the "
-            "files to train on"
+            f"{file}: {scan}, as is most of the data of {name}; name the right one with --corpus.text_field, or name "
+            "the files to train on"
         )
 
 

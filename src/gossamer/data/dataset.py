@@ -55,7 +55,7 @@ class Dataset:
             return None
         listed = ", ".join(f"{count:,} tokens ({name})" for name, count in short.items())
         return (
-            f"held out are only {listed}, too few to trust a loss on them; give more text, or text to measure on as "
+            f"only {listed} are held out, too few to trust a loss on them; give more text, or held-out text as "
             "validation_paths"
         )
 

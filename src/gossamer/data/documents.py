@@ -210,7 +210,9 @@ def _csv_texts(path: Path, field: str, errors: str, stats: DecodeStats) -> Itera
                 break
         if names.count(field) != 1:
             if field in names:
-                raise UserError(f"{path}: column {field!r} stands there {names.count(field)} times; name each once")
+                raise UserError(
+                    f"{path}: column {field!r} occurs {names.count(field)} times; give each column a name of its own"
+                )
             raise _no_field(str(path), field, names, "header", True)
         column = names.index(field)
         for row in rows:
@@ -222,7 +224,7 @@ def _csv_texts(path: Path, field: str, errors: str, stats: DecodeStats) -> Itera
                     "with separators in quotes"
                 )
     except csv.Error as error:
-        raise UserError(f"{path}: not {file_kind(path)[1:].upper()} ({error}); write it anew, or as JSONL") from error
+        raise UserError(f"{path}: not {file_kind(path)[1:].upper()} ({error}); write it again, or as JSONL") from error
 
 
 def _table_texts(path: Path, field: str, errors: str, stats: DecodeStats) -> Iterator[str]:
@@ -250,7 +252,7 @@ def _table_texts(path: Path, field: str, errors: str, stats: DecodeStats) -> Ite
                 raise _no_field(str(path), field, names, "file", True)
             yield from _column_texts(path, field, batches, arrow, errors, stats)
         except (arrow.ArrowException, OSError, EOFError, OverflowError) as error:
-            raise UserError(f"{path}: no whole {name} file; write it anew or leave it out") from error
+            raise UserError(f"{path}: not a complete {name} file; write it again, or leave it out") from error
 
 
 def _column_texts(

@@ -184,7 +184,7 @@ def _folders_to_enter(base: Path, folders: list[str], names: list[str], skipped:
         elif name in _PACKAGE_FOLDERS or any((base / name / mark).is_file() for mark in _MARKER_FILES):
             kind = "folders of packages or caches"
         elif train_only and name != "train":
-            kind = "splits of a data set that are not its train"
+            kind = "splits of a data set other than train"
         if kind:
             skipped.add(kind, f"{name}/")
         else:
@@ -195,7 +195,7 @@ def _record_files(base: Path, names: list[str]) -> frozenset[str] | None:
     """The files that hold the records of a data set that `save_to_disk` wrote; None if the folder holds no such set."""
     if not set(names) >= _DATASET_FILES:
         return None
-    state = read_json(base / "state.json", _DatasetState, "save the data set anew")
+    state = read_json(base / "state.json", _DatasetState, "save the data set again")
     return frozenset(file["filename"] for file in state["_data_files"])
 
 

@@ -165,7 +165,7 @@ def _zstandard(raw: io.BufferedReader, path: Path) -> Any:
             return make(importlib.import_module(name))
         except ImportError:
             continue
-    raise UserError(f"{path}: unpacking it needs a library; install one with: pip install zstandard")
+    raise UserError(f"{path}: decompressing it needs a library; install one with: pip install zstandard")
 
 
 class _Decompressed(io.RawIOBase):
@@ -186,7 +186,7 @@ class _Decompressed(io.RawIOBase):
             elif isinstance(error, (EOFError, OSError, ValueError, RuntimeError, zlib.error, lzma.LZMAError)) or (
                 type(error).__module__.split(".")[0] in ("zstandard", "zstd", "compression", "pyarrow", "_zstd")
             ):
-                reason = f"damaged or cut short ({' '.join(str(error).split())}); pack it anew, or leave it out"
+                reason = f"damaged or cut short ({' '.join(str(error).split())}); compress it again, or leave it out"
             else:
                 raise
             raise UserError(f"{self.path}: {reason}") from error

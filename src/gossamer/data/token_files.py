@@ -57,7 +57,7 @@ class TokenFile:
         if self.file is None:
             return self.tokens[begin : begin + count]
         size = count * self.tokens.itemsize
-        remedy = "put its disk right and go on with --resume: a damaged cache is made anew"
+        remedy = "put its disk right and go on with --resume: a damaged cache is made again"
         try:
             raw = os.pread(self.file.fileno(), size, begin * self.tokens.itemsize)
         except OSError as error:

@@ -2,7 +2,7 @@
 
 An entry of the cache holds the token files of each part and, for all parts, `meta.json`. The entry is named after a
 hash of everything that it depends on: the documents, the split, the tokenizer and the version of this format. So it is
-never out of date, and is made anew only if it is damaged.
+never out of date, and is made again only if it is damaged.
 
 Documents are tokenised chunk by chunk (`documents.MAX_CHUNK`). A word that straddles two chunks of a large document may
 become other tokens than it would if the document was tokenised at once, but the text is the same to the byte, and the
@@ -130,7 +130,7 @@ def _tokenise(
             advance(sum(len(chunk.text.encode()) for chunk in batch))
         meta = {part: writer.finish() for part, writer in writers.items()}
     if sum(writer.num_bytes for writer in writers.values()) != num_bytes:
-        raise UserError("the corpus changed while it was being read; start again when its files are at rest")
+        raise UserError("the corpus changed while it was being read; start again when its files no longer change")
     for part, writer in writers.items():
         if len(writer.starts) == 1:
             raise UserError(
@@ -177,7 +177,7 @@ class TokeniserProcesses:
         except OSError as error:
             self.__exit__()
             raise UserError(
-                f"cannot start {count} processes to tokenise in ({error.strerror}); take fewer with --corpus.workers"
+                f"cannot start {count} processes to tokenise in ({error.strerror}); use fewer with --corpus.workers"
             ) from error
 
     def __enter__(self) -> TokeniserProcesses:
@@ -241,10 +241,10 @@ def _died(process: subprocess.Popen[bytes], batch: Sequence[Chunk]) -> UserError
     status = process.wait()
     how = f"stopped with exit status {status}"
     if status < 0:
-        how = f"was killed ({signal.Signals(-status).name}{', maybe for want of memory' if status == -9 else ''})"
+        how = f"was killed ({signal.Signals(-status).name}{', perhaps for lack of memory' if status == -9 else ''})"
     return UserError(
-        f"{_files_of(batch)}: the process that was to tokenise it {how}; nothing is left half-written: start again, "
-        "where memory is short with --corpus.workers 1"
+        f"{_files_of(batch)}: the process that tokenised it {how}; nothing is left half-written; start again, "
+        "with --corpus.workers 1 if memory is short"
     )
 
 

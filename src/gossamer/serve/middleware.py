@@ -277,7 +277,7 @@ def _read_keys(path: Path) -> dict[str, bytes]:
                 "python3 -c 'import secrets; print(secrets.token_urlsafe(32))' makes one"
             )
         if name in digests:
-            raise UserError(f"--keys {path}, line {number}: the name {name!r} stands there twice")
+            raise UserError(f"--keys {path}, line {number}: the name {name!r} occurs twice")
         digests[name] = _digest(words[-1])
     if not digests:
         raise UserError(f"--keys {path}: holds no key; write a line with one for each user")

@@ -26,12 +26,12 @@ from gossamer.serve.replies import Reply
 __all__ = ["Conversation", "Dropped", "chat", "talk"]
 
 HELP = """\
-/new             begin another conversation
-/undo            take the last question and its answer back
-/again           answer the last question anew
-/system TEXT     set the system message and begin anew
-/help            this list
-/exit            leave; so does Ctrl-D. Ctrl-C stops an answer"""
+/new             start another conversation
+/undo            take back the last question and its answer
+/again           answer the last question again
+/system TEXT     set the system message and start another conversation
+/help            show this list
+/exit            leave, as Ctrl-D does; Ctrl-C stops an answer"""
 _CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 DIM, PLAIN = "\x1b[2m", "\x1b[0m"
 
@@ -143,7 +143,8 @@ def _ask(conversation: Conversation, question: str) -> bool:
 def _dropped_note(dropped: Dropped, max_model_len: int) -> str:
     parts = {0: "the beginning of this line", 1: "its oldest turn"}
     part = parts.get(dropped.turns, f"its oldest {dropped.turns} turns")
-    return f"(the conversation has outgrown the model's {max_model_len} tokens: without {part} from here on)"
+    verb = "are" if dropped.turns > 1 else "is"
+    return f"(the conversation has outgrown the model's {max_model_len} tokens; {part} {verb} left out from here on)"
 
 
 def _whole_characters(text: str) -> str:
