@@ -2,7 +2,7 @@
 
 The name, the type, the default and all that `gossamer/typed.py` can say stand in a field or a parameter; the sentence
 of help stands in the docstring, under `Attributes:` or `Args:`. The command line, its help, what --resume may change,
-what --budget decides and the tables of the documents are made of these.
+what --budget decides and docs/options.md all follow from these declarations.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Option:
     Attributes:
         name: of the field or parameter, with a dot after each section that it lies in
         annotation: the declared type, with all that it says beside
-        default: the value where nobody chooses one; `MISSING` where somebody must
+        default: the value if the user chooses none; `MISSING` if the user has to
         owner: the dataclass or function that declares it
     """
 
@@ -120,16 +120,16 @@ def documented(owner: Any) -> dict[str, str]:
     """What a docstring says about each field or parameter."""
     from docstring_parser import parse  # only help asks for it
 
-    found = parse(inspect.getdoc(owner) or "").params
-    return {item.arg_name: " ".join((item.description or "").replace("`", "").split()) for item in found}
+    described = parse(inspect.getdoc(owner) or "").params
+    return {item.arg_name: " ".join((item.description or "").replace("`", "").split()) for item in described}
 
 
 def description_of(owner: Any) -> list[str]:
     """The paragraphs of a docstring before its first section."""
     from docstring_parser import parse
 
-    found = parse(inspect.getdoc(owner) or "")
-    paragraphs = [found.short_description or "", *(found.long_description or "").split("\n\n")]
+    parsed = parse(inspect.getdoc(owner) or "")
+    paragraphs = [parsed.short_description or "", *(parsed.long_description or "").split("\n\n")]
     return [" ".join(text.replace("`", "").split()) for text in paragraphs if text]
 
 
@@ -139,7 +139,7 @@ def plain_type(annotation: Any) -> Any:
 
 
 def without_none(annotation: Any) -> Any:
-    """The one type that an optional type is of; other types as they are."""
+    """The type of an optional value when it is not None; other types as they are."""
     annotation = plain_type(annotation)
     if get_origin(annotation) in (tuple, dict, Literal):
         return annotation

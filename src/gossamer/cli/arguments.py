@@ -119,15 +119,15 @@ def parse(verb: str, function: Verb, words: Sequence[str]) -> dict[str, Any]:
 
 def _sections(function: Verb, values: Mapping[str, Any]) -> dict[str, Any]:
     """The parameters that are dataclasses, each made of the flags that were given for its fields."""
-    made = {}
+    instances = {}
     for name, option in options_of(function).items():
         kind = plain_type(option.annotation)
         if is_dataclass(kind) and isinstance(kind, type):
             try:
-                made[name] = kind(**{key: value for key, value in values.items() if key in options_of(kind)})
+                instances[name] = kind(**{key: value for key, value in values.items() if key in options_of(kind)})
             except FieldError as error:
                 raise FieldError(f"--{error.name}", error.problem) from None
-    return made
+    return instances
 
 
 # Words.
@@ -196,7 +196,7 @@ def _parts_of_mappings(recipe: Mapping[str, Option], words: Iterable[str]) -> di
 
     `--corpus.sets.novels.weight` makes flags of all fields of a set `novels`, so that a mistyped one gets a hint.
     """
-    found: dict[str, Option] = {}
+    parts: dict[str, Option] = {}
     for key, option in recipe.items():
         if get_origin(without_none(option.annotation)) is not dict:
             continue
@@ -208,10 +208,10 @@ def _parts_of_mappings(recipe: Mapping[str, Option], words: Iterable[str]) -> di
                 continue
             name, dot, _ = typed[len(before) :].partition(".")
             if is_dataclass(item) and dot:
-                found |= options_of(item, f"{key}.{name}")
+                parts |= options_of(item, f"{key}.{name}")
             elif not is_dataclass(item):
-                found[f"{key}.{name}"] = Option(f"{key}.{name}", item, (), option.owner)
-    return found
+                parts[f"{key}.{name}"] = Option(f"{key}.{name}", item, (), option.owner)
+    return parts
 
 
 def _positional(flags: Flags, rest: Sequence[str], after: Sequence[str]) -> dict[str, Any]:

@@ -108,26 +108,23 @@ def doctor(device: Device = AUTO, speed: bool = False, json: Json = False) -> No
     from gossamer.model import decode  # noqa: F401 (so that the operations of decoding are listed, too)
 
     devices.prepare_process()
-    chosen = devices.resolve(device)
-    machine, operations = devices.describe(chosen), ops.describe(chosen)
-    if not speed:
-        found = None
-    else:
+    where = devices.resolve(device)
+    machine, operations = devices.describe(where), ops.describe(where)
+    examination = None
+    if speed:
         from gossamer.certify.doctor import examine_speed
 
-        found = examine_speed(chosen)
+        examination = examine_speed(where)
     if json:
-        print_answer(
-            {"gossamer": __version__, "device": machine, "ops": operations} | ({"speed": found} if found else {}), json
-        )
+        answer = {"gossamer": __version__, "device": machine, "ops": operations}
+        print_answer(answer | ({"speed": examination} if examination else {}), json)
         return
-    print_answer(
-        {"gossamer": __version__} | machine | {name: _implementations(op) for name, op in operations.items()}, json
-    )
-    if found is not None:
+    lines = {name: _implementations(operation) for name, operation in operations.items()}
+    print_answer({"gossamer": __version__} | machine | lines, json)
+    if examination is not None:
         from gossamer.certify.doctor import report
 
-        print(f"\n{report(found)}")
+        print(f"\n{report(examination)}")
 
 
 def _implementations(operation: dict[str, Any]) -> str:
@@ -156,7 +153,7 @@ def certify(
     from gossamer.device import prepare_process
 
     prepare_process()
-    found, _ = run_certification(device, quick, out, json)
+    certificate, _ = run_certification(device, quick, out, json)
     if json:
-        print_answer(found, json)
-    return 0 if found["verdict"] == "pass" else 1
+        print_answer(certificate, json)
+    return 0 if certificate["verdict"] == "pass" else 1

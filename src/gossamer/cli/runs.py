@@ -40,24 +40,24 @@ def train(
     from gossamer.run.start import fresh_recipe, require_undecided, resumed_recipe, run_folder
     from gossamer.train.recipe import BUDGET_RECIPE, DEFAULT_RECIPE
 
-    chosen = (DEFAULT_RECIPE if budget is None else BUDGET_RECIPE) if recipe is None else recipe
-    wanted = dict(overrides or {})
-    folder = user_path(out) if out is not None else run_folder(recipe, chosen, wanted.get("corpus.paths", ()))
-    if "model.vocab_size" in wanted:
+    source = (DEFAULT_RECIPE if budget is None else BUDGET_RECIPE) if recipe is None else recipe
+    values = dict(overrides or {})
+    folder = user_path(out) if out is not None else run_folder(recipe, source, values.get("corpus.paths", ()))
+    if "model.vocab_size" in values:
         raise UserError("--model.vocab_size follows from the tokenizer; --corpus.vocab_size sets a trained one's size")
     if budget is not None:
-        if "training.budget" in wanted:
+        if "training.budget" in values:
             raise UserError("--budget and --training.budget set the same value; give one of them")
-        require_undecided(recipe, wanted)
-        wanted["training.budget"] = budget
-    merged = resumed_recipe(folder, recipe, wanted) if resume else fresh_recipe(folder, chosen, wanted)
+        require_undecided(recipe, values)
+        values["training.budget"] = budget
+    settings = resumed_recipe(folder, recipe, values) if resume else fresh_recipe(folder, source, values)
     from gossamer.device import prepare_process
     from gossamer.report import write_report
     from gossamer.run.loop import train as run_training
 
     prepare_process()
     dial = budget is not None and not resume
-    run_training(merged, folder, resume, profile, dial=dial, began=began, report=write_report)
+    run_training(settings, folder, resume, profile, dial=dial, began=began, report=write_report)
 
 
 def eval(
