@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from gossamer.cli.shared import AUTO, Device, Json, RunFolder, existing, print_answer, print_path
+from gossamer.cli.shared import AUTO, Device, Json, RunFolder, existing_folder, print_answer, print_path
 from gossamer.errors import UserError
 from gossamer.infer.options import Weights
 from gossamer.reading import TextErrors, user_path
@@ -75,7 +75,7 @@ def eval(
         errors: what to do about bytes that are not UTF-8: strict refuses them, replace reads each as U+FFFD
         weights: stored, or int8 to round them as gossamer serve --weights int8 does
     """
-    folder = existing(run)
+    folder = existing_folder(run)
     from gossamer.device import prepare_process
     from gossamer.run.evaluate import evaluate_run
 
@@ -92,7 +92,7 @@ def report(run: tuple[str, ...], out: Annotated[str | None, Metavar("FILE")] = N
         run: folder of a run; several are compared
         out: file to write (default: report.html in the run's folder, or comparison.html beside the first of several)
     """
-    folders = [existing(name, "a folder that `gossamer train` wrote") for name in run]
+    folders = [existing_folder(name, "a folder that `gossamer train` wrote") for name in run]
     path = None if out is None else user_path(out)
     if path is not None and not path.parent.is_dir():
         raise UserError(f"--out {out}: there is no folder {path.parent}")
@@ -110,7 +110,7 @@ def export(run: RunFolder, out: str, to: Literal["hf", "gguf"] = "hf") -> None:
             with the tokenizer's end-of-text token, as documents do in training. gguf writes the file that llama.cpp
             reads, which adds that token by itself, as gossamer sample does
     """
-    folder = existing(run)
+    folder = existing_folder(run)
     if to != "gguf" and out.lower().endswith(".gguf"):
         raise UserError(f"{out}: names a GGUF file, but --to {to} writes a folder; add --to gguf")
     if to == "hf" and out.lower().endswith((".safetensors", ".bin", ".pt")):

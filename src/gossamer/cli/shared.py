@@ -26,7 +26,7 @@ AUTO = "auto"
 """The default of every `--device`: an accelerator where there is one, else the CPU."""
 
 
-def existing(run: str, what: str = "a folder that `gossamer train` wrote, or a Hugging Face directory") -> Path:
+def existing_folder(run: str, what: str = "a folder that `gossamer train` wrote, or a Hugging Face directory") -> Path:
     """Return the folder of a run.
 
     Args:
