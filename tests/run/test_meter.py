@@ -219,7 +219,7 @@ def test_energy_is_counted_where_it_is_reported(tiny_recipe, tmp_path, monkeypat
 @pytest.mark.parametrize(
     ("price", "complaint"),
     [
-        ("0", "training.price = 0.0: must be above 0 and at most 1,000,000,000"),
+        ("0", "training.price = 0: must be above 0 and at most 1,000,000,000"),
         ("-2.5", "training.price = -2.5: must be above 0 and at most 1,000,000,000"),
         ("cheap", "--training.price cheap: expected a number or null"),
         ("nan", "--training.price nan: expected a number or null"),
