@@ -50,6 +50,7 @@ def test_a_range_a_unit_and_a_default_are_shown(capsys: pytest.CaptureFixture[st
         training["optimizer.betas"].startswith("X X ")
         and "0 to below 1, default 0.9 0.95]" in training["optimizer.betas"]
     )
+    assert training["corpus.sets"].startswith("YAML ") and training["corpus.validation_sets"].startswith("YAML ")
     assert training["data"].endswith("[the same as --corpus.paths]")
 
 

@@ -42,21 +42,16 @@ def help_page(flags: Flags, words: Sequence[str]) -> str:
     if topic in sections:
         usage = f"usage: {flags.prog} [--{topic}.NAME VALUE …]"
         return "\n".join([usage, *_section(flags.recipe, defaults, topic, sections[topic])])
-    short = {name: replace(option, default=defaults[option.name]) for name, option in flags.short.items()}
-    lines = [*_heading(flags), *_own(flags), "", "Short flags for values of the recipe:"]
-    lines += _lines([_row(name, option) for name, option in short.items()])
+    short = [_row(name, replace(option, default=defaults[option.name])) for name, option in flags.short.items()]
+    lines = [*_heading(flags), *_own(flags), *_titled("Short flags for values of the recipe:", short)]
     if topic == "all":
-        return "\n".join(
-            lines + [line for item in sections.items() for line in _section(flags.recipe, defaults, *item)]
-        )
-    lines += [
-        "",
-        *textwrap.wrap(
-            "Every value of the recipe is an option by its dotted name, as in --training.steps 500:", _width()
-        ),
-    ]
-    topics = {**sections, "all": "all of them, and the options above"}
-    return "\n".join(lines + _lines([(f"--help {name}", text) for name, text in topics.items()]))
+        for section, text in sections.items():
+            lines += _section(flags.recipe, defaults, section, text)
+    else:
+        topics = {**sections, "all": "all of them, and the options above"}
+        title = "Every value of the recipe is an option by its dotted name, as in --training.steps 500:"
+        lines += _titled(title, [(f"--help {name}", text) for name, text in topics.items()])
+    return "\n".join(lines)
 
 
 def _topic(words: Sequence[str], sections: Mapping[str, str]) -> str:
@@ -108,24 +103,25 @@ def _own(flags: Flags) -> list[str]:
             own = {key: option for key, option in flags.own.items() if option.owner is kind}
             groups[f"{text[0].upper()}{text[1:]}:"] = [_row(key, option) for key, option in own.items()]
     column = _column([name for rows in groups.values() for name, _ in rows])
-    lines = []
-    for title, rows in groups.items():
-        lines += ["", *([title] if title else []), *_lines(rows, column)] if rows else []
-    return lines
+    return [line for title, rows in groups.items() if rows for line in _titled(title, rows, column)]
 
 
 def _section(recipe: Mapping[str, Option], defaults: Mapping[str, Any], section: str, text: str) -> list[str]:
     """The lines of a section of the recipe."""
     own = {key: option for key, option in recipe.items() if key.startswith(f"{section}.")}
     rows = [_row(key, replace(option, default=defaults[key])) for key, option in own.items()]
-    return ["", *textwrap.wrap(f"{section}: {text}", _width()), *_lines(rows)]
+    return _titled(f"{section}: {text}", rows)
+
+
+def _titled(title: str, rows: Sequence[tuple[str, str]], column: int = 0) -> list[str]:
+    """Write rows under a title, after an empty line."""
+    return ["", *textwrap.wrap(title, _width()), *_lines(rows, column)]
 
 
 def _row(name: str, option: Option) -> tuple[str, str]:
     """An option with its values, and what it means."""
-    return f"--{name}" if is_switch(
-        option
-    ) else f"--{name} {metavar_of(option)}", f"{option.help}{_remark(name, option)}"
+    flag = f"--{name}" if is_switch(option) else f"--{name} {metavar_of(option)}"
+    return flag, f"{option.help}{_remark(name, option)}"
 
 
 def _column(names: Sequence[str]) -> int:
@@ -160,13 +156,12 @@ def metavar_of(option: Option) -> str:
 
 
 def _word(option: Option, kind: Any) -> str:
-    metavar = option.mark(Metavar)
-    if metavar is not None:
+    if get_origin(kind) is dict:
+        return "YAML"
+    if (metavar := option.mark(Metavar)) is not None:
         return metavar.text
     if get_origin(kind) is Literal:
         return "{" + ",".join(map(str, get_args(kind))) + "}"
-    if get_origin(kind) is dict:
-        return "YAML"
     if kind is bool:
         return "{true,false}"
     if option.unit:
