@@ -172,7 +172,7 @@ def _answer_error(device: torch.device, dtype: torch.dtype) -> float:
     """Let the engine answer a few requests together, with drafts, and judge its tokens by the reference's logits.
 
     Returns:
-        The most by which a token's logit is below the largest one at its place, as a share of the largest magnitude.
+        The most by which a token's logit is below the largest one at its position, as a share of the largest magnitude.
     """
     tokenizer = char_tokenizer(["".join(chr(0x4E00 + number) for number in range(network.CONFIG.vocab_size - 1))])
     options = EngineOptions(
@@ -229,7 +229,7 @@ def _drafts(model: CausalLM) -> list[list[int]]:
     decoder = Decoder(model, pool)
     prompts = Sequences(slots, none, none, (length,) * rows, tables, PAGE_SIZE)
     hidden = decoder.forward(ids[:, :-1].flatten(), prompts, speculative=False).view(rows, length, -1)
-    # The head's keys and values of all places but the newest are computed apart, as those of a long prompt are.
+    # The head's keys and values of all positions but the newest are computed apart, as those of a long prompt are.
     before = Sequences(slots, none, none, (length - 1,) * rows, tables, PAGE_SIZE)
     decoder.fill_draft_cache(ids[:, 1:-1].flatten(), hidden[:, :-1].flatten(0, 1), before)
     newest = Sequences(slots, none, (length - 1,) * rows, (1,) * rows, tables, PAGE_SIZE)

@@ -1,8 +1,8 @@
 """Drafts by the model's own multi-token-prediction head: which tokens, and how many.
 
-For each place the head reads the trunk's final hidden state there and the token that follows; its output is for the
-token after that. Applied to its own output it goes on, one token at a time. Its keys and values of drafted places are
-overwritten when the tokens there are known.
+For each position the head reads the trunk's final hidden state there and the token that follows; its output is for the
+token after that. Applied to its own output it goes on, one token at a time. Its keys and values of drafted positions
+are overwritten when the tokens there are known.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from gossamer.model.decode.decoder import Decoder
 from gossamer.model.decode.drafts import DraftSampling
 from gossamer.ops.sequences import Sequences
 
-# Places whose outputs are computed though not needed. Of more places, only keys and values are computed.
-_MAX_EXTRA_PLACES = 8
+# Positions whose outputs are computed though not needed. Of more positions, only keys and values are computed.
+_MAX_EXTRA_POSITIONS = 8
 
 
 class Drafter:
@@ -30,7 +30,7 @@ class Drafter:
     Args:
         decoder: of a model with a multi-token-prediction head
         scheduler: it gives pages
-        max_pending: places of a request that the head may be behind where nothing is to be drafted
+        max_pending: positions of a request that the head may be behind where nothing is to be drafted
     """
 
     def __init__(self, decoder: Decoder, scheduler: Scheduler, max_pending: int) -> None:
@@ -46,7 +46,7 @@ class Drafter:
                 count = 0
             if count > 0 and request.is_decoding and self._scheduler.try_grow(request, len(request.tokens) + count):
                 counts[request] = count
-                if pending > _MAX_EXTRA_PLACES:
+                if pending > _MAX_EXTRA_POSITIONS:
                     behind.append(request)
             elif pending > self._max_pending:
                 behind.append(request)
@@ -56,20 +56,20 @@ class Drafter:
             self._draft(list(counts), list(counts.values()))
 
     def _catch_up(self, group: list[RunningRequest]) -> None:
-        """Add the head's keys and values of all places but the newest."""
+        """Add the head's keys and values of all positions but the newest."""
         lengths = [request.num_computed - request.num_head_computed - 1 for request in group]
         hidden = [torch.cat(request.pending_hidden) for request in group]
         following = [
             token for request in group for token in request.tokens[request.num_head_computed + 1 : request.num_computed]
         ]
-        places = self._places(group, lengths)
+        positions = self._positions(group, lengths)
         states = torch.cat([states[:-1] for states in hidden])
-        self._decoder.fill_draft_cache(self._tensor(following), states, places)
+        self._decoder.fill_draft_cache(self._tensor(following), states, positions)
         for request, states in zip(group, hidden, strict=True):
             request.num_head_computed, request.pending_hidden = request.num_computed - 1, [states[-1:].clone()]
 
     def _draft(self, group: list[RunningRequest], counts: list[int]) -> None:
-        """Apply the head to all places up to the newest, and draft so many tokens of each request."""
+        """Apply the head to all positions up to the newest, and draft so many tokens of each request."""
         lengths = [request.num_computed - request.num_head_computed for request in group]
         parts = [part for request in group for part in request.pending_hidden]
         following = [
@@ -77,19 +77,19 @@ class Drafter:
             for request in group
             for token in request.tokens[request.num_head_computed + 1 : request.num_computed + 1]
         ]
-        places = range(max(counts))
-        keys = [[request.sampler.key(len(request.tokens) + place) for place in places] for request in group]
+        positions = range(max(counts))
+        keys = [[request.sampler.key(len(request.tokens) + position) for position in positions] for request in group]
         temperatures = [request.sampler.params.temperature for request in group]
         sampling = DraftSampling(tuple(counts), torch.tensor(temperatures), torch.tensor(keys))
         hidden = parts[0] if len(parts) == 1 else torch.cat(parts)
-        drafts = self._decoder.propose(self._tensor(following), hidden, self._places(group, lengths), sampling)
+        drafts = self._decoder.propose(self._tensor(following), hidden, self._positions(group, lengths), sampling)
         for request, tokens in zip(group, drafts, strict=True):
             request.drafts = tokens
             request.num_head_computed, request.last_hidden = request.num_computed, request.pending_hidden[-1][-1:]
             request.pending_hidden = []
 
-    def _places(self, group: list[RunningRequest], lengths: list[int]) -> Sequences:
-        """Return so many places of each request, beginning behind those that the head has computed."""
+    def _positions(self, group: list[RunningRequest], lengths: list[int]) -> Sequences:
+        """Return so many positions of each request, beginning behind those that the head has computed."""
         slots = tuple(request.slot for request in group if request.slot is not None)
         past = tuple(request.num_head_computed for request in group)
         tables = tuple(tuple(request.pages) for request in group)
@@ -154,9 +154,9 @@ class DraftLength:
 
     def record_acceptance(self, drafted: int, accepted: int) -> None:
         """Record how many drafts of one request were accepted."""
-        for place in range(1, min(drafted, accepted + 1) + 1):
-            self._tries[place] = self._tries[place] * _DECAY + 1
-            self._hits[place] = self._hits[place] * _DECAY + (place <= accepted)
+        for position in range(1, min(drafted, accepted + 1) + 1):
+            self._tries[position] = self._tries[position] * _DECAY + 1
+            self._hits[position] = self._hits[position] * _DECAY + (position <= accepted)
 
     def _batch(self, batch_size: int) -> _BatchTimes:
         size = batch_size.bit_length()
@@ -189,8 +189,8 @@ class DraftLength:
     def _rate(self, batch: _BatchTimes, length: int) -> float:
         """Estimate the tokens a second that drafts of this length make."""
         tokens = probability = 1.0
-        for place in range(1, length + 1):
-            probability *= self._hits[place] / self._tries[place] if self._tries[place] else 0.0
+        for position in range(1, length + 1):
+            probability *= self._hits[position] / self._tries[position] if self._tries[position] else 0.0
             tokens += probability
         return tokens / batch.seconds(length)
 

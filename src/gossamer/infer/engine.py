@@ -292,12 +292,12 @@ class Engine:
         logits = self._decoder.logits(hidden).float().cpu()
         # Tokens are sampled as if all drafts were right; those behind a wrong draft are not used. Where a choice
         # depends on the tokens before it, it is made when they are appended.
-        samplers, places = [], []
+        samplers, positions = [], []
         for request, drafted in zip(group, drafts, strict=True):
-            for place in range(len(request.tokens), len(request.tokens) + 1 + len(drafted)):
+            for position in range(len(request.tokens), len(request.tokens) + 1 + len(drafted)):
                 samplers.append(request.sampler)
-                places.append(place)
-        sampled = sample(logits, samplers, places)
+                positions.append(position)
+        sampled = sample(logits, samplers, positions)
         answers, row = [], 0
         for request, drafted in zip(group, drafts, strict=True):
             count = 0

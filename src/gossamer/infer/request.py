@@ -100,8 +100,8 @@ class Request:
         id: a name that no other unfinished request has
         prompt: token ids, at least one
         sampling: how tokens are chosen
-        boundaries: places in the prompt, in tokens from its beginning, after which another request is likely to go on
-            differently (ends of messages): the state there is stored for prefix reuse
+        boundaries: positions in the prompt, in tokens from its beginning, after which another request is likely to go
+            on differently (ends of messages): the state there is stored for prefix reuse
     """
 
     id: str

@@ -19,7 +19,7 @@ class RunningRequest:
         id: the request's
         prompt: the request's, as ids
         sampling: how its tokens are chosen
-        boundaries: places of the prompt behind which the state is worth keeping
+        boundaries: positions of the prompt behind which the state is worth keeping
         tokens: prompt and answer
         max_length: the largest number of tokens, prompt and answer together
         matcher: the position in the grammar; None without one
@@ -28,11 +28,11 @@ class RunningRequest:
         accepted: tokens of the last step that are accepted; the next step replays them
         is_decoding: whether the prompt is computed; then each step has one token and its drafts
         drafts: tokens that the multi-token-prediction head expects behind `tokens`
-        num_head_computed: places whose keys and values the multi-token-prediction head has
-        pending_hidden: final hidden states of the places that the head has yet to see, in parts [n, hidden] that are
+        num_head_computed: positions whose keys and values the multi-token-prediction head has
+        pending_hidden: final hidden states of the positions that the head has yet to see, in parts [n, hidden] that are
             joined when the head runs; empty without the head
-        last_hidden: [1, hidden] of the last computed place, for the prefix cache; None without the head
-        snapshot_points: places of the prompt where a snapshot is to be taken, last one first
+        last_hidden: [1, hidden] of the last computed position, for the prefix cache; None without the head
+        snapshot_points: positions of the prompt where a snapshot is to be taken, last one first
         slot: where its recurrent states lie while it runs; None otherwise
         pages: where its keys and values lie while it runs
         num_cached: prompt tokens that were found in the prefix cache when it first ran; None before that
@@ -172,7 +172,7 @@ class TextStream:
 
     def _release(self, new: str) -> str:
         text = self._withheld + new
-        found = [place for stop in self._stop if (place := text.find(stop)) >= 0]
+        found = [position for stop in self._stop if (position := text.find(stop)) >= 0]
         if found:
             self.has_stopped, self._withheld = True, ""
             return text[: min(found)]

@@ -1,10 +1,10 @@
 """Sampling the next token from its logits.
 
-The random numbers of a token are a function of the request's seed and the token's place alone (`ops.sample_tokens`). So
-a text does not change with what is decoded beside it, when memory runs short and it is computed again, or with drafts:
-the model's own token at a place is sampled with the same numbers whether a draft foresaw it or not, and a draft is
-accepted if it is that token. That leaves the distribution untouched. Drafts are sampled with the numbers of their
-places, too, so that they are mostly the model's token where the head's distribution is like the model's.
+The random numbers of a token are a function of the request's seed and the token's position alone (`ops.sample_tokens`).
+So a text does not change with what is decoded beside it, when memory runs short and it is computed again, or with
+drafts: the model's own token at a position is sampled with the same numbers whether a draft foresaw it or not, and a
+draft is accepted if it is that token. That leaves the distribution untouched. Drafts are sampled with the numbers of
+their positions, too, so that they are mostly the model's token where the head's distribution is like the model's.
 """
 
 from __future__ import annotations
@@ -67,22 +67,22 @@ class Sampler:
         if len(self._bias):
             logits[self._bias] += self._bias_values
 
-    def key(self, place: int) -> int:
-        """Return the key of the random numbers for a place in the text."""
-        return random_key(self.seed, place) if self.params.temperature else 0
+    def key(self, position: int) -> int:
+        """Return the key of the random numbers for a position in the text."""
+        return random_key(self.seed, position) if self.params.temperature else 0
 
     def count(self, token: int) -> None:
         """Count a token of the answer, for the penalties."""
         self._generated[token] += 1
 
 
-def sample(logits: Tensor, samplers: Sequence[Sampler], places: Sequence[int]) -> list[int]:
+def sample(logits: Tensor, samplers: Sequence[Sampler], positions: Sequence[int]) -> list[int]:
     """Sample a token for each row.
 
     Args:
         logits: [R, V] float32 on the CPU, adjusted already; −inf for what is forbidden
         samplers: one for each row
-        places: where each token lies in its text
+        positions: where each token lies in its text
 
     Returns:
         The tokens; −1 for a row whose largest logit is not finite.
@@ -90,7 +90,7 @@ def sample(logits: Tensor, samplers: Sequence[Sampler], places: Sequence[int]) -
     if any(sampler.truncates for sampler in samplers):
         rows = zip(logits, samplers, strict=True)
         logits = torch.stack([_truncate(row, sampler.params) if sampler.truncates else row for row, sampler in rows])
-    keys = [sampler.key(place) for sampler, place in zip(samplers, places, strict=True)]
+    keys = [sampler.key(position) for sampler, position in zip(samplers, positions, strict=True)]
     temperatures = torch.tensor([sampler.params.temperature for sampler in samplers])
     tokens: list[int] = ops.sample_tokens(logits, temperatures, torch.tensor(keys)).tolist()
     return tokens
@@ -127,9 +127,9 @@ def _filter(candidates: Tensor, params: SamplingParams) -> Tensor:
     return is_allowed
 
 
-def random_key(seed: int, place: int) -> int:
-    """Make 64 bits, as a signed number, of a seed and a place in a text by SplitMix64 (Steele, Lea, Flood 2014)."""
-    bits = _mix(_mix(seed & _MASK) + place * 0x9E3779B97F4A7C15 & _MASK)
+def random_key(seed: int, position: int) -> int:
+    """Make 64 bits, as a signed number, of a seed and a position in a text by SplitMix64 (Steele, Lea, Flood 2014)."""
+    bits = _mix(_mix(seed & _MASK) + position * 0x9E3779B97F4A7C15 & _MASK)
     return bits - (bits >> 63 << 64)
 
 

@@ -130,7 +130,7 @@ class Scheduler:
         """Return a request a slot, and pages for its tokens and the next one; False if there are not enough."""
         shared: tuple[int, ...] = ()
         if entry is not None:
-            # The head's keys and values of later places are computed anew, for this request's own next token.
+            # The head's keys and values of later positions are computed anew, for this request's own next token.
             valid = entry.num_head_computed if self._uses_drafts else entry.length
             shared = entry.pages[: valid // self._options.page_size]
             self.pages.share(entry.pages)  # so that making room does not free them
@@ -170,7 +170,7 @@ class Scheduler:
                 self.prefix_hit_tokens += request.num_computed
 
     def _snapshot_points(self, request: RunningRequest) -> list[int]:
-        """Choose places of the prompt, last one first: at intervals, behind messages, before its last few tokens."""
+        """Choose positions of the prompt, last one first: at intervals, behind messages, before its last few tokens."""
         if not self.cache.capacity:
             return []
         length, options = len(request.prompt), self._options

@@ -48,8 +48,8 @@ class Output:
         predicted: how many tokens `loss` is the mean of, a scalar
         hidden: [B, T, hidden] after the final norm
         drafts: with labels, [B, T, hidden] for each step of the head, after its norm
-        greedy: if asked for, the most likely tokens [B, T]: first the trunk's for the next place, then those of each
-            step of the head, for the place that its loss is about
+        greedy: if asked for, the most likely tokens [B, T]: first the trunk's for the next position, then those of each
+            step of the head, for the position that its loss is about
     """
 
     logits: Tensor | None = None
@@ -97,7 +97,7 @@ class CausalLM(nn.Module):
         Args:
             input_ids: [B, T] integers
             labels: [B, T] integers, the tokens themselves (they are shifted here, inside each document); −100 where a
-                token is not to be predicted. A token with no label at its place or behind it in its document is
+                token is not to be predicted. A token with no label at its position or behind it in its document is
                 padding, which counts in no loss and no load.
             cu_seqlens: [N + 1] integers on the CPU, where documents begin in the flattened batch; None: each row is one
             mtp: with labels, how the multi-token-prediction head is taught; None leaves it out
@@ -153,8 +153,8 @@ class CausalLM(nn.Module):
 
     def _rotary(self, lengths: tuple[int, ...], input_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Compute cos and sin of each token's position in its document."""
-        places = positions(lengths, input_ids.device).view(input_ids.shape)
-        return rotary_tables(places, self.config.rotary_dim, self.config.rope_theta)
+        token_positions = positions(lengths, input_ids.device).view(input_ids.shape)
+        return rotary_tables(token_positions, self.config.rotary_dim, self.config.rope_theta)
 
     def _mtp_loss(
         self,
@@ -192,7 +192,7 @@ class CausalLM(nn.Module):
 
     @torch.no_grad()
     def _most_likely(self, hidden: Tensor) -> Tensor:
-        """Find the token with the largest logit at every place, [B, T], with the logits of a few rows at a time."""
+        """Find the token with the largest logit at every position, [B, T], with the logits of a few rows at a time."""
         rows = hidden.flatten(0, 1).split(1024)
         return torch.cat([self.lm_head(part).argmax(-1) for part in rows]).view(hidden.shape[:2])
 
@@ -225,12 +225,12 @@ def _loss(
 
 
 def targets_ahead(labels: Tensor, lengths: tuple[int, ...], ahead: int) -> Tensor:
-    """Shift labels [B, T] to where they are predicted, `ahead` places before; −100 past the ends of documents."""
+    """Shift labels [B, T] to where they are predicted, `ahead` positions before; −100 past the ends of documents."""
     return _ahead(labels, lengths, ahead, fill=IGNORED)
 
 
 def padding_mask(labels: Tensor, lengths: tuple[int, ...]) -> Tensor | None:
-    """Tell padding from tokens, which have a label at their place or behind it in their document.
+    """Tell padding from tokens, which have a label at their position or behind it in their document.
 
     What lies behind a document's last label changes no loss. The tokens of a prompt that has no labels do, through the
     answer behind them.
@@ -251,7 +251,7 @@ def padding_mask(labels: Tensor, lengths: tuple[int, ...]) -> Tensor | None:
 
 
 def _ahead(tokens: Tensor, lengths: tuple[int, ...], ahead: int, fill: int | None) -> Tensor:
-    """Return the token `ahead` places later in the same document; past its end `fill`, or the token itself if None."""
+    """Return the token `ahead` positions later in the same document; past its end `fill`, or itself if None."""
     flat = tokens.flatten()
     shifted = F.pad(flat[ahead:], (0, min(ahead, len(flat))))
     remaining = _remaining(lengths, tokens.device)

@@ -69,12 +69,12 @@ class Decoder:
 
     @torch.inference_mode()
     def fill_draft_cache(self, following: Tensor, hidden: Tensor, sequences: Sequences) -> None:
-        """Add the keys and values of the multi-token-prediction head at these places, and compute nothing else.
+        """Add the keys and values of the multi-token-prediction head at these positions, and compute nothing else.
 
         Args:
-            following: [T] ids, the token after each place
+            following: [T] ids, the token after each position
             hidden: [T, hidden] after the trunk's final norm
-            sequences: whose places these are
+            sequences: whose positions these are
         """
         assert self._head is not None
         layers, config = self._head.layers, self.model.config

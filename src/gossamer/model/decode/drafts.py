@@ -84,9 +84,9 @@ class DraftHead:
         """Apply the head once, and add its keys and values to the cache.
 
         Args:
-            following: [T] ids, the token after each place
-            hidden: [T, hidden] after the trunk's final norm, or what this gave for the place before
-            sequences: whose places these are
+            following: [T] ids, the token after each position
+            hidden: [T, hidden] after the trunk's final norm, or what this gave for the position before
+            sequences: whose positions these are
 
         Returns:
             [T, hidden], after the head's norm: the output head reads the token after `following` from it.
@@ -113,20 +113,20 @@ def draft_tokens(
 ) -> list[list[int]]:
     """Draft tokens of each sequence. There is no gradient.
 
-    The head's keys and values of these places, and of the drafts but the last, are written.
+    The head's keys and values of these positions, and of the drafts but the last, are written.
 
     Args:
-        following: [T] ids, the token after each place
+        following: [T] ids, the token after each position
         hidden: [T, hidden] after the trunk's final norm
         head: the head with its weights and memory
-        sequences: whose places these are, at least one of each; their pages must have room for the drafts as well
+        sequences: whose positions these are, at least one of each; their pages must have room for the drafts as well
         sampling: how many drafts are wanted, and how they are sampled
 
     Returns:
         For each sequence as many drafts as are wanted, which follow the last token of its `following`.
 
     Raises:
-        UserError: Shapes, types, devices, ids or places do not fit.
+        UserError: Shapes, types, devices, ids or positions do not fit.
     """
     check_floats("draft_tokens", hidden=hidden)
     check_kind("draft_tokens", "head", head, DraftHead)
@@ -152,7 +152,7 @@ def _check_counts(sequences: Sequences, sampling: DraftSampling) -> None:
         or len(counts) != len(sequences.slots)
         or min(sequences.lengths, default=1) < 1
     ):
-        raise UserError("draft_tokens: every sequence must have a place, a count and keys")
+        raise UserError("draft_tokens: every sequence must have a position, a count and keys")
     if min(counts, default=0) < 0 or max(counts, default=0) > keys.shape[1]:
         raise UserError(f"draft_tokens: counts {counts} do not fit keys {list(keys.shape)}")
     check_sampling("draft_tokens", sampling.temperatures, keys, (len(counts), keys.shape[1]))
@@ -165,7 +165,7 @@ def _check_counts(sequences: Sequences, sampling: DraftSampling) -> None:
 def native(
     following: Tensor, hidden: Tensor, head: DraftHead, sequences: Sequences, sampling: DraftSampling
 ) -> list[list[int]]:
-    """Make all drafts in one call; other types than float32 and int8, and many places, go step by step."""
+    """Make all drafts in one call; other types than float32 and int8, and many positions, go step by step."""
     if not head.is_readable_by_kernels or len(following) > MAX_TOKENS:
         return reference(following, hidden, head, sequences, sampling)
     counts, layers, table = torch.tensor(sampling.counts), head.layers, sequences.page_table
@@ -195,18 +195,18 @@ def reference(
             return drafts
         if len(rows) < len(group):
             group, hidden = [group[row] for row in rows], hidden[rows]
-        place = len(drafts[group[0]])
-        if place:  # the head again, on its own output and the newest draft
+        position = len(drafts[group[0]])
+        if position:  # the head again, on its own output and the newest draft
             newest = torch.tensor([drafts[number][-1] for number in group], device=hidden.device)
-            hidden = head.forward(newest, hidden, _next_places(sequences, group, place))
+            hidden = head.forward(newest, hidden, _next_positions(sequences, group, position))
         logits = ops.small_linear(hidden, head.lm_head).float()
-        tokens = ops.sample_tokens(logits, sampling.temperatures[group], sampling.keys[group, place]).tolist()
+        tokens = ops.sample_tokens(logits, sampling.temperatures[group], sampling.keys[group, position]).tolist()
         for number, token in zip(group, tokens, strict=True):
             drafts[number].append(max(token, 0))  # where no logit is finite any token will do: it is not accepted
 
 
-def _next_places(sequences: Sequences, group: list[int], drafts: int) -> Sequences:
-    """Return one place of each sequence of the group, behind so many drafts."""
+def _next_positions(sequences: Sequences, group: list[int], drafts: int) -> Sequences:
+    """Return one position of each sequence of the group, behind so many drafts."""
     past = tuple(sequences.past[number] + sequences.lengths[number] + drafts - 1 for number in group)
     slots = tuple(sequences.slots[number] for number in group)
     tables = tuple(sequences.tables[number] for number in group)

@@ -200,7 +200,7 @@ def decode_layers(x: Tensor, layers: DecoderLayers, sequences: Sequences, specul
         [T, hidden]
 
     Raises:
-        UserError: Shapes, types, devices or places do not fit.
+        UserError: Shapes, types, devices or positions do not fit.
     """
     check_floats("decode_layers", x=x)
     check_kind("decode_layers", "layers", layers, DecoderLayers)

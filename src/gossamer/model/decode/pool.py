@@ -182,7 +182,7 @@ class KVCache:
         self.k_pages, self.v_pages, self.sequences = k_pages, v_pages, sequences
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Add the new tokens' keys and values, then let each query attend to its sequence up to its own place.
+        """Add the new tokens' keys and values, then let each query attend to its sequence up to its own position.
 
         Args:
             q: [1, T, H, D], of all sequences, packed
@@ -197,6 +197,6 @@ class KVCache:
 
     def write(self, k: Tensor, v: Tensor) -> None:
         """Add the new tokens' keys and values, [1, T, Hkv, D] each."""
-        places = self.sequences.new_kv_indices.to(k.device)
-        self.k_pages.flatten(0, 1).index_copy_(0, places, k[0].to(self.k_pages.dtype))
-        self.v_pages.flatten(0, 1).index_copy_(0, places, v[0].to(self.v_pages.dtype))
+        indices = self.sequences.new_kv_indices.to(k.device)
+        self.k_pages.flatten(0, 1).index_copy_(0, indices, k[0].to(self.k_pages.dtype))
+        self.v_pages.flatten(0, 1).index_copy_(0, indices, v[0].to(self.v_pages.dtype))
