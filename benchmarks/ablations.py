@@ -72,7 +72,7 @@ def _train(arguments: argparse.Namespace, changes: dict[str, Any]) -> dict[str, 
     from gossamer.data.dataset import prepare
     from gossamer.data.packing import TrainBatches, validation_batches
     from gossamer.model.causal_lm import CausalLM
-    from gossamer.run.evaluate import evaluate
+    from gossamer.run.validate import evaluate
     from gossamer.train.recipe import load_recipe
     from gossamer.train.schedule import learning_rate_factor
     from gossamer.train.step import Learner

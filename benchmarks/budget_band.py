@@ -78,7 +78,7 @@ def line_of(folder: Path, name: str, budget: str) -> dict[str, Any]:
     """Return the line of a run that lies in a folder."""
     from gossamer.cost.sizes import trunk_parameters
     from gossamer.data.dataset import prepare
-    from gossamer.run.compressed import compressed_bits
+    from gossamer.run.budget import compressed_bits
     from gossamer.train.recipe import load_recipe
 
     events = {event["event"]: event for event in read_metrics(folder)}

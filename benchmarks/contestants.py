@@ -118,19 +118,19 @@ class Gossamer(Contestant):
         self.flops_per_token = math.fsum(flops.values())
 
     def step(self) -> None:
-        from gossamer.train.pairs import begin_with_pairs
+        from gossamer.train.bigrams import start_from_bigrams
         from gossamer.train.schedule import learning_rate_factor
 
         learner, rate = self.learner, self.recipe.optimizer.learning_rate
         if self.steps == 0 and (pair_steps := self.recipe.training.bigram_steps):
-            found = begin_with_pairs(learner.model, learner.optimizers, self.dataset.train, pair_steps, rate)
+            found = start_from_bigrams(learner.model, learner.optimizers, self.dataset.train, pair_steps, rate)
             self.flops_before = found.flops
         factor = learning_rate_factor(self.steps + 1, self.done, self.recipe.schedule)
         batches = [next(self.batches) for _ in range(self.recipe.training.gradient_accumulation)]
         learner.step(batches, rate * factor)
 
     def held_out_loss(self) -> float:
-        from gossamer.run.evaluate import evaluate
+        from gossamer.run.validate import evaluate
 
         return evaluate(self.learner.model, self.held_out, self.dataset.tokenizer.token_bytes()).loss
 

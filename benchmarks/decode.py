@@ -138,7 +138,7 @@ def gossamer_run(folder: str, draft_length: int | str) -> Call:
 
 def losses(folder: str) -> dict[str, float]:
     """Return a run's mean loss over its held-out sets, with weights as the engine may hold them."""
-    from gossamer.run.evaluate import evaluate_run
+    from gossamer.run.validate import evaluate_run
 
     found = {}
     for weights in ("stored", "int8"):

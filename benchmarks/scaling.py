@@ -3,7 +3,7 @@
     python benchmarks/scaling.py --novels PATH --shakespeare FILE    trains what runs.jsonl lacks
     python benchmarks/scaling.py --fit                               writes src/gossamer/cost/scaling.json
 
-Every run goes by recipes/budget.yaml, sized as the dial would size it, for the tokens that so many seconds buy here, in
+Every run goes by recipes/budget.yaml, sized by run/budget.py, for the tokens that so many seconds buy here, in
 a process of its own. A line in benchmarks/scaling/runs.jsonl says what went in and what came out. Lines of another
 recipe or family stay there and are left out of a fit. The fit says how well it predicts runs that it has not seen.
 """
@@ -81,7 +81,7 @@ def main() -> None:
 def fingerprint() -> str:
     """Return a fingerprint of the recipe and of the family's sizes: runs of different ones do not mix."""
     from gossamer.cost.sizes import WIDTHS
-    from gossamer.run.sized import sized_recipe
+    from gossamer.run.budget import sized_recipe
     from gossamer.train.recipe import load_recipe
 
     base = load_recipe("budget")
@@ -135,11 +135,9 @@ def _train(corpus: str, tokenizer: str, width: int, seconds: float, recipe: str,
     from gossamer import device as devices
     from gossamer.cost.sizes import trunk_parameters
     from gossamer.data.dataset import prepare
-    from gossamer.run.compressed import compressed_bits
+    from gossamer.run.budget import compressed_bits, sized_recipe, tokens_per_second
     from gossamer.run.loop import train
     from gossamer.run.metrics import read_metrics
-    from gossamer.run.sized import sized_recipe
-    from gossamer.run.throughput import tokens_per_second
     from gossamer.train.recipe import load_recipe
     from gossamer.train.world import World
 

@@ -84,7 +84,7 @@ RIVALS = [NANO_GPT, ACTIVE, TOTAL, OWN]
 def recipe_for(race: Race, file: Path, text: RaceText, seed: int, seconds: float = 0.0) -> Recipe:
     """Return the recipe on a race's text, with its budget or another.
 
-    The batch grows with the square root of the budget, in powers of 2, by the budget dial's rule.
+    The batch grows with the square root of the budget, in powers of 2, by the rule of budgets (run/budget.py).
     """
     recipe, seconds = load_recipe(str(file)), seconds or race.seconds
     growth = math.sqrt(seconds / recipe.training.seconds)

@@ -28,13 +28,14 @@ from gossamer.model.layer_spec import layer_specs
 from gossamer.model.mtp import MTPTraining
 from gossamer.ops.linear_cross_entropy import IGNORED
 from gossamer.ops.packing import document_lengths
-from gossamer.run.checkpoint import load_checkpoint, save_checkpoint, snapshot
+from gossamer.run.checkpoint import TrainerState, load_checkpoint, save_checkpoint, snapshot
+from gossamer.run.stop import Progress
+from gossamer.train.bigrams import BigramTable, count_bigrams, learn_bigrams
 from gossamer.train.config import OptimizerConfig
 from gossamer.train.expert_parallel import SpreadExperts
 from gossamer.train.optimizer import build_optimizers, step_clipped
-from gossamer.train.pairs import PairTable, count_pairs, learn_pairs
 from gossamer.train.parallel import gathered_model, grad_norm, parallelize
-from gossamer.train.world import World, local
+from gossamer.train.world import World, to_local
 
 ROWS, LENGTH, VOCABULARY = 4, 24, 48
 CPU = torch.device("cpu")
@@ -90,7 +91,7 @@ def run(case: Case, world: World) -> dict[str, Any]:
     if case.resume:
         load_checkpoint(Path(case.resume), model, optimizers, world)
     if case.pair_steps:
-        learn_pairs(model, optimizers, _pairs(), case.pair_steps, 1e-2)
+        learn_bigrams(model, optimizers, _pairs(), case.pair_steps, 1e-2)
     result: dict[str, Any] = {"losses": [], "norms": [], "loads": [], "held_out": []}
     for step in range(case.first, case.last + 1):
         loss, load = _forward_backward(model, case, step, world)
@@ -105,9 +106,8 @@ def run(case: Case, world: World) -> dict[str, Any]:
     if world.size > 1:
         assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
     if case.save:
-        result["saved"] = str(
-            save_checkpoint(Path(case.save), case.last, snapshot(model, optimizers), {"place": 7}, world)
-        )
+        state = TrainerState(Progress(case.last, 0, 0.0, 0.5), {"place": 7})
+        result["saved"] = str(save_checkpoint(Path(case.save), snapshot(model, optimizers), state, world))
     whole = gathered_model(model, world)
     assert (whole is not None) == world.is_main
     if whole is not None:
@@ -116,10 +116,10 @@ def run(case: Case, world: World) -> dict[str, Any]:
     return result
 
 
-def _pairs() -> PairTable:
+def _pairs() -> BigramTable:
     """Arithmetic progressions, as in the batches."""
     tokens = (np.arange(400) * np.arange(400) // 100 % VOCABULARY).astype(np.uint16)
-    return count_pairs(Mixture({"text": TokenFile(tokens, np.array([0, 150, 400]), 400, "")}), VOCABULARY)
+    return count_bigrams(Mixture({"text": TokenFile(tokens, np.array([0, 150, 400]), 400, "")}), VOCABULARY)
 
 
 def _batch(seed: int, world: World) -> tuple[dict[str, torch.Tensor], list[float]]:
@@ -154,18 +154,18 @@ def _forward_backward(model: CausalLM, case: Case, seed: int, world: World) -> t
     load = None
     if out.routing is not None:
         tokens = out.routing.tokens.unsqueeze(1)  # padding is in one process's rows alone
-        share = tokens / world.sum_(tokens.clone())
-        load = world.sum_(out.routing.load * share)
+        share = tokens / world.all_reduce(tokens.clone())
+        load = world.all_reduce(out.routing.load * share)
         balance = load_balancing_loss(load, out.routing.probability * share) + 0.1 * (out.routing.z * share[:, 0]).sum()
         loss = loss + 0.01 * balance
     loss.backward()
-    return world.sum_(loss.detach()), load
+    return world.all_reduce(loss.detach()), load
 
 
 @torch.no_grad()
 def _held_out(model: CausalLM, world: World) -> float:
     batch, divisors = _batch(0, world)
-    return world.sum_(model(**batch, mtp=None, divisors=divisors).loss).item()
+    return world.all_reduce(model(**batch, mtp=None, divisors=divisors).loss).item()
 
 
 def lopsided_experts(world: World) -> dict[str, Any]:
@@ -209,18 +209,18 @@ def conversation(world: World) -> dict[str, Any]:
         raise UserError("no such corpus")
 
     try:
-        world.on_main(fail)
+        world.call_on_main(fail)
         heard = ""
     except UserError as error:
         heard = str(error)
     return {
-        "sum": world.sum_(torch.tensor([1.0, world.rank])).tolist(),
-        "max": world.max(10 + world.rank),
-        "on_main": world.on_main(lambda: {"rank": world.rank}),
+        "sum": world.all_reduce(torch.tensor([1.0, world.rank])).tolist(),
+        "max": world.max_over_ranks(10 + world.rank),
+        "on_main": world.call_on_main(lambda: {"rank": world.rank}),
         "error": heard,
-        "gather": world.gather(str(world.rank)),
-        "local": local(torch.ones(3)).shape[0],
-        "sharing": world.sharing,
+        "gather": world.all_gather(str(world.rank)),
+        "local": to_local(torch.ones(3)).shape[0],
+        "sharing": world.ranks_per_device,
     }
 
 
@@ -244,9 +244,9 @@ def main() -> None:
     cases = [Case(**values) for values in json.loads(Path(order).read_text()) if values.keys() == names]
     world = World.join(CPU)
     found = [*(run(case, world) for case in cases), lopsided_experts(world), conversation(world)]
-    everywhere = world.gather([{**result, "gathered": None} for result in found[: len(cases)]])
+    everywhere = world.all_gather([{**result, "gathered": None} for result in found[: len(cases)]])
     assert all(other == everywhere[0] for other in everywhere), "the processes disagree"
-    worst = world.gather(found[-2])
+    worst = world.all_gather(found[-2])
     found[-2] = {name: max(differences[name] for differences in worst) for name in worst[0]}
     if world.is_main:
         Path(results).write_text(json.dumps(found))

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from gossamer import cache
-from gossamer.cache import alone, cached_folder, key_of, read_sealed, write_sealed, write_text
+from gossamer import cache, files
+from gossamer.cache import cached_folder, key_of, read_sealed, write_sealed
 from gossamer.errors import UserError
 
 
@@ -94,23 +94,23 @@ def test_no_place_for_a_cache(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be written"):
         cached_folder(tmp_path / "file" / "entry", valid, build)
     with pytest.raises(UserError, match="cannot be written"):
-        write_text(tmp_path / "file" / "a.json", "")
+        write_sealed(tmp_path / "file" / "a.json", "")
 
 
 def test_leftovers_of_killed_processes_go(tmp_path: Path) -> None:
-    for name, age in (("tmp-1-old", 2), ("tmp-2-new", 0)):
+    for name, age in ((".tmp-0000000a-old", 2), (".tmp-0000000b-new", 0)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "a").write_text("half")
         for path in (tmp_path / name / "a", tmp_path / name):
-            os.utime(path, (time.time() - age * cache._ABANDONED,) * 2)
+            os.utime(path, (time.time() - age * files._ABANDONED,) * 2)
     cached_folder(tmp_path / "entry", valid, build)
-    assert sorted(os.listdir(tmp_path)) == ["entry", "tmp-2-new"]
+    assert sorted(os.listdir(tmp_path)) == [".tmp-0000000b-new", "entry"]
 
 
-def test_write_text_replaces(tmp_path: Path) -> None:
-    write_text(tmp_path / "a" / "b.json", "1")
-    write_text(tmp_path / "a" / "b.json", "2")
-    assert (tmp_path / "a" / "b.json").read_text() == "2" and os.listdir(tmp_path / "a") == ["b.json"]
+def test_a_note_that_is_being_written_is_no_damage(tmp_path: Path) -> None:
+    entry = cached_folder(tmp_path / "entry", valid, build)
+    (entry / ".tmp-0000000a-checked.json").write_text("{")
+    cached_folder(entry, valid, refuse)
 
 
 def test_keys_tell_values_apart() -> None:
@@ -124,59 +124,6 @@ def test_keys_tell_values_apart() -> None:
         key_of(1),
     ]
     assert len(set(keys)) == len(keys) and key_of("a", [1]) == key_of("a", [1])
-
-
-def test_one_at_a_time(tmp_path: Path) -> None:
-    inside, waited, most = 0, [], [0]
-    entered = threading.Event()
-
-    def work() -> None:
-        nonlocal inside
-        with alone(tmp_path / "locks" / "a", lambda: waited.append(1)):
-            inside += 1
-            most.append(inside)
-            entered.wait(timeout=10)
-            inside -= 1
-
-    threads = [threading.Thread(target=work) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    deadline = time.monotonic() + 10
-    while len(waited) < 2 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    with alone(tmp_path / "locks" / "b", lambda: waited.append(2)):  # another lock is free
-        entered.set()
-    for thread in threads:
-        thread.join()
-    assert max(most) == 1 and len(most) == 4 and waited == [1, 1]
-
-
-def test_whoever_fails_lets_the_next_in(tmp_path: Path) -> None:
-    with pytest.raises(KeyError), alone(tmp_path / "a", lambda: None):
-        raise KeyError
-    with alone(tmp_path / "a", lambda: pytest.fail("still held")):
-        pass
-
-
-def test_a_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class NoLocks:
-        LOCK_EX = LOCK_NB = 0
-
-        @staticmethod
-        def flock(file: object, mode: int) -> None:
-            raise OSError(errno.ENOLCK, "No locks available")
-
-    for fcntl in (None, NoLocks):
-        monkeypatch.setattr(cache, "fcntl", fcntl)
-        with alone(tmp_path / "a", refuse_to_wait):
-            pass
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be written"), alone(tmp_path / "file" / "a", refuse_to_wait):
-        pass
-
-
-def refuse_to_wait() -> None:
-    raise AssertionError("nobody holds it")
 
 
 def zeros(path: Path) -> None:
@@ -260,9 +207,3 @@ def test_sealed_values(tmp_path: Path, damage: str) -> None:
     else:
         path.write_text(damage)
     assert read_sealed(path, dict[str, int]) is None
-
-
-def test_a_pipe_for_a_lock_is_refused(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "lock")
-    with pytest.raises(UserError, match="lock: is a pipe"), cache.alone(tmp_path / "lock", lambda: None):
-        pass

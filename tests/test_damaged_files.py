@@ -45,8 +45,8 @@ from gossamer.plan.catalogue import SHIPPED
 from gossamer.plan.efficiency import CERTIFICATE_FORMAT, certified
 from gossamer.reading import read_json, read_object
 from gossamer.report import write_report
+from gossamer.run.budget import read_plan
 from gossamer.run.checkpoint import best_checkpoint, newest_checkpoint
-from gossamer.run.dial import read_plan
 from gossamer.serve.middleware import ApiKeys
 from gossamer.train.recipe import Recipe, load_recipe, to_yaml
 
@@ -263,7 +263,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
     records = b"\n".join(encoded({"text": f"document {number} é", "n": number}) for number in range(4)) + b"\n"
     state = batches()
     next(state)
-    progress = {"step": 4, "tokens": 2048, "elapsed": 6.0, "done": 0.5, "data": state.state_dict(),
+    progress = {"progress": {"step": 4, "tokens": 2048, "elapsed": 6.0, "fraction": 0.5}, "data": state.state_dict(),
                 "validation_loss": 5.0, "ledger": asdict(ledger().useful)}  # fmt: skip
     metadata = b"metadata"
     manifest = {"files": {"progress.json": "PROGRESS", ".metadata": f"8:{hashlib.sha256(metadata).hexdigest()}"}}

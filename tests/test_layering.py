@@ -14,8 +14,8 @@ import gossamer
 PACKAGE = Path(gossamer.__file__).parent
 # From the bottom up; rooms of one storey may use one another as long as no circle arises.
 STOREYS = [
-    {"errors", "cores"},
-    {"reading", "streams", "typed", "units"},
+    {"errors", "cores", "lazy"},
+    {"files", "reading", "streams", "typed", "units"},
     {"options", "yaml_files"},
     {"cache", "device"},
     {"ops"},

@@ -5,8 +5,9 @@ What is exported here is imported when it is first used: ``import gossamer`` and
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from gossamer.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from gossamer.data.tokenizer import Tokenizer
@@ -19,24 +20,15 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["CausalLM", "ModelConfig", "Tokenizer", "UserError", "__version__", "generate", "load", "save"]
 
-_HOMES = {
-    "CausalLM": "gossamer.model.causal_lm",
-    "ModelConfig": "gossamer.model.config",
-    "Tokenizer": "gossamer.data.tokenizer",
-    "UserError": "gossamer.errors",
-    "generate": "gossamer.infer.generation",
-    "load": "gossamer.hub",
-    "save": "gossamer.hub",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'gossamer' has no attribute {name!r}")
-    value = getattr(import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_exports(
+    __name__,
+    {
+        "CausalLM": "gossamer.model.causal_lm",
+        "ModelConfig": "gossamer.model.config",
+        "Tokenizer": "gossamer.data.tokenizer",
+        "UserError": "gossamer.errors",
+        "generate": "gossamer.infer.generation",
+        "load": "gossamer.hub",
+        "save": "gossamer.hub",
+    },
+)

@@ -1,4 +1,4 @@
-"""How many of the machine's CPU cores this process may use, told without importing PyTorch."""
+"""How many of the machine's CPU cores this process may use, found without importing PyTorch."""
 
 from __future__ import annotations
 
@@ -8,21 +8,25 @@ from pathlib import Path, PurePosixPath
 
 
 def usable_cores(root: Path = Path("/")) -> int:
-    """Number of cores that the process may keep busy, at least 1.
+    """Return the number of cores that the process may keep busy, at least 1.
 
-    It is the least of the cores that exist, those that the process is bound to, and what the quotas of its control
+    It is the minimum of the cores that exist, those that the process is bound to, and what the quotas of its control
     groups allow, as in a container with a part of a machine; half a core counts as one.
 
     Args:
-        root: where the system's /proc and /sys lie.
+        root: where the system's /proc and /sys lie
     """
-    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = cpu_quota(root)
-    return max(1, min(bound, math.ceil(quota)) if math.isfinite(quota) else bound)
+    return max(1, min(affinity, math.ceil(quota)) if math.isfinite(quota) else affinity)
 
 
 def cpu_quota(root: Path = Path("/")) -> float:
-    """Cores' worth of time that the process's control groups and those above give it; infinite without a quota."""
+    """Return how many cores' worth of time the process's control groups give it; infinite without a quota.
+
+    Args:
+        root: where the system's /proc and /sys lie
+    """
     quota = math.inf
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
@@ -35,7 +39,7 @@ def cpu_quota(root: Path = Path("/")) -> float:
         if controllers and "cpu" not in controllers.split(","):
             continue
         read = _version_1 if controllers else _version_2
-        # Inside a container the path may be the host's, and only the top be there.
+        # Inside a container the path may be the host's, and only its top may exist.
         parts = PurePosixPath(path.lstrip("/") or ".")
         for group in (parts, *parts.parents):
             folder = base / controllers / group if controllers else base / group
@@ -44,6 +48,7 @@ def cpu_quota(root: Path = Path("/")) -> float:
 
 
 def _version_2(folder: Path) -> float:
+    """Return the quota of a control group of version 2, in cores."""
     try:
         limit, period = (folder / "cpu.max").read_text().split()
         return math.inf if limit == "max" else int(limit) / int(period)
@@ -52,6 +57,7 @@ def _version_2(folder: Path) -> float:
 
 
 def _version_1(folder: Path) -> float:
+    """Return the quota of a control group of version 1, in cores."""
     try:
         limit = int((folder / "cpu.cfs_quota_us").read_text())
         return math.inf if limit <= 0 else limit / int((folder / "cpu.cfs_period_us").read_text())

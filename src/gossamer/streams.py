@@ -1,8 +1,8 @@
-"""The process's standard streams, made fit to be written to in whatever state they were inherited.
+"""The process's standard streams, made usable in whatever state they were inherited.
 
-They may be closed, a pipe whose reader has left, a file on a full disk, or take ASCII alone. What is told on the way,
-on standard error, is never worth the work: it is thrown away where it cannot be written. An answer, on standard output,
-is what the program was asked for: where it cannot be written, that is the end, told in a line.
+They may be closed, a pipe whose reader has left, a file on a full disk, or limited to ASCII. A message on standard
+error is never worth the work: it is thrown away where it cannot be written. An answer on standard output is what the
+program was asked for: where it cannot be written, the program ends with a line that says so.
 """
 
 from __future__ import annotations
@@ -27,16 +27,19 @@ _ASCII = str.maketrans(
     | dict.fromkeys("─━═╌╸╺", "-")
     | dict.fromkeys("│┃║", "|")
 )
-_STRICT = ("strict", "surrogateescape", "backslashreplace")  # the interpreter's own choices; others are the user's
+_DEFAULT_ERRORS = ("strict", "surrogateescape", "backslashreplace")  # the interpreter's; others the user has chosen
 
 
 class ReaderGone(Exception):
-    """Nobody reads standard output any more. No OSError: libraries that print would take it for an error of theirs."""
+    """Nobody reads standard output any more.
+
+    It is no OSError, which libraries that print would take for an error of theirs.
+    """
 
 
 @contextmanager
 def usable_streams() -> Iterator[None]:
-    """While this holds, the standard streams can be used by whoever prints, for the whole of a command line.
+    """Make the standard streams usable for all code that prints, for the whole of a command line.
 
     Raises:
         ReaderGone: at a write to standard output whose reader has left.
@@ -48,7 +51,7 @@ def usable_streams() -> Iterator[None]:
         sys.stdin = open(0, closefd=False, encoding="utf-8", errors="surrogateescape")  # noqa: SIM115
     elif getattr(sys.stdin, "encoding", None) == "ascii" and hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
-    sys.stdout = _Answer(_legible(sys.stdout or _text(1), "gossamer.answer"))
+    sys.stdout = _Output(_encodable(sys.stdout or _text(1), "gossamer.output"))
     try:
         with outliving_readers():
             yield
@@ -60,10 +63,10 @@ def usable_streams() -> Iterator[None]:
 
 @contextmanager
 def outliving_readers() -> Iterator[None]:
-    """While this holds, what cannot be written to standard error is thrown away: who watches may leave at any time."""
+    """Throw away what cannot be written to standard error, whose reader may leave at any time."""
     before = sys.stderr
-    if not isinstance(before, _Told):
-        sys.stderr = _Told(_legible(before or _text(2), "gossamer.told"))
+    if not isinstance(before, _Messages):
+        sys.stderr = _Messages(_encodable(before or _text(2), "gossamer.messages"))
     try:
         yield
     finally:
@@ -71,7 +74,7 @@ def outliving_readers() -> Iterator[None]:
 
 
 class _Stream:
-    """A text stream that goes silent for good when it cannot be written to, in every other way as it was."""
+    """A text stream that goes silent for good once it cannot be written to, and is otherwise as it was."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -98,18 +101,18 @@ class _Stream:
             self._failed(error)
 
     def _failed(self, error: OSError) -> None:
-        """What comes of it."""
+        """React to the first write that failed; here it is ignored."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
 
-class _Told(_Stream):
-    """Standard error."""
+class _Messages(_Stream):
+    """Standard error: what cannot be written is thrown away."""
 
 
-class _Answer(_Stream):
-    """Standard output."""
+class _Output(_Stream):
+    """Standard output: what cannot be written ends the program."""
 
     def _failed(self, error: OSError) -> None:
         if error.errno == errno.EPIPE:
@@ -119,12 +122,15 @@ class _Answer(_Stream):
 
 
 def _open_closed() -> None:
-    """Give the numbers 0 to 2 to files that hold nothing: the next file opened would get them, and all that is told."""
+    """Give the descriptors 0 to 2, if they are closed, to an empty device.
+
+    Otherwise the next file that is opened would get such a number, and with it all that is printed.
+    """
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
-            # Standard output only to be read: what is written there has to fail.
+            # Standard output is opened for reading only, so that writing to it fails.
             opened = os.open(os.devnull, os.O_WRONLY if descriptor == 2 else os.O_RDONLY)
             if opened != descriptor:
                 os.dup2(opened, descriptor)
@@ -133,26 +139,32 @@ def _open_closed() -> None:
 
 
 def _text(descriptor: int) -> TextIO:
+    """Return a text stream that writes to a descriptor."""
     return open(descriptor, "w", closefd=False, encoding="utf-8")
 
 
-def _legible(stream: TextIO, errors: str) -> TextIO:
-    """The stream, made to spell what its encoding does not have, where the user has not said how."""
-    if getattr(stream, "errors", None) in _STRICT and hasattr(stream, "reconfigure"):
+def _encodable(stream: TextIO, errors: str) -> TextIO:
+    """Return the stream, set to replace what its encoding does not have, unless the user has chosen a way."""
+    if getattr(stream, "errors", None) in _DEFAULT_ERRORS and hasattr(stream, "reconfigure"):
         stream.reconfigure(errors=errors)
     return stream
 
 
-def _spelt(error: UnicodeError, bytes_as_they_were: bool) -> tuple[str | bytes, int]:
-    """The next character that an encoding does not have, as it can be written, and where to go on."""
+def _replacement(error: UnicodeError, keep_bytes: bool) -> tuple[str | bytes, int]:
+    """Return what is written for a character that an encoding does not have, and where to go on.
+
+    Args:
+        error: from the encoder
+        keep_bytes: whether bytes of names that are no text stay as they are, for scripts that read them
+    """
     if not isinstance(error, UnicodeEncodeError):
         raise error
     character, after = error.object[error.start], error.start + 1
-    if bytes_as_they_were and "\udc80" <= character <= "\udcff":  # of a name of a file, which scripts read
+    if keep_bytes and "\udc80" <= character <= "\udcff":
         return character.encode("utf-8", "surrogateescape"), after
     plain = character.translate(_ASCII)
     return plain if plain.isascii() else character.encode("ascii", "backslashreplace").decode(), after
 
 
-codecs.register_error("gossamer.answer", lambda error: _spelt(error, True))
-codecs.register_error("gossamer.told", lambda error: _spelt(error, False))
+codecs.register_error("gossamer.output", lambda error: _replacement(error, True))
+codecs.register_error("gossamer.messages", lambda error: _replacement(error, False))

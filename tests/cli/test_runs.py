@@ -18,7 +18,7 @@ def trained(calls: Calls) -> tuple[Recipe, Path, bool]:
     ((recipe, folder, resume, profile), rest) = calls.pop()
     assert not calls and not profile
     assert rest.pop("began") <= time.perf_counter()
-    assert rest.pop("dial") is (recipe.training.budget != "" and not resume)
+    assert rest.pop("sized_by_budget") is (recipe.training.budget != "" and not resume)
     assert rest.pop("report") is write_report
     assert not rest
     return recipe, folder, resume
@@ -133,7 +133,7 @@ def test_train_refuses_a_changed_network_on_resume(
 def test_eval_answers_people_and_programs(
     run: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    calls = replace(monkeypatch, "gossamer.run.evaluate", "evaluate_run")
+    calls = replace(monkeypatch, "gossamer.run.validate", "evaluate_run")
     calls.answer = {"loss": 1.23456789, "tokens": 7}
     assert main(["eval", run, "--data", "a", "b", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == calls.answer

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 
 import gossamer
-from gossamer.cache import alone
 from gossamer.data import dataset as module
 from gossamer.data import token_files as token_files_module
 from gossamer.data import tokenise
@@ -24,6 +23,7 @@ from gossamer.data.dataset import Dataset, prepare, prepare_one
 from gossamer.data.token_files import TokenFile
 from gossamer.data.tokenizer import EOT, Tokenizer, char_tokenizer, train_bpe
 from gossamer.errors import UserError
+from gossamer.files import locked
 
 TEXTS = [f"document {index}: the quick brown fox é\n" * (index % 4 + 1) for index in range(60)]
 
@@ -110,7 +110,7 @@ def test_the_tokenizer_sees_training_text_alone(tmp_path: Path) -> None:
     path.write_text("ab" * 90 + "bc" * 10)
     with pytest.raises(UserError, match=r"character 'c' .* --tokenizer bpe"):
         prepare(config(path, tokenizer="char"), progress=False)
-    assert not list((tmp_path / "cache" / "shards").glob("tmp-*"))
+    assert not list((tmp_path / "cache" / "shards").glob(".tmp-*"))
 
 
 def test_bpe_sees_training_text_alone(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -306,13 +306,13 @@ def test_of_several_processes_one_does_the_work(corpus: Path) -> None:
         "learning 300 tokens from it",
         "tokenising 5.4 kB",
     ]
-    left = [path.name for path in (corpus.parent / "both").rglob("tmp-*")]
+    left = [path.name for path in (corpus.parent / "both").rglob(".tmp-*")]
     assert left == []
 
 
 def test_the_work_of_a_killed_process_is_taken_over(corpus: Path) -> None:
     cache = corpus.parent / "cache"
-    with alone(module._lock_file(config(corpus)), lambda: None):
+    with locked(module._lock_file(config(corpus)), lambda: None):
         first, second = start(str(corpus), str(cache)), start(str(corpus), str(cache))
         for process in (first, second):
             assert process.stderr is not None and process.stderr.readline().startswith("waiting for another process")

@@ -2,7 +2,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gossamer.hub.names import held_dtype, is_weight_file, released, some
+from gossamer.hub.names import first_few, held_dtype, is_weight_file, released
 
 sizes = st.integers(1, 5)
 
@@ -47,5 +47,5 @@ def test_weight_files(tmp_path) -> None:
 
 
 def test_some() -> None:
-    assert some(["a", "b", "c"]) == "a, b, c"
-    assert some("abcd") == "a, b, c, …"
+    assert first_few(["a", "b", "c"]) == "a, b, c"
+    assert first_few("abcd") == "a, b, c, …"

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import gossamer
 from gossamer import UserError
-from gossamer.hub import files, names, write
+from gossamer.hub import names, shards, write
 
 EXPERT = "model.layers.0.mlp.experts.2.gate_proj.weight"
 
@@ -75,7 +75,7 @@ def test_shards(build, sharded, same_weights) -> None:
 @pytest.mark.parametrize("window", [1, 100, 5000])
 def test_windows_of_any_size_give_the_same_weights(build, saved, same_weights, monkeypatch, window) -> None:
     """Smaller than a row, than a tensor, than the file."""
-    monkeypatch.setattr(files, "_window", lambda size: window)
+    monkeypatch.setattr(shards, "_window", lambda size: window)
     assert same_weights(gossamer.load(saved), build())
 
 
@@ -236,9 +236,9 @@ def test_pickled_weights_are_refused(saved) -> None:
 
 
 def test_a_file_replaced_while_it_is_read(saved, monkeypatch) -> None:
-    monkeypatch.setattr(files, "_window", lambda size: 1)
+    monkeypatch.setattr(shards, "_window", lambda size: 1)
     file = saved / "model.safetensors"
-    rows = files.read_rows(file, files.read_header(file))
+    rows = shards.read_rows(file, shards.read_header(file))
     next(rows)
     shutil.copyfile(file, saved / "new")
     os.replace(saved / "new", file)
@@ -334,8 +334,8 @@ def test_the_released_configuration_is_understood(build, saved, same_weights) ->
 def test_a_file_is_mapped_again_for_every_window(saved, monkeypatch) -> None:
     """What has been read of a map counts as memory until it is closed."""
     opened = []
-    monkeypatch.setattr(files, "safe_open", lambda *args, **keys: opened.append(args) or safe_open(*args, **keys))
-    monkeypatch.setattr(files, "_window", lambda size: size // 4)
+    monkeypatch.setattr(shards, "safe_open", lambda *args, **keys: opened.append(args) or safe_open(*args, **keys))
+    monkeypatch.setattr(shards, "_window", lambda size: size // 4)
     gossamer.load(saved)
     assert 5 <= len(opened) <= 7  # the header, and about four windows
 

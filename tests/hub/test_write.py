@@ -225,15 +225,15 @@ def test_a_crash_at_any_moment_leaves_no_mixture(
 
 
 def test_leftovers_of_a_killed_process_are_swept(build, tmp_path) -> None:
-    fresh, stale, other = (tmp_path / name for name in (".m.tmp-1", ".m.tmp-2", ".n.tmp-3"))
+    fresh, stale, other = (tmp_path / name for name in (".tmp-00000001-m", ".tmp-00000002-m", ".tmp-00000003-n"))
     for folder in (fresh, stale, other):
         folder.mkdir()
         (folder / "model.safetensors").touch()
-    long_ago = time.time() - 2 * 3600
+    long_ago = time.time() - 2 * 24 * 3600
     for path in (stale, stale / "model.safetensors", other, other / "model.safetensors"):
         os.utime(path, (long_ago, long_ago))
     gossamer.save(build(), tmp_path / "m")
-    assert listing(tmp_path) == {"m", ".m.tmp-1", ".n.tmp-3"}
+    assert listing(tmp_path) == {"m", fresh.name, other.name}
 
 
 def test_a_link_to_a_folder(build, tmp_path, same_weights) -> None:

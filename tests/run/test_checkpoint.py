@@ -1,25 +1,42 @@
 """Checkpoints: whole or not at all, and recognised when damaged."""
 
 import errno
+import json
 import logging
+import shutil
+import threading
 from dataclasses import replace
 
 import pytest
 import torch
 
+from gossamer import files, hub
+from gossamer.cost.ledger import Work
+from gossamer.data.tokenizer import char_tokenizer
 from gossamer.errors import UserError
 from gossamer.model.causal_lm import CausalLM
 from gossamer.run import checkpoint as checkpoints
 from gossamer.run.checkpoint import (
+    Saver,
+    TrainerState,
     best_checkpoint,
     load_checkpoint,
     newest_checkpoint,
     prune_checkpoints,
+    read_state,
     save_checkpoint,
     snapshot,
 )
+from gossamer.run.stop import Progress
 from gossamer.train.config import OptimizerConfig
 from gossamer.train.optimizer import build_optimizers
+from gossamer.train.world import SINGLE_PROCESS
+
+
+def state(step, **values):
+    """What a checkpoint after a step holds beside tensors."""
+    progress = Progress(step, 9 * step, 0.5 * step, 0.125)
+    return TrainerState(progress, {"epoch": 1}, Work(step, 9 * step, {"head": 1e9}, 2.0, 3.0), **values)
 
 
 @pytest.fixture
@@ -38,12 +55,11 @@ def trained(tiny_config):
 def test_round_trip(trained, tiny_config, tmp_path):
     model, optimizers = trained
     torch.manual_seed(5)
-    folder = save_checkpoint(tmp_path, 3, snapshot(model, optimizers), {"tokens": 9, "data": {"epoch": 1}})
+    folder = save_checkpoint(tmp_path, snapshot(model, optimizers), state(3))
     drawn = torch.rand(4)
     other = CausalLM(tiny_config)
     other_optimizers = build_optimizers(other, OptimizerConfig())
-    progress = load_checkpoint(folder, other, other_optimizers)
-    assert progress == {"step": 3, "tokens": 9, "data": {"epoch": 1}}
+    assert load_checkpoint(folder, other, other_optimizers) == state(3)
     assert torch.equal(torch.rand(4), drawn)
     for one, two in zip(model.parameters(), other.parameters(), strict=True):
         assert torch.equal(one, two)
@@ -55,8 +71,8 @@ def test_round_trip(trained, tiny_config, tmp_path):
 
 
 def test_a_damaged_checkpoint_is_passed_over(trained, tmp_path, caplog):
-    first = save_checkpoint(tmp_path, 1, snapshot(*trained), {})
-    second = save_checkpoint(tmp_path, 2, snapshot(*trained), {})
+    first = save_checkpoint(tmp_path, snapshot(*trained), state(1))
+    second = save_checkpoint(tmp_path, snapshot(*trained), state(2))
     assert newest_checkpoint(tmp_path) == second
     data = next(second.glob("*.distcp"))
     content = bytearray(data.read_bytes())
@@ -70,10 +86,13 @@ def test_a_damaged_checkpoint_is_passed_over(trained, tmp_path, caplog):
 
 
 def test_a_crash_while_writing_leaves_no_checkpoint(trained, tmp_path, monkeypatch):
-    whole = save_checkpoint(tmp_path, 1, snapshot(*trained), {})
-    monkeypatch.setattr(checkpoints, "_sync", lambda folder: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
-        save_checkpoint(tmp_path, 2, snapshot(*trained), {})
+    whole = save_checkpoint(tmp_path, snapshot(*trained), state(1))
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "sync_tree", lambda folder: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(shutil, "rmtree", lambda *given, **options: None)  # nor is anything cleared away at a kill
+        with pytest.raises(KeyboardInterrupt):
+            save_checkpoint(tmp_path, snapshot(*trained), state(2))
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 2
     assert newest_checkpoint(tmp_path) == whole
     prune_checkpoints(tmp_path, keep=5)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [whole.name]
@@ -87,28 +106,31 @@ def test_a_crash_while_writing_leaves_no_checkpoint(trained, tmp_path, monkeypat
     ],
 )
 def test_a_full_disk_is_one_clear_line_and_harms_nothing(trained, tmp_path, monkeypatch, error):
-    whole = save_checkpoint(tmp_path, 1, snapshot(*trained), {})
+    whole = save_checkpoint(tmp_path, snapshot(*trained), state(1))
 
     def full(*args, **kwargs):
         raise error
 
     monkeypatch.setattr(checkpoints.dcp, "save", full)
-    with pytest.raises(UserError, match="no space left"):
-        save_checkpoint(tmp_path, 2, snapshot(*trained), {})
+    with pytest.raises(
+        UserError,
+        match=r"checkpoints: the disk is full; free some space, .* go on with --resume; earlier",
+    ):
+        save_checkpoint(tmp_path, snapshot(*trained), state(2))
     assert newest_checkpoint(tmp_path) == whole
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [whole.name]
 
 
 def test_only_the_newest_are_kept(trained, tmp_path):
     for step in range(1, 5):
-        save_checkpoint(tmp_path, step, snapshot(*trained), {})
+        save_checkpoint(tmp_path, snapshot(*trained), state(step))
     prune_checkpoints(tmp_path, keep=2)
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-00000003", "step-00000004"]
 
 
 def test_the_best_is_kept_beside_the_newest(trained, tmp_path):
     for step, loss in enumerate([3.0, 1.5, 2.0, 1.9], start=1):
-        save_checkpoint(tmp_path, step, snapshot(*trained), {"validation_loss": loss})
+        save_checkpoint(tmp_path, snapshot(*trained), state(step, validation_loss=loss))
     prune_checkpoints(tmp_path, keep=1)
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-00000002", "step-00000004"]
     assert best_checkpoint(tmp_path).name == "step-00000002"
@@ -124,7 +146,80 @@ def test_a_snapshot_does_not_follow_the_training(trained):
 
 
 def test_a_checkpoint_of_another_model_is_refused(trained, tiny_config, tmp_path):
-    folder = save_checkpoint(tmp_path, 1, snapshot(*trained), {})
+    folder = save_checkpoint(tmp_path, snapshot(*trained), state(1))
     other = CausalLM(replace(tiny_config, hidden_size=16))
     with pytest.raises(UserError, match="another model"):
         load_checkpoint(folder, other, build_optimizers(other, OptimizerConfig()))
+
+
+def test_a_checkpoint_of_an_earlier_version_is_read(tmp_path):
+    """All in one level, the share of the run as `done`; and without it from before there were budgets."""
+    whole = state(3, validation_loss=2.5)
+    ledger = {"steps": 3, "tokens": 27, "flops": {"head": 1e9}, "device_seconds": 2.0, "possible_flops": 3.0}
+    flat = {"step": 3, "tokens": 27, "elapsed": 1.5, "done": 0.125, "data": {"epoch": 1}, "ledger": ledger}
+    (tmp_path / "progress.json").write_text(json.dumps(flat | {"validation_loss": 2.5}))
+    assert read_state(tmp_path) == whole
+    (tmp_path / "progress.json").write_text(json.dumps({"step": 3, "tokens": 27, "elapsed": 1.5, "data": {}}))
+    assert read_state(tmp_path) == TrainerState(Progress(3, 27, 1.5, 1.0))
+
+
+@pytest.mark.parametrize("damage", [{"step": -1}, {"tokens": "9"}, {"elapsed": None}, {"fraction": 2}])
+def test_a_damaged_progress_is_named(tmp_path, damage):
+    progress = {"step": 3, "tokens": 27, "elapsed": 1.5, "fraction": 0.5} | damage
+    (tmp_path / "progress.json").write_text(json.dumps({"progress": progress, "data": {}}))
+    with pytest.raises(UserError, match=rf"progress\.json: progress\.{next(iter(damage))}: "):
+        read_state(tmp_path)
+
+
+# Saving while training goes on.
+
+
+@pytest.fixture
+def learning(tiny_config):
+    model = CausalLM(tiny_config)
+    return model, build_optimizers(model, OptimizerConfig())
+
+
+@pytest.fixture
+def saver(tmp_path):
+    made = Saver(tmp_path, char_tokenizer(["abc"]), keep=2, world=SINGLE_PROCESS)
+    yield made
+    made.wait()
+
+
+def test_training_goes_on_while_the_old_weights_are_written(learning, saver, tmp_path, monkeypatch):
+    model, optimizers = learning
+    changed = threading.Event()
+    write = checkpoints.hub.save
+
+    def slow(*arguments):
+        assert changed.wait(30)
+        write(*arguments)
+
+    monkeypatch.setattr(checkpoints.hub, "save", slow)
+    before = model.lm_head.weight.detach().clone()
+    saver.save(model, optimizers, state(1))
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+    changed.set()
+    saver.wait()
+    assert torch.equal(hub.load(tmp_path / "model").lm_head.weight, before)
+    assert newest_checkpoint(tmp_path).name == "step-00000001"
+
+
+def test_what_goes_wrong_in_the_background_is_told(learning, saver, tmp_path, monkeypatch):
+    saver.save(*learning, state(1), wait=True)
+
+    def full(*arguments, **keywords):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints.hub, "save", lambda *arguments: None)
+        patch.setattr("gossamer.run.checkpoint.dcp.save", full)
+        saver.save(*learning, state(2))
+        with pytest.raises(UserError, match="disk is full"):
+            saver.wait()
+    assert newest_checkpoint(tmp_path).name == "step-00000001"
+    saver.check()  # told once
+    saver.save(*learning, state(3), wait=True)
+    assert newest_checkpoint(tmp_path).name == "step-00000003"

@@ -7,10 +7,12 @@ import shutil
 import subprocess
 import threading
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
 from gossamer import cli
+from gossamer.files import is_temporary
 from gossamer.run import loop
 from gossamer.run.checkpoint import newest_checkpoint
 from gossamer.run.metrics import read_metrics
@@ -146,7 +148,7 @@ def test_a_disk_that_fills_up_while_training(train, tmp_path, small_disk):
         told_of.add("checkpoint" if "checkpoint" in complaint(told) else "other")
         kept = sorted(run.glob("checkpoints/step-*"))
         assert kept and newest_checkpoint(run) == kept[-1], "earlier checkpoints are whole"
-        assert not list(run.glob("checkpoints/.partial-*")) + list(run.glob(".model.tmp-*")), "nothing half-written"
+        assert not [path for path in run.rglob("*") if is_temporary(path)], "nothing half-written"
         small_disk(disk, 64 << 20)
         status, told = train(run, resume=True)
         assert status == 0, told
@@ -160,16 +162,13 @@ def after_step(monkeypatch):
     """Has something done when a run has taken its fourth step."""
 
     def install(deed):
-        taken = loop._Run._step
-
-        def step(self):
-            measured = taken(self)
-            if self.step == 4:
+        def on_step(progress):
+            if progress.step == 4:
                 deed()
-            return measured
 
-        monkeypatch.setattr(loop._Run, "_step", step)
-        return lambda: monkeypatch.setattr(loop._Run, "_step", taken)
+        train = loop.train
+        monkeypatch.setattr(loop, "train", partial(train, on_step=on_step))
+        return lambda: monkeypatch.setattr(loop, "train", train)
 
     return install
 

@@ -24,7 +24,7 @@ SEED = 8
 STEPS, EVERY = 90, 3  # of the run, and from checkpoint to checkpoint
 KILLS = {"start": 5, "step": 6, "checkpoint": 11, "model": 3}
 LEAST_KILLS, LEAST_HITS = 20, 4  # a hit is a kill that leaves half a checkpoint behind
-HALF = {"checkpoint": "checkpoints/.partial-*", "model": ".model.tmp-*"}  # names of what is being written
+HALF = {"checkpoint": "checkpoints/.tmp-*-step-*", "model": ".tmp-*-model"}  # names of what is being written
 BY_THE_CLOCK = {"elapsed", "tokens_per_second", "mfu", "memory", "seconds", "flops", "device_seconds"}
 
 
@@ -157,7 +157,8 @@ def test_killed_at_random_moments_a_run_ends_bit_identical(tiny_recipe, tmp_path
     for event in ("train", "eval", "end", "experts", "sample"):
         assert _measured(killed.run, event) == _measured(whole.run, event), event
     assert [values["step"] for values in _measured(killed.run, "train")] == list(range(1, STEPS + 1))
-    assert not list(killed.run.glob("checkpoints/.partial-*")), "what kills left behind has been swept up"
+    left = [*killed.run.glob("checkpoints/.tmp-*"), *killed.run.glob(".tmp-*-model")]
+    assert not left, "what kills left behind has been swept up"
     assert (killed.run / "samples.txt").read_text() == (whole.run / "samples.txt").read_text()
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -15,10 +16,12 @@ from safetensors.torch import load_file
 from gossamer import device as devices
 from gossamer.errors import UserError
 from gossamer.report import write_report
-from gossamer.run import loop, metrics
+from gossamer.run import loop, metrics, samples
 from gossamer.run.checkpoint import newest_checkpoint
+from gossamer.run.log import Journal
 from gossamer.run.metrics import read_metrics
 from gossamer.train.recipe import load_recipe, to_yaml
+from gossamer.train.step import Learner
 
 needs_bfloat16 = pytest.mark.skipif(
     not devices.has_fast_bfloat16(torch.device("cpu")), reason="this CPU has no bfloat16 units"
@@ -67,6 +70,26 @@ def test_a_resumed_run_ends_bit_identical(tiny_recipe, tmp_path):
     assert _curve(whole) == _curve(halves)
 
 
+def test_what_wants_to_know_is_called_after_each_step_and_all_that_is_due_after_it(tiny_recipe, tmp_path):
+    run, seen = tmp_path / "run", []
+
+    def on_step(progress):
+        events = read_metrics(run)
+        seen.append((progress, [event["event"] for event in events if event["step"] == progress.step]))
+
+    loop.train(tiny_recipe, run, on_step=on_step)
+    assert [progress.step for progress, _ in seen] == list(range(1, 13))
+    assert [progress.tokens for progress, _ in seen] == [128 * step for step in range(1, 13)]
+    assert [progress.fraction for progress, _ in seen] == pytest.approx([step / 12 for step in range(1, 13)])
+    elapsed = [progress.elapsed for progress, _ in seen]
+    assert elapsed == sorted(elapsed) and elapsed[0] > 0
+    events = {progress.step: names for progress, names in seen}
+    assert events[1] == ["train"] and events[5] == ["train", "checkpoint"]
+    assert events[4][:2] == ["train", "eval"] and events[12] == ["train"], "the last validation comes afterwards"
+    with pytest.raises(KeyError):
+        loop.train(tiny_recipe, tmp_path / "other", on_step=lambda progress: {}[progress.step])
+
+
 def test_gradient_accumulation_sums_the_micro_batches(tiny_recipe, tmp_path):
     """Two micro-batches of one row take the same step as one of two rows, however many targets each row holds."""
     accumulated = replace(
@@ -99,18 +122,18 @@ def test_resume_of_a_finished_run_says_so(tiny_recipe, tmp_path):
     assert (run / "metrics.jsonl").read_bytes() == before
 
 
-def test_a_run_killed_before_its_first_checkpoint_begins_again(tiny_recipe, tmp_path, monkeypatch, capsys):
+def test_a_run_killed_before_its_first_checkpoint_begins_again(tiny_recipe, tmp_path, capsys):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     recipe = replace(tiny_recipe, training=replace(tiny_recipe.training, sample_every=2))
     loop.train(recipe, whole)
 
-    def die(self, wait=False):
-        raise SystemExit
+    def die(progress):
+        if progress.step == 4:
+            raise SystemExit
 
-    with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(loop._Run, "_save", die)
-        loop.train(recipe, killed)
-    assert len(_curve(killed)) == 5 and not (killed / "checkpoints").exists()
+    with pytest.raises(SystemExit):
+        loop.train(recipe, killed, on_step=die)
+    assert len(_curve(killed)) == 4 and not (killed / "checkpoints").exists()
     capsys.readouterr()
     loop.train(recipe, killed, resume=True)
     assert f"{killed} was stopped before its first checkpoint: beginning again" in capsys.readouterr().err
@@ -123,8 +146,8 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again(tiny_recipe, tmp_
 
 def test_a_run_that_the_device_cannot_hold_is_refused_before_it_reads_or_builds(tiny_recipe, tmp_path, monkeypatch):
     monkeypatch.setattr(devices, "memory_bytes", lambda device: 1 << 20)
-    for name in ("prepare", "CausalLM"):
-        monkeypatch.setattr(loop, name, lambda *given, **named: pytest.fail("too late"))
+    for place, name in ((loop, "prepare"), (Learner, "from_seed")):
+        monkeypatch.setattr(place, name, lambda *given, **named: pytest.fail("too late"))
     with pytest.raises(UserError, match=r"^training would take about \d+ MiB of memory, and cpu has 1\.00 MiB; "):
         loop.train(tiny_recipe, tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -136,13 +159,13 @@ def test_a_vocabulary_that_the_device_cannot_hold_is_refused_before_the_network_
     estimates = iter([0, 1 << 50])
     estimated = loop.estimate_peak
     monkeypatch.setattr(loop, "estimate_peak", lambda *given: replace(estimated(*given), weights=next(estimates)))
-    monkeypatch.setattr(loop, "CausalLM", lambda *given: pytest.fail("too late"))
+    monkeypatch.setattr(Learner, "from_seed", lambda *given: pytest.fail("too late"))
     with pytest.raises(UserError, match=r"^training would take about 1\.00 PiB"):
         loop.train(tiny_recipe, tmp_path / "run")
 
 
 def test_a_run_that_may_just_not_fit_is_warned_of(tiny_recipe, tmp_path, monkeypatch, caplog):
-    needed = loop.estimate_peak(tiny_recipe, torch.device("cpu")).most
+    needed = loop.estimate_peak(tiny_recipe, torch.device("cpu")).needed
     monkeypatch.setattr(devices, "memory_bytes", lambda device: int(needed / 1.05))
     loop.train(replace(tiny_recipe, training=replace(tiny_recipe.training, steps=1)), tmp_path / "run")
     assert "that is more than the device has" in caplog.text
@@ -312,22 +335,14 @@ def _curve(run):
 
 def _stop_after(step, recipe, run, number=signal.SIGINT):
     """Train until a signal arrives after `step` steps; returns the step of the newest checkpoint then."""
-    taken = loop._Run._step
 
-    def counting(self):
-        measured = taken(self)
-        if self.step == step:
+    def send(progress):
+        if progress.step == step:
             os.kill(os.getpid(), number)
-        return measured
 
     assert threading.current_thread() is threading.main_thread()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop._Run, "_step", counting)
-        if number == signal.SIGINT:
-            with pytest.raises(KeyboardInterrupt):
-                loop.train(recipe, run)
-        else:
-            loop.train(recipe, run)
+    with pytest.raises(KeyboardInterrupt) if number == signal.SIGINT else nullcontext():
+        loop.train(recipe, run, on_step=send)
     return int(newest_checkpoint(run).name.removeprefix("step-"))
 
 
@@ -345,11 +360,10 @@ def test_nothing_that_a_run_can_do_without_ends_it(tiny_recipe, tmp_path, monkey
         raise RuntimeError("it fails")
         yield
 
-    monkeypatch.setattr(loop, "sample_text", failing_sample)
-    monkeypatch.setattr(loop, "write_report", fail)
-    monkeypatch.setattr(loop, "what_next", fail)
+    monkeypatch.setattr(samples, "sample_text", failing_sample)
+    monkeypatch.setattr(Journal, "suggest", fail)
     monkeypatch.setattr(metrics.TensorBoard, "show", fail)
-    loop.train(recipe, tmp_path / "run")
+    loop.train(recipe, tmp_path / "run", report=fail)
     told = capsys.readouterr().err
     assert "no sample after step 5 (RuntimeError: it fails); the run itself is whole" in told
     assert "no report after step 12 (RuntimeError: it fails)" in told
@@ -362,12 +376,11 @@ def test_a_run_killed_between_a_save_and_its_sample_makes_up_for_it(tiny_recipe,
     recipe = replace(tiny_recipe, training=replace(tiny_recipe.training, sample_every=5))
     loop.train(recipe, tmp_path / "whole")
 
-    def die(self):
-        self.saver.wait()
+    def die(*given):
         raise SystemExit
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(loop._Run, "_sample", die)
+        patch.setattr(samples, "sample_text", die)
         loop.train(recipe, tmp_path / "killed")
     assert (tmp_path / "killed" / "checkpoints" / "step-00000005").exists()
     loop.train(recipe, tmp_path / "killed", resume=True)

@@ -17,8 +17,7 @@ from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from gossamer.errors import UserError
-from gossamer.run.boards import scalars
-from gossamer.run.metrics import MetricsWriter, read_metrics, write_atomically
+from gossamer.run.metrics import MetricsWriter, read_metrics, scalars
 
 
 class SilentBoard:
@@ -166,19 +165,6 @@ def test_a_new_run_does_not_overwrite_another(tmp_path: Path, no_board: None) ->
 def test_no_metrics(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has no metrics\.jsonl"):
         read_metrics(tmp_path)
-
-
-def test_a_failed_replacement_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "page.html"
-    path.write_bytes(b"old")
-
-    def fail(*paths: object) -> None:
-        raise OSError("disk full")
-
-    monkeypatch.setattr("os.replace", fail)
-    with pytest.raises(OSError, match="disk full"):
-        write_atomically(path, b"new")
-    assert {entry.name: entry.read_bytes() for entry in tmp_path.iterdir()} == {"page.html": b"old"}
 
 
 def test_tensorboard_shows_the_numbers_without_double_points(tmp_path: Path) -> None:

@@ -5,22 +5,26 @@ import pytest
 from gossamer.errors import UserError
 from gossamer.run import loop
 from gossamer.run.metrics import read_metrics
+from gossamer.train.step import Learner
 
 
 def _poison(patch, steps):
     """Make the gradient of these steps not finite."""
-    taken = loop._Run._step
+    step_of = Learner.step
+    taken = []
 
-    def step(self):
-        if self.step + 1 in steps:
-            original = self.learner.model.lm_head.weight.detach().clone()
-            self.learner.model.lm_head.weight.data.fill_(float("nan"))
-            measured = taken(self)
-            self.learner.model.lm_head.weight.data.copy_(original)
-            return measured
-        return taken(self)
+    def step(self, batches, learning_rate):
+        taken.append(learning_rate)
+        if len(taken) not in steps:
+            return step_of(self, batches, learning_rate)
+        weight = self.model.lm_head.weight
+        original = weight.detach().clone()
+        weight.data.fill_(float("nan"))
+        result = step_of(self, batches, learning_rate)
+        weight.data.copy_(original)
+        return result
 
-    patch.setattr(loop._Run, "_step", step)
+    patch.setattr(Learner, "step", step)
 
 
 def test_a_step_that_is_not_finite_is_skipped_and_logged(tiny_recipe, tmp_path, monkeypatch):

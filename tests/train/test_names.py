@@ -10,8 +10,8 @@ import pytest
 from gossamer import hub
 from gossamer.cli import main
 from gossamer.report import loss_curve_png, write_report
-from gossamer.run.evaluate import evaluate_run
 from gossamer.run.loop import train
+from gossamer.run.validate import evaluate_run
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
 

@@ -125,8 +125,8 @@ def test_without_torchrun_a_process_is_alone(monkeypatch):
     assert model.model.recompute
     assert all(parameter is before[name] for name, parameter in model.named_parameters())
     assert gathered_model(model, world) is model
-    assert (world.max(3), world.on_main(lambda: 4), world.gather(5)) == (3, 4, [5])
-    assert world.sum_(torch.ones(2)).tolist() == [1, 1]
+    assert (world.max_over_ranks(3), world.call_on_main(lambda: 4), world.all_gather(5)) == (3, 4, [5])
+    assert world.all_reduce(torch.ones(2)).tolist() == [1, 1]
     world.barrier()
     world.close()
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gossamer.train.config import ScheduleConfig, TrainingConfig
-from gossamer.train.schedule import learning_rate_factor, progress
+from gossamer.train.config import ScheduleConfig
+from gossamer.train.schedule import learning_rate_factor
 
 
 def factors(config, steps):
@@ -34,10 +34,3 @@ def test_the_factor_stays_in_its_range_and_falls_after_the_warm_up(kind, steps, 
     found = factors(ScheduleConfig(kind, warmup, decay, final), steps)
     assert all(0 < factor <= 1 for factor in found)
     assert all(later <= earlier + 1e-12 for earlier, later in pairwise(found[warmup:]))
-
-
-def test_the_length_is_in_seconds_before_tokens_before_steps():
-    assert progress(TrainingConfig(steps=10), 4, 999, 999.0) == 0.4
-    assert progress(TrainingConfig(steps=10, tokens=1000), 9, 250, 999.0) == 0.25
-    assert progress(TrainingConfig(steps=10, tokens=1000, seconds=60), 9, 999, 30.0) == 0.5
-    assert progress(TrainingConfig(seconds=60), 9, 999, 61.0) == 1.0

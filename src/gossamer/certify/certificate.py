@@ -24,7 +24,7 @@ from gossamer import device as devices
 from gossamer.certify.checks import GROUPS, Check, Status, failed, verdict
 from gossamer.certify.run import Findings
 from gossamer.errors import UserError
-from gossamer.run.metrics import write_atomically
+from gossamer.files import write_atomically
 from gossamer.units import byte_rate, duration, flops, percent, scientific
 
 __all__ = [

@@ -201,13 +201,13 @@ def _serve(rank: int, device_type: str, processes: int, port: int, megabytes: in
     world = World.join(torch.device(device_type))
     own = torch.full((megabytes << 18,), float(rank + 1), device=world.device)
     total = processes * (processes + 1) / 2
-    if not bool((world.sum_(own.clone()) == total).all()):
+    if not bool((world.all_reduce(own.clone()) == total).all()):
         raise RuntimeError(f"the sum over {processes} devices is wrong")
     devices.synchronize(world.device)
     world.barrier()
     start = time.perf_counter()
     for _ in range(_REPEATS):
-        world.sum_(own)
+        world.all_reduce(own)
     devices.synchronize(world.device)
     rates.put(own.nbytes * _REPEATS / (time.perf_counter() - start))
     world.close()

@@ -19,7 +19,8 @@ from gossamer.certify.checks import Check, failed, first_line, judge, named
 from gossamer.certify.exactness import largest_error
 from gossamer.certify.operators import culprit
 from gossamer.model.causal_lm import CausalLM
-from gossamer.run.checkpoint import load_checkpoint, save_checkpoint, snapshot
+from gossamer.run.checkpoint import TrainerState, load_checkpoint, save_checkpoint, snapshot
+from gossamer.run.stop import Progress
 from gossamer.train.step import Learner
 from gossamer.units import scientific
 
@@ -205,8 +206,8 @@ def _weights(model: CausalLM, folder: Path, target: torch.device) -> Check:
 def _checkpoint(learner: Learner, device: torch.device, folder: Path) -> Iterator[Check]:
     """Check a step after the checkpoint: on the device bit for bit, on the CPU within training's tolerance."""
     try:
-        state = snapshot(learner.model, learner.optimizers)
-        saved = save_checkpoint(folder, SAVED_STEPS, state, {})
+        tensors = snapshot(learner.model, learner.optimizers)
+        saved = save_checkpoint(folder, tensors, TrainerState(Progress(SAVED_STEPS, 0, 0.0, 0.5)))
         expected = _next_loss(learner)
     except Exception as error:
         yield Check(

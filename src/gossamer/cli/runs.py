@@ -56,8 +56,8 @@ def train(
     from gossamer.run.loop import train as run_training
 
     prepare_process()
-    dial = budget is not None and not resume
-    run_training(settings, folder, resume, profile, dial=dial, began=began, report=write_report)
+    sized = budget is not None and not resume
+    run_training(settings, folder, resume, profile, sized_by_budget=sized, began=began, report=write_report)
 
 
 def eval(
@@ -77,7 +77,7 @@ def eval(
     """
     folder = existing_folder(run)
     from gossamer.device import prepare_process
-    from gossamer.run.evaluate import evaluate_run
+    from gossamer.run.validate import evaluate_run
 
     prepare_process()
     print_answer(evaluate_run(folder, paths=data, errors=errors, device=device, weights=weights), json)

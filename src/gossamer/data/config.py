@@ -111,6 +111,6 @@ class CorpusConfig:
         """The folder that holds prepared corpora; it need not exist yet."""
         if self.cache_dir is not None:
             return user_path(self.cache_dir)
-        from gossamer.cache import cache_folder  # the command line reads this module before it knows which verb runs
+        from gossamer.files import cache_folder  # the command line reads this module before it knows which verb runs
 
         return cache_folder()

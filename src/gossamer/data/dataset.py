@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
 
-from gossamer.cache import alone, cached_folder, key_of
+from gossamer.cache import cached_folder, key_of
 from gossamer.data.config import HELD_OUT_NAME, CorpusConfig, SetConfig
 from gossamer.data.corpus import Chunk, Corpus, Part, SplitRule, open_corpus, readable_size, split_rule
 from gossamer.data.progress import ProgressDisplay
@@ -20,6 +20,7 @@ from gossamer.data.token_files import Mixture, TokenFile
 from gossamer.data.tokenise import open_or_tokenise
 from gossamer.data.tokenizer import Tokenizer, char_tokenizer, train_bpe
 from gossamer.errors import UserError
+from gossamer.files import locked
 
 __all__ = ["Dataset", "TextSet", "open_sets", "prepare", "prepare_one"]
 
@@ -74,7 +75,7 @@ def prepare(config: CorpusConfig, tokenizer: Tokenizer | None = None, progress: 
         UserError: anything is wrong with the text, the tokenizer or the cache folder, in one line.
     """
     display = ProgressDisplay(progress)
-    with alone(_lock_file(config), display.waiting):
+    with locked(_lock_file(config), display.waiting):
         sets = open_sets(config, display)
         if tokenizer is None:
             tokenizer = _open_tokenizer(config, sets, display)
@@ -103,7 +104,7 @@ def prepare_one(paths: Iterable[str], config: CorpusConfig, tokenizer: Tokenizer
     """Tokenise all text of `paths` into one file, with nothing held out, to measure a finished model on it."""
     display = ProgressDisplay(progress)
     given = tuple(paths)
-    with alone(_lock_file(config, given), display.waiting):
+    with locked(_lock_file(config, given), display.waiting):
         corpus = open_corpus(given, config, display)
         files = open_or_tokenise(
             config,

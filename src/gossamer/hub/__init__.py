@@ -1,12 +1,13 @@
-"""Checkpoints in and out of other people's formats: Hugging Face directories of safetensors, never pickle; out, GGUF.
+"""Models in other people's formats: Hugging Face directories of safetensors, never pickle, in and out; GGUF out.
 
-What is exported here is imported when it is first used: who only looks for a model's folder needs no PyTorch.
+The names below are imported when they are first used, so that finding a model's folder needs no PyTorch.
 """
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from gossamer.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from gossamer.hub.find import find_model
@@ -16,12 +17,13 @@ if TYPE_CHECKING:
 
 __all__ = ["export", "export_gguf", "find_model", "load", "save"]
 
-_HOMES = {"find_model": "find", "load": "read", "export": "write", "export_gguf": "gguf_file", "save": "write"}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'gossamer.hub' has no attribute {name!r}")
-    value = getattr(import_module(f"gossamer.hub.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__, __dir__ = lazy_exports(
+    __name__,
+    {
+        "find_model": "gossamer.hub.find",
+        "load": "gossamer.hub.read",
+        "export": "gossamer.hub.write",
+        "export_gguf": "gossamer.hub.gguf_file",
+        "save": "gossamer.hub.write",
+    },
+)

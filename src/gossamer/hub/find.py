@@ -1,4 +1,4 @@
-"""Where the model is: in a run's folder, or the Hugging Face directory itself; and what its config.json says."""
+"""Where a model lies, in a run's folder or in a Hugging Face directory itself, and what its config.json says."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from gossamer.model.config import ModelConfig
 from gossamer.reading import read_object, user_path
 
 CONFIG = "config.json"
+RUN_CONFIG = "config.yaml"  # the recipe in a run's folder
 
 
 def read_config(folder: Path) -> tuple[dict[str, Any], ModelConfig]:
-    """What a model's config.json says, as it stands there and as gossamer's own.
+    """Return what a model's config.json says, as it stands there and as a `ModelConfig`.
 
     Raises:
         UserError: it cannot be read, or describes what gossamer does not compute; the line names the file.
@@ -30,15 +31,15 @@ def read_config(folder: Path) -> tuple[dict[str, Any], ModelConfig]:
 
 
 def find_model(path: str | Path, of_any_kind: bool = False) -> Path:
-    """A run's folder gives its model/ folder, a Hugging Face directory itself.
+    """Return the folder of a model: `model/` of a run's folder, or a Hugging Face directory itself.
 
     Args:
-        path: folder
-        of_any_kind: take models that gossamer does not compute, too
+        path: the folder of a run, or a Hugging Face directory
+        of_any_kind: whether models that gossamer does not compute are found, too
 
     Raises:
-        UserError: there is no such folder, no model in it, or one of another architecture, which is said before
-            anything else that may be wrong with it.
+        UserError: there is no such folder, no model in it, or one of another architecture, which the message says
+            before anything else that may be wrong with it.
     """
     folder = user_path(path)
     for candidate in (folder, folder / "model"):
@@ -46,7 +47,7 @@ def find_model(path: str | Path, of_any_kind: bool = False) -> Path:
             if not of_any_kind:
                 read_config(candidate)
             return candidate
-    if (folder / "config.yaml").is_file():
+    if (folder / RUN_CONFIG).is_file():
         raise UserError(f"{path}: this run holds no model yet; continue it with: gossamer train --out {path} --resume")
     if folder.is_dir():
         raise UserError(f"{path}: holds no {CONFIG}; name a run's folder or a Hugging Face directory")

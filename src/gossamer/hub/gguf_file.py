@@ -1,9 +1,7 @@
-"""A network becomes one GGUF file, which llama.cpp and what is built on it read."""
+"""Writing a network as one GGUF file, which llama.cpp and the programs built on it read."""
 
 from __future__ import annotations
 
-import os
-import uuid
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -12,12 +10,13 @@ import torch
 from torch import Tensor
 
 from gossamer.errors import UserError
+from gossamer.files import disk_errors, replacing
 from gossamer.hub.find import find_model
 from gossamer.hub.gguf_tensors import check_supported, gguf_tensors
 from gossamer.hub.gguf_vocabulary import Vocabulary, read_vocabulary
 from gossamer.hub.names import EMBEDDING, tensors_of
 from gossamer.hub.read import load
-from gossamer.hub.write import disk_errors, sync
+from gossamer.hub.write import REMEDY
 from gossamer.model.config import FULL, LINEAR, ModelConfig
 from gossamer.reading import text_of_name, user_path
 
@@ -27,10 +26,11 @@ _FILE_TYPES = {torch.float32: "ALL_F32", torch.bfloat16: "MOSTLY_BF16", torch.fl
 
 
 def export_gguf(run: str | Path, file: str | Path) -> None:
-    """Write a run's model, or a Hugging Face directory's, with its tokenizer, as a GGUF file for llama.cpp.
+    """Write the model of a run, or of a Hugging Face directory, with its tokenizer, as a GGUF file for llama.cpp.
 
-    Matrices stay in the type they are stored in, float64 becomes float32; what llama.cpp wants in float32 is. The
-    multi-token-prediction head is included. Narrower types are llama.cpp's own work (`llama-quantize`).
+    Matrices stay in the type in which they are stored, except that float64 becomes float32; what llama.cpp needs in
+    float32 is written so. The multi-token-prediction head is included. `llama-quantize` of llama.cpp makes narrower
+    types.
 
     Args:
         run: a run's folder or a Hugging Face directory
@@ -38,7 +38,7 @@ def export_gguf(run: str | Path, file: str | Path) -> None:
 
     Raises:
         UserError: there is no whole model in `run`; llama.cpp does not compute this network or know its tokenizer; the
-            package `gguf` is missing; or `file` exists or cannot be written. No half of a file is left.
+            package `gguf` is missing; or `file` exists or cannot be written. No half-written file is left.
     """
     gguf = _library()
     source, target = find_model(run), user_path(file)
@@ -50,11 +50,10 @@ def export_gguf(run: str | Path, file: str | Path) -> None:
     parameters = {name: tensor.detach() for name, tensor in tensors_of(model).items()}
     check_supported(model.config, list(parameters))
     vocabulary = read_vocabulary(source, model.config.vocab_size)
-    folder = target.resolve().parent
-    with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f".{target.name}.tmp-{uuid.uuid4().hex}"
-        try:
+    place = target.resolve()
+    with disk_errors(place.parent, REMEDY):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(place) as temporary:
             writer = gguf.GGUFWriter(temporary, _ARCHITECTURE)
             writer.add_type(gguf.GGUFType.MODEL)
             writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
@@ -64,14 +63,10 @@ def export_gguf(run: str | Path, file: str | Path) -> None:
             writer.add_file_type(gguf.LlamaFileType[_FILE_TYPES.get(parameters[EMBEDDING].dtype, "ALL_F32")])
             _describe_tokenizer(writer, vocabulary)
             _write_tensors(writer, parameters, model.config, gguf)
-            sync(temporary)
-            os.replace(temporary, target)
-            sync(folder)
-        finally:
-            temporary.unlink(missing_ok=True)
 
 
 def _library() -> Any:
+    """Return the package `gguf`, which is optional."""
     try:
         return import_module("gguf")
     except ImportError as error:
@@ -81,7 +76,7 @@ def _library() -> Any:
 
 
 def _describe_network(writer: Any, config: ModelConfig) -> None:
-    """The keys that `llama_model_qwen3next::load_arch_hparams` and what is common to all architectures read."""
+    """Write the keys that `llama_model_qwen3next::load_arch_hparams` reads, and those of all architectures."""
     head = config.num_nextn_predict_layers
     writer.add_block_count(config.num_hidden_layers + head)
     writer.add_context_length(config.max_position_embeddings)
@@ -104,7 +99,7 @@ def _describe_network(writer: Any, config: ModelConfig) -> None:
     writer.add_ssm_time_step_rank(config.linear_num_value_heads)
     writer.add_ssm_inner_size(config.linear_value_dim)
     writer.add_full_attention_interval(config.full_attention_interval)
-    # the published package has no method for this key yet
+    # The published package has no method for this key yet.
     mixers = [*config.mixers, *[FULL] * head]
     writer.add_array(f"{_ARCHITECTURE}.attention.recurrent_layers", [mixer == LINEAR for mixer in mixers])
     if head:
@@ -112,6 +107,7 @@ def _describe_network(writer: Any, config: ModelConfig) -> None:
 
 
 def _describe_tokenizer(writer: Any, vocabulary: Vocabulary) -> None:
+    """Write the keys of the tokenizer."""
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(vocabulary.pre)
     writer.add_token_list(vocabulary.tokens)
@@ -129,7 +125,7 @@ def _describe_tokenizer(writer: Any, vocabulary: Vocabulary) -> None:
 
 
 def _write_tensors(writer: Any, parameters: dict[str, Tensor], config: ModelConfig, gguf: Any) -> None:
-    """The names and shapes of all, then each in turn, so that no more than one is held twice."""
+    """Write the names and shapes of all tensors, then the tensors one by one, so that only one is copied at a time."""
     for parameter, tensor in parameters.items():
         for name, converted in gguf_tensors(parameter, tensor.to("meta"), config):
             kind = gguf.GGMLQuantizationType[_TYPES[converted.dtype]]
@@ -141,7 +137,7 @@ def _write_tensors(writer: Any, parameters: dict[str, Tensor], config: ModelConf
         writer.write_ti_data_to_file()
         for parameter, tensor in parameters.items():
             for _, converted in gguf_tensors(parameter, tensor, config):
-                # NumPy has no bfloat16: bytes are written, whatever the type
+                # NumPy has no bfloat16, so bytes are written, whatever the type.
                 writer.write_tensor_data(converted.view(torch.uint8).numpy())
     finally:
         writer.close()

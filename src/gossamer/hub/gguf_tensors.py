@@ -1,10 +1,10 @@
-"""The network's tensors as llama.cpp's architecture `qwen3next` names and lays them out.
+"""The network's tensors with the names and layouts of llama.cpp's architecture `qwen3next`.
 
-Names, layouts and the types that never narrow are those of llama.cpp's own converter (`conversion/qwen.py`,
-`conversion/base.py`) and of what reads them (`src/models/qwen3next.cpp`), at its commit 0c1e57098. What differs from
-the checkpoint:
+Names, layouts and the tensors that stay in float32 are those of llama.cpp's own converter (`conversion/qwen.py`,
+`conversion/base.py`) and of the code that reads them (`src/models/qwen3next.cpp`), at its commit 0c1e57098. These
+differ from the checkpoint:
 
-- a norm's weight is stored as 1 + w, but for the gated norm of linear attention, whose weight is that already
+- a norm's weight is stored as 1 + w, except for the gated norm of linear attention, whose weight is that already
 - A_log is stored as −exp(A_log)
 - in_proj_qkvz, whose rows are [q k v z] for each key head in turn, becomes [q | k | v] over all heads, and z
 - an expert layer's gates and its up projections are two tensors
@@ -56,12 +56,16 @@ _WIDE = ("norm.weight", "ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight", "ssm
 
 
 def check_supported(config: ModelConfig, parameters: list[str]) -> None:
-    """Raise UserError if llama.cpp's `qwen3next` would compute something else than this network, or nothing."""
+    """Refuse a network that llama.cpp's `qwen3next` does not compute, or would compute differently.
+
+    Raises:
+        UserError: it is such a network; the message names the reason.
+    """
     for holds, what in (
         (not all(config.is_sparse(layer) for layer in range(config.num_hidden_layers)), "layers without experts"),
         (config.attention_bias, "attention_bias = true"),
         (not config.norm_topk_prob, "norm_topk_prob = false"),
-        # the norm of linear attention's q and k has an ε of its own, 1e-6; there it is this one
+        # Here the norm of linear attention's q and k has an ε of its own, 1e-6; in llama.cpp it has this one.
         (config.rms_norm_eps != 1e-6, f"rms_norm_eps = {config.rms_norm_eps}, 1e-6 alone"),
         (
             config.linear_key_head_dim != config.linear_value_head_dim,
@@ -75,9 +79,9 @@ def check_supported(config: ModelConfig, parameters: list[str]) -> None:
 
 
 def gguf_tensors(parameter: str, tensor: Tensor, config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
-    """What a parameter of the network is in the file: names and tensors, of the shapes that NumPy would print.
+    """Yield the tensors that a parameter of the network becomes in the file: names and tensors, in NumPy's shapes.
 
-    Nothing but shapes and types is read of a tensor on the meta device. The types are `gguf_dtype`'s.
+    A tensor on the meta device gives shapes and types. The types are those of `gguf_dtype`.
     """
     prefix, part = _place(parameter, config)
     for name, converted in _converted(part, tensor, config):
@@ -85,13 +89,13 @@ def gguf_tensors(parameter: str, tensor: Tensor, config: ModelConfig) -> Iterato
 
 
 def gguf_dtype(name: str, tensor: Tensor) -> torch.dtype:
-    """The type that a tensor is stored in: its own where that is of two bytes and it is a matrix, else float32."""
+    """Return the dtype in which a tensor is stored: a matrix keeps one of two bytes, all else is float32."""
     narrow = tensor.dtype in (torch.bfloat16, torch.float16) and tensor.ndim > 1 and not name.endswith(_WIDE)
     return tensor.dtype if narrow else torch.float32
 
 
 def _place(parameter: str, config: ModelConfig) -> tuple[str, str]:
-    """The prefix of a parameter's block in the file, and its name in that block."""
+    """Return the prefix of a parameter's block in the file, and its name in that block."""
     if parameter.startswith(MTP_PREFIX):
         part = parameter.removeprefix(MTP_PREFIX)
         return f"blk.{config.num_hidden_layers}.", part.removeprefix("layers.0.")
@@ -102,6 +106,7 @@ def _place(parameter: str, config: ModelConfig) -> tuple[str, str]:
 
 
 def _converted(part: str, tensor: Tensor, config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
+    """Yield the names and values of a parameter of a block in the file."""
     if part == _QKVZ:
         qkv, z = _split_qkvz(tensor, config)
         yield "attn_qkv.weight", qkv
@@ -122,12 +127,20 @@ def _add_one(weight: Tensor) -> Tensor:
 _CHANGES: dict[str, Callable[[Tensor], Tensor] | None] = {
     "linear_attn.norm.weight": None,
     "linear_attn.A_log": lambda log: -torch.exp(log.float()),
-    "linear_attn.conv1d.weight": lambda taps: taps.squeeze(1),
+    "linear_attn.conv1d.weight": lambda kernel: kernel.squeeze(1),
 }
 
 
 def _split_qkvz(weight: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor]:
-    """[key heads × (q k v z), hidden] → [q of all heads | k | v, hidden] and z, [value heads × width, hidden]."""
+    """Split the weight of in_proj_qkvz into those of qkv and z.
+
+    Args:
+        weight: [key heads × (q k v z), hidden]
+        config: of the network
+
+    Returns:
+        [q of all heads | k | v, hidden], and z [value heads × width, hidden].
+    """
     heads, key = config.linear_num_key_heads, config.linear_key_head_dim
     value = config.linear_value_dim // heads
     parts = weight.view(heads, -1, weight.shape[-1]).split([key, key, value, value], dim=1)

@@ -1,8 +1,8 @@
 """A byte-level BPE tokenizer as llama.cpp reads it: tokens, merges, and the name of the split before them.
 
-llama.cpp has the splits of known tokenizers in its program, by name, and its converter recognises a tokenizer by the
-ids that it gives; one that was trained here it cannot know. The split itself is in `tokenizer.json`, though, so here
-the name follows from that.
+llama.cpp has the splits of known tokenizers in its program, by name. Its converter recognises a tokenizer by the ids
+that it gives, so it cannot know one that was trained here. The split itself is in `tokenizer.json`, and here the name
+follows from that.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ _PRE = {
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What a GGUF file says of its tokenizer.
+    """A tokenizer as a GGUF file describes it.
 
     Attributes:
         tokens: by id, in the byte-level alphabet; as many as the network has
-        types: NORMAL, CONTROL … of each
-        merges: the pairs that are joined, the first first
+        types: NORMAL, CONTROL … for each token
+        merges: the pairs that are joined, in this order
         pre: llama.cpp's name of the split
         eos: id of the token that ends a text
         eot: id of another token that ends an answer; None: there is none
-        bos: id of the token that is named as the beginning of one; None: there is none
-        add_bos: llama.cpp is to put that token before a text
+        bos: id of the token that begins a text; None: there is none
+        add_bos: whether llama.cpp puts that token before a text
         chat_templates: Jinja, by name
     """
 
@@ -60,11 +60,11 @@ def read_vocabulary(folder: Path, size: int) -> Vocabulary:
 
     Args:
         folder: with tokenizer.json
-        size: token ids of the network; those that the tokenizer does not use are marked so
+        size: how many token ids the network has; those that the tokenizer does not use are marked as such
 
     Raises:
-        UserError: there is no tokenizer, it is none of byte-level BPE, its split has no name in llama.cpp, or none of
-            its chat templates is the default.
+        UserError: there is no tokenizer, it is not byte-level BPE, its split has no name in llama.cpp, or none of its
+            chat templates is the default.
     """
     tokenizer = Tokenizer.load(folder)
     file = folder / "tokenizer.json"
@@ -94,6 +94,7 @@ def read_vocabulary(folder: Path, size: int) -> Vocabulary:
 
 
 def _pre_tokenizer(value: dict[str, Any] | None, file: Path) -> str:
+    """Return llama.cpp's name of the split that a tokenizer.json describes."""
     splits = [step["pattern"].get("Regex", "") for step in _steps(value) if step.get("type") == "Split"]
     if len(splits) != 1 or splits[0] not in _PRE:
         raise UserError(
@@ -104,7 +105,7 @@ def _pre_tokenizer(value: dict[str, Any] | None, file: Path) -> str:
 
 
 def _steps(value: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
-    """The steps of a pre-tokenizer, sequences taken apart."""
+    """Yield the steps of a pre-tokenizer, those of sequences one by one."""
     if value is None:
         return
     if value.get("type") == "Sequence":

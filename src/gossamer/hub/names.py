@@ -1,11 +1,11 @@
-"""How the network's parameters are named and cut in a checkpoint; this file alone knows both layouts of the experts.
+"""The names of the network's parameters in a checkpoint, and the two layouts of its experts.
 
-- released, one tensor an expert: `mlp.experts.{e}.gate_proj.weight`, `up_proj`, `down_proj`. Written by Qwen, by
+- released, one tensor for each expert: `mlp.experts.{e}.gate_proj.weight`, `up_proj`, `down_proj`. Written by Qwen, by
   transformers and by `gossamer.save`; read by vLLM and SGLang.
 - stacked, the network's own: `mlp.experts.gate_up_proj` [E, 2I, hidden], `mlp.experts.down_proj` [E, hidden, I].
   Written by transformers with `save_original_format=False`.
 
-Everything else has one name and one shape everywhere.
+Everything else has one name and one shape in both.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _WIDE = (".linear_attn.A_log", ".linear_attn.dt_bias", ".linear_attn.norm.weight
 
 
 def released(parameter: str, shape: torch.Size) -> Iterator[tuple[str, Index]]:
-    """The released layout's tensors of a parameter: each one's name, and its place in the parameter.
+    """Yield the tensors that a parameter is in the released layout: each one's name, and its place in the parameter.
 
     Every place is contiguous in memory, so that it is read and written without a copy.
     """
@@ -53,12 +53,12 @@ def released(parameter: str, shape: torch.Size) -> Iterator[tuple[str, Index]]:
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
-    """All that the network holds, by its own names: parameters, a tied one once, and the routers' biases if any."""
+    """Return all that a network holds, by its own names: parameters, a tied one once, and the biases of routers."""
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
 def released_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The released layout of all that the network holds, as views of it."""
+    """Return all that a network holds in the released layout, as views of it."""
     return {
         name: tensor.detach()[index]
         for own, tensor in tensors_of(model).items()
@@ -67,16 +67,16 @@ def released_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def held_dtype(parameter: str, dtype: torch.dtype) -> torch.dtype:
-    """The type a parameter is held in when the model is loaded in `dtype`: that one, or float32 at least."""
+    """Return the dtype of a parameter when the model is loaded in `dtype`: that one, or at least float32."""
     return torch.promote_types(dtype, torch.float32) if parameter.endswith(_WIDE) else dtype
 
 
 def is_weight_file(path: Path) -> bool:
-    """Whether a file of a model directory is one of those that together hold its weights."""
+    """Whether a file of a model directory belongs to its weights."""
     return path.name in (WEIGHTS, INDEX) or path.match("model-*-of-*.safetensors")
 
 
-def some(names: Iterable[str], limit: int = 3) -> str:
-    """The first few names, for a message of one line."""
+def first_few(names: Iterable[str], max_names: int = 3) -> str:
+    """Return the first few names, for a message of one line."""
     names = list(names)
-    return ", ".join(map(shorten, names[:limit])) + (", …" if len(names) > limit else "")
+    return ", ".join(map(shorten, names[:max_names])) + (", …" if len(names) > max_names else "")

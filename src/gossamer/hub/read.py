@@ -1,8 +1,8 @@
-"""A Hugging Face directory becomes a network: `load`.
+"""Loading a network from a Hugging Face directory.
 
-Memory: the network is laid out without memory, checked against the files' headers, and only then allocated; its
-tensors are filled through short-lived memory maps, so that the files never count a second time. At the peak that is
-the model and one window of a file.
+The network is laid out without memory, checked against the files' headers, and only then allocated. Its tensors are
+filled through short-lived memory maps, so that the files never count a second time: at the peak there are the model
+and one window of a file in memory.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from torch.overrides import TorchFunctionMode
 from gossamer import device as devices
 from gossamer.cost.network import count_network
 from gossamer.errors import UserError
-from gossamer.hub.files import DTYPES, REMEDY, Stored, read_header, read_headers, read_rows
 from gossamer.hub.find import find_model, read_config
 from gossamer.hub.names import (
     EMBEDDING,
     HEAD,
     MTP_PREFIX,
     Index,
+    first_few,
     held_dtype,
     released,
-    some,
     tensors_of,
 )
+from gossamer.hub.shards import DTYPES, REMEDY, StoredTensor, read_header, read_headers, read_rows
 from gossamer.model.causal_lm import CausalLM
 from gossamer.model.config import ModelConfig
 from gossamer.model.experts import Router
@@ -45,23 +45,21 @@ _MTP_KEY = "num_nextn_predict_layers"
 
 
 def load(path: str | Path, dtype: torch.dtype | None = None, device: str | torch.device = "cpu") -> CausalLM:
-    """Load a run's model, or any Hugging Face directory of the family.
-
-    The model is in evaluation mode, as one that transformers has loaded.
+    """Load the model of a run, or of any Hugging Face directory of the family, in evaluation mode.
 
     Weights are read from `model.safetensors` or its shards, with the experts stacked or one by one, with or without
-    `mtp.*`. Whether there is a multi-token-prediction head is decided by the tensors, not by config.json, because
-    transformers drops those tensors and keeps that key: one line of the logger "gossamer" says what was found, a
-    warning if config.json promised more.
+    `mtp.*`. The tensors, not config.json, decide whether there is a multi-token-prediction head, because transformers
+    drops those tensors and keeps that key. One line of the logger "gossamer" says what was found; it is a warning if
+    config.json promises more.
 
     Args:
         path: a run's folder or a Hugging Face directory
-        dtype: type to hold the weights in; None: each in the type it is stored in. `A_log`, `dt_bias`,
-            `linear_attn.norm.weight` and a router's bias are held in float32 at least, whatever the others are in.
+        dtype: type of the weights in memory; None: each in the type in which it is stored. `A_log`, `dt_bias`,
+            `linear_attn.norm.weight` and a router's bias are at least in float32, whatever the others are in.
         device: auto, cpu, cuda, cuda:1 … or a torch.device
 
     Raises:
-        UserError: no model there, another architecture, pickled or damaged files, or tensors that do not fit
+        UserError: there is no model, it has another architecture, files are pickled or damaged, or tensors do not fit
             config.json; the message names them.
     """
     if dtype is not None and dtype not in DTYPES.values():
@@ -78,19 +76,20 @@ def load(path: str | Path, dtype: torch.dtype | None = None, device: str | torch
         model = CausalLM(config, random_weights=False)
         _add_router_biases(model, stored)
     places = _match(model, stored, folder)
-    held = _held_dtypes(stored, places, dtype)
-    if not all(devices.can_hold(where, one) for one in held.values()):
+    dtypes = _dtypes(stored, places, dtype)
+    if not all(devices.can_hold(where, one) for one in dtypes.values()):
         raise UserError(f"{folder}: float64, which {where} does not have; load it as torch.float32, or on the CPU")
-    _allocate(model, held, where)
+    _allocate(model, dtypes, where)
     with _one_thread():
         _fill(model, stored, places)
     if config.tie_word_embeddings and HEAD in stored:
         _check_tied(model, stored[HEAD].file)
-    _announce(folder, model, promised=bool(values.get(_MTP_KEY)))
+    _report_head(folder, model, promised=bool(values.get(_MTP_KEY)))
     return model.eval()
 
 
-def _announce(folder: Path, model: CausalLM, promised: bool) -> None:
+def _report_head(folder: Path, model: CausalLM, promised: bool) -> None:
+    """Log whether a multi-token-prediction head was loaded."""
     if model.mtp is None and promised:
         log.warning(
             "%s: config.json promises a multi-token-prediction head, but the checkpoint holds no %s*; loaded without",
@@ -106,33 +105,33 @@ def _announce(folder: Path, model: CausalLM, promised: bool) -> None:
 
 
 def _by_interval(config: ModelConfig) -> ModelConfig:
-    """Files spell the layers out; where the interval says the same, the configuration is the one that was saved."""
+    """Return the configuration by interval where that says the same as the list of layers that files contain."""
     by_interval = replace(config, layer_types=None)
     return by_interval if by_interval.mixers == config.mixers else config
 
 
-def _require_size(config: ModelConfig, stored: dict[str, Stored], folder: Path) -> None:
-    """Refuse a config.json of a network that is far larger than what the files hold, before it is laid out."""
+def _require_size(config: ModelConfig, stored: dict[str, StoredTensor], folder: Path) -> None:
+    """Refuse a config.json whose network is far larger than the files, before it is laid out."""
     wanted, held = count_network(config).parameters, sum(math.prod(tensor.shape) for tensor in stored.values())
     if wanted > 2 * held + 1_000_000:
         raise UserError(
             f"{folder}: config.json describes a network of {count(wanted)} parameters, and the files hold "
-            f"{count(held)}; "
-            f"{REMEDY}"
+            f"{count(held)}; {REMEDY}"
         )
 
 
 # Which tensor goes where.
 
 
-def _add_router_biases(model: CausalLM, stored: dict[str, Stored]) -> None:
+def _add_router_biases(model: CausalLM, stored: dict[str, StoredTensor]) -> None:
+    """Give routers the biases that the files hold."""
     for name, module in model.named_modules():
         if isinstance(module, Router) and f"{name}.e_score_correction_bias" in stored:
             module.e_score_correction_bias = torch.empty(len(module.weight))
 
 
-def _match(model: CausalLM, stored: dict[str, Stored], folder: Path) -> dict[str, tuple[str, Index]]:
-    """For each stored tensor the parameter it belongs to and its place there; exactly those the network has."""
+def _match(model: CausalLM, stored: dict[str, StoredTensor], folder: Path) -> dict[str, tuple[str, Index]]:
+    """Return for each stored tensor its parameter and its place there; the files must hold exactly the network."""
     places: dict[str, tuple[str, Index]] = {}
     missing: list[str] = []
     for parameter, tensor in tensors_of(model).items():
@@ -154,25 +153,27 @@ def _match(model: CausalLM, stored: dict[str, Stored], folder: Path) -> dict[str
                 )
     if missing:
         raise UserError(
-            f"{folder}: {len(missing)} {_tensors(missing)} missing that config.json asks for: {some(missing)}; {REMEDY}"
+            f"{folder}: {len(missing)} {_tensors(missing)} missing that config.json asks for: {first_few(missing)}; "
+            f"{REMEDY}"
         )
     tied = {HEAD} if model.config.tie_word_embeddings else set()
     if unexpected := sorted(stored.keys() - places.keys() - tied):
         raise UserError(
             f"{folder}: {len(unexpected)} {_tensors(unexpected)} not in the network that config.json describes: "
-            f"{some(unexpected)}; one of the two belongs to another model"
+            f"{first_few(unexpected)}; one of the two belongs to another model"
         )
     return places
 
 
 def _tensors(names: Sequence[str]) -> str:
+    """Return the beginning of a sentence about these tensors."""
     return "tensor is" if len(names) == 1 else "tensors are"
 
 
-def _held_dtypes(
-    stored: dict[str, Stored], places: dict[str, tuple[str, Index]], dtype: torch.dtype | None
+def _dtypes(
+    stored: dict[str, StoredTensor], places: dict[str, tuple[str, Index]], dtype: torch.dtype | None
 ) -> dict[str, torch.dtype]:
-    """The type of each parameter; experts stored in several types get one that holds them all."""
+    """Return the dtype of each parameter; experts that are stored in several types get one that holds them all."""
     held: dict[str, torch.dtype] = {}
     for name, (parameter, _) in places.items():
         wanted = held_dtype(parameter, dtype or stored[name].dtype)
@@ -184,7 +185,7 @@ def _held_dtypes(
 
 
 class _Uninitialised(TorchFunctionMode):
-    """Draws no random weights: for those without memory PyTorch would first import sympy, seconds and 75 MB."""
+    """Leaves out random weights, which on tensors without memory make PyTorch import sympy: seconds, and 75 MB."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -195,7 +196,7 @@ class _Uninitialised(TorchFunctionMode):
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Copy in one thread: memory is the limit, and on a busy machine every copy waits for the slowest of many."""
+    """Copy in one thread: memory is the bottleneck, and on a busy machine each copy waits for the slowest thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -204,10 +205,11 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _allocate(model: CausalLM, held: dict[str, torch.dtype], device: torch.device) -> None:
+def _allocate(model: CausalLM, dtypes: dict[str, torch.dtype], device: torch.device) -> None:
+    """Give a network that was laid out without memory the memory for its tensors."""
     for name, tensor in tensors_of(model).items():
         owner, _, leaf = name.rpartition(".")
-        memory = torch.empty(tensor.shape, dtype=held[name], device=device)
+        memory = torch.empty(tensor.shape, dtype=dtypes[name], device=device)
         is_parameter = isinstance(tensor, nn.Parameter)
         setattr(model.get_submodule(owner), leaf, nn.Parameter(memory) if is_parameter else memory)
     if model.config.tie_word_embeddings:
@@ -215,7 +217,8 @@ def _allocate(model: CausalLM, held: dict[str, torch.dtype], device: torch.devic
 
 
 @torch.no_grad()
-def _fill(model: CausalLM, stored: dict[str, Stored], places: dict[str, tuple[str, Index]]) -> None:
+def _fill(model: CausalLM, stored: dict[str, StoredTensor], places: dict[str, tuple[str, Index]]) -> None:
+    """Copy the stored tensors into the network."""
     parameters = tensors_of(model)
     by_file: dict[Path, list[str]] = {}
     for name in places:
@@ -228,6 +231,7 @@ def _fill(model: CausalLM, stored: dict[str, Stored], places: dict[str, tuple[st
 
 @torch.no_grad()
 def _check_tied(model: CausalLM, file: Path) -> None:
+    """Refuse a stored head that differs from the embedding that it is tied to."""
     embedding = model.model.embed_tokens.weight
     stored = read_header(file)[HEAD]
     same = stored.shape == tuple(embedding.shape) and all(

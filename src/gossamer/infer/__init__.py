@@ -5,8 +5,9 @@ What is exported here is imported when it is first used.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from gossamer.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from gossamer.infer.engine import Engine
@@ -16,18 +17,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Engine", "EngineOptions", "Request", "SamplingParams", "generate"]
 
-_HOMES = {
-    "Engine": "engine",
-    "EngineOptions": "options",
-    "Request": "request",
-    "SamplingParams": "request",
-    "generate": "generation",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'gossamer.infer' has no attribute {name!r}")
-    value = getattr(import_module(f"gossamer.infer.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__, __dir__ = lazy_exports(
+    __name__,
+    {
+        "Engine": "gossamer.infer.engine",
+        "EngineOptions": "gossamer.infer.options",
+        "Request": "gossamer.infer.request",
+        "SamplingParams": "gossamer.infer.request",
+        "generate": "gossamer.infer.generation",
+    },
+)

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from gossamer import units
 from gossamer.errors import UserError
+from gossamer.files import write_atomically
 from gossamer.reading import read_bytes
-from gossamer.run.metrics import write_atomically
 from gossamer.yaml_files import MAX_YAML, parse_yaml
 
 if TYPE_CHECKING:

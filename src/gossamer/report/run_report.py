@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gossamer.cost.ledger import OVERHEADS, STEPS, Ledger, read_ledger
+from gossamer.files import write_atomically
 from gossamer.reading import text_of_name
 from gossamer.report.history import Event, History, best, best_before, evenly, measured_over, numbers, read_history
 from gossamer.report.page import configuration, render, sections, visible, write_page
-from gossamer.run.metrics import write_atomically
 from gossamer.units import (
     SIZES,
     amount,

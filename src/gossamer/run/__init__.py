@@ -1,1 +1,1 @@
-"""What keeps a training run alive: its loop, its end, its checkpoints, its log and what it cost."""
+"""What keeps a training run alive: its loop, its end, its checkpoints, its log and what it costs."""

@@ -10,6 +10,7 @@ from typing import Self
 import torch
 
 from gossamer import device as devices
+from gossamer.files import replacing
 
 PROFILE_FOLDER = "profile"
 WARM_UP = 3  # steps that are not recorded: allocations, kernels that are built, a profiler that starts
@@ -17,18 +18,18 @@ RECORDED = 3
 
 
 class StepProfile:
-    """Records some steps of a run, warm-up past, with the shapes of what they compute, into `out`/profile.
+    """Records some steps of a run after their warm-up, with the shapes of what they compute, into `out`/profile.
 
     Args:
         out: the run's folder
         device: where the steps run
-        done: steps taken before this start; the trace's name counts from there
-        say: told where the trace is, or that there is none
+        step: the step that the run goes on from
+        say: called with a line about where the trace is, or why there is none
     """
 
-    def __init__(self, out: Path, device: torch.device, done: int, say: Callable[[str], None]) -> None:
+    def __init__(self, out: Path, device: torch.device, step: int, say: Callable[[str], None]) -> None:
         self.folder, self._say = out / PROFILE_FOLDER, say
-        self._done, self._steps = done, 0
+        self._first_step, self._steps = step, 0
         kinds = torch.profiler.supported_activities()
         if not devices.is_accelerator(device):
             kinds = {torch.profiler.ProfilerActivity.CPU}
@@ -40,21 +41,20 @@ class StepProfile:
         )
 
     def step(self) -> None:
-        """A step is over. Once the trace is written, nothing is left to do."""
+        """Note that a step is over; once the trace is written, nothing is done."""
         if self._profiler is not None:
             self._steps += 1
             self._profiler.step()
 
     def _write(self, profiler: torch.profiler.profile) -> None:
         self._profiler = None
-        first, last = self._done + WARM_UP + 1, self._done + self._steps
+        first, last = self._first_step + WARM_UP + 1, self._first_step + self._steps
         if last < first:
-            return  # `__exit__` tells
+            return  # `__exit__` says so
         self.folder.mkdir(exist_ok=True)
-        path = self.folder / f"steps-{first}-{last}.pt.trace.json.gz"  # TensorBoard's plug-in goes by this ending
-        unfinished = path.with_name(f".{path.name}")
-        profiler.export_chrome_trace(str(unfinished))
-        unfinished.replace(path)
+        path = self.folder / f"steps-{first}-{last}.pt.trace.json.gz"  # TensorBoard's plug-in looks for this ending
+        with replacing(path) as temporary:
+            profiler.export_chrome_trace(str(temporary))
         self._say(f"profile of steps {first} to {last}: {path} (open it at ui.perfetto.dev or in chrome://tracing)")
 
     def __enter__(self) -> Self:

@@ -1,18 +1,29 @@
-"""The recipe that a run begins or goes on with, decided before anything is written."""
+"""What a run begins or goes on with: its recipe, decided before anything is written, and its folder.
+
+A run has one trainer: it holds a lock in the folder, which the operating system releases when its holder ends in
+whatever way. Where there are no such locks, on Windows and on some file systems, nobody is kept out.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from gossamer.data.sources import HUB_PREFIX
 from gossamer.errors import UserError
-from gossamer.reading import user_path
-from gossamer.run.claim import require_unclaimed
+from gossamer.files import sweep, try_lock
+from gossamer.hub.find import RUN_CONFIG
+from gossamer.reading import MissingFile, open_to_append, open_to_read, user_path
 from gossamer.train.recipe import Recipe, flatten, load_recipe, recipe_file, recipe_options
+
+if TYPE_CHECKING:
+    from gossamer.train.world import World
+
+_LOCK = ".lock"
 
 
 def require_undecided(recipe: str | None, overrides: Mapping[str, Any]) -> None:
@@ -63,7 +74,7 @@ def fresh_recipe(folder: Path, name: str, overrides: Mapping[str, Any]) -> Recip
         UserError: a bad recipe or override, a folder in use, or text that the recipe names and that is not here.
     """
     recipe = _with_absolute_paths(load_recipe(name, overrides))
-    if (folder / "config.yaml").exists():
+    if (folder / RUN_CONFIG).exists():
         require_unclaimed(folder)
         raise UserError(f"{folder} already holds a run; --resume goes on with it, --out DIR begins another")
     if folder.exists() and not folder.is_dir():
@@ -99,7 +110,7 @@ def resumed_recipe(folder: Path, name: str | None, overrides: Mapping[str, Any])
     Raises:
         UserError: no run there, a run of another recipe than `name`, or an override of what is fixed.
     """
-    saved = folder / "config.yaml"
+    saved = folder / RUN_CONFIG
     if not saved.is_file():
         raise UserError(f"--resume: no run in {folder} (it has no config.yaml); leave --resume out to begin one")
     before = _with_absolute_paths(load_recipe(saved))
@@ -141,3 +152,59 @@ def _with_absolute_paths(recipe: Recipe) -> Recipe:
             tokenizer=corpus.tokenizer if corpus.tokenizer in ("bpe", "char") else absolute(corpus.tokenizer),
         ),
     )
+
+
+# The folder.
+
+
+@contextmanager
+def claimed(run: Path, world: World) -> Iterator[None]:
+    """Hold a run's folder, which is made if need be; if nothing is begun there meanwhile, it is left as it was.
+
+    Raises:
+        UserError: another trainer holds it; on every process.
+    """
+    with ExitStack() as held:
+        world.call_on_main(lambda: held.enter_context(_locked(run)))
+        yield
+
+
+def require_unclaimed(run: Path) -> None:
+    """Refuse a run's folder that a trainer holds.
+
+    Raises:
+        UserError: another process trains there.
+    """
+    with suppress(MissingFile), open_to_read(run / _LOCK, "remove it") as file:
+        _take(file, run, shared=True)
+
+
+@contextmanager
+def _locked(run: Path) -> Iterator[None]:
+    """Hold a run's lock on the main process, and remove what a killed trainer has left."""
+    is_new = not run.exists()
+    run.mkdir(parents=True, exist_ok=True)
+    with open_to_append(run / _LOCK) as file:
+        _take(file, run)
+        sweep(run, "model", age=0)  # nobody else writes a run's model
+        sweep(run)
+        try:
+            yield
+        finally:
+            if not (run / RUN_CONFIG).exists():
+                (run / _LOCK).unlink(missing_ok=True)
+                if is_new:
+                    with suppress(OSError):  # another process has put something there
+                        run.rmdir()
+
+
+def _take(file: BinaryIO, run: Path, shared: bool = False) -> None:
+    """Lock the open lock file of a run.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    if not try_lock(file, shared):
+        raise UserError(
+            f"{run} is being trained by another process; wait for its end, or begin another run with --out DIR"
+        )

@@ -1,1 +1,1 @@
-"""How the network learns: one step, repeated."""
+"""How the network learns: one step, with its loss, gradient, optimizer and many processes."""

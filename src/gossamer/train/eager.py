@@ -1,4 +1,4 @@
-"""Optimizers that leave torch.compile's machinery out: PyTorch's own import it, which takes 100 MB and seconds."""
+"""Optimizers without the machinery of torch.compile, which PyTorch's own import: 100 MB, and seconds."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 
 class EagerOptimizer(torch.optim.Optimizer):
-    """What PyTorch wraps for torch.compile alone, unwrapped. It comes first among a class's bases."""
+    """A base class, to be named first, whose methods are those of PyTorch before they are wrapped for torch.compile."""
 
     add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
     load_state_dict = inspect.unwrap(torch.optim.Optimizer.load_state_dict)
@@ -17,6 +17,6 @@ class EagerOptimizer(torch.optim.Optimizer):
 
 
 class AdamW(EagerOptimizer, torch.optim.AdamW):
-    """PyTorch's AdamW, eagerly."""
+    """PyTorch's AdamW without torch.compile."""
 
     step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))

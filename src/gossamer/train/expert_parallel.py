@@ -1,4 +1,4 @@
-"""Routed experts spread over processes: tokens travel to the experts' owners and their outputs travel back.
+"""Routed experts spread over processes: tokens are sent to the ranks of their experts, and the outputs come back.
 
 In a group of P processes each owns E / P consecutive experts of a layer. The tokens' assignments are sorted by expert,
 so what goes to one process is one block of rows, and one all-to-all carries all of them; a second one brings the
@@ -19,46 +19,52 @@ from torch.distributed.tensor import Shard, distribute_tensor
 from gossamer import ops
 from gossamer.model.experts import Experts
 from gossamer.ops.checks import first_order
-from gossamer.train.world import local
+from gossamer.train.world import to_local
 
 
 class SpreadExperts(Experts):
-    """`Experts` whose weights are DTensors, cut along the experts over a one-dimensional mesh; same names."""
+    """`Experts` whose weights are DTensors, sharded along the experts over a one-dimensional mesh; the names stay."""
 
     def __init__(self, whole: Experts, mesh: DeviceMesh) -> None:
-        nn.Module.__init__(self)  # not Experts': it would allocate all of the weights again
+        nn.Module.__init__(self)  # not that of Experts, which would allocate all weights again
         self.group = mesh.get_group()
         for name, weight in whole.named_parameters():
-            # Every process has the same initial weights: nobody needs to send any.
+            # Every process has the same initial weights, so none needs to send any.
             shards = distribute_tensor(weight.detach(), mesh, [Shard(0)], src_data_rank=None)
             self.register_parameter(name, nn.Parameter(shards, requires_grad=weight.requires_grad))
 
     def forward(self, x: Tensor, expert_indices: Tensor, weights: Tensor) -> Tensor:
-        """[N, hidden] with [N, k] choices among all experts → [N, hidden]; N may differ between processes."""
-        processes, chosen = self.group.size(), expert_indices.shape[1]
+        """Return the experts' outputs [N, hidden] for x [N, hidden]; N may differ between processes.
+
+        Args:
+            x: [N, hidden]
+            expert_indices: [N, k] among all experts
+            weights: [N, k]
+        """
+        processes, top_k = self.group.size(), expert_indices.shape[1]
         order = expert_indices.flatten().argsort(stable=True)  # row of the sorted buffer → assignment n·k + j
         rank = torch.empty_like(order)
         rank[order] = torch.arange(len(order), device=order.device)
 
-        # For each process the rows of each of its experts; what comes back is for each process the rows of ours.
+        # Rows for each expert of each process; what comes back is, from each process, the rows for ours.
         counts = torch.bincount(expert_indices.flatten(), minlength=len(self.gate_up_proj)).view(processes, -1)
         arriving = torch.empty_like(counts)
         dist.all_to_all_single(arriving, counts, group=self.group)
         send, receive = torch.stack([counts.sum(1), arriving.sum(1)]).tolist()  # the one read-back from the device
 
-        rows = _Exchange.apply(_Spread.apply(x, order, rank, chosen), send, receive, self.group)
+        rows = _Exchange.apply(_Spread.apply(x, order, rank, top_k), send, receive, self.group)
         row_weights = _Exchange.apply(weights.flatten()[order], send, receive, self.group)
         here = torch.arange(arriving.shape[1], device=x.device).repeat(processes)
         ids = here.repeat_interleave(arriving.flatten(), output_size=sum(receive))
         out = ops.grouped_mlp(
-            rows, ids.unsqueeze(1), row_weights.unsqueeze(1), local(self.gate_up_proj), local(self.down_proj)
+            rows, ids.unsqueeze(1), row_weights.unsqueeze(1), to_local(self.gate_up_proj), to_local(self.down_proj)
         )
-        y: Tensor = _Collect.apply(_Exchange.apply(out, receive, send, self.group), order, rank, chosen)
+        y: Tensor = _Collect.apply(_Exchange.apply(out, receive, send, self.group), order, rank, top_k)
         return y
 
 
 class _Exchange(torch.autograd.Function):
-    """Rows [Σ send, …] to their processes, in blocks of `send` rows; returns [Σ receive, …]. Backwards they return."""
+    """An all-to-all of rows: [Σ send, …], in blocks of `send` rows, becomes [Σ receive, …]; backward it is reversed."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, send: list[int], receive: list[int], group: dist.ProcessGroup) -> Tensor:
@@ -72,41 +78,41 @@ class _Exchange(torch.autograd.Function):
 
 
 class _Spread(torch.autograd.Function):
-    """[N, hidden] → a row for each assignment, sorted: [N·k, hidden]. Its transpose is `_Collect`."""
+    """Copies each token's row once for each of its experts, sorted: [N, hidden] → [N·k, hidden]."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, order: Tensor, rank: Tensor, chosen: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, order: Tensor, rank: Tensor, top_k: int) -> Tensor:
         ctx.save_for_backward(rank)
-        ctx.chosen = chosen
-        return _rows_of_assignments(x, order, chosen)
+        ctx.top_k = top_k
+        return _rows_of_assignments(x, order, top_k)
 
     @staticmethod
     @first_order("grouped_mlp")
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return _sum_of_assignments(grads[0], ctx.saved_tensors[0], ctx.chosen), None, None, None
+        return _sum_of_assignments(grads[0], ctx.saved_tensors[0], ctx.top_k), None, None, None
 
 
 class _Collect(torch.autograd.Function):
-    """The sum of each token's rows: [N·k, hidden], sorted → [N, hidden]."""
+    """Adds up each token's rows: [N·k, hidden], sorted → [N, hidden]. It is the transpose of `_Spread`."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, order: Tensor, rank: Tensor, chosen: int) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, order: Tensor, rank: Tensor, top_k: int) -> Tensor:
         ctx.save_for_backward(order)
-        ctx.chosen = chosen
-        return _sum_of_assignments(rows, rank, chosen)
+        ctx.top_k = top_k
+        return _sum_of_assignments(rows, rank, top_k)
 
     @staticmethod
     @first_order("grouped_mlp")
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return _rows_of_assignments(grads[0], ctx.saved_tensors[0], ctx.chosen), None, None, None
+        return _rows_of_assignments(grads[0], ctx.saved_tensors[0], ctx.top_k), None, None, None
 
 
-def _rows_of_assignments(x: Tensor, order: Tensor, chosen: int) -> Tensor:
-    return x.index_select(0, order // chosen)
+def _rows_of_assignments(x: Tensor, order: Tensor, top_k: int) -> Tensor:
+    return x.index_select(0, order // top_k)
 
 
-def _sum_of_assignments(rows: Tensor, rank: Tensor, chosen: int) -> Tensor:
-    return rows.index_select(0, rank).view(-1, chosen, rows.shape[1]).sum(1)
+def _sum_of_assignments(rows: Tensor, rank: Tensor, top_k: int) -> Tensor:
+    return rows.index_select(0, rank).view(-1, top_k, rows.shape[1]).sum(1)
 
 
 def _all_to_all(rows: Tensor, send: list[int], receive: list[int], group: dist.ProcessGroup) -> Tensor:

@@ -6,8 +6,8 @@ Keller Jordan's Muon (kellerjordan.github.io/posts/muon) with the update scale a
 
 What departs from the usual:
 
-- A fused projection is not one matrix. Its parts are orthogonalised apart: q, k, v, z and gate for each head, gate and
-  up of an expert, the two halves of the multi-token-prediction head's input.
+- A fused projection is not one matrix. Its parts are orthogonalised separately: q, k, v, z and gate for each head,
+  gate and up of an expert, the two halves of the multi-token-prediction head's input.
 - All experts of a layer are one batched product.
 - float32 on a CPU and where the device has no fast bfloat16: `torch.optim.Muon` takes bfloat16 everywhere.
 - Of a matrix spread over processes, each gathers the whole direction and keeps its part of the result. Experts are
@@ -29,7 +29,7 @@ from gossamer.model.deltanet import GatedDeltaNet
 from gossamer.model.experts import Experts, SwiGLU
 from gossamer.model.mtp import MultiTokenPrediction
 from gossamer.train.eager import EagerOptimizer
-from gossamer.train.world import local
+from gossamer.train.world import to_local
 
 _SCALE = 0.2  # root mean square of an AdamW update (arXiv 2502.16982, section 2.2)
 
@@ -37,9 +37,9 @@ Split = Callable[[Tensor], list[Tensor]]
 
 
 def matrix_splits(model: nn.Module) -> dict[Tensor, Split]:
-    """The parameters that Muon takes, each with the function that cuts it into views of its matrices.
+    """Return the parameters that Muon updates, each with the function that cuts it into views of its matrices.
 
-    Left out, for AdamW: embeddings, head, router, convolution, norms, biases, and the small projections to gates.
+    AdamW updates the others: embeddings, head, router, convolution, norms, biases, and the small projections to gates.
     """
     splits: dict[Tensor, Split] = {}
     for module in model.modules():
@@ -71,17 +71,17 @@ def _whole(weight: Tensor) -> list[Tensor]:
 
 
 def _heads(heads: int, rows: list[int]) -> Split:
-    """Cut [heads · Σ rows, n] into parts of [heads, rows_i, n]."""
+    """Return a function that cuts [heads · Σ rows, n] into parts of [heads, rows_i, n]."""
     return lambda weight: list(weight.unflatten(0, (heads, sum(rows))).split(rows, dim=1))
 
 
 class Muon(EagerOptimizer):
-    """See the module's docstring.
+    """The Muon optimizer, as this module's docstring describes it.
 
     Args:
         splits: parameters with the functions that cut them into matrices, from `matrix_splits`
-        lr: learning rate, of the same meaning as AdamW's
-        momentum: decay of the running mean of gradients (Nesterov's look-ahead is used)
+        lr: learning rate; it means the same as AdamW's
+        momentum: decay of the running mean of gradients (with Nesterov's look-ahead)
         weight_decay: decoupled, a multiple of the learning rate
     """
 
@@ -91,7 +91,7 @@ class Muon(EagerOptimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Take one step with the gradients at hand; parameters without one are left alone."""
+        """Take one step with the gradients at hand; parameters without one stay as they are."""
         assert closure is None
         for group in self.param_groups:
             for parameter in group["params"]:
@@ -108,16 +108,16 @@ class Muon(EagerOptimizer):
         for matrices in self.splits[parameter](update):
             matrices.copy_(ops.orthogonalize(matrices)).mul_(_SCALE * max(matrices.shape[-2:]) ** 0.5)
         parameter.mul_(1 - lr * weight_decay)
-        local(parameter).sub_(_own_part(update, parameter), alpha=lr)
+        to_local(parameter).sub_(_own_part(update, parameter), alpha=lr)
 
 
 def _whole_matrices(tensor: Tensor) -> Tensor:
-    """What this process has to see of a tensor to orthogonalise its part: all of a matrix, its own of the experts."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) and tensor.ndim == 2 else local(tensor)
+    """Return what this process needs of a tensor to orthogonalise its part: all of a matrix, its own of the experts."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) and tensor.ndim == 2 else to_local(tensor)
 
 
 def _own_part(update: Tensor, parameter: Tensor) -> Tensor:
-    """Of an update of `_whole_matrices`, the part that belongs to what this process holds of the parameter."""
+    """Return the part of an update of `_whole_matrices` that belongs to what this process holds of the parameter."""
     if not isinstance(parameter, DTensor) or parameter.ndim > 2:
         return update
     return distribute_tensor(update, parameter.device_mesh, parameter.placements, src_data_rank=None).to_local()

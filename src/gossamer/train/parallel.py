@@ -1,4 +1,4 @@
-"""One network over many processes: FSDP2 for every weight, and experts spread over groups of processes.
+"""One network over many processes: FSDP2 for all weights, and experts spread over groups of processes.
 
 All processes hold an equal part of everything. Each computes its own rows of a batch; a block's weights are gathered
 when it runs and its gradients are summed, not averaged, over the processes: a trainer divides its losses by the counts
@@ -7,9 +7,9 @@ of the whole batch. With expert parallelism P, each group of P neighbours holds 
 
 What departs from the usual:
 
-- Gradients are sums. FSDP2's own way to say that multiplies in flight, which NCCL alone can; plain sums run anywhere.
-- Embedding, head and the last norms are one group with the whole network: the loss takes the head's weight itself,
-  without a call to the head, so it has to be there from the forward pass's beginning to the backward pass's end.
+- Gradients are sums. FSDP2's own way to say that multiplies on the way, which only NCCL can; plain sums run anywhere.
+- Embedding, head and the last norms are one group with the whole network: the loss uses the head's weight itself,
+  without a call to the head, so the weight must be there from the start of the forward to the end of the backward pass.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ def parallelize(
     recompute: bool = False,
     compute_dtype: torch.dtype | None = None,
 ) -> None:
-    """Spread a network, the same on every process, over all of them, in place. Optimizers are built afterwards.
+    """Spread a network over all processes, in place; optimizers are built afterwards.
 
     Args:
         model: on this process's device, with the same weights on every process
         world: the processes
         expert_parallel: processes that a layer's experts are spread over
-        recompute: keep of each block its input alone and compute it again in the backward pass
-        compute_dtype: type that weights are gathered in, gradients staying in float32; None: the weights' own
+        recompute: keep only the input of each block, and compute the block again in the backward pass
+        compute_dtype: dtype that weights are gathered in, while gradients stay in float32; None: the weights' own
 
     Raises:
-        UserError: expert_parallel divides not both the processes and the experts.
+        UserError: expert_parallel does not divide both the processes and the experts.
     """
     _check_expert_parallel(expert_parallel, world.size, model.config.num_experts)
     model.model.recompute = recompute
@@ -65,7 +65,7 @@ def parallelize(
     if expert_parallel > 1:
         # Gathering what is cut twice along its experts takes two steps; PyTorch would say so on every process.
         logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
-        grid = world.grid(expert_parallel)
+        grid = world.expert_mesh(expert_parallel)
         for module in model.modules():
             if isinstance(module, SparseMLP):
                 module.experts = SpreadExperts(module.experts, grid["expert"])
@@ -78,13 +78,13 @@ def parallelize(
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
-    model.register_forward_hook(_let_go)
+    model.register_forward_hook(_reshard_without_backward)
 
 
 def grad_norm(parameters: Iterable[Tensor], world: World) -> Tensor:
-    """The norm of the gradient over all parameters of all processes, a scalar.
+    """Return the norm of the gradient over all parameters of all processes, a scalar.
 
-    Plain gradients beside DTensors are taken to be the same on every process.
+    Gradients that are not DTensors are taken to be the same on every process.
     """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     spread = [gradient.to_local() for gradient in gradients if isinstance(gradient, DTensor)]
@@ -92,15 +92,15 @@ def grad_norm(parameters: Iterable[Tensor], world: World) -> Tensor:
     # FSDP leaves every process a part of its own of every DTensor: the parts' squares add up.
     square = nn.utils.get_total_norm(plain).square().to(world.device)
     if spread:
-        square = square + world.sum_(nn.utils.get_total_norm(spread).square())
+        square = square + world.all_reduce(nn.utils.get_total_norm(spread).square())
     return square.sqrt()
 
 
 def gathered_model(model: CausalLM, world: World, copy: bool = False) -> CausalLM | None:
-    """The whole network on the main process, None on the others. Every process must call this.
+    """Return the whole network on the main process, None on the others. Every process must call this.
 
-    Of several processes it is put together on the main one's CPU; one process alone gives the network itself, or with
-    `copy` another one with its weights, which training does not change.
+    Of several processes the network is put together on the main one's CPU. A single process gets the network itself,
+    or with `copy` another one with copies of its weights, which training does not change.
     """
     if world.size == 1 and not copy:
         return model
@@ -111,7 +111,7 @@ def gathered_model(model: CausalLM, world: World, copy: bool = False) -> CausalL
         state = get_model_state_dict(model, options=options)
     if not world.is_main:
         return None
-    with torch.device("meta"):  # no memory, and no draw from the random generator
+    with torch.device("meta"):  # no memory, and no number of the random generator is used
         whole = CausalLM(model.config, random_weights=False)
     parameters = dict(model.named_parameters(remove_duplicate=False))
     for name, tensor in state.items():
@@ -123,13 +123,14 @@ def gathered_model(model: CausalLM, world: World, copy: bool = False) -> CausalL
     return whole.train(model.training)
 
 
-def _let_go(model: nn.Module, inputs: Any, output: Any) -> None:
-    """Without a backward pass to come nothing else would put the root group's own parameters back in place."""
+def _reshard_without_backward(model: nn.Module, inputs: Any, output: Any) -> None:
+    """Free the gathered weights of the root group after a forward pass that no backward pass follows."""
     if not torch.is_grad_enabled() and isinstance(model, FSDPModule):
         model.reshard()
 
 
 def _check_expert_parallel(expert_parallel: int, size: int, experts: int) -> None:
+    """Refuse a number of processes that experts cannot be spread over equally."""
     if expert_parallel == 1:
         return
     if experts == 0:

@@ -1,4 +1,4 @@
-"""One optimizer step: the gradients of its micro-batches summed, clipped, and taken."""
+"""One optimizer step: the gradients of its micro-batches are summed and clipped, and the optimizers take them."""
 
 from __future__ import annotations
 
@@ -10,38 +10,64 @@ import torch
 from torch import Tensor
 
 from gossamer import device as devices
-from gossamer.data.packing import Batch
+from gossamer.data.packing import Batch, TrainBatches
+from gossamer.data.token_files import Mixture
 from gossamer.model.causal_lm import CausalLM, Output, padding_mask, targets_ahead
 from gossamer.model.mtp import MTPTraining
 from gossamer.model.sampled_vocabulary import SampledVocabulary, sample_vocabulary
 from gossamer.ops.linear_cross_entropy import IGNORED
 from gossamer.ops.packing import document_lengths
 from gossamer.train.balance import LoadBalance
+from gossamer.train.bigrams import BigramStart, start_from_bigrams
+from gossamer.train.config import TrainingConfig
 from gossamer.train.optimizer import build_optimizers, set_learning_rate, step_clipped
 from gossamer.train.parallel import grad_norm, parallelize
 from gossamer.train.recipe import Recipe
-from gossamer.train.world import ALONE, World
+from gossamer.train.schedule import learning_rate_factor
+from gossamer.train.world import SINGLE_PROCESS, World
 
 
 @dataclass
-class Measured:
-    """What a step gave.
+class StepResult:
+    """What a step has measured.
 
     Attributes:
         values: loss, mtp_loss, aux_loss, z_loss, grad_norm, as far as there are any; scalars on the device
-        load: [L, E] how busy the experts were, 1 in the mean; None in a dense network
-        taken: whether the step was taken: not if its gradient was not finite
+        load: [L, E] how busy each expert was, 1 on average; None for a dense network
+        is_taken: whether the weights were changed, which they are not if the gradient is not finite
     """
 
     values: dict[str, Tensor]
     load: Tensor | None
-    taken: bool
+    is_taken: bool
+
+
+def training_batches(train: Mixture, training: TrainingConfig, world: World) -> TrainBatches:
+    """Return the batches of a run from its beginning, this process's share of each."""
+    return TrainBatches(
+        train,
+        training.batch_size,
+        training.sequence_length,
+        training.seed,
+        training.packing,
+        rank=world.rank,
+        world_size=world.size,
+    )
 
 
 class Learner:
-    """A network with what changes it: optimizers, load balance, and how the losses are weighed."""
+    """A network with all that changes it: optimizers, load balance, and the weights of the losses.
 
-    def __init__(self, model: CausalLM, recipe: Recipe, world: World = ALONE) -> None:
+    Args:
+        model: on the device of this process; of several processes it is spread over them here
+        recipe: how it learns
+        world: the processes that train it together
+
+    Attributes:
+        learning_rate: of the newest step
+    """
+
+    def __init__(self, model: CausalLM, recipe: Recipe, world: World = SINGLE_PROCESS) -> None:
         training = recipe.training
         self.model, self.recipe, self.world = model, recipe, world
         self.device = next(model.parameters()).device
@@ -51,18 +77,33 @@ class Learner:
             if training.mtp_steps and training.mtp_loss_weight:
                 self.mtp = MTPTraining(training.mtp_steps, training.mtp_decay, training.mtp_trunk_gradient)
             else:
-                model.mtp.requires_grad_(False)  # nothing teaches it: no optimizer state either
+                model.mtp.requires_grad_(False)  # it does not learn, and needs no optimizer state
         gathered_in = None if self.dtype == torch.float32 else self.dtype
         parallelize(model, world, training.expert_parallel, training.recompute, gathered_in)
         self.optimizers = build_optimizers(model, recipe.optimizer)
-        self.learning_rate = 0.0  # of the newest step
+        self.learning_rate = 0.0
         self.balance = LoadBalance(model, training, world)
 
-    def step(self, batches: Sequence[Batch], learning_rate: float) -> Measured:
+    @classmethod
+    def from_seed(cls, recipe: Recipe, world: World = SINGLE_PROCESS) -> Learner:
+        """Return a learner whose network has the initial weights of the recipe's seed."""
+        devices.seed_everything(recipe.training.seed)
+        return cls(CausalLM(recipe.model).to(world.device), recipe, world)
+
+    def scheduled_rate(self, step: int, fraction: float) -> float:
+        """Return the learning rate of step `step` (1, 2, …), when `fraction` of the run is behind it."""
+        return self.recipe.optimizer.learning_rate * learning_rate_factor(step, fraction, self.recipe.schedule)
+
+    def start_from_bigrams(self, train: Mixture) -> BigramStart:
+        """Teach the embedding and the head which token follows which, before the first step; see `train.bigrams`."""
+        steps, rate = self.recipe.training.bigram_steps, self.recipe.optimizer.learning_rate
+        return start_from_bigrams(self.model, self.optimizers, train, steps, rate)
+
+    def step(self, batches: Sequence[Batch], learning_rate: float) -> StepResult:
         """Learn from this process's share of the micro-batches of one step.
 
         Losses are divided by the targets of the whole step, so that it does not matter how its rows are spread over
-        micro-batches and processes; what is returned is of the whole step, too. A gradient that is not finite is thrown
+        micro-batches and processes; the result is that of the whole step, too. A gradient that is not finite is thrown
         away, and the weights stay as they are.
         """
         self.learning_rate = learning_rate
@@ -70,7 +111,7 @@ class Learner:
         ahead = range(1, 2 + (self.mtp.steps if self.mtp else 0))
         targets = [sum(_num_targets(batch, places) for batch in batches) for places in ahead]
         counts = torch.tensor([*targets, sum(map(_num_tokens, batches))])
-        *divisors, tokens = self.world.sum_(counts.to(self.device)).clamp(min=1).tolist()
+        *divisors, tokens = self.world.all_reduce(counts.to(self.device)).clamp(min=1).tolist()
         values: dict[str, Tensor] = {}
         for batch in batches:
             with devices.autocast(self.device, self.dtype):
@@ -86,27 +127,27 @@ class Learner:
             torch.stack([weight * loss for weight, loss in losses.values()]).sum().backward()
             for name, (_, loss) in losses.items():
                 values[name] = loss.detach() + values.get(name, 0.0)
-        summed = self.world.sum_(torch.stack(list(values.values())))
+        summed = self.world.all_reduce(torch.stack(list(values.values())))
         values = dict(zip(values, summed.unbind(), strict=True))
         load = self.balance.finish_step() if out.routing is not None else None
         values["grad_norm"] = grad_norm(self.model.parameters(), self.world)
-        taken = math.isfinite(float(values["grad_norm"]))
+        is_finite = math.isfinite(float(values["grad_norm"]))
         for optimizer in self.optimizers:
-            if taken:
+            if is_finite:
                 step_clipped(optimizer, values["grad_norm"], self.recipe.optimizer.grad_clip or math.inf)
             optimizer.zero_grad(set_to_none=True)
-        return Measured(values, load, taken)
+        return StepResult(values, load, is_finite)
 
     def _vocabulary(self, batch: Batch) -> SampledVocabulary | None:
-        """The tokens that the output head is multiplied with; None: all."""
+        """Return the tokens that the output head is multiplied with; None: all of them."""
         size = self.recipe.training.sampled_vocab_size
         return sample_vocabulary(batch.labels, self.recipe.model.vocab_size, size) if size else None
 
     def _losses(self, out: Output, tokens: int) -> dict[str, tuple[float, Tensor]]:
-        """Every loss of a micro-batch with its weight in what is minimised.
+        """Return every loss of a micro-batch with its weight in the loss that is minimised.
 
-        They add up over micro-batches and processes, as the gradients do: a router's loss by the micro-batch's share of
-        the step's `tokens`, padding left out.
+        They add up over micro-batches and processes, as the gradients do: a router's loss counts by the micro-batch's
+        share of the step's `tokens`, without padding.
         """
         training = self.recipe.training
         assert out.loss is not None
@@ -123,14 +164,14 @@ class Learner:
 
 
 def _num_tokens(batch: Batch) -> int:
-    """How many tokens of a batch are no padding."""
+    """Return how many tokens of a batch are not padding."""
     rows, length = batch.labels.shape
     counted = padding_mask(batch.labels, document_lengths(rows, length, batch.cu_seqlens))
     return batch.labels.numel() if counted is None else int(counted.sum())
 
 
 def _num_targets(batch: Batch, ahead: int) -> int:
-    """How many tokens of a batch are predicted `ahead` places before."""
+    """Return how many tokens of a batch are predicted from `ahead` places before them."""
     rows, length = batch.labels.shape
     lengths = document_lengths(rows, length, batch.cu_seqlens)
     return int((targets_ahead(batch.labels, lengths, ahead) != IGNORED).sum())

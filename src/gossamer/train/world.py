@@ -1,6 +1,6 @@
-"""The processes that train together, as torchrun starts them: who this one is, and how it talks to the others.
+"""The processes that train together, as torchrun starts them: the rank of this one, and how it talks to the others.
 
-One process alone is a world, too: then every method is a no-op, and no process group exists.
+A single process is a world, too: then every method does nothing, and no process group exists.
 """
 
 from __future__ import annotations
@@ -24,37 +24,37 @@ from gossamer.errors import UserError
 from gossamer.reading import parse_number
 from gossamer.typed import Range, shown
 
-# Main may tokenise a corpus while the others wait for it; a process that dies is noticed by torchrun, not by this.
-_PATIENCE = timedelta(hours=2)
-_NUMBERS = Range(0, 1 << 20)  # of processes and restarts
+# The main process may tokenise a corpus while the others wait; a process that dies is noticed by torchrun, not by this.
+_TIMEOUT = timedelta(hours=2)
+_COUNTS = Range(0, 1 << 20)  # of processes and restarts
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class World:
-    """All processes of a run. `World()` is one process alone; `World.join` reads torchrun's environment.
+    """All processes of a run. `World()` is a single process; `World.join` reads torchrun's environment.
 
     Attributes:
-        device: this process's own
-        rank: its number, from 0
+        device: the device of this process
+        rank: its number among them, from 0
         size: how many processes there are
-        group: of processes that talk; None: PyTorch's default one
-        sharing: how many of them have their memory together, as those of one machine's CPU do
+        group: the process group they talk in; None: PyTorch's default one
+        ranks_per_device: how many of them share one device's memory, as those of a machine's CPU do
     """
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     rank: int = 0
     size: int = 1
     group: dist.ProcessGroup | None = None
-    sharing: int = 1
+    ranks_per_device: int = 1
 
     @classmethod
     def join(cls, device: torch.device) -> World:
-        """Meet the other processes that torchrun has started, or be alone where it has not.
+        """Join the processes that torchrun has started; without torchrun the world is this process.
 
         Args:
-            device: of any index; an accelerator's becomes LOCAL_RANK, unless this process is alone
+            device: of any index; among several processes an accelerator's index becomes LOCAL_RANK
 
         Raises:
             UserError: torchrun's variables are incomplete, there are fewer devices than processes here, or torchrun
@@ -84,17 +84,17 @@ class World:
         # With the device given, its communicator is set up now, and on the right device.
         device_id = None if device.type == "cpu" else device
         try:
-            dist.init_process_group(backend, rank=rank, world_size=size, timeout=_PATIENCE, device_id=device_id)
+            dist.init_process_group(backend, rank=rank, world_size=size, timeout=_TIMEOUT, device_id=device_id)
         except ValueError as error:  # MASTER_ADDR or MASTER_PORT is missing
             raise UserError(f"WORLD_SIZE is {size}, but {error}; start the processes with torchrun") from error
-        sharing = _variable("LOCAL_WORLD_SIZE", size) if device.type == "cpu" else 1
-        return cls(device, rank, size, sharing=sharing)
+        ranks_per_device = _variable("LOCAL_WORLD_SIZE", size) if device.type == "cpu" else 1
+        return cls(device, rank, size, ranks_per_device=ranks_per_device)
 
-    def aside(self) -> World:
-        """The same processes on a line of their own through host memory, for a thread beside the one that trains."""
+    def new_group(self) -> World:
+        """Return the same ranks in a group of their own that talks through host memory, for a second thread."""
         if self.size == 1:
             return self
-        group = dist.new_group(backend="gloo", timeout=_PATIENCE)
+        group = dist.new_group(backend="gloo", timeout=_TIMEOUT)
         assert isinstance(group, dist.ProcessGroup)
         return World(torch.device("cpu"), self.rank, self.size, group)
 
@@ -105,22 +105,26 @@ class World:
 
     @cached_property
     def mesh(self) -> DeviceMesh:
-        """All processes in a row."""
+        """All processes, in one dimension."""
         return init_device_mesh(self.device.type, (self.size,), mesh_dim_names=("world",))
 
-    def grid(self, expert_parallel: int) -> DeviceMesh:
-        """All processes in rows of `expert_parallel` neighbours: dimensions `data` and `expert`."""
+    def expert_mesh(self, expert_parallel: int) -> DeviceMesh:
+        """Return all processes in rows of `expert_parallel` neighbours: dimensions `data` and `expert`."""
         shape = (self.size // expert_parallel, expert_parallel)
         return init_device_mesh(self.device.type, shape, mesh_dim_names=("data", "expert"))
 
-    def sum_(self, tensor: Tensor) -> Tensor:
-        """Replace a tensor, of the same shape on every process, by its sum over them; returns it."""
+    def all_reduce(self, tensor: Tensor) -> Tensor:
+        """Replace a tensor, of the same shape on every rank, by its sum over the ranks, and return it."""
         if self.size > 1:
             dist.all_reduce(tensor, group=self.group)
         return tensor
 
-    def max(self, number: int) -> int:
-        """The largest of the processes' numbers, such as the signals they have caught."""
+    def mean_over_ranks(self, value: float) -> float:
+        """Return the mean of the ranks' values, so that all of them have the same one."""
+        return float(self.all_reduce(torch.tensor(value, dtype=torch.float64))) / self.size
+
+    def max_over_ranks(self, number: int) -> int:
+        """Return the largest of the ranks' numbers, such as the signals they have caught."""
         if self.size == 1:
             return number
         largest = torch.tensor(number, device=self.device)
@@ -129,10 +133,10 @@ class World:
 
     def barrier(self) -> None:
         """Wait until every process has come here."""
-        self.max(0)  # dist.barrier would guess a device
+        self.max_over_ranks(0)  # dist.barrier would guess a device
 
-    def on_main(self, function: Callable[[], T]) -> T:
-        """Call `function` on the main process alone and give its result, which pickle must know, to all of them.
+    def call_on_main(self, function: Callable[[], T]) -> T:
+        """Call `function` on the main process and return its result, which pickle must know, on all of them.
 
         Raises:
             UserError: `function` raised it, on every process. Any other exception ends the main process, and
@@ -152,15 +156,15 @@ class World:
         value: T = result[0]
         return value
 
-    def gather(self, value: T) -> list[T]:
-        """Every process's value, which pickle must know, by rank."""
+    def all_gather(self, value: T) -> list[T]:
+        """Return every rank's value, which pickle must know, by rank."""
         values: list[Any] = [value] * self.size
         if self.size > 1:
             dist.all_gather_object(values, value, group=self.group)
         return values
 
     def close(self) -> None:
-        """Part with the others; nothing of this object can be used afterwards."""
+        """Leave the process group; nothing of this object can be used afterwards."""
         if self.size > 1:
             # gloo's threads let go of the last tensors shortly after the call that waited for them. Should Python end
             # before that, they abort the process (pytorch/pytorch#179291).
@@ -168,19 +172,20 @@ class World:
             dist.destroy_process_group()
 
 
-ALONE = World()
+SINGLE_PROCESS = World()
 
 
-def local(tensor: Tensor) -> Tensor:
-    """The part of a tensor that this process holds, sharing its memory: of a plain tensor, the whole."""
+def to_local(tensor: Tensor) -> Tensor:
+    """Return the part of a tensor that this process holds, sharing its memory; of a plain tensor that is the whole."""
     part: Tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor
     return part
 
 
 def _variable(name: str, default: int | None = None) -> int:
+    """Return the number that an environment variable of torchrun holds."""
     text = os.environ.get(name, "" if default is None else str(default))
     value = parse_number(text)
-    if not isinstance(value, int) or value not in _NUMBERS:
+    if not isinstance(value, int) or value not in _COUNTS:
         raise UserError(
             f"environment variable {name} is {shown(text)}: start the processes with torchrun, which sets it"
         )

@@ -15,7 +15,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -25,9 +24,10 @@ from platform import machine
 import torch
 from torch import Tensor
 
-from gossamer.cache import alone, cache_folder, cached_folder
+from gossamer.cache import cached_folder
 from gossamer.cores import usable_cores
 from gossamer.errors import UserError
+from gossamer.files import building, cache_folder, locked
 
 log = logging.getLogger("gossamer")
 
@@ -90,7 +90,7 @@ def load() -> ctypes.CDLL | str:
     try:
         folder = _folder(compiler)
         if not folder.exists():
-            with alone(folder.with_name("building"), waiting=_warn_of_waiting):
+            with locked(folder.with_name("building"), on_wait=_warn_of_waiting):
                 cached_folder(folder, _is_whole, lambda empty: _build(compiler, empty))
         elif not _is_whole(folder):
             log.warning("the native CPU kernels in %s are damaged and are built again", folder)
@@ -160,7 +160,7 @@ def _build(compiler: list[str], folder: Path) -> None:
     workers = min(len(sources), usable_cores())
     log.warning("building the native CPU kernels with %s, once; this takes up to a minute", compiler[0])
     began = time.monotonic()
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix="tmp-") as objects:
+    with building(folder.with_name("objects")) as objects:
 
         def compile(source: Path) -> tuple[str, float, str]:
             output, start = f"{objects}/{source.stem}.o", time.monotonic()

@@ -12,7 +12,7 @@ from gossamer.data.tokenizer import EOT, Tokenizer, train_bpe
 from gossamer.errors import UserError
 from gossamer.infer.generation import sample_run
 from gossamer.run import loop
-from gossamer.run.evaluate import bytes_of_tokens, evaluate_run
+from gossamer.run.validate import bytes_of_tokens, evaluate_run
 
 
 @pytest.mark.parametrize("heads", [0, 1])

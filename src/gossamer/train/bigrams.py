@@ -1,9 +1,9 @@
-"""A beginning from the pairs of neighbouring tokens: embedding and head learn a text's table of pairs, whole.
+"""A start from bigrams: before the first step, embedding and head learn which token follows which.
 
-What a network learns first, in some tens of steps, is which token follows which. That can be had for less. Without its
-blocks it says softmax(head · norm(embedding[t])), which depends on the token t alone; so its loss over a whole text is
-its loss over the table that counts which token follows which, and a step on all of the text costs what the head costs
-on one batch of as many tokens as the table has rows. The blocks begin small, so their outputs hardly disturb what was
+That is what a network learns first, in some tens of steps, and it can be had for less. Without its blocks the network
+predicts softmax(head · norm(embedding[t])), which depends on the token t only. So its loss over a whole text is its
+loss over the table that counts which token follows which, and a step on all of the text costs what the head costs on
+one batch of as many tokens as the table has rows. The blocks begin small, so their outputs hardly disturb what was
 learned.
 """
 
@@ -23,21 +23,22 @@ from gossamer.data.token_files import Mixture, TokenFile
 from gossamer.model.causal_lm import CausalLM
 from gossamer.train.optimizer import set_learning_rate
 
-ROWS = 4096  # of the table: the tokens that most often have a follower
-MOST_READ = 1 << 22  # tokens of a set that are counted
+MAX_ROWS = 4096  # of the table: the tokens that most often have a follower
+MAX_READ = 1 << 22  # tokens of a set that are counted
 _BLOCK_BYTES = 8 << 20  # of logits held at once
 _STEADY = 0.3  # share of the steps before the learning rate falls, in a straight line
 
 
 @dataclass(frozen=True, eq=False)
-class PairTable:
-    """How often which token follows which, as shares of all pairs counted.
+class BigramTable:
+    """How often which token follows which, as shares of all bigrams counted.
 
     Attributes:
-        contexts: [R] int64, a row's token
-        weights: [R] float32, the share of all pairs that begin with it; they add up to 1
-        rows, followers: [N] int64, of each pair that occurs; ascending
-        shares: [N] float32, of each such pair
+        contexts: [R] int64, the token of each row
+        weights: [R] float32, the share of all bigrams that begin with this token; they add up to 1
+        rows: [N] int64, the row of each bigram that occurs, ascending
+        followers: [N] int64, the second token of each bigram
+        shares: [N] float32, the share of each bigram
     """
 
     contexts: Tensor
@@ -46,81 +47,84 @@ class PairTable:
     followers: Tensor
     shares: Tensor
 
-    def to(self, like: Tensor) -> PairTable:
-        """The table on the device of a tensor, the shares in its dtype."""
+    def to(self, like: Tensor) -> BigramTable:
+        """Return the table on the device of a tensor, with shares in its dtype."""
         weights, shares = self.weights.to(like.device, like.dtype), self.shares.to(like.device, like.dtype)
         contexts, rows, followers = (ids.to(like.device) for ids in (self.contexts, self.rows, self.followers))
-        return PairTable(contexts, weights, rows, followers, shares)
+        return BigramTable(contexts, weights, rows, followers, shares)
 
 
 @dataclass(frozen=True)
-class Beginning:
-    """What a beginning from pairs came to.
+class BigramStart:
+    """The result of a start from bigrams.
 
     Attributes:
-        pairs: different ones that were counted
+        bigrams: how many different ones were counted
         loss: before the last step, nats a token
         flops: of the head's products over the table's rows, forward and twice backward
     """
 
-    pairs: int
+    bigrams: int
     loss: float
     flops: float
 
 
-def begin_with_pairs(
+def start_from_bigrams(
     model: CausalLM, optimizers: Sequence[torch.optim.Optimizer], train: Mixture, steps: int, learning_rate: float
-) -> Beginning:
-    """Count the pairs of the sets to learn from, and learn them: see `learn_pairs`."""
-    table, config = count_pairs(train, model.config.vocab_size), model.config
-    loss = learn_pairs(model, optimizers, table, steps, learning_rate)
+) -> BigramStart:
+    """Count the bigrams of the training text and learn them; the arguments are those of `learn_bigrams`."""
+    table, config = count_bigrams(train, model.config.vocab_size), model.config
+    loss = learn_bigrams(model, optimizers, table, steps, learning_rate)
     flops = steps * 6.0 * len(table.contexts) * config.hidden_size * config.vocab_size
-    return Beginning(len(table.shares), loss, flops)
+    return BigramStart(len(table.shares), loss, flops)
 
 
-def count_pairs(train: Mixture, vocab_size: int) -> PairTable:
-    """The pairs inside the documents of the sets to learn from, each set with its weight."""
+def count_bigrams(train: Mixture, vocab_size: int) -> BigramTable:
+    """Count the bigrams inside the documents of the training text, each set by its weight."""
     keys, shares = [], []
-    for name, shard in train.token_files.items():
-        found, counts = np.unique(_pairs(shard, vocab_size), return_counts=True)
+    for name, file in train.token_files.items():
+        found, counts = np.unique(_bigrams(file, vocab_size), return_counts=True)
         keys.append(found)
         shares.append(train.weights[name] * counts / counts.sum())
     joined, places = np.unique(np.concatenate(keys), return_inverse=True)
     share = np.bincount(places, np.concatenate(shares))
     by_token = np.bincount(joined // vocab_size, share, minlength=vocab_size)
-    contexts = np.argsort(-by_token, kind="stable")[: min(ROWS, np.count_nonzero(by_token))]
+    contexts = np.argsort(-by_token, kind="stable")[: min(MAX_ROWS, np.count_nonzero(by_token))]
     row_of = np.full(vocab_size, -1)
     row_of[contexts] = np.arange(len(contexts))
     rows = row_of[joined // vocab_size]
-    kept = np.flatnonzero(rows >= 0)
-    kept = kept[np.argsort(rows[kept], kind="stable")]
+    in_table = np.flatnonzero(rows >= 0)
+    in_table = in_table[np.argsort(rows[in_table], kind="stable")]
     whole = by_token[contexts].sum()
-    return PairTable(
+    return BigramTable(
         torch.from_numpy(contexts),
         torch.from_numpy(by_token[contexts] / whole).float(),
-        torch.from_numpy(rows[kept]),
-        torch.from_numpy(joined[kept] % vocab_size),
-        torch.from_numpy(share[kept] / whole).float(),
+        torch.from_numpy(rows[in_table]),
+        torch.from_numpy(joined[in_table] % vocab_size),
+        torch.from_numpy(share[in_table] / whole).float(),
     )
 
 
-def _pairs(shard: TokenFile, vocab_size: int) -> npt.NDArray[np.int64]:
-    """Each token with the one that follows in its document, as one number."""
-    tokens = shard.read(0, min(shard.num_tokens, MOST_READ)).astype(np.int64)
-    inside = np.ones(max(len(tokens) - 1, 0), dtype=bool)
-    ends = shard.offsets[1:-1] - 1
-    inside[ends[ends < len(inside)]] = False
-    return (tokens[:-1] * vocab_size + tokens[1:])[inside]
+def _bigrams(file: TokenFile, vocab_size: int) -> npt.NDArray[np.int64]:
+    """Return each token with the one that follows it in its document, as one number."""
+    tokens = file.read(0, min(file.num_tokens, MAX_READ)).astype(np.int64)
+    in_document = np.ones(max(len(tokens) - 1, 0), dtype=bool)
+    ends = file.offsets[1:-1] - 1
+    in_document[ends[ends < len(in_document)]] = False
+    return (tokens[:-1] * vocab_size + tokens[1:])[in_document]
 
 
-def learn_pairs(
-    model: CausalLM, optimizers: Sequence[torch.optim.Optimizer], table: PairTable, steps: int, learning_rate: float
+def learn_bigrams(
+    model: CausalLM, optimizers: Sequence[torch.optim.Optimizer], table: BigramTable, steps: int, learning_rate: float
 ) -> float:
-    """Take so many steps of the embedding and the head on the whole table; all else stays as it is.
+    """Take steps of the embedding and the head on the whole table; all else stays as it is.
 
     Args:
+        model: the network
         optimizers: the network's own; their running means of the two go on from here
-        learning_rate: at the beginning of the steps, at whose end it is 0
+        table: from `count_bigrams`
+        steps: how many
+        learning_rate: of the first steps; it falls to 0 at the end
 
     Returns:
         The loss before the last step (nats a token).
@@ -143,8 +147,8 @@ def learn_pairs(
 
 
 @torch.no_grad()
-def loss_and_gradients(states: Tensor, head: Tensor, table: PairTable) -> tuple[float, Tensor, Tensor]:
-    """The table's cross-entropy, and its gradients with respect to states [R, hidden] and head [V, hidden]."""
+def loss_and_gradients(states: Tensor, head: Tensor, table: BigramTable) -> tuple[float, Tensor, Tensor]:
+    """Return the table's cross-entropy and its gradients with respect to states [R, hidden] and head [V, hidden]."""
     dstates, dhead = torch.empty_like(states), torch.zeros_like(head)
     loss = states.new_zeros(())
     height = max(1, _BLOCK_BYTES // (len(head) * head.itemsize))
@@ -164,11 +168,12 @@ def loss_and_gradients(states: Tensor, head: Tensor, table: PairTable) -> tuple[
 
 
 def _whole(parameter: Tensor) -> Tensor:
+    """Return all of a parameter that may be spread over processes."""
     return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
 
 
 def _spread(gradient: Tensor, parameter: Tensor) -> Tensor:
-    """A gradient that every process has, as the parameter lies over them."""
+    """Return a gradient that every process has, spread over them as the parameter is."""
     if not isinstance(parameter, DTensor):
         return gradient
     return distribute_tensor(gradient, parameter.device_mesh, parameter.placements, src_data_rank=None)

@@ -1,4 +1,4 @@
-"""Keeps a run's ledger while it trains: the clock, the energy, the peak that the work is measured against, the file."""
+"""What a run costs while it trains: time, energy and FLOPs, beside the peak of the devices, in `ledger.json`."""
 
 from __future__ import annotations
 
@@ -6,36 +6,35 @@ import math
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import torch
 
 from gossamer import device as devices
 from gossamer import units
 from gossamer.cost.energy import EnergyMeter
-from gossamer.cost.ledger import LEDGER_FILE, Ledger, Overhead, read_ledger, work_from
+from gossamer.cost.ledger import LEDGER_FILE, Ledger, Overhead, Work, read_ledger
 from gossamer.cost.network import flops_by_part
-from gossamer.run.metrics import write_atomically
+from gossamer.files import write_atomically
 from gossamer.train.recipe import Recipe
 from gossamer.train.world import World
 
-_EVERY = 1.0  # seconds from one writing of the file to the next at least, where nothing else asks for it
-_ENERGY_EVERY = 60.0  # seconds; a processor's counter turns over after some minutes
-_PEAK_AFTER, _PEAK_EVERY = (
-    10.0,
-    300.0,
-)  # seconds until a CPU's peak is measured again, then twice as many, at most so many
+__all__ = ["CostMeter"]
+
+# All in seconds.
+_WRITE_EVERY = 1.0  # the shortest time between two writings of the file, unless one is asked for
+_ENERGY_EVERY = 60.0  # a processor's counter turns over after some minutes
+_PEAK_AFTER, _MAX_PEAK_PAUSE = 10.0, 300.0  # until a CPU's peak is measured again; then twice as long each time
 
 
-class Meter:
-    """Books what a run spends; every process has one, the main one writes ``ledger.json``.
+class CostMeter:
+    """Books what a run spends. Every process has one; the main process writes `ledger.json`.
 
     Args:
-        run: the run's folder; a ledger that lies there is gone on with
-        recipe: of the run, the network's vocabulary included
+        run: the run's folder; a ledger in it is continued
+        recipe: the run's recipe, which knows the size of the vocabulary
         world: the processes
         began: when this process began with the run, by `time.perf_counter`
 
@@ -49,92 +48,95 @@ class Meter:
         self.tokens_per_step = training.batch_size * training.sequence_length * training.gradient_accumulation
         mtp_steps = training.mtp_steps if training.mtp_loss_weight else 0
         self.flops = flops_by_part(recipe.model, training.sequence_length, mtp_steps, training.sampled_vocab_size)
-        found = world.on_main(lambda: read_ledger(run))
-        self._goes_on = found is not None
+        found = world.call_on_main(lambda: read_ledger(run))
+        self._has_ledger = found is not None
         self.ledger = found or Ledger()
         self.ledger.price, self.ledger.currency = training.price, training.currency
         self._find_peak(devices.compute_dtype(world.device, training.precision))
-        counted = devices.is_accelerator(world.device) or world.rank % world.sharing == 0  # one for each machine
-        self._energy = EnergyMeter(world.device, counted)
-        self._energy_known = not world.max(0 if self._energy.known else 1)
-        self._joules: float = 0.0  # since the others were last asked for theirs; NaN: not known
-        self._marked, self._written = began, -math.inf
+        is_counted = world.rank % world.ranks_per_device == 0  # one rank for each device
+        self._energy = EnergyMeter(world.device, is_counted)
+        self._energy_known = not world.max_over_ranks(0 if self._energy.known else 1)
+        self._joules: float = 0.0  # since those of all ranks were last added up; NaN: not known
+        self._booked_until, self._written = began, -math.inf
         self._energy_read = self._energy_booked = time.perf_counter()
 
     def _find_peak(self, dtype: torch.dtype) -> None:
         """Measure what a device can do, unless the ledger knows it of this very device.
 
-        All processes measure at once, as they will compute: those of one machine's CPU share it.
+        All processes measure at once, as they will compute at once: those of one machine share its CPU.
         """
         ledger, world = self.ledger, self.world
         now = (devices.device_name(world.device), world.size, str(dtype).removeprefix("torch."))
         same = ledger.peak > 0 and now == (ledger.device, ledger.devices, ledger.dtype)
-        if world.max(0 if same else 1):
-            ledger.work_on(*now, self._mean(devices.peak_rate(world.device, dtype)))
+        if world.max_over_ranks(0 if same else 1):
+            ledger.work_on(*now, world.mean_over_ranks(devices.peak_rate(world.device, dtype)))
         self._dtype, self._peak_pause, self._peak_measured = dtype, _PEAK_AFTER, time.perf_counter()
 
-    def _look_for_higher_peak(self) -> None:
-        """Measure the peak at another moment; a machine may have been busy with something else when the run began.
+    def _measure_peak_again(self) -> None:
+        """Measure a CPU's peak at another moment: the machine may have been busy when the run began.
 
-        Of CPUs alone: an accelerator is not shared with others, as a rule, and its memory may be full by now.
+        An accelerator is measured once: as a rule nobody shares it, and its memory may be full by now.
         """
-        late = time.perf_counter() - self._peak_measured >= self._peak_pause
-        if devices.is_accelerator(self.world.device) or not self.world.max(int(late)):
+        is_due = time.perf_counter() - self._peak_measured >= self._peak_pause
+        if devices.is_accelerator(self.world.device) or not self.world.max_over_ranks(int(is_due)):
             return
-        self.ledger.raise_peak(self._mean(devices.peak_rate(self.world.device, self._dtype, again=True)))
-        self._peak_pause, self._peak_measured = min(2 * self._peak_pause, _PEAK_EVERY), time.perf_counter()
-        self.lap("start")
-
-    def _mean(self, value: float) -> float:
-        """The mean over processes."""
-        return float(self.world.sum_(torch.tensor(value, dtype=torch.float64))) / self.world.size
+        peak = devices.peak_rate(self.world.device, self._dtype, again=True)
+        self.ledger.raise_peak(self.world.mean_over_ranks(peak))
+        self._peak_pause, self._peak_measured = min(2 * self._peak_pause, _MAX_PEAK_PAUSE), time.perf_counter()
+        self.book("start")
 
     @property
     def flops_per_token(self) -> float:
+        """FLOPs of a training step for each of its tokens."""
         return math.fsum(self.flops.values())
 
     @property
     def seconds(self) -> float:
-        """Of the clock since the run was begun, the times left out in which it was stopped."""
+        """Seconds of the clock since the run was begun, without the times in which it was stopped."""
         booked = self.ledger.total.device_seconds / self.ledger.devices
-        return booked + time.perf_counter() - self._marked
+        return booked + time.perf_counter() - self._booked_until
 
-    def begin(self, saved: Mapping[str, Any] | None) -> None:
-        """Go on from a checkpoint's progress, None for the run's beginning: what was done after it comes again."""
-        at_checkpoint = (saved or {}).get("ledger")
-        if saved is not None and at_checkpoint is None and not self._goes_on:
-            self.ledger.begun_after = saved["step"]
-        self.ledger.go_back(work_from(at_checkpoint), "repeated")
-        self.lap("start")
+    def begin(self, step: int = 0, useful: Work | None = None) -> None:
+        """Begin a run, or go on with one: what was done after the checkpoint is repeated.
 
-    def go_back(self, saved: Mapping[str, Any]) -> None:
-        """A rollback to a checkpoint: what was done after it has failed."""
-        self.ledger.go_back(work_from(saved.get("ledger")), "failed")
-        self.lap("checkpoints")
+        Args:
+            step: that the checkpoint was written after; 0: the run begins
+            useful: the work that led to the checkpoint's weights; None: unknown, or there was none
+        """
+        if useful is None and not self._has_ledger:
+            self.ledger.begun_after = step
+        self.ledger.go_back(useful or Work(), "repeated")
+        self.book("start")
 
-    def snapshot(self) -> dict[str, Any]:
-        """What a checkpoint holds of the ledger: the work that led to its weights."""
-        return asdict(self.ledger.useful)
+    def roll_back(self, useful: Work | None) -> None:
+        """Go back to a checkpoint whose weights `useful` led to: what was done after it has failed."""
+        self.ledger.go_back(useful or Work(), "failed")
+        self.book("checkpoints")
+
+    def snapshot(self) -> Work:
+        """Return the work that led to the weights as they are, for a checkpoint."""
+        return self.ledger.useful
 
     # While it trains.
 
-    def step(self, taken: bool) -> None:
+    def book_step(self, is_taken: bool) -> None:
         """Book a step, with the time since anything was last booked."""
-        self.ledger.step(taken, self.tokens_per_step, self.flops, self._lap())
+        self.ledger.step(is_taken, self.tokens_per_step, self.flops, self._next_seconds())
 
-    def beginning(self, flops: Mapping[str, float]) -> None:
-        """Book work before the first step, so many FLOPs by part, with the time since anything was last booked."""
-        self.ledger.beginning(flops, self._lap())
+    def book_work(self, flops: Mapping[str, float]) -> None:
+        """Book FLOPs by part of the network before the first step, with the time since anything was last booked."""
+        self.ledger.beginning(flops, self._next_seconds())
 
-    def lap(self, account: Overhead) -> float:
-        """Book the time since anything was last booked; returns its seconds."""
-        seconds = self._lap()
+    def book(self, account: Overhead) -> float:
+        """Book the time since anything was last booked on an account without steps, and return its seconds."""
+        seconds = self._next_seconds()
         self.ledger.overhead(account, seconds)
         return seconds
 
-    def _lap(self) -> float:
+    def _next_seconds(self) -> float:
+        """Return the seconds since the last call, which are the next to be booked."""
         now = time.perf_counter()
-        seconds, self._marked = now - self._marked, now
+        seconds, self._booked_until = now - self._booked_until, now
         if self._energy_known and now - self._energy_read >= _ENERGY_EVERY:
             self._read_energy()
         return seconds
@@ -143,20 +145,22 @@ class Meter:
         joules, self._energy_read = self._energy.joules(), time.perf_counter()
         self._joules += math.nan if joules is None else joules
 
-    def update(self, done: float, write: bool = False) -> None:
-        """Bring the ledger up to date; `done` is the share of the run that lies behind it. Every process calls this.
+    def update(self, fraction: float, write: bool = False) -> None:
+        """Bring the ledger up to date. Every process calls this.
 
-        The file is written where it is old, or with `write`.
+        Args:
+            fraction: the share of the run that is behind it
+            write: write the file even if it was just written
         """
-        self.ledger.done = done
-        self._look_for_higher_peak()
+        self.ledger.done = fraction
+        self._measure_peak_again()
         if self._energy_known:
             self._read_energy()
-            joules = float(self.world.sum_(torch.tensor(self._joules, dtype=torch.float64)))
+            joules = float(self.world.all_reduce(torch.tensor(self._joules, dtype=torch.float64)))
             seconds, self._energy_booked = self._energy_read - self._energy_booked, self._energy_read
             self.ledger.energy_used(None if math.isnan(joules) else joules, seconds)
             self._joules = 0.0
-        if write or time.perf_counter() - self._written >= _EVERY:
+        if write or time.perf_counter() - self._written >= _WRITE_EVERY:
             self._write()
 
     def _write(self) -> None:
@@ -170,18 +174,18 @@ class Meter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Write what was booked, however the training ended; that error counts before one of this file."""
+        """Write what was booked, however training ended; the error that ended it counts before one of this file."""
         with suppress(*[OSError] if error is not None else []):
             self._write()
 
-    # What it tells.
+    # In words.
 
     def spent(self) -> dict[str, float]:
-        """All that the run has cost so far, as an evaluation's event has it."""
+        """Return all that the run has cost so far, as the event of a validation holds it."""
         return {"flops": self.ledger.work.all_flops, "device_seconds": self.ledger.total.device_seconds}
 
     def mfu(self, tokens_per_second: float) -> float:
-        """The share of the devices' peak that a speed over some steps comes to.
+        """Return the share of the devices' peak that a speed over some steps comes to.
 
         A speed beyond the peak raises it: the devices have just shown that they can do more than was measured.
         """
@@ -190,7 +194,7 @@ class Meter:
         return rate / self.ledger.peak
 
     def brief(self, mfu: float) -> str:
-        """Cost so far, in a few words."""
+        """Return the cost so far in a few words."""
         ledger, estimate = self.ledger, self.ledger.estimate()
         parts = [f"MFU {units.percent(mfu)}", units.flops(ledger.work.all_flops)]
         if ledger.money is not None:
@@ -199,12 +203,12 @@ class Meter:
         return "  ".join(parts)
 
     def describe_peak(self) -> str:
-        """What is measured against, in a line."""
+        """Return a line about the peak that the work is measured against."""
         ledger = self.ledger
         return f"peak: {units.flops(ledger.peak)}/s a device, measured in products of large matrices in {ledger.dtype}"
 
     def summary(self) -> str:
-        """What the run has cost, in a line."""
+        """Return a line about what the run has cost."""
         ledger, work = self.ledger, self.ledger.work
         parts = [
             f"{work.tokens:,} tokens",

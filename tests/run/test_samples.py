@@ -3,15 +3,15 @@
 from dataclasses import replace
 
 from gossamer.data.dataset import prepare
-from gossamer.run.prompt import held_out_words, misfit, occurs
+from gossamer.run.samples import held_out_words, is_in_training_text, why_unreadable
 
 
 def test_a_prompt_is_known_by_the_text_and_by_its_characters(tiny_recipe):
     dataset = prepare(tiny_recipe.corpus, progress=False)
-    assert occurs("line 1: the", dataset) and misfit("line 1: the", dataset.tokenizer) is None
-    assert not occurs("the line", dataset) and misfit("the line", dataset.tokenizer) is None
-    assert "'R'" in misfit("ROMEO:", dataset.tokenizer)
-    assert "surrogate" in misfit("line \udcff", dataset.tokenizer)
+    assert is_in_training_text("line 1: the", dataset) and why_unreadable("line 1: the", dataset.tokenizer) is None
+    assert not is_in_training_text("the line", dataset) and why_unreadable("the line", dataset.tokenizer) is None
+    assert "'R'" in why_unreadable("ROMEO:", dataset.tokenizer)
+    assert "surrogate" in why_unreadable("line \udcff", dataset.tokenizer)
 
 
 def test_held_out_words_stand_in_where_documents_are_long(tiny_recipe):
@@ -19,7 +19,7 @@ def test_held_out_words_stand_in_where_documents_are_long(tiny_recipe):
     words = held_out_words(dataset, 64)
     assert len(words.split()) == 12
     assert words in dataset.tokenizer.decode(next(iter(dataset.validation.values())).tokens.tolist()).replace("\n", " ")
-    assert held_out_words(dataset, 64) == words and misfit(words, dataset.tokenizer) is None
+    assert held_out_words(dataset, 64) == words and why_unreadable(words, dataset.tokenizer) is None
     assert held_out_words(dataset, 4096) == "", "each row begins a document"
 
 

@@ -14,7 +14,7 @@ from gossamer.data.token_files import Mixture, TokenFile
 from gossamer.model.causal_lm import CausalLM
 from gossamer.run import loop
 from gossamer.run.metrics import read_metrics
-from gossamer.train import pairs
+from gossamer.train import bigrams
 from gossamer.train.config import OptimizerConfig
 from gossamer.train.optimizer import build_optimizers
 
@@ -39,7 +39,7 @@ def entropy(table):
 @given(first=documents, second=documents, weight=st.sampled_from([1.0, 3.0]), rows=st.integers(1, VOCABULARY))
 def test_the_pairs_inside_documents_are_counted(first, second, weight, rows):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pairs, "ROWS", rows)
+        patch.setattr(bigrams, "MAX_ROWS", rows)
         train = Mixture(
             {"one": numbered_tokens(first), "other": numbered_tokens(second)}, {"one": 1.0, "other": weight}
         )
@@ -49,7 +49,7 @@ def test_the_pairs_inside_documents_are_counted(first, second, weight, rows):
             expected.update({pair: share * times / found.total() for pair, times in found.items()})
         if not expected:
             return
-        table = pairs.count_pairs(train, VOCABULARY)
+        table = bigrams.count_bigrams(train, VOCABULARY)
     by_token = Counter()
     for (context, _), share in expected.items():
         by_token[context] += share
@@ -75,15 +75,15 @@ def test_the_pairs_inside_documents_are_counted(first, second, weight, rows):
 
 @pytest.mark.parametrize("block", [8 << 20, 1000, 1])
 def test_its_gradients_are_those_of_the_cross_entropy(block, monkeypatch):
-    monkeypatch.setattr(pairs, "_BLOCK_BYTES", block)
+    monkeypatch.setattr(bigrams, "_BLOCK_BYTES", block)
     random = np.random.default_rng(0)
-    table = pairs.count_pairs(Mixture({"text": numbered_tokens([random.integers(0, VOCABULARY, 300)])}), VOCABULARY)
+    table = bigrams.count_bigrams(Mixture({"text": numbered_tokens([random.integers(0, VOCABULARY, 300)])}), VOCABULARY)
     table = table.to(torch.zeros(0, dtype=torch.float64))
     states = torch.randn(len(table.contexts), 5, dtype=torch.float64, requires_grad=True)
     head = torch.randn(VOCABULARY, 5, dtype=torch.float64, requires_grad=True)
     loss = -(table.shares * (states @ head.T).log_softmax(1)[table.rows, table.followers]).sum()
     expected = torch.autograd.grad(loss, (states, head))
-    found, *gradients = pairs.loss_and_gradients(states.detach(), head.detach(), table)
+    found, *gradients = bigrams.loss_and_gradients(states.detach(), head.detach(), table)
     assert found == pytest.approx(loss.item())
     torch.testing.assert_close(tuple(gradients), expected, atol=1e-6, rtol=1e-5)  # the table's shares are float32
 
@@ -94,10 +94,10 @@ def test_embedding_and_head_learn_it_and_nothing_else(tiny_config, tied):
     config = replace(tiny_config, vocab_size=VOCABULARY, tie_word_embeddings=tied)
     model = CausalLM(config)
     text = np.cumsum(np.random.default_rng(0).choice([1, 1, 1, 5], 2000)) % VOCABULARY
-    table = pairs.count_pairs(Mixture({"text": numbered_tokens([text])}), VOCABULARY)
+    table = bigrams.count_bigrams(Mixture({"text": numbered_tokens([text])}), VOCABULARY)
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     optimizers = build_optimizers(model, OptimizerConfig(weight_decay=0.0))
-    loss = pairs.learn_pairs(model, optimizers, table, 60, 3e-2)
+    loss = bigrams.learn_bigrams(model, optimizers, table, 60, 3e-2)
     assert loss < (2.2 if tied else entropy(table) + 0.02), "of log 12 = 2.48 at the beginning"
     moved = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
     assert moved == {"model.embed_tokens.weight"} | (set() if tied else {"lm_head.weight"})

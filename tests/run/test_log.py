@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gossamer.run.display import Display, fitting
+from gossamer.run.log import Display, fitting
+from gossamer.run.stop import Progress
 from gossamer.train.config import TrainingConfig
 
 
@@ -19,17 +20,17 @@ class Terminal(io.StringIO):
 
 def test_a_line_shows_what_is_new_since_the_one_before(capsys, monkeypatch):
     display = Display(TrainingConfig(steps=100))
-    display.step(10, 0.1, 1.0, loss=4.0, speed=1234.0, cost="MFU 10%")
+    display.step(Progress(10, 0, 1.0, 0.1), loss=4.0, speed=1234.0, cost="MFU 10%")
     assert capsys.readouterr().err == "", "not yet time for a line"
-    display.step(20, 0.2, 2.0, loss=3.0)
-    display.step(20, 0.2, 2.0, validation=3.5)
+    display.step(Progress(20, 0, 2.0, 0.2), loss=3.0)
+    display.step(Progress(20, 0, 2.0, 0.2), validation=3.5)
     assert (
         capsys.readouterr().err == "step 20/100  loss 3.000  validation 3.500  1,234 tokens/s  MFU 10%  left 0:00:08\n"
     )
-    display.step(30, 0.3, 3.0, validation=3.25)
+    display.step(Progress(30, 0, 3.0, 0.3), validation=3.25)
     assert capsys.readouterr().err == "step 30/100  validation 3.250  left 0:00:07\n"
     monkeypatch.setattr(display, "_is_time", lambda: True)
-    display.step(40, 0.4, 4.0, loss=2.0)
+    display.step(Progress(40, 0, 4.0, 0.4), loss=2.0)
     assert capsys.readouterr().err == "step 40/100  loss 2.000  left 0:00:06\n"
 
 
@@ -43,7 +44,7 @@ def test_the_line_fits_whatever_the_width(width: int, monkeypatch: pytest.Monkey
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     display = Display(TrainingConfig(steps=12_000))
-    display.step(1_234, 0.1, 2_000.0, loss=3.456, validation=3.5, speed=12_345.6, cost=COST)
+    display.step(Progress(1_234, 0, 2_000.0, 0.1), loss=3.456, validation=3.5, speed=12_345.6, cost=COST)
     with display.console.capture() as captured:
         display.console.print(display._bar.get_renderable())
     text = re.sub(r"\x1b\[[\d;]*m", "", captured.get())

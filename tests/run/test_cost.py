@@ -13,7 +13,8 @@ from gossamer.cost.energy import EnergyMeter
 from gossamer.cost.ledger import LEDGER_FILE, read_ledger
 from gossamer.cost.network import count_network
 from gossamer.errors import UserError
-from gossamer.run import loop, meter
+from gossamer.run import cost, loop
+from gossamer.run.cost import CostMeter
 from gossamer.run.metrics import read_metrics
 from gossamer.train.recipe import to_yaml
 
@@ -22,7 +23,7 @@ STEP_TOKENS = 2 * 64
 
 @pytest.fixture(autouse=True)
 def written_at_every_line(monkeypatch):
-    monkeypatch.setattr(meter, "_EVERY", 0.0)
+    monkeypatch.setattr(cost, "_WRITE_EVERY", 0.0)
 
 
 def priced(recipe, **training):
@@ -32,6 +33,14 @@ def priced(recipe, **training):
 def steps(run):
     accounts = read_ledger(run).accounts
     return {name: accounts[name].steps for name in ("useful", "repeated", "failed")}
+
+
+def dies_after(step):
+    def on_step(progress):
+        if progress.step == step:
+            raise SystemExit
+
+    return on_step
 
 
 def test_a_whole_run(tiny_recipe, tmp_path, capsys):
@@ -59,20 +68,13 @@ def test_a_whole_run(tiny_recipe, tmp_path, capsys):
 def test_work_that_a_kill_loses_is_repeated(tiny_recipe, tmp_path, monkeypatch):
     """Killed after step 8, gone on with from the checkpoint after step 5."""
     run = tmp_path / "run"
-    logged = loop._Run._log
-
-    def die(self, averages):
-        logged(self, averages)
-        if self.step == 8:
-            raise SystemExit
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(loop._Run, "_log", die)
-        patch.setattr(meter.Meter, "__exit__", lambda *given: None)  # nothing is written at a kill
-        loop.train(tiny_recipe, run)
+        patch.setattr(CostMeter, "__exit__", lambda *given: None)  # nothing is written at a kill
+        loop.train(tiny_recipe, run, on_step=dies_after(8))
     before = read_ledger(run)
     assert steps(run) == {"useful": 8, "repeated": 0, "failed": 0}
-    monkeypatch.setattr(meter, "_PEAK_AFTER", math.inf)
+    monkeypatch.setattr(cost, "_PEAK_AFTER", math.inf)
     monkeypatch.setattr(devices, "peak_rate", lambda *given: pytest.fail("it is known"))
     loop.train(priced(tiny_recipe), run, resume=True)
     ledger = read_ledger(run)
@@ -83,29 +85,19 @@ def test_work_that_a_kill_loses_is_repeated(tiny_recipe, tmp_path, monkeypatch):
     assert end["flops"] == pytest.approx(ledger.work.all_flops), "what was lost has been paid for"
 
 
-def test_a_run_that_begins_again_repeats_all(tiny_recipe, tmp_path, monkeypatch):
-    def die(self, wait=False):
-        raise SystemExit
-
-    with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(loop._Run, "_save", die)
-        loop.train(tiny_recipe, tmp_path / "run")
+def test_a_run_that_begins_again_repeats_all(tiny_recipe, tmp_path):
+    with pytest.raises(SystemExit):
+        loop.train(tiny_recipe, tmp_path / "run", on_step=dies_after(4))
     loop.train(tiny_recipe, tmp_path / "run", resume=True)
-    assert steps(tmp_path / "run") == {"useful": 12, "repeated": 5, "failed": 0}
+    assert steps(tmp_path / "run") == {"useful": 12, "repeated": 4, "failed": 0}
 
 
-def test_a_stopped_run_repeats_nothing_and_tells_its_estimate(tiny_recipe, tmp_path, monkeypatch):
-    taken = loop._Run._step
-
-    def stop(self):
-        measured = taken(self)
-        if self.step == 6:
+def test_a_stopped_run_repeats_nothing_and_tells_its_estimate(tiny_recipe, tmp_path):
+    def stop(progress):
+        if progress.step == 6:
             signal.raise_signal(signal.SIGTERM)
-        return measured
 
-    with monkeypatch.context() as patch:
-        patch.setattr(loop._Run, "_step", stop)
-        loop.train(priced(tiny_recipe), tmp_path / "run")
+    loop.train(priced(tiny_recipe), tmp_path / "run", on_step=stop)
     ledger = read_ledger(tmp_path / "run")
     assert ledger.done == 0.5
     assert ledger.estimate().tokens == 2 * ledger.work.tokens
@@ -122,7 +114,7 @@ def test_skipped_steps_and_those_that_a_rollback_undoes_have_failed(tiny_recipe,
         measured = taken(self, batches, rate)
         calls.append(rate)
         if len(calls) in (3, 7, 8, 9):  # as if: the weights of these steps are thrown away by the rollback
-            measured.taken = False
+            measured.is_taken = False
         return measured
 
     monkeypatch.setattr(loop.Learner, "step", step)
@@ -136,8 +128,8 @@ def test_a_ledger_that_was_removed_keeps_what_the_checkpoint_knows(tiny_recipe, 
     loop.train(replace(tiny_recipe, training=replace(tiny_recipe.training, steps=5)), run)
     (run / LEDGER_FILE).unlink()
     (place,) = (run / "checkpoints").glob("step-*")
-    progress = json.loads((place / "progress.json").read_text())
-    assert progress["ledger"]["steps"] == 5
+    state = json.loads((place / "progress.json").read_text())
+    assert state["ledger"]["steps"] == 5
     loop.train(tiny_recipe, run, resume=True)
     assert steps(run)["useful"] == 12, "the checkpoint knows of the work that led to it"
 
@@ -145,7 +137,7 @@ def test_a_ledger_that_was_removed_keeps_what_the_checkpoint_knows(tiny_recipe, 
 def test_a_run_from_before_there_were_ledgers_counts_from_where_it_goes_on(tiny_recipe, tmp_path, monkeypatch):
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(meter.Meter, "snapshot", lambda self: None)
+        patch.setattr(CostMeter, "snapshot", lambda self: None)
         loop.train(replace(tiny_recipe, training=replace(tiny_recipe.training, steps=5)), run)
     (run / LEDGER_FILE).unlink()
     loop.train(tiny_recipe, run, resume=True)
@@ -184,7 +176,7 @@ def test_a_peak_that_was_measured_while_the_machine_was_busy_is_raised_by_the_st
 
 
 def test_a_cpus_peak_is_measured_at_later_moments_too(tiny_recipe, tmp_path, monkeypatch):
-    from gossamer.train.world import ALONE
+    from gossamer.train.world import SINGLE_PROCESS
 
     rates = iter([1e9, 8e8, 5e9])
     asked = []
@@ -194,8 +186,8 @@ def test_a_cpus_peak_is_measured_at_later_moments_too(tiny_recipe, tmp_path, mon
         return next(rates)
 
     monkeypatch.setattr(devices, "peak_rate", rate)
-    monkeypatch.setattr(meter, "_PEAK_AFTER", 0.0)
-    with meter.Meter(tmp_path, tiny_recipe, ALONE, 0.0) as book:
+    monkeypatch.setattr(cost, "_PEAK_AFTER", 0.0)
+    with CostMeter(tmp_path, tiny_recipe, SINGLE_PROCESS, 0.0) as book:
         peaks = [book.ledger.peak]
         for _ in range(2):
             book.update(0.5)
@@ -208,7 +200,7 @@ def test_a_cpus_peak_is_measured_at_later_moments_too(tiny_recipe, tmp_path, mon
 def test_energy_is_counted_where_it_is_reported(tiny_recipe, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(EnergyMeter, "_read", lambda self: {"a": 0.0})
     monkeypatch.setattr(EnergyMeter, "joules", lambda self: 360.0)
-    monkeypatch.setattr(meter, "_ENERGY_EVERY", math.inf)
+    monkeypatch.setattr(cost, "_ENERGY_EVERY", math.inf)
     loop.train(tiny_recipe, tmp_path / "run")
     ledger = read_ledger(tmp_path / "run")
     assert ledger.joules >= 12 * 360 and ledger.joules % 360 == 0
@@ -236,11 +228,11 @@ def test_a_bad_price_is_one_line_and_nothing_is_begun(tiny_recipe, tmp_path, cap
 
 
 def test_the_head_counts_as_often_as_it_is_applied(tiny_recipe, tmp_path):
-    from gossamer.train.world import ALONE
+    from gossamer.train.world import SINGLE_PROCESS
 
     def each(**training):
         recipe = replace(tiny_recipe, training=replace(tiny_recipe.training, **training))
-        return meter.Meter(tmp_path, recipe, ALONE, 0.0).flops.get("mtp", 0.0)
+        return CostMeter(tmp_path, recipe, SINGLE_PROCESS, 0.0).flops.get("mtp", 0.0)
 
     assert each(mtp_steps=3) == 3 * each() > 0
     assert each(mtp_steps=0) == each(mtp_loss_weight=0.0) == 0

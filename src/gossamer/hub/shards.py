@@ -1,4 +1,4 @@
-"""The safetensors files of a Hugging Face directory: what their headers say, and their tensors piece by piece."""
+"""The shards of a Hugging Face directory, its safetensors files: their headers, and their tensors in pieces."""
 
 from __future__ import annotations
 
@@ -14,26 +14,36 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from gossamer.errors import UserError
-from gossamer.hub.names import INDEX, WEIGHTS, some
+from gossamer.hub.names import INDEX, WEIGHTS, first_few
 from gossamer.reading import read_object
 from gossamer.typed import shown
 
 REMEDY = "download or save it again"
-_LONGEST_NAME = 255  # bytes that a file system's names have at most
+_MAX_NAME = 255  # bytes of a file's name
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
 @dataclass(frozen=True)
-class Stored:
-    """A tensor of the checkpoint, as its file's header describes it."""
+class StoredTensor:
+    """A tensor of the checkpoint, as the header of its file describes it.
+
+    Attributes:
+        file: where it is stored
+        shape: its sizes
+        dtype: its type in the file
+    """
 
     file: Path
     shape: tuple[int, ...]
     dtype: torch.dtype
 
 
-def read_headers(folder: Path) -> dict[str, Stored]:
-    """Every tensor of the checkpoint by its name; no weights are read."""
+def read_headers(folder: Path) -> dict[str, StoredTensor]:
+    """Return every tensor of the checkpoint by its name; no weights are read.
+
+    Raises:
+        UserError: there are no weights, they are pickled, a shard is missing, or shards and index do not fit.
+    """
     if (folder / WEIGHTS).is_file():
         return read_header(folder / WEIGHTS)
     if not (folder / INDEX).is_file():
@@ -48,9 +58,9 @@ def read_headers(folder: Path) -> dict[str, Stored]:
     weight_map = read_object(folder / INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
         raise UserError(f"{folder / INDEX}: holds no weight_map from tensors to files; {REMEDY}")
-    stored: dict[str, Stored] = {}
+    stored: dict[str, StoredTensor] = {}
     for shard in sorted(set(weight_map.values())):
-        if Path(shard).name != shard or len(shard.encode()) > _LONGEST_NAME:
+        if Path(shard).name != shard or len(shard.encode()) > _MAX_NAME:
             raise UserError(f"{folder / INDEX}: names {shown(shard)}, which is no file of this folder; {REMEDY}")
         if not (folder / shard).is_file():
             raise UserError(f"{folder / shard}: this shard is missing, {INDEX} names it; {REMEDY}")
@@ -59,26 +69,32 @@ def read_headers(folder: Path) -> dict[str, Stored]:
             raise UserError(f"{folder}: {twice[0]} is in {stored[twice[0]].file.name} and in {shard}; {REMEDY}")
         if lacking := [name for name, file in weight_map.items() if file == shard and name not in header]:
             raise UserError(
-                f"{folder / shard}: lacks {len(lacking)} tensors that {INDEX} places there: {some(lacking)}; {REMEDY}"
+                f"{folder / shard}: lacks {len(lacking)} tensors that {INDEX} places there: {first_few(lacking)}; "
+                f"{REMEDY}"
             )
         stored |= header
     return stored
 
 
-def read_header(file: Path) -> dict[str, Stored]:
+def read_header(file: Path) -> dict[str, StoredTensor]:
+    """Return every tensor of one shard by its name.
+
+    Raises:
+        UserError: it is no whole safetensors file, or holds a type that is not read here.
+    """
     header = {}
     with _opened(file) as handle:
         for name in handle.keys():  # noqa: SIM118 (the handle is no dictionary)
             part = handle.get_slice(name)
             if part.get_dtype() not in DTYPES:
                 raise UserError(f"{file}: {name} is stored as {part.get_dtype()}; gossamer reads {', '.join(DTYPES)}")
-            header[name] = Stored(file, tuple(part.get_shape()), DTYPES[part.get_dtype()])
+            header[name] = StoredTensor(file, tuple(part.get_shape()), DTYPES[part.get_dtype()])
     return header
 
 
 @contextmanager
-def spelt_in_utf8(file: Path) -> Iterator[str]:
-    """A path to the same file for safetensors, which takes no other: by its folder's descriptor if need be.
+def utf8_path(file: Path) -> Iterator[str]:
+    """Yield a path to a file that is UTF-8, since safetensors takes no other: by its folder's descriptor if need be.
 
     Raises:
         UserError: there is none.
@@ -106,8 +122,9 @@ def _is_utf8(text: str) -> bool:
 
 @contextmanager
 def _opened(file: Path) -> Iterator[Any]:
+    """Open a safetensors file; what is wrong with it becomes a UserError."""
     try:
-        with spelt_in_utf8(file) as path, safe_open(path, framework="pt") as handle:
+        with utf8_path(file) as path, safe_open(path, framework="pt") as handle:
             yield handle
     except SafetensorError as error:
         raise UserError(f"{file}: not a whole safetensors file ({error}); {REMEDY}") from error
@@ -116,15 +133,18 @@ def _opened(file: Path) -> Iterator[Any]:
 
 
 def _window(size: int) -> int:
-    """Bytes of a file that are mapped at a time: few against the file, many against the cost of opening it again."""
+    """Return how many bytes of a file are mapped at a time: a small part, yet worth the cost of opening it again."""
     return max(32 << 20, size // 32)
 
 
-def read_rows(file: Path, tensors: dict[str, Stored]) -> Iterator[tuple[str, int, Tensor]]:
-    """These tensors of a file, in pieces: name, first row, rows.
+def read_rows(file: Path, tensors: dict[str, StoredTensor]) -> Iterator[tuple[str, int, Tensor]]:
+    """Yield tensors of a file in pieces: name, first row, rows.
 
-    A tensor is a view of the memory-mapped file; what has been read of it counts as this process' memory until the
-    map is closed. Hence a new map after every window, and the pieces must not be kept.
+    A piece is a view of the memory-mapped file, and what has been read of the file counts as this process's memory
+    until the map is closed. So there is a new map after every window, and the pieces must not be kept.
+
+    Raises:
+        UserError: the file cannot be read, or was replaced meanwhile.
     """
     status = file.stat()
     window, used = _window(status.st_size), 0
