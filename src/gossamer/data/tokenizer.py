@@ -261,7 +261,7 @@ class Tokenizer:
 
     @functools.cached_property
     def special_ids(self) -> list[int]:
-        """The ids of special tokens that are no part of a text, which the tags of reasoning and tool calls are."""
+        """The ids of special tokens that are not part of a text. Those of reasoning and tool calls are part of it."""
         return [index for token, index in self.special_tokens.items() if token not in _TAGS]
 
     def token_bytes(self) -> npt.NDArray[np.int32]:

@@ -157,11 +157,11 @@ class StartFailed:
 
 @dataclass(frozen=True)
 class Rejected:
-    """A request was not taken.
+    """The engine has refused a request.
 
     Attributes:
         id: the request.
-        message: why it was not taken.
+        message: why it was refused.
         fault: whose fault it is, "client" or "engine".
     """
 

@@ -72,7 +72,7 @@ class _Text:
     summary="Continue a text",
 )
 async def completions(body: CompletionRequest, request: Request, service: Served) -> Response:
-    """A text goes on, without any chat template; several prompts and several answers to each are numbered through."""
+    """The continuation of a text, without a chat template; several prompts and answers are numbered consecutively."""
     service.check_model(body.model)
     given, count = _prompts_of(body.prompt), body.n or 1
     service.engine.check(len(given) * count, "prompt" if count == 1 else "n")
