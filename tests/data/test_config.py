@@ -10,7 +10,7 @@ from gossamer.errors import UserError
 
 
 def test_errors_must_be_known() -> None:
-    with pytest.raises(UserError, match=r"'strct' is not 'strict' or 'replace'; did you mean 'strict'\?"):
+    with pytest.raises(UserError, match=r"errors = 'strct': expected one of strict, replace; did you mean 'strict'\?"):
         CorpusConfig(errors="strct")
 
 
@@ -34,11 +34,11 @@ A = SetConfig(("a",))
         ({"sets": {"a": {"weight": -1.0}}}, "sets.a.weight = -1.0: must be from 0 to 1e+12"),
         ({"sets": {"a": {"weight": float("inf")}}}, "sets.a.weight = inf: expected a number"),
         ({"sets": {"a": SetConfig(("a",), 0.0)}}, "sets: all weights are 0, and nothing is left to train on; give"),
-        ({"sets": {"a.b": A}}, "sets: 'a.b' is no name; take letters, digits, - and _"),
-        ({"validation_sets": {"": ("a",)}}, "validation_sets: '' is no name; take letters, digits, - and _"),
+        ({"sets": {"a.b": A}}, "sets: 'a.b' is no name; use letters, digits, - and _"),
+        ({"validation_sets": {"": ("a",)}}, "validation_sets: '' is no name; use letters, digits, - and _"),
         ({"validation_sets": {"a": ()}}, "validation_sets.a: names no paths; give its files and folders"),
-        ({"sets": {"a": A}, "validation_sets": {"a": ("b",)}}, "validation_sets.a: there is a held-out set of that"),
-        ({"validation_sets": {"held-out": ("b",)}}, "validation_sets.held-out: there is a held-out set of that name"),
+        ({"sets": {"a": A}, "validation_sets": {"a": ("b",)}}, "validation_sets.a: there is a validation set of that"),
+        ({"validation_sets": {"held-out": ("b",)}}, "validation_sets.held-out: there is a validation set of that name"),
     ],
 )
 def test_impossible_sets(options: dict[str, Any], message: str) -> None:
