@@ -77,14 +77,16 @@ def percentiles(values: Iterable[float]) -> dict[str, float]:
 
 
 async def run_clients(port: int, prompts: list[str], clients: int, body: dict[str, Any]) -> Streams:
-    """So many clients ask the prompts, each its next one when an answer is complete.
+    """Let clients ask prompts, each its next one when an answer is complete, and return the answers.
 
     Args:
-        port: of a service on this machine that has /v1/completions.
-        body: further fields of each request.
+        port: Port of a service on this machine that has /v1/completions.
+        prompts: The prompts.
+        clients: How many clients there are.
+        body: Further fields of each request.
 
     Raises:
-        ConnectionError: an answer was an error, or broke off.
+        ConnectionError: An answer was an error, or broke off.
     """
     waiting, answers = list(reversed(prompts)), list[Stream]()
 

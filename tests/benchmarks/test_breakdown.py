@@ -15,6 +15,8 @@ from gossamer.model.config import ModelConfig
 
 @dataclass
 class Event:
+    """An event as torch.profiler gives it."""
+
     name: str
     self_cpu_time_total: float = 1e6
     cpu_parent: Event | None = None

@@ -73,7 +73,7 @@ def test_colours_of_curves_are_told_apart_by_day_and_by_night() -> None:
 
 
 def contrast(color: str, background: str) -> float:
-    """The contrast ratio of WCAG 2: https://www.w3.org/TR/WCAG22/#dfn-contrast-ratio"""
+    """Return the contrast ratio of WCAG 2 (https://www.w3.org/TR/WCAG22/#dfn-contrast-ratio)."""
 
     def luminance(text: str) -> float:
         parts = [int(text[at : at + 2], 16) / 255 for at in (1, 3, 5)]

@@ -95,7 +95,7 @@ def choose_chips(
 
 
 def training_plans(network: Network, chosen: ChosenChips, count: int, tokens: float, job: Job) -> list[ClusterPlan]:
-    """ClusterPlan a training run on each chip.
+    """Plan a training run on each chip.
 
     Args:
         network: The network.
@@ -115,7 +115,7 @@ def training_plans(network: Network, chosen: ChosenChips, count: int, tokens: fl
 
 
 def serving_plans(network: Network, chosen: ChosenChips, count: int, batch: int, context: int) -> list[Serving]:
-    """ClusterPlan a service on each chip.
+    """Plan a service on each chip.
 
     Args:
         network: The network.
