@@ -94,7 +94,7 @@ def test_progress_in_a_line() -> None:
     file = io.StringIO()
     console = Console(file=file, width=100, highlight=False)
     console.print(summary("operations", [WRONG, Check("operations", "x", "pass")], 1.23))
-    assert file.getvalue().split() == "operations 1 passed, 1 failed in 1.2 s".split()
+    assert file.getvalue().split() == "operations 1 passed, 1 failed in 1.23 s".split()
 
 
 def test_the_folder_is_named_by_the_device() -> None:

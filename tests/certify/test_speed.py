@@ -39,7 +39,7 @@ def test_a_slow_device_gets_fewer_rows_and_then_none(monkeypatch: pytest.MonkeyP
     check, (row,) = training_row(monkeypatch, "nano", 2e10)
     assert check.status == "pass" and 1 <= row["batch_size"] < preset_recipe("nano").training.batch_size
     check, rows = training_row(monkeypatch, "nano", 1e6)
-    assert check.status == "not run" and "s a step, with one row a step" in check.message and not rows
+    assert check.status == "not run" and " a step, with one row a step" in check.message and not rows
 
 
 def test_what_does_not_fit_is_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
