@@ -7,7 +7,6 @@ are overwritten when the tokens there are known.
 
 from __future__ import annotations
 
-from collections import deque
 from statistics import median_low
 from typing import Literal
 
@@ -99,24 +98,28 @@ class Drafter:
         return torch.tensor(tokens, device=self._decoder.model.lm_head.weight.device)
 
 
-_MIN_MEASUREMENTS = 4  # of a length before it is compared
-_WINDOW = 9  # newest measurements, of which the median is taken
+_MIN_MEASUREMENTS = 3  # of each length in a trial, which otherwise says nothing
 _DECAY = 0.98  # of the acceptance counts, for each step
 _TRIAL_STEPS, _TURN_STEPS = 16, 4  # of a trial, and of a turn of the tried or the best length in it
 _MARGIN = 1.03  # by which another length must be better than the best one to take its place
-_REVIEW_STEPS = 16  # between comparisons of the lengths
-_MIN_WAIT, _MAX_WAIT = 64, 4096  # steps between trials
+_REVIEW_STEPS = 16  # between looks at whether drafts are still accepted often enough
+_MIN_WAIT, _MAX_WAIT = 128, 4096  # steps between trials
 _MAX_WAIT_WITH_DRAFTS = 256  # where drafts pay, and trying others costs little
-_SIDES = (1, 2, -1)  # lengths that are tried, relative to the best one
+_SIDES = (1, -1, 2)  # lengths that are tried, relative to the best one
 
 
 class DraftLength:
     """The choice of the draft length that makes most tokens a second, by the times of steps and what is accepted.
 
-    What a draft costs depends on the size of the batch, so times are kept for each power of two of it. Lengths are
-    tried upwards from 0 as long as that helps. Later those beside the best are tried once in a while, and half as often
-    after each trial that changed nothing. In a trial both lengths take turns, so that a machine that slows down slows
-    both. Between trials a step costs a comparison.
+    Two lengths are only compared by times of the same few steps, a trial, in which they take turns: a machine that
+    other programs use can become half as fast within a second, and a time of then says nothing beside a time of now. A
+    trial yields how many times as long a step of one length takes as a step of the other. Together with the newest
+    acceptance, that says which length makes more tokens. What a draft costs depends on the size of the batch, so there
+    are trials for each power of two of it.
+
+    A length takes the best one's place when it has been better in two trials in a row. Lengths are tried upwards from 0
+    as long as that helps. Later those beside the best are tried once in a while, and
+    half as often after each trial that changed nothing.
 
     Args:
         setting: a fixed length, or "auto"
@@ -129,7 +132,7 @@ class DraftLength:
     def __init__(self, setting: int | Literal["auto"], max_length: int) -> None:
         self._fixed = None if setting == "auto" else setting
         self.max_length = max_length if setting == "auto" else setting
-        self._batches: dict[int, _BatchTimes] = {}  # by size, in powers of two
+        self._batches: dict[int, _BatchTrials] = {}  # by size, in powers of two
         self._tries, self._hits = [0.0] * (self.max_length + 1), [0.0] * (self.max_length + 1)
 
     def length(self, batch_size: int) -> int:
@@ -147,10 +150,12 @@ class DraftLength:
     ) -> None:
         """Record the seconds that a step with so many drafts a request took, or that making them took."""
         batch = self._batch(batch_size)
+        if not batch.is_trial or length not in (batch.best, batch.tried):
+            return
         if verify is not None:
-            batch.verify[length].append(verify)
+            batch.verify.setdefault(length, []).append(verify)
         if draft is not None:
-            batch.draft[length].append(draft)
+            batch.draft.setdefault(length, []).append(draft)
 
     def record_acceptance(self, drafted: int, accepted: int) -> None:
         """Record how many drafts of one request were accepted."""
@@ -158,68 +163,103 @@ class DraftLength:
             self._tries[position] = self._tries[position] * _DECAY + 1
             self._hits[position] = self._hits[position] * _DECAY + (position <= accepted)
 
-    def _batch(self, batch_size: int) -> _BatchTimes:
+    def _batch(self, batch_size: int) -> _BatchTrials:
         size = batch_size.bit_length()
         if (batch := self._batches.get(size)) is None:
-            batch = self._batches[size] = _BatchTimes(self.max_length)
+            batch = self._batches[size] = _BatchTrials()
         return batch
 
-    def _review(self, batch: _BatchTimes) -> None:
+    def _review(self, batch: _BatchTrials) -> None:
         """Decide what the next steps are: of the best length, or a trial."""
-        measured = [length for length in range(self.max_length + 1) if batch.is_measured(length)]
-        best = max(measured, key=lambda length: self._rate(batch, length), default=batch.best)
-        if batch.best in measured and self._rate(batch, best) < _MARGIN * self._rate(batch, batch.best):
-            best = batch.best
-        if best != batch.best:
-            batch.best, batch.until_trial, batch.wait = best, _MIN_WAIT, 2 * _MIN_WAIT
-        beside = [best + side for side in _SIDES if 0 <= best + side <= self.max_length]
-        unknown = [length for length in (0, *beside) if not batch.is_measured(length)]
-        if unknown:
-            batch.tried, batch.steps_left = unknown[0], _TRIAL_STEPS
-        elif batch.until_trial:
-            batch.tried = best
-            batch.steps_left = min(_REVIEW_STEPS, batch.until_trial) if best else batch.until_trial
+        if batch.is_trial:
+            self._end_trial(batch)
+            if batch.is_trial:
+                return  # it is repeated
+        elif batch.best and self._tokens(batch.best) < batch.cost[batch.best]:
+            batch.take(0)  # what is accepted has become too little
+        if batch.until_trial:
+            batch.tried = batch.best
+            batch.steps_left = min(_REVIEW_STEPS, batch.until_trial) if batch.best else batch.until_trial
             batch.until_trial -= batch.steps_left
         else:
-            batch.num_trials += 1
-            batch.tried, batch.steps_left = beside[batch.num_trials % len(beside)], _TRIAL_STEPS
-            batch.until_trial = batch.wait
-            batch.wait = min(2 * batch.wait, _MAX_WAIT_WITH_DRAFTS if best else _MAX_WAIT)
+            beside = [batch.best + side for side in _SIDES if 0 <= batch.best + side <= self.max_length]
+            batch.begin_trial(beside[batch.num_trials % len(beside)] if beside else batch.best)
 
-    def _rate(self, batch: _BatchTimes, length: int) -> float:
-        """Estimate the tokens a second that drafts of this length make."""
+    def _end_trial(self, batch: _BatchTrials) -> None:
+        """Compare the two lengths of a trial, and decide when the next one is."""
+        best, tried, ratio = batch.best, batch.tried, batch.cost_ratio()
+        was_better, batch.was_better, batch.tried = batch.was_better, False, best
+        batch.until_trial = batch.wait
+        if ratio is not None:
+            if tried:
+                batch.cost[tried] = batch.cost[best] * ratio
+            else:
+                batch.cost[best] = 1 / ratio
+            if self._tokens(tried) / batch.cost[tried] > _MARGIN * self._tokens(best) / batch.cost[best]:
+                if was_better:
+                    batch.take(tried)
+                    batch.until_trial = 0  # the next one may be better still
+                else:
+                    batch.begin_trial(tried)  # one trial may be wrong, on a machine with other programs
+                    batch.was_better = True
+                return
+        batch.num_trials += 1
+        batch.wait = min(2 * batch.wait, _MAX_WAIT_WITH_DRAFTS if best else _MAX_WAIT)
+
+    def _tokens(self, length: int) -> float:
+        """Estimate the tokens that a step with so many drafts makes."""
         tokens = probability = 1.0
         for position in range(1, length + 1):
             probability *= self._hits[position] / self._tries[position] if self._tries[position] else 0.0
             tokens += probability
-        return tokens / batch.seconds(length)
+        return tokens
 
 
-class _BatchTimes:
-    """The times of batches of one size, and what is being tried with them.
+class _BatchTrials:
+    """What trials have said about batches of one size, and the one that is under way.
 
     Attributes:
-        verify: by length, seconds of steps
-        draft: by length, seconds that drafts took
+        cost: by length, how many times as long a step takes as one without drafts
         best: the length that makes most tokens a second, as far as is known
-        tried: the length that takes turns with it; the same one between trials
+        tried: the length that takes turns with it in a trial; the same one between trials
+        verify: by length, the seconds of steps in this trial
+        draft: by length, the seconds that drafts took in this trial
         steps_left: steps until the next review
-        until_trial: steps until another length is tried
-        wait: how many steps lie before the trial after that
-        num_trials: how many trials there were, less one
+        until_trial: steps until the next trial
+        wait: how many steps lie between this trial and the next one if it changes nothing
+        num_trials: trials since the best length was found, of which a repeated one counts once
+        was_better: the trial repeats one in which the tried length was better
     """
 
-    def __init__(self, max_length: int) -> None:
-        self.verify = [deque[float](maxlen=_WINDOW) for _ in range(max_length + 1)]
-        self.draft = [deque[float](maxlen=_WINDOW) for _ in range(max_length + 1)]
-        self.best = self.tried = self.steps_left = 0
-        self.until_trial, self.wait, self.num_trials = _MIN_WAIT, 2 * _MIN_WAIT, -1
+    def __init__(self) -> None:
+        self.cost, self.best, self.tried = {0: 1.0}, 0, 0
+        self.verify: dict[int, list[float]] = {}
+        self.draft: dict[int, list[float]] = {}
+        self.steps_left, self.num_trials, self.was_better = 0, 0, False
+        self.until_trial, self.wait = _TRIAL_STEPS, _MIN_WAIT
 
-    def is_measured(self, length: int) -> bool:
-        """Whether a length has been measured often enough to be compared."""
-        drafts = len(self.draft[length]) if length else _MIN_MEASUREMENTS
-        return min(len(self.verify[length]), drafts) >= _MIN_MEASUREMENTS
+    @property
+    def is_trial(self) -> bool:
+        """Whether two lengths take turns."""
+        return self.tried != self.best
 
-    def seconds(self, length: int) -> float:
-        """Estimate the seconds of a step, its drafts included."""
-        return median_low(self.verify[length]) + (median_low(self.draft[length]) if length else 0.0)
+    def begin_trial(self, length: int) -> None:
+        """Let a length take turns with the best one."""
+        self.tried, self.steps_left = length, _TRIAL_STEPS
+        self.verify, self.draft = {}, {}
+
+    def take(self, length: int) -> None:
+        """Make a length the best one, beside which others are tried soon."""
+        self.best = self.tried = length
+        self.until_trial = self.wait = _MIN_WAIT
+        self.num_trials = 0
+
+    def cost_ratio(self) -> float | None:
+        """Return how many times as long the tried length took as the best one; None if too few steps were measured."""
+        seconds = {}
+        for length in (self.best, self.tried):
+            verify, draft = self.verify.get(length, []), self.draft.get(length, []) if length else [0.0]
+            if len(verify) < _MIN_MEASUREMENTS or (length and len(draft) < _MIN_MEASUREMENTS):
+                return None
+            seconds[length] = median_low(verify) + median_low(draft)
+        return seconds[self.tried] / seconds[self.best]
