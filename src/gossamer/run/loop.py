@@ -200,9 +200,8 @@ class _Run:
                 else:
                     self._skip(result)
                 on_step(self.progress)
-            if (
-                self.progress.is_complete and means.count
-            ):  # a pause has used up the budget, or the last step was skipped
+            # A pause has used up the budget, or the last step was skipped.
+            if self.progress.is_complete and means.count:
                 self._log(means)
             stopped_by = self._signal(signals)
             if stopped_by and not self.progress.is_complete:

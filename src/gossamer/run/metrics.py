@@ -291,6 +291,7 @@ class TensorBoard:
         return SummaryWriter(self._folder, purge_step=purge_step)
 
     def show(self, event: str, step: int, record: dict[str, Any]) -> None:
+        """Show what an event holds."""
         for name, value in scalars(event, record).items():
             self._writer.add_scalar(name, value, step)
         if isinstance(text := record.get("text"), str):
@@ -301,11 +302,12 @@ class TensorBoard:
             self._writer.flush()
 
     def rewind(self, step: int) -> None:
-        # TensorBoard forgets only at the beginning of a file.
+        """Begin a new file, since TensorBoard forgets only at the beginning of one."""
         self._writer.close()
         self._writer = self._open(step + 1)
 
     def close(self, failed: bool) -> None:
+        """Write what is still held back."""
         self._writer.close()
 
 
@@ -342,6 +344,7 @@ class WeightsAndBiases:
         self._run.define_metric("*", step_metric="step")
 
     def show(self, event: str, step: int, record: dict[str, Any]) -> None:
+        """Show what an event holds."""
         if event == "start":
             described = {name: value for name, value in record.items() if name not in ("event", "step")}
             self._run.config.update(described, allow_val_change=True)
@@ -349,9 +352,10 @@ class WeightsAndBiases:
             self._run.log(found | {"step": step})
 
     def rewind(self, step: int) -> None:
-        pass
+        """Do nothing: steps that are logged again are shown beside the earlier ones."""
 
     def close(self, failed: bool) -> None:
+        """End the run in the project."""
         if self._run is not None:
             self._run.finish(exit_code=int(failed))
             self._run = None

@@ -52,17 +52,23 @@ class Engine(Protocol):
     """What this process needs of `infer.engine.Engine`."""
 
     @property
-    def has_work(self) -> bool: ...
+    def has_work(self) -> bool:
+        """Whether a request is queued or running."""
 
-    def matcher(self, grammar: Grammar) -> Any: ...
+    def matcher(self, grammar: Grammar) -> Any:
+        """Compile a grammar."""
 
-    def submit(self, request: Request, matcher: Any = None) -> None: ...
+    def submit(self, request: Request, matcher: Any = None) -> None:
+        """Queue a request."""
 
-    def abort(self, id: str) -> Delta | None: ...
+    def abort(self, id: str) -> Delta | None:
+        """End a request now."""
 
-    def step(self) -> Sequence[Delta]: ...
+    def step(self) -> Sequence[Delta]:
+        """Take one step for all requests, and return what it adds to each."""
 
-    def stats(self) -> Any: ...
+    def stats(self) -> Any:
+        """Return counts and sizes at this moment."""
 
 
 @dataclass(frozen=True)

@@ -219,6 +219,7 @@ class EventStream(Response):
         return cls(generation, events, write_timeout)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the events until they end or the client leaves."""
         sending = asyncio.ensure_future(self._send(send))
         leaving = asyncio.ensure_future(_disconnect(receive))
         try:

@@ -71,6 +71,7 @@ class RequestMiddleware:
         self._arriving = _ArrivingBodies(MAX_BODIES * options.max_body)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on to the application, and measure and log it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

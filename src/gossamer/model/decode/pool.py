@@ -150,6 +150,7 @@ class RecurrentState:
 
     @property
     def conv(self) -> Tensor:
+        """Return the newest inputs of the convolution, in the layout of the pool."""
         return self.memory.conv[self._slots, : self._conv_window]
 
     @conv.setter
@@ -158,6 +159,7 @@ class RecurrentState:
 
     @property
     def recurrent(self) -> Tensor:
+        """Return the recurrent states of the sequences."""
         return self.memory.recurrent[self._slots]
 
     @recurrent.setter
