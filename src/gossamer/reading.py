@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
 from gossamer.errors import UserError, shorten
+from gossamer.units import decimal_size
 
 __all__ = [
     "MAX_DEPTH",
@@ -167,7 +168,7 @@ def read_bytes(path: Path, remedy: str = "", max_bytes: int = MAX_BYTES) -> byte
             raise UserError(f"{path}: cannot be read ({error.strerror or error}); check its disk") from error
     if len(content) > max_bytes:
         raise UserError(
-            f"{path}: is larger than {max_bytes:,} bytes, which no file of its kind is; {remedy or 'check it'}"
+            f"{path}: is larger than {decimal_size(max_bytes)}, which no file of its kind is; {remedy or 'check it'}"
         )
     return content
 

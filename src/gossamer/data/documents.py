@@ -145,7 +145,7 @@ def _json_texts(path: Path, field: str, errors: str, stats: DecodeStats) -> Iter
         size += len(text)
         if size > _MAX_JSON_LIST:
             raise UserError(
-                f"{path}: is a list of more than {_MAX_JSON_LIST >> 30} GiB; write it as JSONL, a line a record"
+                f"{path}: is a list of more than {size(_MAX_JSON_LIST)}; write it as JSONL, a line a record"
             )
         parts.append(text)
     whole = "".join(parts)

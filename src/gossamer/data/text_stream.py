@@ -20,6 +20,7 @@ from typing import Any, BinaryIO, cast
 
 from gossamer.errors import UserError
 from gossamer.reading import open_to_read
+from gossamer.units import size
 
 __all__ = ["COMPRESSED", "DecodeStats", "decode_utf8", "file_kind", "open_utf8", "text_blocks", "text_lines"]
 
@@ -96,7 +97,7 @@ def text_lines(path: Path, errors: str, stats: DecodeStats) -> Iterator[tuple[in
         while raw := file.readline(_MAX_LINE + 1):
             number += 1
             if len(raw) > _MAX_LINE:
-                raise UserError(f"{path}, line {number}: is longer than {_MAX_LINE >> 20} MiB; cut it into documents")
+                raise UserError(f"{path}, line {number}: is longer than {size(_MAX_LINE)}; cut it into documents")
             try:
                 line, _ = decode_utf8(raw, errors, stats)
             except UnicodeDecodeError as error:
