@@ -19,6 +19,7 @@ from typing import Any
 from gossamer.data.text_stream import DecodeStats, decode_utf8, file_kind, open_utf8, text_blocks, text_lines
 from gossamer.errors import UserError, did_you_mean
 from gossamer.reading import open_to_read, parse_json
+from gossamer.units import size
 
 __all__ = ["MAX_CHUNK", "SETTINGS_OR_RECORDS", "NoTextField", "is_binary", "read_documents", "split_into_chunks"]
 
@@ -140,10 +141,10 @@ def _json_texts(path: Path, field: str, errors: str, stats: DecodeStats) -> Iter
         else:
             yield from _jsonl_texts(path, field, errors, stats)
             return
-    parts, size = [], 0
+    parts, length = [], 0
     for text in text_blocks(path, errors, stats):
-        size += len(text)
-        if size > _MAX_JSON_LIST:
+        length += len(text)
+        if length > _MAX_JSON_LIST:
             raise UserError(
                 f"{path}: is a list of more than {size(_MAX_JSON_LIST)}; write it as JSONL, a line a record"
             )
