@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from gossamer.data import corpus as module
 from gossamer.data import documents
 from gossamer.data.config import CorpusConfig
-from gossamer.data.corpus import Corpus, FileScan, _split_tail, open_corpus, readable_size, split_rule
+from gossamer.data.corpus import Corpus, FileScan, _split_tail, open_corpus, split_rule
 from gossamer.data.progress import ProgressDisplay
 from gossamer.errors import UserError
 
@@ -222,14 +222,6 @@ def test_not_utf8_anywhere(tmp_path: Path) -> None:
         opened(tmp_path, folder)
     replacing = CorpusConfig(errors="replace", cache_dir=str(tmp_path))
     assert open_corpus([str(folder)], replacing, QUIET).num_bytes == 4 + 6
-
-
-def test_readable_size() -> None:
-    sizes = (0, 1, 400, 999, 1_000, 9_940, 400_000, 1_000_000, 12_345_678, 3_140_000_000, 55_000_000_000)
-    assert [readable_size(size) for size in sizes] == [
-        "0 bytes", "1 byte", "400 bytes", "999 bytes", "1.0 kB", "9.9 kB",
-        "400 kB", "1.0 MB", "12 MB", "3.1 GB", "55 GB"
-    ]  # fmt: skip
 
 
 def told(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str], **options: Any) -> tuple[Corpus, str]:

@@ -26,7 +26,7 @@ from gossamer.data.progress import ProgressDisplay
 from gossamer.data.sources import SkippedFiles, find_files, standard_library
 from gossamer.data.text_stream import DecodeStats, file_kind
 from gossamer.errors import UserError
-from gossamer.units import percent
+from gossamer.units import decimal_size, percent
 
 __all__ = [
     "HELD_OUT_DIVISOR",
@@ -36,14 +36,12 @@ __all__ = [
     "Part",
     "SplitRule",
     "open_corpus",
-    "readable_size",
     "split_rule",
 ]
 
 HELD_OUT_DIVISOR = 10
 """A tenth is held out: one in ten documents, or the last tenth of every document."""
 
-_UNITS = {"GB": 10**9, "MB": 10**6, "kB": 10**3}
 _NO_FIELD = "without a field"
 _MIN_DOCUMENTS = 20  # with fewer documents, whole ones are too coarse a part to hold out
 _MIN_SHARE, _MAX_SHARE = 1 / 30, 1 / 3  # of the text, within which whole documents are held out
@@ -280,7 +278,7 @@ def _scan_all(
     if all(fresh):
         return [known[str(file)]["scan"] for file in files]
     entries = {}
-    with progress.stage(f"reading {readable_size(bytes_to_read)} of text", bytes_to_read) as advance:
+    with progress.stage(f"reading {decimal_size(bytes_to_read)} of text", bytes_to_read) as advance:
         for file, stat, stamp, is_fresh in zip(files, stats, stamps, fresh, strict=True):
             if is_fresh:
                 scan = known[str(file)]["scan"]
@@ -340,11 +338,3 @@ def _scan_documents(file: Path, text_field: str, errors: str) -> FileScan:
     return FileScan(
         digest.hexdigest(), documents, num_bytes, characters, held_documents, held_bytes, stats.replaced, stats.encoding
     )
-
-
-def readable_size(num_bytes: int) -> str:
-    """Return a size as people write it: `1 byte`, `400 bytes`, `1.2 kB`, `3.1 MB`."""
-    if num_bytes < min(_UNITS.values()):
-        return "1 byte" if num_bytes == 1 else f"{num_bytes} bytes"
-    unit, value = next((unit, num_bytes / size) for unit, size in _UNITS.items() if num_bytes >= size)
-    return f"{value:.0f} {unit}" if value >= 10 else f"{value:.1f} {unit}"

@@ -14,13 +14,14 @@ from pathlib import Path
 
 from gossamer.cache import cached_folder, key_of
 from gossamer.data.config import HELD_OUT_NAME, CorpusConfig, SetConfig
-from gossamer.data.corpus import Chunk, Corpus, Part, SplitRule, open_corpus, readable_size, split_rule
+from gossamer.data.corpus import Chunk, Corpus, Part, SplitRule, open_corpus, split_rule
 from gossamer.data.progress import ProgressDisplay
 from gossamer.data.token_files import Mixture, TokenFile
 from gossamer.data.tokenise import open_or_tokenise
 from gossamer.data.tokenizer import Tokenizer, char_tokenizer, train_bpe
 from gossamer.errors import UserError
 from gossamer.files import locked
+from gossamer.units import decimal_size
 
 __all__ = ["Dataset", "TextSet", "open_sets", "prepare", "prepare_one"]
 
@@ -298,4 +299,4 @@ def _describe_set(text: TextSet) -> str:
     assert corpus is not None
     documents = "1 document" if corpus.num_documents == 1 else f"{corpus.num_documents:,} documents"
     weight = f", weight {text.weight:g}" if text.weight != 1 and text.corpus else ""
-    return f"{corpus.name}, {documents}, {readable_size(corpus.num_bytes)}{weight}"
+    return f"{corpus.name}, {documents}, {decimal_size(corpus.num_bytes)}{weight}"

@@ -37,12 +37,13 @@ import numpy.typing as npt
 from gossamer.cache import cached_folder, key_of
 from gossamer.cores import usable_cores
 from gossamer.data.config import CorpusConfig
-from gossamer.data.corpus import Chunk, readable_size
+from gossamer.data.corpus import Chunk
 from gossamer.data.progress import ProgressDisplay
 from gossamer.data.token_files import TokenFile, TokenFileMeta, TokenFileWriter, open_token_file, token_dtype
 from gossamer.data.tokenizer import Tokenizer
 from gossamer.errors import UserError
 from gossamer.reading import read_json
+from gossamer.units import decimal_size
 
 __all__ = ["TokeniserProcesses", "open_or_tokenise"]
 
@@ -89,7 +90,7 @@ def open_or_tokenise(
         return True
 
     def build(folder: Path) -> None:
-        with progress.stage(f"tokenising {readable_size(num_bytes)}", num_bytes) as advance:
+        with progress.stage(f"tokenising {decimal_size(num_bytes)}", num_bytes) as advance:
             meta = _tokenise(folder, parts, read(), num_bytes, tokenizer, config.workers, advance)
         (folder / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
 

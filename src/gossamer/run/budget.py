@@ -87,7 +87,7 @@ class BudgetPlan:
         return (
             f"budget {budget}: width {self.width}, {units.count(self.tokens)} tokens{speed}, "
             f"{self.epochs:.2g} times the text; predicted {self.bits_per_byte:.4f} bits per byte "
-            f"± {self.error:.1%}{beyond}"
+            f"± {units.percent(self.error, 1)}{beyond}"
         )
 
     def warning(self, budget: str, unique_bytes: int) -> str | None:
@@ -97,8 +97,8 @@ class BudgetPlan:
         wanted = units.size(unique_bytes * self.epochs / MAX_EPOCHS)
         return (
             f"budget {budget} would read the {units.size(unique_bytes)} of training text {self.epochs:.1f} times, "
-            f"more than {MAX_EPOCHS}, beyond which it gains little; {MAX_EPOCHS / self.epochs:.0%} of the budget "
-            f"fits this text, or {wanted} of text this budget"
+            f"more than {MAX_EPOCHS}, beyond which it gains little; {units.percent(MAX_EPOCHS / self.epochs)} of the "
+            f"budget fits this text, or {wanted} of text this budget"
         )
 
     def outcome(self, bits_per_byte: float) -> str:
@@ -107,8 +107,8 @@ class BudgetPlan:
         word = "more" if difference > 0 else "less"
         place = "within" if abs(difference) <= self.error else "outside"
         return (
-            f"predicted were {self.bits_per_byte:.4f} bits per byte ± {self.error:.1%}: it is {abs(difference):.1%} "
-            f"{word}, {place} that band"
+            f"predicted were {self.bits_per_byte:.4f} bits per byte ± {units.percent(self.error, 1)}: it is "
+            f"{units.percent(abs(difference), 1)} {word}, {place} that band"
         )
 
 
@@ -233,9 +233,9 @@ class _Search:
         step_tokens = training.batch_size * training.sequence_length * training.gradient_accumulation
         if tokens < _MIN_STEPS * step_tokens:
             raise UserError(
-                f"budget {training.budget!r} is too small: what is left of it buys {tokens / step_tokens:.0f} steps "
-                f"here, and {_MIN_STEPS} are the least; a larger one, or the same again, now that the text is in the "
-                "cache"
+                f"budget {training.budget!r} is too small: what is left of it buys "
+                f"{units.amount(round(tokens / step_tokens), 'step')} here, and {_MIN_STEPS} are the least; a larger "
+                "one, or the same again, now that the text is in the cache"
             )
         read, size = tokens * self.bytes_per_token, trunk_parameters(recipe.model)
         return BudgetPlan(

@@ -42,7 +42,7 @@ from gossamer.train.config import TrainingConfig
 from gossamer.train.recipe import Recipe, to_yaml
 from gossamer.train.step import Learner
 from gossamer.train.world import World
-from gossamer.units import SIZES, network_words
+from gossamer.units import SIZES, duration, network_words
 
 __all__ = ["SAMPLES_FILE", "Display", "Journal", "RunningMean", "fitting"]
 
@@ -178,7 +178,8 @@ class Journal:
         """Say what the run has come to."""
         self.say(
             f"validation loss {last.loss:.4f} nats a token, {last.bits_per_byte:.4f} bits per byte, over "
-            f"{last.tokens:,} held-out tokens, after {progress.tokens:,} tokens in {progress.elapsed:.0f} s of training"
+            f"{last.tokens:,} held-out tokens, after {progress.tokens:,} tokens in "
+            f"{duration(round(progress.elapsed))} of training"
         )
         if plan is not None:
             self.say(plan.outcome(last.bits_per_byte))

@@ -41,6 +41,7 @@ from gossamer.train.parallel import gathered_model
 from gossamer.train.recipe import Recipe
 from gossamer.train.step import Learner, StepResult, training_batches
 from gossamer.train.world import World
+from gossamer.units import duration
 
 __all__ = ["train"]
 
@@ -232,7 +233,7 @@ class _Run:
         self._advance(seconds=seconds)
         self.journal.write("pairs", self.progress.step, loss=found.loss, seconds=seconds)
         self.journal.say(
-            f"{steps} steps on {found.bigrams:,} pairs of tokens: loss {found.loss:.4f} in {seconds:.1f} s"
+            f"{steps} steps on {found.bigrams:,} pairs of tokens: loss {found.loss:.4f} in {duration(seconds)}"
         )
 
     def _step(self) -> StepResult:

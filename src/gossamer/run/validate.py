@@ -18,7 +18,6 @@ from torch import Tensor
 from gossamer import device as devices
 from gossamer import hub
 from gossamer.data.config import CorpusConfig
-from gossamer.data.corpus import readable_size
 from gossamer.data.dataset import Dataset, prepare, prepare_one
 from gossamer.data.packing import Batch, validation_batches
 from gossamer.data.progress import ProgressDisplay
@@ -37,6 +36,7 @@ from gossamer.train.config import TrainingConfig
 from gossamer.train.recipe import load_recipe
 from gossamer.train.step import Learner
 from gossamer.train.world import SINGLE_PROCESS, World
+from gossamer.units import decimal_size
 
 __all__ = [
     "Evaluation",
@@ -348,7 +348,7 @@ def _why_not_finite(model: CausalLM, batches: Iterable[Batch], device: torch.dev
 
 def _with_progress(batches: Iterable[Batch], file: TokenFile, name: str, enabled: bool) -> Iterator[Batch]:
     """Yield the batches, and say on standard error how much of the text they have been."""
-    title = f"measuring on {readable_size(file.num_bytes)}{f' of {name}' if name else ''}"
+    title = f"measuring on {decimal_size(file.num_bytes)}{f' of {name}' if name else ''}"
     with ProgressDisplay(enabled).stage(title, file.num_bytes) as advance:
         for batch in batches:
             yield batch
