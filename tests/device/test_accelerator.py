@@ -1,4 +1,4 @@
-"""How a plug-in is found and imported, and what is said when it cannot be."""
+"""How a plug-in is found and imported, and the message when it cannot be."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gossamer.errors import UserError
 
 @pytest.fixture
 def plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder that modules are imported from; nothing of them, nor of what was found, outlasts the test."""
+    """A folder from which modules are imported; neither they nor cached answers remain after the test."""
     monkeypatch.syspath_prepend(tmp_path)
     devices.load_plugins.cache_clear()
     yield tmp_path
@@ -29,7 +29,7 @@ def test_a_plug_in_of_the_table_is_imported_where_it_is_installed(plugins: Path)
     assert sys.modules["torch_npu"].loaded
 
 
-def test_one_that_cannot_be_imported_is_told_of_and_passed_over(
+def test_a_plug_in_that_cannot_be_imported_is_skipped_with_a_warning(
     plugins: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (plugins / "torch_npu.py").write_text("raise ImportError('libhccl.so: cannot open shared object file\\nmore')\n")

@@ -1,4 +1,4 @@
-"""Which row of the table a device belongs to: `cuda` is no maker's name."""
+"""The row of the table that a device belongs to, which the name `cuda` alone does not tell."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a device can do, and how a user says otherwise."""
+"""What a device can do, and how a user overrides it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def plugged(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     def plug(name: str, **module: Any) -> torch.device:
         module["get_device_properties"] = lambda device: SimpleNamespace(name=name)
         monkeypatch.setattr(torch, "get_device_module", lambda device: SimpleNamespace(**module))
-        _capabilities.cache_clear()  # answers are kept
+        _capabilities.cache_clear()  # answers are cached
         return torch.device("cuda", 0)
 
     yield plug

@@ -1,4 +1,4 @@
-"""The rate of products: the best of several moments."""
+"""The rate of products is the best of several measurements."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
-    """Rates that the next measurements give, the machine being busy now and then."""
+    """The rates that the next measurements return, on a machine that is busy now and then."""
     rates: list[float] = []
     monkeypatch.setattr(measure, "_measured_rate", lambda device, dtype: rates.pop(0))
     monkeypatch.setattr(measure, "_PAUSE", 0.0)

@@ -15,7 +15,7 @@ import gossamer
 from gossamer.cores import usable_cores
 from gossamer.device import process, use_huge_pages
 
-# How many of the sums of subnormal numbers are not zero, over all of PyTorch's threads; looked at as bits.
+# How many sums of subnormal numbers are not zero, over all of PyTorch's threads, by their bits.
 COUNT = """
 import torch
 tiny = torch.full((1 << 20,), 1, dtype=torch.int32).view(torch.float32)  # the smallest subnormal number
@@ -75,7 +75,7 @@ print(torch.get_num_threads())
 
 
 def test_every_parallel_region_of_the_kernels_flushes_subnormals() -> None:
-    """The mode is each thread's own, so each region sets it, by `parallel_for` or by itself."""
+    """The mode belongs to a thread, so each region sets it, by `parallel_for` or by itself."""
     sources = Path(gossamer.__file__).parent / "ops" / "native"
     regions = 0
     for path in sorted([*sources.glob("*.cpp"), *sources.glob("*.h")]):

@@ -1,4 +1,4 @@
-"""What a processor is told apart by, read from files such as several makers' machines have."""
+"""The identity of a processor, read from files as they are on several makers' machines."""
 
 from __future__ import annotations
 

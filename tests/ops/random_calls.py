@@ -86,14 +86,16 @@ class Made:
         inner = sorted(self.whole(0, total) for _ in range(self.whole(0, 3)))
         return torch.tensor([0, *inner, total], dtype=self.random.choice((torch.int64, torch.int32)))
 
-    def sequences(self, slots: int, pages: int, page_size: int, most: int) -> Sequences:
+    def sequences(self, slots: int, pages: int, page_size: int, max_tokens: int) -> Sequences:
         number = self.whole(1, min(3, slots))
-        chosen = self.random.sample(range(slots), number)
+        sampled = self.random.sample(range(slots), number)
         own = pages // number
         tables = tuple(tuple(range(n * own, (n + 1) * own)) for n in range(number))
-        lengths = tuple(self.whole(1, most) for _ in chosen)
-        past = tuple(self.whole(0, own * page_size - length - most) for length in lengths)
-        return Sequences(tuple(chosen), tuple(self.whole(0, most) for _ in chosen), past, lengths, tables, page_size)
+        lengths = tuple(self.whole(1, max_tokens) for _ in sampled)
+        past = tuple(self.whole(0, own * page_size - length - max_tokens) for length in lengths)
+        return Sequences(
+            tuple(sampled), tuple(self.whole(0, max_tokens) for _ in sampled), past, lengths, tables, page_size
+        )
 
     def spoilt(self, value: Any) -> Any:
         if self.random.random() < 0.2:
@@ -192,10 +194,10 @@ def delta_rule(m: Made) -> tuple[Callable[..., Any], dict[str, Any]]:
 
 
 def short_conv(m: Made) -> tuple[Callable[..., Any], dict[str, Any]]:
-    b, t, channels, taps = m.whole(1, 2), m.whole(0, 9), m.whole(1, 40), m.whole(1, 9)
+    b, t, channels, kernel_size = m.whole(1, 2), m.whole(0, 9), m.whole(1, 40), m.whole(1, 9)
     cu = m.edges(b * t)
-    state = m.random.choice((None, m.floats(b if cu is None else len(cu) - 1, taps - 1, channels)))
-    made = {"x": m.floats(b, t, channels).requires_grad_(), "weight": m.floats(channels, taps).requires_grad_()}
+    state = m.random.choice((None, m.floats(b if cu is None else len(cu) - 1, kernel_size - 1, channels)))
+    made = {"x": m.floats(b, t, channels).requires_grad_(), "weight": m.floats(channels, kernel_size).requires_grad_()}
     return ops.short_conv, made | {"initial_state": state, "cu_seqlens": cu}
 
 
@@ -257,14 +259,16 @@ def paged_attention(m: Made) -> tuple[Callable[..., Any], dict[str, Any]]:
 
 
 def delta_step(m: Made) -> tuple[Callable[..., Any], dict[str, Any]]:
-    hk, r, dk, dv, taps, most, slots = m.whole(1, 2), m.whole(1, 2), m.whole(1, 9), m.whole(1, 9), m.whole(1, 4), 3, 4
+    hk, r, dk, dv, kernel_size = m.whole(1, 2), m.whole(1, 2), m.whole(1, 9), m.whole(1, 9), m.whole(1, 4)
+    max_tokens, slots = 3, 4
     hv, channels = hk * r, 2 * hk * dk + hk * r * dv
-    sequences = m.sequences(slots, 12, 4, most)
+    sequences = m.sequences(slots, 12, 4, max_tokens)
     tokens = sum(sequences.lengths)
-    weights = DeltaWeights(m.floats(channels, taps), m.floats(hv), m.floats(hv), m.floats(dv), 1e-6)
+    weights = DeltaWeights(m.floats(channels, kernel_size), m.floats(hv), m.floats(hv), m.floats(dv), 1e-6)
     memory = DeltaMemory(
-        m.floats(slots, taps - 1 + most, channels), m.floats(slots, hv, dk, dv), m.floats(slots, most, hk, dk),
-        m.floats(slots, most, hv, dv), -m.floats(slots, most, hv).abs(),
+        m.floats(slots, kernel_size - 1 + max_tokens, channels), m.floats(slots, hv, dk, dv),
+        m.floats(slots, max_tokens, hk, dk), m.floats(slots, max_tokens, hv, dv),
+        -m.floats(slots, max_tokens, hv).abs(),
     )  # fmt: skip
     made = {"qkvz": m.floats(tokens, 2 * (hk * dk + hv * dv)), "ba": m.floats(tokens, 2 * hv)}
     return ops.delta_step, made | {"weights": weights, "memory": memory, "sequences": sequences}

@@ -162,5 +162,5 @@ def test_wrong_document_edges_are_refused() -> None:
     ids=["one document", "a long one among short ones"],
 )
 def test_the_number_of_threads_changes_no_bit(inputs: Inputs) -> None:
-    """More threads than heads compute the gradients of blocks of queries and keys apart, with the same sums."""
+    """More threads than heads compute the gradients of queries and keys separately, with the same sums."""
     check_threads("attention", cast(inputs, torch.float32))

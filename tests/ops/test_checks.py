@@ -1,4 +1,4 @@
-"""The gate in front of the operations: no call ends the process, and all implementations refuse the same."""
+"""Checks of arguments: no call ends the process, and all implementations refuse the same arguments."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CALLS = Path(__file__).parent / "random_calls.py"
 
 
 def make_calls(first: int, count: int) -> None:
-    """In a process of its own: one that dies is a failure of the call whose number it printed last."""
+    """Make calls in a separate process; if it dies, the call whose number it printed last has failed."""
     command = [sys.executable, "-W", "ignore", str(CALLS), str(first), str(count)]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "2"})
     assert done.returncode == 0, f"status {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
@@ -47,7 +47,7 @@ def test_many_random_calls_do(batch: int) -> None:
 
 @pytest.mark.parametrize("implementation", [one.name for one in ops.OPERATIONS["rms_norm"].implementations])
 def test_a_whole_number_is_a_number(implementation: str) -> None:
-    """ctypes would hand it over in another register than the kernel reads."""
+    """ctypes would pass an integer in another register than the one that the kernel reads."""
     x, weight = torch.ones(2, 4), torch.ones(4)
     with ops.forced(rms_norm=implementation):
         torch.testing.assert_close(ops.rms_norm(x, weight, 1), ops.rms_norm(x, weight, 1.0))
@@ -67,7 +67,7 @@ def decoder() -> Decoder:
 
 
 def test_a_layer_has_all_that_belongs_to_its_kind_and_nothing_else(decoder: Decoder) -> None:
-    """A kernel is handed addresses alone: what is not there would be read at 0."""
+    """A kernel gets addresses only, so a missing tensor would be read at 0."""
     trunk = decoder._trunk
     names, bias = set(trunk.tensors[0]._fields), set(OPTIONAL)
     for number, layer in enumerate(trunk.tensors):
@@ -79,7 +79,7 @@ def test_a_layer_has_all_that_belongs_to_its_kind_and_nothing_else(decoder: Deco
 
 
 def test_only_a_matrix_is_of_int8(decoder: Decoder) -> None:
-    """The kernel takes the numbers of whatever else for float32, four times as long."""
+    """The kernel would read the numbers of anything else as float32, which is four times as long."""
     trunk, head = decoder._trunk, decoder._head
     assert head is not None
     narrow = Int8(torch.ones(CONFIG.hidden_size, dtype=torch.int8), torch.tensor(1.0))
@@ -93,7 +93,7 @@ def test_only_a_matrix_is_of_int8(decoder: Decoder) -> None:
 
 @pytest.mark.parametrize("wrong", [0.5, True, None, "1", float("nan")])
 def test_counts_and_places_are_whole_numbers(decoder: Decoder, wrong: Any) -> None:
-    """A tensor made of others has another type than the kernel reads."""
+    """A tensor made of other numbers would have another dtype than the kernel reads."""
     whole: dict[str, Any] = dict(slots=(0,), accepted=(0,), past=(0,), lengths=(1,), tables=((0,),), page_size=4)
     for name in whole:
         bad = {"page_size": wrong, "tables": ((wrong,),)}.get(name, (wrong,))

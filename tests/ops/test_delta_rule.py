@@ -97,7 +97,7 @@ def test_float64_reference(implementation: str, dtype: torch.dtype, problem: Inp
 
 
 def numpy_delta_rule(inputs: Inputs) -> tuple[np.ndarray, np.ndarray]:
-    """The recurrence as the paper has it, one head and one token at a time."""
+    """Compute the recurrence as the paper writes it, one head and one token at a time."""
     q, k, v, g, beta = (inputs[name].numpy() for name in ("q", "k", "v", "g", "beta"))
     batch, length, key_heads, key_dim = q.shape
     value_heads, value_dim = v.shape[2:]
@@ -175,7 +175,7 @@ def test_a_sequence_split_anywhere_is_the_whole(
 @every_implementation
 @pytest.mark.parametrize("packed", [False, True])
 def test_one_token_without_gradients_is_the_same(implementation: str, packed: bool) -> None:
-    """What decoding does; implementations may have a way of their own for it."""
+    """Decoding does this, and implementations may have a separate path for it."""
     cu_seqlens = cumulative([1, 1, 1]) if packed else None
     rows, length = (1, 3) if packed else (3, 1)
     inputs = cast(inputs_of(rows, length, ratio=3, documents=3, cu_seqlens=cu_seqlens), torch.float32)
@@ -188,7 +188,7 @@ def test_one_token_without_gradients_is_the_same(implementation: str, packed: bo
 
 
 @every_implementation
-def test_the_given_state_is_left_alone(implementation: str) -> None:
+def test_the_given_state_is_not_changed(implementation: str) -> None:
     for length in (0, 1, 66):
         inputs = cast(inputs_of(2, length, documents=2), torch.float32)
         before = inputs["initial_state"].clone()
@@ -205,7 +205,7 @@ def test_gradcheck(implementation: str) -> None:
         assert torch.autograd.gradcheck(lambda *x: ops.delta_rule(*x, cumulative([2, 3])), leaves)
 
 
-# What is numerically hard. Tolerances are those of the easy cases unless a reason is given.
+# Numerically hard cases. Tolerances are those of the easy cases unless a reason is given.
 
 
 @every_implementation
@@ -230,7 +230,7 @@ def test_strong_decay_forgets_without_overflow(implementation: str, dtype: torch
 @every_implementation
 @pytest.mark.parametrize("decay", [-50.0, -1e4])
 def test_strong_decay_among_weak(implementation: str, decay: float) -> None:
-    """One token in seven forgets everything; the others' decay must survive beside it.
+    """One token in seven forgets everything; the decay of the others must survive next to it.
 
     A sum of gates inside a chunk has float32's spacing at 64/7 · decay: that much of each later decay may be lost.
     """
@@ -295,5 +295,5 @@ def test_wrong_document_edges_are_refused(edges: list[int]) -> None:
     ids=["one document", "columns apart", "a long one among short ones"],
 )
 def test_the_number_of_threads_changes_no_bit(inputs: Inputs) -> None:
-    """More threads than heads compute the chunks of a head side by side, with the same sums in the same order."""
+    """More threads than heads compute the chunks of a head in parallel, with the same sums in the same order."""
     check_threads("delta_rule", cast(inputs, torch.float32))

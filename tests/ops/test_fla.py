@@ -1,4 +1,4 @@
-"""What is asked of flash-linear-attention, by a stand-in that insists on what the library insists on."""
+"""Calls of flash-linear-attention, checked by a stand-in with the library's own requirements."""
 
 from __future__ import annotations
 

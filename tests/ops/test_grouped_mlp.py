@@ -16,20 +16,20 @@ from gossamer.errors import UserError
 every_implementation = pytest.mark.parametrize("implementation", implementations("grouped_mlp"))
 
 
-def routing(how: str, tokens: int, chosen: int, experts: int, seed: int) -> Tensor:
-    """Expert ids [tokens, chosen]: `apart` distinct in a row, `one` for all, `skip` leaves the first expert idle."""
+def routing(how: str, tokens: int, top_k: int, experts: int, seed: int) -> Tensor:
+    """Expert indices [tokens, top_k]: `apart` distinct in a row, `one` for all, `skip` leaves the first expert idle."""
     scores = torch.rand(tokens, experts, generator=torch.Generator().manual_seed(seed))
     if how == "one":
-        return torch.full((tokens, chosen), seed % experts)
+        return torch.full((tokens, top_k), seed % experts)
     if how == "skip" and experts > 1:
         scores[:, 0] = -1
-        return scores.topk(min(chosen, experts - 1)).indices
-    return scores.topk(chosen).indices
+        return scores.topk(min(top_k, experts - 1)).indices
+    return scores.topk(top_k).indices
 
 
 def inputs_of(
     tokens: int = 6,
-    chosen: int = 2,
+    top_k: int = 2,
     experts: int = 4,
     hidden: int = 5,
     width: int = 3,
@@ -37,7 +37,7 @@ def inputs_of(
     seed: int = 0,
 ) -> Inputs:
     random = normal(seed)
-    expert_indices = routing(how, tokens, chosen, experts, seed)
+    expert_indices = routing(how, tokens, top_k, experts, seed)
     return {
         "x": random(tokens, hidden),
         "expert_indices": expert_indices,
@@ -52,7 +52,7 @@ def problems(draw: st.DrawFn) -> Inputs:
     experts = draw(st.integers(1, 6))
     return inputs_of(
         tokens=draw(st.one_of(st.integers(0, 5), st.sampled_from([17, 64, 65]))),
-        chosen=draw(st.integers(1, experts)),
+        top_k=draw(st.integers(1, experts)),
         experts=experts,
         hidden=draw(st.integers(1, 9)),
         width=draw(st.integers(1, 9)),
@@ -66,9 +66,9 @@ def problems(draw: st.DrawFn) -> Inputs:
 @settings(max_examples=20)
 @given(problem=problems())
 @example(problem=inputs_of(tokens=0))
-@example(problem=inputs_of(chosen=1, experts=1))
-@example(problem=inputs_of(chosen=4, experts=4))
-@example(problem=inputs_of(chosen=3, how="one"))
+@example(problem=inputs_of(top_k=1, experts=1))
+@example(problem=inputs_of(top_k=4, experts=4))
+@example(problem=inputs_of(top_k=3, how="one"))
 @example(problem=inputs_of(how="skip"))
 def test_float64_reference(implementation: str, dtype: torch.dtype, problem: Inputs) -> None:
     check("grouped_mlp", implementation, cast(problem, dtype), inner_tolerance(dtype))
@@ -76,7 +76,7 @@ def test_float64_reference(implementation: str, dtype: torch.dtype, problem: Inp
 
 @every_implementation
 def test_the_sum_written_out(implementation: str) -> None:
-    inputs = cast(inputs_of(tokens=5, chosen=3), torch.float64)
+    inputs = cast(inputs_of(tokens=5, top_k=3), torch.float64)
     x, ids, weights, gate_up, down = inputs.values()
     with ops.forced(grouped_mlp=implementation):
         y = ops.grouped_mlp(**inputs)
@@ -112,13 +112,13 @@ def test_an_idle_expert_has_a_gradient_of_zero(implementation: str) -> None:
 @pytest.mark.parametrize("how", ["apart", "one", "skip"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_sizes_that_fill_whole_vectors(implementation: str, how: str, dtype: torch.dtype) -> None:
-    """Of a multiple of 16 bytes, which grouped products want; other sizes go another way there."""
-    inputs = inputs_of(tokens=37, chosen=3, experts=6, hidden=24, width=16, how=how)
+    """Rows of a multiple of 16 bytes, which grouped products need; other sizes are computed in another way."""
+    inputs = inputs_of(tokens=37, top_k=3, experts=6, hidden=24, width=16, how=how)
     check("grouped_mlp", implementation, cast(inputs, dtype), inner_tolerance(dtype))
 
 
 def test_what_a_grouped_product_leaves_for_idle_experts_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On some chips it leaves what lay in memory; here: not a number."""
+    """On some chips it leaves their memory as it was; here that is NaN."""
     product = F.grouped_mm
 
     def careless(a: Tensor, b: Tensor, *, offs: Tensor) -> Tensor:

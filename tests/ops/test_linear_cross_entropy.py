@@ -1,4 +1,4 @@
-"""Output head and loss in one: every implementation against the float64 reference, and what it holds at once."""
+"""Output head and loss in one: every implementation against the float64 reference, and its memory."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_gradcheck(implementation: str) -> None:
 @settings(max_examples=12)
 @given(problem=problems(), chunk_bytes=st.sampled_from([8 << 20, 300]))
 def test_a_bias_is_added_to_the_logits(implementation: str, problem: Inputs, chunk_bytes: int) -> None:
-    """As one more column of weight and a one in every hidden state would do it; it is taken for a constant."""
+    """A bias acts like one more column of the weight and a one in every hidden state, and has no gradient."""
     inputs = cast(problem, torch.float64)
     hidden, weight = (inputs[name].requires_grad_() for name in ("hidden", "weight"))
     bias = torch.linspace(-3, 2, len(weight), dtype=torch.float64).requires_grad_()
@@ -125,7 +125,7 @@ def test_one_input_may_be_frozen(implementation: str, frozen: str) -> None:
 
 @every_implementation
 def test_without_gradients_only_the_logits_are_computed(implementation: str) -> None:
-    """An evaluation's weights require gradients that nobody will ask for."""
+    """The weights of an evaluation require gradients that are never computed."""
     inputs = cast(inputs_of(tokens=7, vocab=11, hidden=5), torch.float32)
     inputs["weight"].requires_grad_()
     in_place = {torch.ops.aten.addmm_: lambda total, a, b, **_: 2 * a[0] * a[1] * b[1]}  # PyTorch's counter omits it
@@ -139,7 +139,7 @@ def test_without_gradients_only_the_logits_are_computed(implementation: str) -> 
 
 
 class LargestTensor(TorchDispatchMode):
-    """Records the size in bytes of the largest storage that any operation gave."""
+    """Records the size in bytes of the largest storage that any operation returns."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -163,14 +163,14 @@ def largest_tensor(implementation: str, tokens: int, vocab: int, dtype: torch.dt
 
 @pytest.mark.parametrize("implementation", implementations("linear_cross_entropy", but="reference"))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-def test_the_full_logits_are_never_held(
+def test_the_full_logits_are_never_in_memory(
     implementation: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(MODULE, "ACCELERATOR_CHUNKS", 1)
     tokens, vocab = 2048, 4096
     logits = tokens * vocab * 4
     assert logits >= 4 * MODULE.CHUNK_BYTES
-    assert largest_tensor("reference", tokens, vocab, dtype) >= logits  # or the measurement is blind
+    assert largest_tensor("reference", tokens, vocab, dtype) >= logits  # otherwise the measurement sees nothing
     assert largest_tensor(implementation, tokens, vocab, dtype) <= MODULE.CHUNK_BYTES
 
 

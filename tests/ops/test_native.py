@@ -1,4 +1,4 @@
-"""How the native kernels are built, cached, and done without."""
+"""How the native kernels are built and cached, and what runs without them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ for environment in json.loads(sys.argv[1]):
 
 
 def describe_each(*environments: dict[str, str]) -> list[tuple[str, str]]:
-    """What a fresh process says of the delta rule, on standard output and on standard error, in each environment."""
+    """Describe the delta rule in a fresh process, once in each environment: standard output and standard error."""
     done = subprocess.run(
         [sys.executable, "-c", DESCRIBE, json.dumps(environments)], capture_output=True, text=True, check=True
     )
@@ -43,16 +43,16 @@ def describe_each(*environments: dict[str, str]) -> list[tuple[str, str]]:
 
 
 def describe(cache: Path, **environment: str) -> tuple[str, str]:
-    """The same in one environment."""
+    """Describe the delta rule in a fresh process with one environment."""
     return describe_each({"GOSSAMER_CACHE": str(cache)} | environment)[0]
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A cache with a library, and what was said while it was built: unoptimised, in a third of the time.
+    """A cache with a library, and what was printed while it was built without optimization, in a third of the time.
 
-    Its folder is the one that the compiler itself would build in: that is named by the sources and by what the
-    compiler says of itself.
+    Its folder is the one that the real compiler would use, because its name follows from the sources and from what the
+    compiler says about itself.
     """
     cache = tmp_path_factory.mktemp("cache")
     real = shutil.which("c++") or shutil.which("g++")
@@ -81,7 +81,7 @@ def test_built_once_and_announced(built: tuple[Path, str]) -> None:
 
 @needs_compiler
 def test_a_damaged_library_is_never_mapped(built: tuple[Path, str], tmp_path: Path) -> None:
-    """Mapping one that was cut, as a full disk leaves it, ends the process by SIGBUS; here the compiler fails after."""
+    """Mapping a truncated library, as a full disk leaves it, ends the process by SIGBUS; here rebuilding it fails."""
     kinds = ("gone", "digest", "empty", "zeros", "cut")
     for damage in kinds:
         shutil.copytree(built[0] / "native", tmp_path / damage / "native")
@@ -94,7 +94,7 @@ def test_a_damaged_library_is_never_mapped(built: tuple[Path, str], tmp_path: Pa
         else:
             half = content[: len(content) // 2]
             kernels.write_bytes({"cut": half, "zeros": half + bytes(len(content) - len(half)), "empty": b""}[damage])
-    # The same compiler, that is, what it says of itself, but without the means to build: so that the test is quick.
+    # A compiler that says the same about itself but cannot build, so that the test is quick.
     real = shutil.which("c++") or shutil.which("g++")
     same = compiler_that(tmp_path, "exit 1", f'exec {real} "$@"')
     found = describe_each(*({"GOSSAMER_CACHE": str(tmp_path / damage), "CXX": same} for damage in kinds))
@@ -105,8 +105,8 @@ def test_a_damaged_library_is_never_mapped(built: tuple[Path, str], tmp_path: Pa
 
 
 @needs_compiler
-def test_what_cannot_be_loaded_is_not_kept(tmp_path: Path) -> None:
-    """A linker on a full disk can succeed and leave a file that kills whoever maps it: another process tries it."""
+def test_a_library_that_cannot_be_loaded_is_deleted(tmp_path: Path) -> None:
+    """A linker on a full disk can succeed and leave a file that kills the process that maps it."""
     real = shutil.which("c++") or shutil.which("g++")
     script = 'for last; do :; done; head -c 5000 /bin/sh >"$last"'
     out, said = describe(tmp_path, CXX=compiler_that(tmp_path, script, f'exec {real} "$@"'))
@@ -116,7 +116,7 @@ def test_what_cannot_be_loaded_is_not_kept(tmp_path: Path) -> None:
 
 @needs_compiler
 def test_processors_of_one_name_do_not_share_a_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The folder is named by what the compiler makes use of, not by the processor's name alone."""
+    """The folder's name follows from the extensions that the compiler uses, not from the processor's name alone."""
     real = shutil.which("c++") or shutil.which("g++")
     narrow = compiler_that(tmp_path, f'exec {real} "$@" -mno-avx512f -DOTHER', f'exec {real} "$@" -DOTHER')
     usual = library._folder(library._compiler())
@@ -147,9 +147,10 @@ print(of_other_threads() - before)
 @needs_compiler
 @pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="needs Linux")
 def test_threads_that_wait_leave_the_processor(built: tuple[Path, str]) -> None:
-    """In a program that imported PyTorch first, between its own regions, too; unless the user wants them to go on.
+    """Threads sleep soon, between PyTorch's own regions as well, unless the user wants them to spin.
 
-    Milliseconds of processor time that the other threads take in twenty small regions and the waits between them.
+    The program imports PyTorch first. What is compared is the milliseconds of processor time that the other threads use
+    in twenty small regions and the waits between them.
     """
     inherited = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
     environment = inherited | {"GOSSAMER_CACHE": str(built[0]), "OMP_NUM_THREADS": "2"}
@@ -173,7 +174,7 @@ def test_without_a_compiler_pytorch_serves(tmp_path: Path) -> None:
 
 
 def compiler_that(tmp_path: Path, does: str, asked: str = "echo '#define X 1'") -> str:
-    """A compiler that does this, after it was `asked` what it knows of itself."""
+    """Write a compiler that runs the script `does`, and `asked` when it is asked for its macros."""
     script = tmp_path / "compiler"
     script.write_text(f'#!/bin/sh\ncase " $* " in *" -dM "*) {asked}; exit 0;; esac\n{does}\n')
     script.chmod(0o755)
@@ -181,7 +182,7 @@ def compiler_that(tmp_path: Path, does: str, asked: str = "echo '#define X 1'") 
 
 
 def test_a_failed_build_is_told_in_one_line(tmp_path: Path) -> None:
-    """The compiler fails with a message, without one, or makes no library."""
+    """The compiler fails with a message, fails without one, or makes a file that is no library."""
     ways = ("echo 'x.cpp:1: error: no such thing' >&2; exit 1", "exit 1", 'for last; do :; done; echo junk >"$last"')
     folders = [tmp_path / str(number) for number in range(len(ways))]
     for folder in folders:
@@ -211,7 +212,7 @@ def test_a_cache_that_cannot_be_written_is_told_in_one_line(tmp_path: Path) -> N
     batch=st.integers(1, 3), length=st.integers(0, 4), heads=st.integers(1, 3), width=st.integers(1, 4), data=st.data()
 )
 def test_rows_in_place(batch: int, length: int, heads: int, width: int, data: st.DataObject) -> None:
-    """Reading by the stride that is given finds every token's numbers, whatever part of whatever tensor it was."""
+    """Reading by the returned stride finds every token's numbers, for any part of any tensor."""
     before, after = data.draw(st.integers(0, 3)), data.draw(st.integers(0, 3))
     wide = torch.arange(batch * length * (before + heads * width + after), dtype=torch.float32)
     wide = wide.view(batch, length, before + heads * width + after)

@@ -1,4 +1,4 @@
-"""The native kernels as compiled for other processors: the exactness tests of all operations run on them, too."""
+"""The native kernels compiled for other processors: the exactness tests of all operations run on them as well."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ EXPORTED = re.compile(r"^void (gossamer_\w+)\(", re.MULTILINE)
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PROCESSORS)
 def test_the_kernels_of_a_processor_are_exact(name: str, tmp_path: Path) -> None:
-    """Under an emulator where it is another one; where there is none they are compiled, without a warning."""
+    """Another processor is emulated; without an emulator the kernels are only compiled, without a warning."""
     processor = PROCESSORS[name]
     if reason := processor.cannot_build():
         pytest.skip(reason)
@@ -37,4 +37,4 @@ def test_the_kernels_of_a_processor_are_exact(name: str, tmp_path: Path) -> None
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
     [called] = re.findall(r"native kernels called: (.*)", done.stdout)
     exported = {kernel for source in library._SOURCES.glob("*.cpp") for kernel in EXPORTED.findall(source.read_text())}
-    assert set(called.split()) == exported, "a kernel that no test has called"
+    assert set(called.split()) == exported, "a kernel that no test calls"

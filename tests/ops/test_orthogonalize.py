@@ -1,4 +1,4 @@
-"""Orthogonalisation: every implementation against the float64 reference, and what it promises."""
+"""Orthogonalization: every implementation against the float64 reference, and its properties."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_the_direction_is_the_polar_factors(implementation: str) -> None:
 
 @every_implementation
 def test_a_part_of_a_larger_tensor(implementation: str) -> None:
-    """As Muon hands it over: every second stretch of rows, or columns, of a fused projection."""
+    """Muon passes every second block of rows, or of columns, of a fused projection."""
     whole = normal(2)(6, 24, 10).float().to(DEVICE)
     with ops.forced(orthogonalize=implementation):
         for part in (whole[:, 8:16], whole[..., 2:7], whole.mT):

@@ -64,7 +64,7 @@ def test_a_chunk_holds_one_document_in_order(documents: list[int], chunk: int) -
 
 
 def test_training_after_inference_on_documents_of_the_same_lengths() -> None:
-    """What inference mode was first to ask for is cached, and autograd must be able to save it."""
+    """A layout that is first made in inference mode is cached, and autograd must be able to save it."""
     edges = cumulative([3, 7, 11])  # lengths that no other test asks for first
     x, weight = torch.randn(1, 21, 4), torch.randn(4, 4)
     gates = torch.zeros(1, 21, 1)

@@ -1,4 +1,4 @@
-"""Which implementation runs is a choice that can be seen and forced."""
+"""The registry: which implementation runs can be seen and forced."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def operation() -> Iterator[Operation]:
-    """An operation with one implementation that only another device could run."""
+    """An operation with one implementation that only another device can run."""
     operation = Operation("for_this_test")
     operation.register("elsewhere", lambda device: "needs a chip" if device.type == "cpu" else "")(lambda: "elsewhere")
     operation.register("fast")(lambda: "fast")
@@ -30,7 +30,7 @@ def test_the_first_that_can_run_is_chosen(operation: Operation) -> None:
     assert operation.choose(torch.device("meta")).name == "elsewhere"
 
 
-def test_what_nobody_would_want_there_runs_only_when_forced() -> None:
+def test_an_implementation_that_is_no_default_runs_only_when_forced() -> None:
     operation = Operation("for_this_test")
     operation.register("elsewhere", is_default=lambda device: device.type != "cpu")(lambda: "elsewhere")
     operation.register("plain")(lambda: "plain")
@@ -79,6 +79,13 @@ def test_an_unknown_operation_is_refused_with_the_nearest(monkeypatch: pytest.Mo
     monkeypatch.setenv("GOSSAMER_OPS", "attention")
     with pytest.raises(UserError, match="operation=implementation"):
         OPERATIONS["attention"].choose(CPU)
+
+
+@pytest.mark.parametrize(("former", "name"), [("draw", "sample_tokens"), ("few_rows", "small_linear")])
+def test_a_former_name_is_refused_with_the_present_one(former: str, name: str) -> None:
+    with pytest.raises(UserError, match=f"'{former}': it is now called '{name}'"), ops.forced(**{former: "reference"}):
+        pass
+    assert name in OPERATIONS
 
 
 def test_every_operation_has_a_reference_that_runs_anywhere() -> None:

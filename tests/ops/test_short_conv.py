@@ -38,7 +38,7 @@ def inputs_of(
     batch: int,
     length: int,
     channels: int = 5,
-    taps: int = 4,
+    kernel_size: int = 4,
     documents: int | None = None,
     cu_seqlens: Tensor | None = None,
     seed: int = 0,
@@ -47,8 +47,8 @@ def inputs_of(
     random = normal(seed)
     return {
         "x": random(batch, length, channels),
-        "weight": random(channels, taps),
-        "initial_state": None if documents is None else random(documents, taps - 1, channels),
+        "weight": random(channels, kernel_size),
+        "initial_state": None if documents is None else random(documents, kernel_size - 1, channels),
         "cu_seqlens": cu_seqlens,
     }
 
@@ -60,7 +60,7 @@ def problems(draw: st.DrawFn) -> Inputs:
         rows,
         length,
         channels=draw(st.integers(1, 9)),
-        taps=draw(st.integers(1, 5)),
+        kernel_size=draw(st.integers(1, 5)),
         documents=len(documents) if draw(st.booleans(), "initial state") else None,
         cu_seqlens=cu_seqlens,
         seed=draw(seeds),
@@ -87,14 +87,14 @@ def test_weights_wider_than_the_tokens(implementation: str) -> None:
 @every_implementation
 @exact_dtypes
 @settings(max_examples=10)
-@given(length=st.integers(0, 9), taps=st.integers(1, 5), seed=seeds)
-def test_the_sum_written_out(implementation: str, dtype: torch.dtype, length: int, taps: int, seed: int) -> None:
-    inputs = cast(inputs_of(2, length, taps=taps, documents=2, seed=seed), dtype)
+@given(length=st.integers(0, 9), kernel_size=st.integers(1, 5), seed=seeds)
+def test_the_sum_written_out(implementation: str, dtype: torch.dtype, length: int, kernel_size: int, seed: int) -> None:
+    inputs = cast(inputs_of(2, length, kernel_size=kernel_size, documents=2, seed=seed), dtype)
     with ops.forced(short_conv=implementation):
         y, state = ops.short_conv(**inputs)
     past = torch.cat([inputs["initial_state"], inputs["x"]], dim=1)
     for t in range(length):
-        total = sum(inputs["weight"][:, j] * past[:, t + j] for j in range(taps))
+        total = sum(inputs["weight"][:, j] * past[:, t + j] for j in range(kernel_size))
         torch.testing.assert_close(y[:, t], F.silu(total))
     assert torch.equal(state, past[:, length:])
 
@@ -120,11 +120,11 @@ def test_packed_documents_are_documents_apart(implementation: str, dtype: torch.
 @every_implementation
 @exact_dtypes
 @settings(max_examples=10)
-@given(before=lengths, after=lengths, taps=st.integers(1, 5), seed=seeds)
+@given(before=lengths, after=lengths, kernel_size=st.integers(1, 5), seed=seeds)
 def test_a_sequence_split_anywhere_is_the_whole(
-    implementation: str, dtype: torch.dtype, before: int, after: int, taps: int, seed: int
+    implementation: str, dtype: torch.dtype, before: int, after: int, kernel_size: int, seed: int
 ) -> None:
-    inputs = cast(inputs_of(2, before + after, taps=taps, documents=2, seed=seed), dtype)
+    inputs = cast(inputs_of(2, before + after, kernel_size=kernel_size, documents=2, seed=seed), dtype)
 
     def in_two(x: Tensor, weight: Tensor, initial_state: Tensor, cu_seqlens: None) -> tuple[Tensor, Tensor]:
         y, state = ops.short_conv(x[:, :before], weight, initial_state)
@@ -136,7 +136,7 @@ def test_a_sequence_split_anywhere_is_the_whole(
 
 
 @every_implementation
-def test_the_given_state_is_left_alone(implementation: str) -> None:
+def test_the_given_state_is_not_changed(implementation: str) -> None:
     for length in (0, 1, 2, 6):
         inputs = cast(inputs_of(2, length, documents=2), torch.float32)
         before = inputs["initial_state"].clone()

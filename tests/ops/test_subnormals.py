@@ -1,4 +1,4 @@
-"""While a native kernel runs, numbers below float32's normal range count as zero: processors can be slow with them."""
+"""Subnormal numbers count as zero while a native kernel runs, because processors can be slow with them."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from gossamer import ops
 
 SMALL, SUBNORMAL = 1e-20, 1e-39  # the first is normal, its square is not
 
-EXPERTS = 2 * torch.get_num_threads()  # fewer are PyTorch's
+EXPERTS = 2 * torch.get_num_threads()  # with fewer, PyTorch computes them
 
-# Operation, how many tokens, and results that are subnormal where nothing is done about it.
+# For each operation a call for some number of tokens whose results would be subnormal.
 CASES: dict[str, Callable[[int], Tensor]] = {
     "rms_norm": lambda n: ops.rms_norm(torch.randn(1, n, 40), torch.full((40,), SUBNORMAL), 1e-6),
     "gated_rms_norm": lambda n: ops.gated_rms_norm(
@@ -38,7 +38,7 @@ CASES: dict[str, Callable[[int], Tensor]] = {
 
 
 def subnormal(x: Tensor) -> int:
-    """How many numbers are. Their bits are looked at, because comparing would take them for zero in such a mode."""
+    """Count subnormal numbers by their bits, because a comparison in flushing mode would take them for zero."""
     return int(((x.view(torch.int32) & 0x7FFFFFFF) - 1 < 0x7FFFFF).logical_and(x.view(torch.int32) << 1 != 0).sum())
 
 

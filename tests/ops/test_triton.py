@@ -16,9 +16,9 @@ pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="no Triton")
 
 def run(*command: str, **environment: str) -> str:
     """Run Python in a process of its own: whether Triton interprets is settled when it is first imported."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("GOSSAMER_", "PYTEST_"))}
-    kept |= {"PYTHONPATH": os.pathsep.join([str(HERE), *sys.path]), "OMP_NUM_THREADS": "1", **environment}
-    done = subprocess.run([sys.executable, *command], env=kept, text=True, capture_output=True, check=False)
+    variables = {key: value for key, value in os.environ.items() if not key.startswith(("GOSSAMER_", "PYTEST_"))}
+    variables |= {"PYTHONPATH": os.pathsep.join([str(HERE), *sys.path]), "OMP_NUM_THREADS": "1", **environment}
+    done = subprocess.run([sys.executable, *command], env=variables, text=True, capture_output=True, check=False)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     return done.stdout
 

@@ -103,11 +103,11 @@ def test_delta_rule_packed_documents_are_documents_apart() -> None:
     assert_same(packed, apart, TOLERANCE[F64])
 
 
-@each(("channels", "taps"), [(1, 4), (5, 1), (5, 2), (130, 4)])
+@each(("channels", "kernel_size"), [(1, 4), (5, 1), (5, 2), (130, 4)])
 @each("dtype", [F64, F32, BF16])
-def test_short_conv_float64_reference(channels: int, taps: int, dtype: torch.dtype) -> None:
+def test_short_conv_float64_reference(channels: int, kernel_size: int, dtype: torch.dtype) -> None:
     for documents, edges in ((None, None), (6, cumulative([1, 0, 2, 3, 66, 8]))):
-        inputs = test_short_conv.inputs_of(2, 40, channels, taps, documents, edges)
+        inputs = test_short_conv.inputs_of(2, 40, channels, kernel_size, documents, edges)
         check("short_conv", "triton", cast(inputs, dtype), inner_tolerance(dtype))
 
 

@@ -58,7 +58,7 @@ def use_huge_pages(tensors: Iterable[Tensor]) -> int:
     free huge pages, or without Linux 6.1 or later, memory stays as it is or is moved later.
 
     Returns:
-        The number of bytes that are in huge pages now, including the tensors' neighbours.
+        The number of bytes that are in huge pages now, including the tensors' neighbors.
     """
     try:
         size = int(_HUGE_PAGE_SIZE.read_text())

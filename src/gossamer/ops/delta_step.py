@@ -52,7 +52,7 @@ class DeltaMemory(NamedTuple):
     Attributes:
         conv: [slots, K − 1 + W, channels], the K − 1 inputs before the last step's and then those, oldest first
         recurrent: [slots, Hv, dk, dv], the state before the last step's tokens, in float32 at least
-        keys: [slots, W, Hk, dk], the normalised keys of the last step; this and the following have recurrent's dtype
+        keys: [slots, W, Hk, dk], the normalized keys of the last step; this and the following have recurrent's dtype
         updates: [slots, W, Hv, dv], the updates δ of the last step
         gates: [slots, W, Hv], the logarithms of the decays of the last step
     """

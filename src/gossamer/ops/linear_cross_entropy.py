@@ -102,9 +102,9 @@ def softmax_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """
     valid = (labels >= 0).to(logits.dtype).unsqueeze(1)
     index = labels.clamp(min=0).unsqueeze(1)
-    normaliser = logits.logsumexp(1, keepdim=True)
-    total = ((normaliser - logits.gather(1, index)) * valid).sum()
-    logits.sub_(normaliser).exp_().mul_(valid).scatter_add_(1, index, -valid)
+    normalizer = logits.logsumexp(1, keepdim=True)
+    total = ((normalizer - logits.gather(1, index)) * valid).sum()
+    logits.sub_(normalizer).exp_().mul_(valid).scatter_add_(1, index, -valid)
     return total
 
 

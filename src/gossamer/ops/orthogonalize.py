@@ -1,4 +1,4 @@
-"""Orthogonalisation of matrices, which keeps their direction and drops their size: the step that Muon takes."""
+"""Orthogonalization of matrices, which keeps their direction and drops their size: the step that Muon takes."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Sampling one token from each row of logits, with random numbers that belong to the row and the token.
 
-This is the Gumbel-max trick: with independent G_i from the standard Gumbel distribution, the i that maximises
+This is the Gumbel-max trick: with independent G_i from the standard Gumbel distribution, the i that maximizes
 l_i / T + G_i is a sample from softmax(l / T). G_i is a function of the row's key and of i alone. Two similar
 distributions sampled with the same key therefore mostly give the same token: with probability at least
 (1 − d) / (1 + d), where d is their total variation distance (arXiv 2408.07978). This is why drafts are sampled as well,

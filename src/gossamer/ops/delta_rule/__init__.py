@@ -1,6 +1,6 @@
 """The gated delta rule (arXiv 2412.06464): linear attention whose state forgets by a gate and corrects itself.
 
-Every value head keeps a state S of shape [dk, dv]; for each token, with q and k normalised and α = e^g:
+Every value head keeps a state S of shape [dk, dv]; for each token, with q and k normalized and α = e^g:
 
     S ← α S;   δ = β (v − Sᵀ k);   S ← S + k δᵀ;   o = Sᵀ q
 """
@@ -38,7 +38,7 @@ def delta_rule(
 ) -> tuple[Tensor, Tensor]:
     """Run the gated delta rule over every document of a batch.
 
-    q and k are normalised here, x · rsqrt(Σ x² + 1e-6), and q is scaled by dk^-1/2. Value head h reads key head
+    q and k are normalized here, x · rsqrt(Σ x² + 1e-6), and q is scaled by dk^-1/2. Value head h reads key head
     ⌊h · Hk / Hv⌋. Everything is computed in float32, or in float64 if q is.
 
     Args:

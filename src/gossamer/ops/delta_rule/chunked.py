@@ -76,7 +76,7 @@ def _decay(c: Tensor) -> _Decay:
 
 
 def _l2norm(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Normalise x; return x · rsqrt(Σ x² + 1e-6) and that factor."""
+    """Normalize x; return x · rsqrt(Σ x² + 1e-6) and that factor."""
     inverse = torch.rsqrt(torch.linalg.vecdot(x, x).unsqueeze(-1) + 1e-6)
     return x * inverse, inverse
 

@@ -1,7 +1,7 @@
 """The gated delta rule through flash-linear-attention's kernels (github.com/fla-org/flash-linear-attention, ≥ 0.5).
 
 Its `chunk_gated_delta_rule` takes packed documents as one row with `cu_seqlens` and value heads in groups that share a
-key head, and it normalises q and k itself with the same ε. It multiplies in the dtype of q. Only bfloat16 and float16
+key head, and it normalizes q and k itself with the same ε. It multiplies in the dtype of q. Only bfloat16 and float16
 are passed to it, because in float32 it rounds products to TF32. Everything else goes to `chunked`.
 """
 

@@ -53,10 +53,10 @@ struct HeadGradient {
                 for (int row = 0; row < rows; row++) {
                     float *p = P + int64_t(row) * KEYS, *dp = dP + int64_t(row) * KEYS;
                     const int seen = visible(first, row % n, key, keys);
-                    const float normaliser = log_sum[row], mean = inner[row];
+                    const float normalizer = log_sum[row], mean = inner[row];
 #pragma omp simd
                     for (int j = 0; j < seen; j++) {
-                        p[j] = exp_(p[j] - normaliser);
+                        p[j] = exp_(p[j] - normalizer);
                         dp[j] = p[j] * (dp[j] - mean);
                     }
                     for (int j = seen; j < keys; j++) p[j] = dp[j] = 0.0f;

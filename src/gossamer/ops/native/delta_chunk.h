@@ -36,7 +36,7 @@ struct Shape {
 };
 
 // y = x / √(Σ x² + 1e-6) · scale for each of n rows; inverse[i] is 1 / √(Σ x² + 1e-6).
-void normalise(const float *x, int64_t stride, int n, int width, float scale, float *y, float *inverse) {
+void normalize(const float *x, int64_t stride, int n, int width, float scale, float *y, float *inverse) {
     for (int i = 0; i < n; i++) {
         const float *row = x + i * stride;
         inverse[i] = 1.0f / std::sqrt(dot(row, row, width) + 1e-6f);
@@ -44,8 +44,8 @@ void normalise(const float *x, int64_t stride, int n, int width, float scale, fl
     }
 }
 
-// The gradient of `normalise`: dx = inverse · scale · (g − y ⟨y, g⟩), where y has unit length.
-void normalise_backward(const float *g, const float *x, int64_t stride, const float *inverse, int n, int width,
+// The gradient of `normalize`: dx = inverse · scale · (g − y ⟨y, g⟩), where y has unit length.
+void normalize_backward(const float *g, const float *x, int64_t stride, const float *inverse, int n, int width,
                         float scale, float *dx, int64_t dx_stride) {
     for (int i = 0; i < n; i++) {
         const float *grad = g + int64_t(i) * width, *row = x + i * stride;
@@ -135,8 +135,8 @@ struct Keys {
     // q and k point to this head in the chunk's first token.
     void set(const Shape &shape, const float *q, const float *k, int n) {
         const int dk = shape.key_dim, C = shape.chunk;
-        normalise(q, shape.q_stride, n, dk, shape.scale, Q, q_inverse);
-        normalise(k, shape.k_stride, n, dk, 1.0f, K, k_inverse);
+        normalize(q, shape.q_stride, n, dk, shape.scale, Q, q_inverse);
+        normalize(k, shape.k_stride, n, dk, 1.0f, K, k_inverse);
         gemm(PLAIN, TRANSPOSED, n, n, dk, K, dk, K, dk, KK, C, 1.0f, 0.0f, LOWER_RESULT);
         gemm(PLAIN, TRANSPOSED, n, n, dk, Q, dk, K, dk, QK, C, 1.0f, 0.0f, LOWER_RESULT);
     }
@@ -297,7 +297,7 @@ struct KeyGradients {
     }
 
     // Adds what all value heads share, dQ += G K and dK += Gᵀ Q + (E + Eᵀ) K with E = Σ b H, and then computes the
-    // gradient of the normalisation.
+    // gradient of the normalization.
     void finish(const Shape &shape, const Keys &keys, const float *q, const float *k, float *dq, float *dk_, int n) {
         const int dk = shape.key_dim, C = shape.chunk;
         gemm(PLAIN, PLAIN, n, dk, n, G, C, keys.K, dk, dQ, dk, 1.0f, 1.0f, LOWER_LEFT);
@@ -305,8 +305,8 @@ struct KeyGradients {
         gemm(PLAIN, PLAIN, n, dk, n, E, C, keys.K, dk, dK, dk, 1.0f, 1.0f, LOWER_LEFT);
         gemm(TRANSPOSED, PLAIN, n, dk, n, E, C, keys.K, dk, dK, dk, 1.0f, 1.0f, UPPER_LEFT);
         const int64_t stride = int64_t(shape.key_heads) * dk;
-        normalise_backward(dQ, q, shape.q_stride, keys.q_inverse, n, dk, shape.scale, dq, stride);
-        normalise_backward(dK, k, shape.k_stride, keys.k_inverse, n, dk, 1.0f, dk_, stride);
+        normalize_backward(dQ, q, shape.q_stride, keys.q_inverse, n, dk, shape.scale, dq, stride);
+        normalize_backward(dK, k, shape.k_stride, keys.k_inverse, n, dk, 1.0f, dk_, stride);
     }
 };
 

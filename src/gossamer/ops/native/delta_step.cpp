@@ -30,7 +30,7 @@ void convolve(const Step &s, float *conv, int64_t first, int n, int accepted, in
 }
 
 // Scales each row to length `scale`.
-void normalise_rows(float *x, int n, int width, float scale) {
+void normalize_rows(float *x, int n, int width, float scale) {
     for (int i = 0; i < n; i++)
         scale_into(x + i * width, scale / std::sqrt(dot(x + i * width, x + i * width, width) + 1e-6f), x + i * width,
                    width);
@@ -121,8 +121,8 @@ void step_head(const Step &s, const Memory &m, int64_t slot, int accepted, int T
     convolve(s, conv, (s.key_heads + head) * dk, dk, accepted, T, x + dk, x_stride, conv_weight, K);
     convolve(s, conv, 2 * int64_t(s.key_heads) * dk + head * R * dv, R * dv, accepted, T, x + 2 * dk, x_stride,
              conv_weight, V);
-    normalise_rows(Q, T, dk, 1.0f / std::sqrt(float(dk)));
-    normalise_rows(K, T, dk, 1.0f);
+    normalize_rows(Q, T, dk, 1.0f / std::sqrt(float(dk)));
+    normalize_rows(K, T, dk, 1.0f);
     for (int j = 0; j < T; j++)
         for (int i = 0; i <= j; i++) {
             KK[j * T + i] = dot(K + i * dk, K + j * dk, dk);

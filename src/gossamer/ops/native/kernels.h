@@ -1,7 +1,7 @@
-// Code shared by the CPU kernels: a vectorisable exp, per-thread memory and operations on small rows; see also gemm.h.
+// Code shared by the CPU kernels: a vectorizable exp, per-thread memory and operations on small rows; see also gemm.h.
 //
 // Every kernel is a plain C function on pointers to float32 (and int64) data that Python has made contiguous, so the
-// library needs no header from PyTorch and builds in seconds. Loops are written so that the compiler can vectorise
+// library needs no header from PyTorch and builds in seconds. Loops are written so that the compiler can vectorize
 // them. OpenMP runs heads, experts or channels in parallel; the products within them are single-threaded.
 
 #pragma once
@@ -19,7 +19,7 @@
 
 namespace gossamer {
 
-// e^x to 2 units in the last place, in arithmetic that the compiler can vectorise: 2^n times a polynomial on |r| <= ln
+// e^x to 2 units in the last place, in arithmetic that the compiler can vectorize: 2^n times a polynomial on |r| <= ln
 // 2 / 2 (with the coefficients of Cephes' expf). Below −87 the result is 0 within float32's normal range, above 88 it
 // is practically infinite (1.7e38), and a NaN stays a NaN.
 inline float exp_(float x) {
@@ -69,7 +69,7 @@ inline float *aligned(float *memory) {
     return memory + (64 - reinterpret_cast<uintptr_t>(memory) % 64) % 64 / sizeof(float);
 }
 
-// Uninitialised floats that all threads share, aligned to a cache line.
+// Uninitialized floats that all threads share, aligned to a cache line.
 class Block {
   public:
     explicit Block(size_t count) : memory_(new float[count + PADDING]) {}

@@ -11,14 +11,14 @@ def rows_in_place(x: Tensor) -> tuple[Tensor, int]:
     Returns:
         The tensor, or a copy if its tokens do not lie so; and the distance from token to token, in numbers.
     """
-    inner = 1
+    width = 1
     for size, stride in zip(reversed(x.shape[2:]), reversed(x.stride()[2:]), strict=True):
-        if size != 1 and stride != inner:
+        if size != 1 and stride != width:
             return _copy(x)
-        inner *= size
-    step = x.stride(1) if x.shape[1] > 1 else inner
-    even = x.shape[0] == 1 or x.stride(0) == x.shape[1] * step
-    return (x, step) if even and step >= inner else _copy(x)
+        width *= size
+    step = x.stride(1) if x.shape[1] > 1 else width
+    is_even = x.shape[0] == 1 or x.stride(0) == x.shape[1] * step
+    return (x, step) if is_even and step >= width else _copy(x)
 
 
 def _copy(x: Tensor) -> tuple[Tensor, int]:

@@ -41,7 +41,7 @@ inline int64_t sample_token(const float *logits, int64_t count, float temperatur
     const uint32_t low = uint32_t(key), high = uint32_t(uint64_t(key) >> 32);
     double best = gumbel(random_bits(low, high, uint32_t(token)));
     // Token i beats the best score so far, b, if E_i < e^(x_i − b) with x_i = (l_i − largest) / T, and E_i ≥ w_i. Most
-    // blocks are therefore skipped by comparisons that the compiler can vectorise, without a logarithm.
+    // blocks are therefore skipped by comparisons that the compiler can vectorize, without a logarithm.
     constexpr int BLOCK = 64;
     const float scale = 1.0f / temperature;
     for (int64_t first = 0; first < count; first += BLOCK) {

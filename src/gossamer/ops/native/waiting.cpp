@@ -25,7 +25,7 @@ volatile int team_size;
 
 void *sleep_for_good(void *threads) {
 #pragma omp parallel num_threads(int(reinterpret_cast<intptr_t>(threads)))
-    team_size = omp_get_num_threads();  // an empty region would be optimised away
+    team_size = omp_get_num_threads();  // an empty region would be optimized away
     for (;;) pause();
     return nullptr;
 }

@@ -56,12 +56,12 @@ def _softmax_loss(logits_at, labels_at, losses_at, vocab, BLOCK: tl.constexpr, A
         total = total * tl.exp(maximum - safe) + tl.exp(x - safe)
         maximum = larger
     highest = tl.max(maximum, 0)
-    normaliser = highest + tl.log(tl.sum(total * tl.exp(maximum - highest), 0))
+    normalizer = highest + tl.log(tl.sum(total * tl.exp(maximum - highest), 0))
     # A label beyond the vocabulary makes the loss NaN: to check it earlier, the host would have to wait.
-    tl.store(losses_at + row, tl.where(is_known, normaliser - at_label, tl.where(label < 0, 0.0, float("nan"))))
+    tl.store(losses_at + row, tl.where(is_known, normalizer - at_label, tl.where(label < 0, 0.0, float("nan"))))
     for start in range(0, vocab, BLOCK):
         mask = start + columns < vocab
         x = tl.load(logits_at + start + columns, mask=mask, other=float("-inf")).to(ACC)
-        dx = tl.exp(x - normaliser) - tl.where(start + columns == label, 1.0, 0.0)
+        dx = tl.exp(x - normalizer) - tl.where(start + columns == label, 1.0, 0.0)
         dx = tl.where(is_known, dx, 0.0)
         tl.store(logits_at + start + columns, dx.to(logits_at.dtype.element_ty), mask=mask)
