@@ -19,9 +19,9 @@
 
 namespace gossamer {
 
-// e^x to 2 units in the last place, in arithmetic that the compiler can vectorize: 2^n times a polynomial on |r| <= ln
-// 2 / 2 (with the coefficients of Cephes' expf). Below −87 the result is 0 within float32's normal range, above 88 it
-// is practically infinite (1.7e38), and a NaN stays a NaN.
+// e^x to 2 units in the last place, in arithmetic that the compiler can vectorize: 2^n times a polynomial on
+// |r| <= ln(2) / 2 (with the coefficients of Cephes' expf). Below −87 the result is 0 within float32's normal range,
+// above 88 it is practically infinite (1.7e38), and a NaN stays a NaN.
 inline float exp_(float x) {
     const float clamped = x > 88.0f ? 88.0f : (x < -87.0f ? -87.0f : x);
     const float n = __builtin_floorf(clamped * 1.44269504088896341f + 0.5f);

@@ -40,8 +40,8 @@ template <typename Float> struct Rows {
     int64_t stride, channels;
     int kernel_size;
     Float *at(const Segment &s, int64_t t) const {
-        if (t >= 0) return tokens + (s.start + t) * stride;
-        return before + (s.document * (kernel_size - 1) + kernel_size - 1 + t) * channels;
+        return t >= 0 ? tokens + (s.start + t) * stride
+                      : before + (s.document * (kernel_size - 1) + kernel_size - 1 + t) * channels;
     }
 };
 
