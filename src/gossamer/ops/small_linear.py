@@ -48,7 +48,7 @@ def reference(x: Tensor, weight: Matrix) -> Tensor:
 
 
 def native(x: Tensor, weight: Matrix) -> Tensor:
-    """Read every row of the matrix once (ops/native/rows.h).
+    """Read every row of the matrix once (ops/native/small_linear.cpp).
 
     Dtypes other than float32 and int8, and more than `MAX_VECTORS` vectors, go to `reference`.
     """

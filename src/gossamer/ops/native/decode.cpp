@@ -387,17 +387,4 @@ void gossamer_decode_layers(float *x, const int64_t *layers, int64_t num_layers,
     }
 }
 
-// out [T, rows] = x [T, width] Wᵀ for few tokens; int8 if there are scales.
-void gossamer_small_linear(const float *x, const void *w, const float *scales, float *out, int64_t tokens, int64_t rows,
-                           int64_t width) {
-    const Matrix matrix{w, scales};
-    std::vector<const float *> vectors;
-    set_rows(vectors, x, tokens, width);
-    parallel_for((rows + UNIT - 1) / UNIT, !is_small(rows * width / 4), [&](int64_t unit) {
-        const int64_t first = unit * UNIT;
-        products(int(tokens), int(std::min<int64_t>(UNIT, rows - first)), vectors.data(), matrix.from(first, width),
-                 int(width), out + first, rows);
-    });
-}
-
 }  // extern "C"

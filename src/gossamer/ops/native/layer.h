@@ -6,7 +6,7 @@
 
 #pragma once
 
-#include "rows.h"
+#include "small_linear.h"
 
 namespace gossamer {
 

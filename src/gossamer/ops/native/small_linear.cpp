@@ -1,6 +1,6 @@
-// Implementation of rows.h, which is compiled once for all kernels.
+// Implementation of small_linear.h, which is compiled once for all kernels, and the product as an operation of its own.
 
-#include "rows.h"
+#include "small_linear.h"
 
 #include <algorithm>
 #include <utility>
@@ -200,3 +200,23 @@ void products(int tokens, int rows, const float *const *x, const Matrix &w, int 
 }
 
 }  // namespace gossamer
+
+using namespace gossamer;
+
+extern "C" {
+
+// out [T, rows] = x [T, width] Wᵀ for few tokens; w is int8 if there are scales.
+void gossamer_small_linear(const float *x, const void *w, const float *scales, float *out, int64_t tokens, int64_t rows,
+                           int64_t width) {
+    constexpr int UNIT = 16;  // rows in a task
+    const Matrix matrix{w, scales};
+    std::vector<const float *> vectors(tokens);
+    for (int64_t t = 0; t < tokens; t++) vectors[t] = x + t * width;
+    parallel_for((rows + UNIT - 1) / UNIT, !is_small(rows * width / 4), [&](int64_t task) {
+        const int64_t first = task * UNIT;
+        products(int(tokens), int(std::min<int64_t>(UNIT, rows - first)), vectors.data(), matrix.from(first, width),
+                 int(width), out + first, rows);
+    });
+}
+
+}  // extern "C"
