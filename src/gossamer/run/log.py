@@ -191,7 +191,7 @@ class Journal:
 
     # Between steps.
 
-    def training(self, progress: Progress, means: RunningMean, learner: Learner, costs: CostMeter) -> None:
+    def record_means(self, progress: Progress, means: RunningMean, learner: Learner, costs: CostMeter) -> None:
         """Record and show the means over some steps."""
         values = means.values()
         speed = means.count * costs.tokens_per_step / (progress.elapsed - means.began)
@@ -210,7 +210,9 @@ class Journal:
         )
         self.display.step(progress, loss=values["loss"], speed=speed, cost=costs.brief(mfu))
 
-    def evaluation(self, event: str, progress: Progress, name: str, found: Evaluation, spent: dict[str, float]) -> None:
+    def record_evaluation(
+        self, event: str, progress: Progress, name: str, found: Evaluation, spent: dict[str, float]
+    ) -> None:
         """Record an evaluation of the held-out set `name`, with all that the run had spent by then."""
         measured = asdict(found)
         measured["eval_tokens"] = measured.pop("tokens")  # an event's tokens are those trained on
@@ -218,13 +220,13 @@ class Journal:
         place = {"tokens": progress.tokens, "elapsed": progress.elapsed}
         self.write(event, progress.step, **place, **spent, set=name, **measured)
 
-    def validation(self, progress: Progress, loss: float, expert_load: Tensor | None) -> None:
+    def record_validation(self, progress: Progress, loss: float, expert_load: Tensor | None) -> None:
         """Show the newest loss on the set that decides, and record how busy the experts were."""
         if expert_load is not None:
             self.write("experts", progress.step, tokens=progress.tokens, **describe_load(expert_load))
         self.display.step(progress, validation=loss)
 
-    def sample(self, step: int, text: str) -> None:
+    def record_sample(self, step: int, text: str) -> None:
         """Keep what the model wrote after a step."""
         self.sampled_step = step
         self.write("sample", step, text=text)

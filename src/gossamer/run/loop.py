@@ -250,7 +250,7 @@ class _Run:
         return result
 
     def _advance(self, steps: int = 0, tokens: int = 0, seconds: float = 0.0) -> None:
-        """Note that the run has come further; every process calls this. Nothing else changes `progress`."""
+        """Replace the progress, after a step or a pause. Every process calls this; nothing else does it in training."""
         if self.saver.seconds is not None:
             self.stop.record_pause("save", self.saver.seconds)
         self.progress = self.stop.advance(self.progress, steps, tokens, seconds)
@@ -284,7 +284,7 @@ class _Run:
 
     def _log(self, means: RunningMean) -> RunningMean:
         """Log the means over some steps, and return what counts the next ones."""
-        self.journal.training(self.progress, means, self.learner, self.costs)
+        self.journal.record_means(self.progress, means, self.learner, self.costs)
         return RunningMean(self.progress.elapsed)
 
     def _pause(self) -> None:
@@ -304,7 +304,7 @@ class _Run:
         results, spent = {}, self.costs.spent()
         for name, found in self.validator.measure():
             results[name] = found
-            self.journal.evaluation("eval", self.progress, name, found, spent)
+            self.journal.record_evaluation("eval", self.progress, name, found, spent)
         self._validated(results[self.best_by], sum(found.tokens for found in results.values()))
 
     def _validate_last(self) -> Evaluation:
@@ -313,8 +313,8 @@ class _Run:
         for name, found in self.validator.measure_last(self.stop.batches_in_time):
             results[name] = found
             if found.comparable is not None:
-                self.journal.evaluation("eval", self.progress, name, found.comparable, spent)
-            self.journal.evaluation("end", self.progress, name, found.whole, spent)
+                self.journal.record_evaluation("eval", self.progress, name, found.comparable, spent)
+            self.journal.record_evaluation("end", self.progress, name, found.whole, spent)
         result = results[self.best_by]
         self._validated(result.comparable or result.whole, sum(found.whole.tokens for found in results.values()))
         return result.whole
@@ -322,7 +322,7 @@ class _Run:
     def _validated(self, result: Evaluation, tokens: int) -> None:
         """Note the newest result on the set that decides, and how long it took to read so many tokens of all sets."""
         self.validated = self.progress.step, result.loss
-        self.journal.validation(self.progress, result.loss, self.expert_load)
+        self.journal.record_validation(self.progress, result.loss, self.expert_load)
         seconds, share = self.costs.book("evaluation"), self.validator.share_of_last(tokens)
         self.stop.record_pause("validation", seconds, share)
 
@@ -340,7 +340,7 @@ class _Run:
         with self.journal.optional("sample", self.progress.step):
             text = self.samples.write(model)
         if text is not None:
-            self.journal.sample(self.progress.step, text)
+            self.journal.record_sample(self.progress.step, text)
         self.stop.record_pause("sample", self.costs.book("samples"))
 
     def _save(self, wait: bool = False) -> None:
