@@ -70,7 +70,7 @@ def test_a_resumed_run_ends_bit_identical(tiny_recipe, tmp_path):
     assert _curve(whole) == _curve(halves)
 
 
-def test_what_wants_to_know_is_called_after_each_step_and_all_that_is_due_after_it(tiny_recipe, tmp_path):
+def test_on_step_is_called_after_each_step_and_after_all_that_is_due_then(tiny_recipe, tmp_path):
     run, seen = tmp_path / "run", []
 
     def on_step(progress):

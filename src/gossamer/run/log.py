@@ -56,7 +56,7 @@ log = logging.getLogger("gossamer")
 class Journal:
     """A run's records: config.yaml, metrics.jsonl with its boards, samples.txt, and what is shown on standard error.
 
-    Only the main process writes and shows them; on the others every call does nothing.
+    Only the main process writes and shows them; on the others lines and events go nowhere.
 
     Args:
         out: the run's folder
