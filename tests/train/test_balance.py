@@ -34,7 +34,7 @@ def test_the_loss_meets_the_loads_of_all_micro_batches_so_far(tiny_config):
 
 def test_loads_are_averaged_over_processes(tiny_config):
     class Two(World):
-        def sum_(self, tensor):
+        def all_reduce(self, tensor):
             return tensor.add_(torch.tensor([[0.0, 2.0, 1.0]]))  # what the other process has
 
     balance = LoadBalance(CausalLM(tiny_config), TrainingConfig(), Two(size=2))
