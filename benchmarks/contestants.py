@@ -122,8 +122,8 @@ class Gossamer(Contestant):
         from gossamer.train.schedule import learning_rate_factor
 
         learner, rate = self.learner, self.recipe.optimizer.learning_rate
-        if self.steps == 0 and (pair_steps := self.recipe.training.bigram_steps):
-            found = start_from_bigrams(learner.model, learner.optimizers, self.dataset.train, pair_steps, rate)
+        if self.steps == 0 and (bigram_steps := self.recipe.training.bigram_steps):
+            found = start_from_bigrams(learner.model, learner.optimizers, self.dataset.train, bigram_steps, rate)
             self.flops_before = found.flops
         factor = learning_rate_factor(self.steps + 1, self.done, self.recipe.schedule)
         batches = [next(self.batches) for _ in range(self.recipe.training.gradient_accumulation)]

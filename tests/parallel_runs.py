@@ -47,13 +47,13 @@ class Case:
 
     Attributes:
         optimizer: adamw or muon
-        pair_steps: before the first, on a table of pairs
+        bigram_steps: steps on a table of pairs before the first
         first, last: its steps; a first one beyond 1 goes on from `resume`
         save: folder that the state is saved into after the last step
     """
 
     optimizer: str = "adamw"
-    pair_steps: int = 0
+    bigram_steps: int = 0
     first: int = 1
     last: int = 4
     expert_parallel: int = 1
@@ -90,8 +90,8 @@ def run(case: Case, world: World) -> dict[str, Any]:
     optimizers = build_optimizers(model, OptimizerConfig(case.optimizer, learning_rate=1e-2))
     if case.resume:
         load_checkpoint(Path(case.resume), model, optimizers, world)
-    if case.pair_steps:
-        learn_bigrams(model, optimizers, _pairs(), case.pair_steps, 1e-2)
+    if case.bigram_steps:
+        learn_bigrams(model, optimizers, _pairs(), case.bigram_steps, 1e-2)
     result: dict[str, Any] = {"losses": [], "norms": [], "loads": [], "held_out": []}
     for step in range(case.first, case.last + 1):
         loss, load = _forward_backward(model, case, step, world)

@@ -30,7 +30,7 @@ def assert_same(result, case, tolerance=1e-6):
 
 def test_two_processes_learn_what_one_does(tmp_path):
     spread = Case(expert_parallel=2, recompute=True, last=2, save=str(tmp_path))
-    *results, experts, heard = launch(2, cases := [spread, Case("muon", pair_steps=3, last=2)], tmp_path)
+    *results, experts, heard = launch(2, cases := [spread, Case("muon", bigram_steps=3, last=2)], tmp_path)
     for case, result in zip(cases, results, strict=True):
         assert_same(result, case)
     assert max(experts.values()) < 1e-10, experts
