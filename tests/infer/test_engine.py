@@ -73,7 +73,7 @@ def test_what_might_have_become_a_stop_string_is_shown_when_it_did_not() -> None
 
 
 def test_logprobs_are_of_the_models_own_distribution() -> None:
-    asked = request("x", PROMPT, 8, logprobs=3, temperature=2.0, logit_bias={4: 3.0})
+    asked = request("x", PROMPT, 8, logprobs=3, temperature=2.0, logit_bias={4: 3.0}, seed=0)
     deltas = run(engine(draft_length=2), [asked])["x"]
     made = ids(deltas)
     entries = [entry for delta in deltas for entry in delta.logprobs or ()]
