@@ -29,11 +29,11 @@ from gossamer.model.config import ModelConfig
 
 # What an event belongs to, by the beginning of its name or of that of an event around it.
 PARTS = (
-    ("experts", ("_Experts", "_GroupedMLP")),
-    ("delta rule", ("_DeltaRule", "_Chunked")),
-    ("convolution", ("_ShortConv", "_ShiftedConv")),
-    ("attention", ("_Attention", "aten::_scaled_dot_product", "aten::scaled_dot_product")),
-    ("norms", ("_RMSNorm", "_GatedRMSNorm", "aten::_fused_rms_norm")),
+    ("experts", ("_NativeGroupedMLP", "_SortedMLP", "_GroupedMM")),
+    ("delta rule", ("_NativeDeltaRule", "_DeltaRule", "_Chunked")),
+    ("convolution", ("_NativeShortConv", "_ShortConv", "_ShiftedConv")),
+    ("attention", ("_NativeAttention", "aten::_scaled_dot_product", "aten::scaled_dot_product")),
+    ("norms", ("_NativeRMSNorm", "_NativeGatedRMSNorm", "_GatedRMSNorm", "aten::_fused_rms_norm")),
     ("loss", ("_LinearCrossEntropy",)),
     ("optimizer", ("Optimizer.", "aten::_fused_adamw")),
     ("clipping", ("aten::_foreach", "aten::linalg_vector_norm")),
