@@ -1,9 +1,9 @@
 """Files and folders that are whole or not there, locks between processes, full disks, and where the cache lies.
 
 Everything that must survive a crash is written the same way. It is built under a hidden name beside its place, its
-bytes are brought to the disk, and then it is renamed: a reader finds the old content or the new, never half of it, and
-so does a process that starts after a kill or a power cut. What a killed process has left under such a name is removed
-by the next one that writes there, once nothing has been written to it for a day.
+bytes are brought to the disk, and then it is renamed. A reader of a file finds the old content or the new, and a reader
+of a folder finds all of it or nothing, also after a kill or a power cut. What a killed process has left under such a
+name is removed by the next one that writes there, once nothing has been written to it for a day.
 """
 
 from __future__ import annotations
@@ -124,24 +124,28 @@ def publish(temporary: Path, folder: Path, is_whole: Callable[[Path], bool] = la
 
     Args:
         temporary: the folder that `building` gave
-        folder: its place; what lies there is replaced
+        folder: its place; what lies there is moved away first, so that for a moment there is nothing
         is_whole: whether what another process may have put there meanwhile is as good; then that stays
     """
     sync_tree(temporary)
-    while True:
-        try:
-            os.rename(temporary, folder)
-            break
-        except OSError as error:
-            if error.errno not in _NOT_EMPTY:
-                raise
-        if is_whole(folder):
-            return
-        replaced = _temporary(folder)
-        with suppress(FileNotFoundError):  # another process has cleared the place
-            os.rename(folder, replaced)
-        _remove(replaced)
-    sync(folder.parent)
+    replaced: list[Path] = []
+    try:
+        while True:
+            try:
+                os.rename(temporary, folder)
+                break
+            except OSError as error:
+                if error.errno not in _NOT_EMPTY:
+                    raise
+            if is_whole(folder):
+                return
+            with suppress(FileNotFoundError):  # another process has cleared the place
+                os.rename(folder, old := _temporary(folder))
+                replaced.append(old)
+        sync(folder.parent)
+    finally:
+        for old in replaced:
+            _remove(old)
 
 
 def sync_tree(folder: Path) -> None:

@@ -12,9 +12,9 @@ import torch
 from rich.console import Console
 
 from gossamer import __version__
+from gossamer.certify.aten_operators import where_it_ran
 from gossamer.certify.certificate import certificate, default_folder, show, summary, write_certificate
 from gossamer.certify.checks import GROUPS, Check
-from gossamer.certify.operators import where_it_ran
 from gossamer.certify.page import write_page
 from gossamer.certify.run import Findings, identity
 from pages import Page

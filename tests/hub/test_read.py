@@ -34,7 +34,7 @@ def edit_weights(folder: Path, change) -> None:
 def stack_experts(tensors: dict[str, torch.Tensor], model) -> None:
     for parameter, tensor in model.named_parameters():
         if ".experts." in parameter:
-            for name, _ in names.released(parameter, tensor.shape):
+            for name, _ in names.released_names(parameter, tensor.shape):
                 del tensors[name]
             tensors[parameter] = tensor.detach().clone()
 

@@ -30,7 +30,7 @@ def test_the_layer_and_the_weights_are_named(weight: str, place: str, value: flo
     model = deepcopy(network())
     model.get_parameter(weight).data.fill_(value)
     numbers = model.get_parameter(weight).numel()
-    told = explain_nonfinite(model, torch.tensor(tokens(9)))
+    told = explain_nonfinite(model, torch.tensor(tokens(9))).line
     assert told == (
         f"the model's logits are not finite at {place}: {numbers} of {numbers} numbers of {weight} are NaN or infinite"
     )
@@ -40,12 +40,12 @@ def test_an_overflow_is_told_from_weights_that_are_not_finite() -> None:
     model = deepcopy(network())
     for name in ("up_proj", "down_proj"):
         getattr(model.model.layers[1].mlp.shared_expert, name).weight.data *= 1e30
-    told = explain_nonfinite(model, torch.tensor(tokens(9)))
+    told = explain_nonfinite(model, torch.tensor(tokens(9))).line
     assert told.startswith("the model's logits are not finite at layer 1: model.layers.1.mlp.shared_expert")
     assert told.endswith("overflows, though its weights are finite")
 
 
 def test_a_sound_text_is_not_blamed() -> None:
     model: CausalLM = network()
-    assert "do not show where" in explain_nonfinite(model, torch.tensor(tokens(9)))
+    assert "do not show where" in explain_nonfinite(model, torch.tensor(tokens(9))).line
     assert not any(module._forward_hooks for module in model.modules())

@@ -55,18 +55,18 @@ def test_the_length_is_in_seconds_before_tokens_before_steps():
 
 
 def test_a_budget_of_time_ends_before_what_comes_after_the_last_step():
-    costs = Spent(seconds=45.0)
+    costs = Spent(wall_seconds=45.0)
     stop = rule(costs, budget="100s")
     stop.record_pause("validation", 2.0, share=0.5)  # so the last one takes 4 s
     stop.record_pause("sample", 1.0)
     stop.record_pause("save", 3.5)
     assert fraction(stop) == pytest.approx(0.5)  # 100 s less 4, 1, 3.5 and 1.5 for the report
-    costs.seconds = 91.0
+    costs.wall_seconds = 91.0
     assert fraction(stop) == 1.0
 
 
 def test_a_run_by_a_budget_never_turns_back():
-    stop = rule(Spent(seconds=50.0), budget="100s")
+    stop = rule(Spent(wall_seconds=50.0), budget="100s")
     stop.record_pause("validation", 40.0)
     before = stop.advance(NOTHING_YET, 1, 1, 1.0)
     stop.record_pause("validation", 1.0)
@@ -74,7 +74,7 @@ def test_a_run_by_a_budget_never_turns_back():
 
 
 def test_money_is_time_at_its_price():
-    assert rule(Spent(), budget="1usd", price=36.0).max_seconds == pytest.approx(100)
+    assert rule(Spent(), budget="1usd", price=36.0).budget_seconds == pytest.approx(100)
 
 
 def test_a_budget_of_flops_is_whole_steps_within_it():
@@ -87,15 +87,15 @@ def test_a_budget_of_flops_is_whole_steps_within_it():
 
 def test_a_run_by_steps_has_its_limit_and_reads_all_of_the_last_validation():
     stop = rule(Spent(), steps=10)
-    assert stop.limit == ("10", "steps")
+    assert stop.setting == ("10", "steps")
     assert list(stop.batches_in_time(iter("abc"))) == list("abc")
 
 
 def test_the_last_validation_stops_in_time_but_reads_something():
-    costs = Spent(seconds=99.0)
+    costs = Spent(wall_seconds=99.0)
     stop = rule(costs, budget="100s")
     assert list(stop.batches_in_time(iter("abc"))) == ["a"]
-    costs.seconds = 10.0
+    costs.wall_seconds = 10.0
     assert list(stop.batches_in_time(iter("abc"))) == ["a", "b", "c"]
 
 

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from gossamer import ops
 from gossamer.certify import network
+from gossamer.certify.aten_operators import culprit
 from gossamer.certify.checks import Check, first_line, judge, named
 from gossamer.certify.exactness import largest_error, tolerance
 from gossamer.certify.operations import source_of
-from gossamer.certify.operators import culprit
 from gossamer.data.tokenizer import char_tokenizer
 from gossamer.hub.names import held_dtype
 from gossamer.infer.engine import Engine

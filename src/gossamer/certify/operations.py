@@ -14,10 +14,10 @@ from torch import Tensor
 import gossamer
 from gossamer import device as devices
 from gossamer import ops
+from gossamer.certify.aten_operators import culprit
 from gossamer.certify.checks import Check, first_line, judge, named, off_by
 from gossamer.certify.exactness import Inputs, evaluate, tolerance, worst_difference
 from gossamer.certify.inputs import Case, cases, cast, moved
-from gossamer.certify.operators import culprit
 from gossamer.ops.registry import Implementation
 
 CPU = torch.device("cpu")

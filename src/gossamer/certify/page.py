@@ -13,9 +13,9 @@ import torch
 from markupsafe import Markup, escape
 
 from gossamer.certify import network
+from gossamer.certify.aten_operators import COMPOSED, FELL_BACK, NATIVE, PLUGIN
 from gossamer.certify.certificate import PAGE_FILE, worst_of
 from gossamer.certify.checks import GROUPS, Check, failed
-from gossamer.certify.operators import COMPOSED, FELL_BACK, NATIVE, PLUGIN
 from gossamer.certify.run import Findings
 from gossamer.certify.training import TOLERANCE
 from gossamer.report import page
@@ -93,7 +93,7 @@ def _places(operators: list[dict[str, Any]]) -> list[tuple[str, int, int]]:
 
 
 def colors(dtypes: Sequence[str]) -> dict[str, str]:
-    """Return each type a colour of the page's palette."""
+    """Assign each type a color of the palette."""
     return {dtype: SERIES[index % len(SERIES)] for index, dtype in enumerate(dict.fromkeys(dtypes))}
 
 

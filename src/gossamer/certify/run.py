@@ -16,11 +16,11 @@ import torch
 
 from gossamer import device as devices
 from gossamer import ops
+from gossamer.certify.aten_operators import Census, check_operators
 from gossamer.certify.checks import GROUPS, Check, first_line
 from gossamer.certify.decoding import check_decoding, check_served_operations
 from gossamer.certify.hardware import check_memory, check_numbers, checked_dtypes
 from gossamer.certify.operations import check_operations
-from gossamer.certify.operators import Census, check_operators
 from gossamer.certify.speed import Measured, check_speed
 from gossamer.certify.training import Curves, check_determinism, check_model, check_storage, check_training
 from gossamer.errors import UserError, is_out_of_memory

@@ -15,9 +15,9 @@ from torch import Tensor
 from gossamer import device as devices
 from gossamer import hub, ops
 from gossamer.certify import network
+from gossamer.certify.aten_operators import culprit
 from gossamer.certify.checks import Check, failed, first_line, judge, named
 from gossamer.certify.exactness import largest_error
-from gossamer.certify.operators import culprit
 from gossamer.model.causal_lm import CausalLM
 from gossamer.run.checkpoint import TrainerState, load_checkpoint, save_checkpoint, snapshot
 from gossamer.run.stop import Progress

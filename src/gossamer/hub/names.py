@@ -34,7 +34,7 @@ _GATE_UP, _DOWN = ".mlp.experts.gate_up_proj", ".mlp.experts.down_proj"
 _WIDE = (".linear_attn.A_log", ".linear_attn.dt_bias", ".linear_attn.norm.weight", ROUTER_BIAS)
 
 
-def released(parameter: str, shape: torch.Size) -> Iterator[tuple[str, Index]]:
+def released_names(parameter: str, shape: torch.Size) -> Iterator[tuple[str, Index]]:
     """Yield the tensors that a parameter is in the released layout: each one's name, and its place in the parameter.
 
     Every place is contiguous in memory, so that it is read and written without a copy.
@@ -62,7 +62,7 @@ def released_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {
         name: tensor.detach()[index]
         for own, tensor in tensors_of(model).items()
-        for name, index in released(own, tensor.shape)
+        for name, index in released_names(own, tensor.shape)
     }
 
 

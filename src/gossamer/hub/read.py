@@ -30,7 +30,7 @@ from gossamer.hub.names import (
     Index,
     first_few,
     held_dtype,
-    released,
+    released_names,
     tensors_of,
 )
 from gossamer.hub.shards import DTYPES, REMEDY, StoredTensor, read_header, read_headers, read_rows
@@ -135,13 +135,13 @@ def _match(model: CausalLM, stored: dict[str, StoredTensor], folder: Path) -> di
     places: dict[str, tuple[str, Index]] = {}
     missing: list[str] = []
     for parameter, tensor in tensors_of(model).items():
-        pieces = dict(released(parameter, tensor.shape))
-        present = [name for name in pieces if name in stored]
-        if parameter in stored and pieces.keys() != {parameter}:
+        slices = dict(released_names(parameter, tensor.shape))
+        present = [name for name in slices if name in stored]
+        if parameter in stored and slices.keys() != {parameter}:
             if present:
                 raise UserError(f"{folder}: {parameter} and {present[0]} are the same weights, stored twice; {REMEDY}")
-            pieces = {parameter: ()}
-        for name, index in pieces.items():
+            slices = {parameter: ()}
+        for name, index in slices.items():
             if name not in stored:
                 missing.append(name)
                 continue

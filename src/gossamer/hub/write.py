@@ -52,8 +52,9 @@ def save(model: CausalLM, directory: str | Path, tokenizer: SavableTokenizer | N
     """Write config.json and safetensors in the released layout, which transformers, vLLM and SGLang read.
 
     Experts become one tensor each, `mtp.*` is included, tied embeddings are written once; above 5 GB the weights are
-    split into shards with an index. What the directory held before is replaced as a whole or not at all; other files
-    in it stay.
+    split into shards with an index. Of a model that the directory held before nothing is left; other files in it stay.
+    All new files are complete before the first of them takes its place. A crash after that leaves either a whole model
+    or no config.json, never a mixture that could be loaded.
 
     Args:
         model: on any device, in any floating-point type; what is written is bit for bit what it holds
@@ -61,7 +62,7 @@ def save(model: CausalLM, directory: str | Path, tokenizer: SavableTokenizer | N
         tokenizer: written beside the model, and its `eot_id` into config.json as the end of text
 
     Raises:
-        UserError: the directory cannot be written, or the disk is full; nothing is changed then.
+        UserError: the directory cannot be written, or the disk is full; the model that was there is unchanged.
     """
     extra = {} if tokenizer is None else {"eos_token_id": tokenizer.eot_id}
     _write_model(model, user_path(directory), extra, None if tokenizer is None else tokenizer.save)

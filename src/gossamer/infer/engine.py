@@ -37,6 +37,7 @@ log = logging.getLogger("gossamer")
 T = TypeVar("T")
 
 _GRAMMAR_WAIT = 0.05  # seconds to wait for slow grammars where there is nothing else to do
+_MAX_LINE = 300  # characters of an error
 _MAX_EXPLAINED_TOKENS = 256  # of a text whose logits are not finite
 _USUAL_TOKENS = 4096  # of a request, for the size of the cache where none is given
 
@@ -233,7 +234,7 @@ class Engine:
         parts = hidden.split([1 + len(drafted) for drafted in drafts]) if len(group) > 1 else (hidden,)
         answers = self._answer(group, hidden, drafts)
         for request, states, drafted, (count, reason, failure) in zip(group, parts, drafts, answers, strict=True):
-            request.num_computed, request.accepted, request.drafts = request.num_computed + count, count, []
+            request.num_computed, request.num_to_replay, request.drafts = request.num_computed + count, count, []
             if drafted:
                 request.num_drafted += len(drafted)
                 request.num_accepted += count - 1
@@ -272,7 +273,7 @@ class Engine:
         """Compute the final hidden states of these tokens, packed, [T, hidden]."""
         sequences = Sequences(
             slots=tuple(request.slot for request in group if request.slot is not None),
-            accepted=tuple(request.accepted for request in group),
+            accepted=tuple(request.num_to_replay for request in group),
             past=tuple(request.num_computed for request in group),
             lengths=tuple(len(ids) for ids in tokens),
             tables=tuple(tuple(request.pages) for request in group),
@@ -282,7 +283,7 @@ class Engine:
         return self._decoder.forward(packed, sequences, speculative)
 
     def _answer(self, group: list[RunningRequest], hidden: Tensor, drafts: list[list[int]]) -> list[_Answer]:
-        """Choose tokens for each request, as many as its drafts are right and one more.
+        """Choose the next tokens of each request: its accepted drafts and one more.
 
         Args:
             group: N requests
@@ -300,16 +301,28 @@ class Engine:
         sampled = sample(logits, samplers, positions)
         answers, row = [], 0
         for request, drafted in zip(group, drafts, strict=True):
-            count = 0
-            while True:
-                token, failure = self._append(request, sampled[row + count], logits[row + count])
-                reason = request.finish_reason if failure is None else "error"
-                count += 1
-                if reason is not None or count > len(drafted) or drafted[count - 1] != token:
-                    break
-            answers.append(_Answer(count, reason, failure))
-            row += 1 + len(drafted)
+            end = row + 1 + len(drafted)
+            answers.append(self._accept(request, drafted, sampled[row:end], logits[row:end]))
+            row = end
         return answers
+
+    def _accept(self, request: RunningRequest, drafts: list[int], sampled: list[int], logits: Tensor) -> _Answer:
+        """Append the drafts that are accepted, and one more token.
+
+        A draft is accepted if it is the token that the model itself samples in that place.
+
+        Args:
+            request: whose answer
+            drafts: what was proposed
+            sampled: the token that the model samples in the place of each draft, and the one behind them
+            logits: [1 + drafts, V], which the tokens are sampled from
+        """
+        for count, draft in enumerate([*drafts, None], 1):
+            token, failure = self._append(request, sampled[count - 1], logits[count - 1])
+            reason = request.finish_reason if failure is None else "error"
+            if reason is not None or token != draft:
+                break
+        return _Answer(count, reason, failure)
 
     def _append(self, request: RunningRequest, token: int, logits: Tensor) -> tuple[int, _Failure | None]:
         """Append the next token to a request's answer.
@@ -350,10 +363,10 @@ class Engine:
                 explanation = explain_nonfinite(self._model, ids)
             except Exception:
                 log.exception("where the logits stop being finite cannot be found")
-                explanation = NOT_FINITE
-            if "numbers of" not in explanation:
-                return explanation
-            self._nonfinite_weights = explanation
+                return NOT_FINITE
+            if not explanation.is_in_weights:
+                return explanation.line
+            self._nonfinite_weights = explanation.line
         return self._nonfinite_weights
 
     def _finish(self, request: RunningRequest, reason: FinishReason, failure: _Failure | None = None) -> None:
@@ -390,7 +403,7 @@ def _try(work: Callable[[], object]) -> _Failure | None:
     try:
         work()
     except GrammarError as error:
-        return _Failure(_in_one_line(error).partition(": ")[2], "grammar")
+        return _Failure(" ".join(str(error).split())[:_MAX_LINE], "grammar")
     except Exception as error:
         log.exception("a request failed")
         return _Failure(_in_one_line(error))
@@ -398,7 +411,7 @@ def _try(work: Callable[[], object]) -> _Failure | None:
 
 
 def _in_one_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    return " ".join(f"{type(error).__name__}: {error}".split())[:_MAX_LINE]
 
 
 def _separate(items: list[T], runs_alone: list[bool]) -> list[list[T]]:

@@ -64,7 +64,8 @@ def generate(model: CausalLM, tokenizer: Tokenizer, prompt: str = "", max_tokens
         tokenizer: the model's
         prompt: the beginning of a document
         max_tokens: the largest number of tokens of the continuation
-        sampling: keywords of `SamplingParams`; without any, those of `gossamer sample`
+        sampling: keywords of `SamplingParams`; where temperature and top_p are not given, they are 0.8 and 0.95, as for
+            `gossamer sample` with a checkpoint that recommends nothing
 
     Raises:
         UserError: There is no such keyword, or the text would outgrow the model's context.

@@ -25,7 +25,7 @@ class RunningRequest:
         matcher: the position in the grammar; None without one
         sampler: chooses tokens from logits
         num_computed: tokens that the states hold
-        accepted: tokens of the last step that are accepted; the next step replays them
+        num_to_replay: tokens of the last step that are accepted, which the next step takes into the states
         is_decoding: whether the prompt is computed; then each step has one token and its drafts
         drafts: tokens that the multi-token-prediction head expects behind `tokens`
         num_head_computed: positions whose keys and values the multi-token-prediction head has
@@ -64,7 +64,7 @@ class RunningRequest:
 
     def reset(self) -> None:
         """Go back to before the first token was computed; tokens and text stay."""
-        self.num_computed = self.accepted = self.num_head_computed = 0
+        self.num_computed = self.num_to_replay = self.num_head_computed = 0
         self.is_decoding = False
         self.drafts: list[int] = []
         self.pending_hidden: list[Tensor] = []

@@ -75,7 +75,7 @@ class Scheduler:
         return plan
 
     def try_grow(self, request: RunningRequest, tokens: int) -> bool:
-        """Return a request pages for so many tokens, if enough are free."""
+        """Add pages to a request until it has room for so many tokens; False if too few are free."""
         missing = self._num_pages(tokens) - len(request.pages)
         if missing > self.pages.num_free:
             return False
@@ -105,9 +105,9 @@ class Scheduler:
         tokens = request.tokens[:length]
         if not length or not self.cache.capacity or request.slot is None or tokens in self.cache:
             return
-        if request.accepted:
-            self._decoder.replay((request.slot,), (request.accepted,))
-            request.accepted = 0
+        if request.num_to_replay:
+            self._decoder.replay((request.slot,), (request.num_to_replay,))
+            request.num_to_replay = 0
         hidden = torch.cat(request.pending_hidden) if request.pending_hidden else request.last_hidden
         pages = tuple(request.pages[: self._num_pages(length)])
         num_head_computed = min(request.num_head_computed, length - 1)
@@ -127,7 +127,7 @@ class Scheduler:
             self.waiting.popleft()
 
     def _try_start(self, request: RunningRequest, entry: Entry | None) -> bool:
-        """Return a request a slot, and pages for its tokens and the next one; False if there are not enough."""
+        """Start a request with a slot and pages for its tokens and the next one; False if there are not enough."""
         shared: tuple[int, ...] = ()
         if entry is not None:
             # The head's keys and values of later positions are computed anew, for this request's own next token.
@@ -146,7 +146,7 @@ class Scheduler:
         return fits
 
     def _start(self, request: RunningRequest, entry: Entry | None, shared: tuple[int, ...], needed: int) -> None:
-        """Return a request a slot, the shared pages and `needed` more, and the states that the entry has."""
+        """Start a request with a slot, the shared pages, `needed` more, and the states of the entry."""
         self.pages.share(shared)
         request.pages = [*shared, *self.pages.allocate(needed)]
         request.slot = self._free_slots.pop()

@@ -51,7 +51,7 @@ def describe(device: torch.device) -> dict[str, dict[str, object]]:
 
 def training_operations() -> dict[str, Operation]:
     """Return the operations that have a gradient, by name."""
-    return {name: operation for name, operation in OPERATIONS.items() if operation.trains}
+    return {name: operation for name, operation in OPERATIONS.items() if operation.has_gradient}
 
 
 def pytorch_only() -> dict[str, str]:

@@ -23,7 +23,7 @@ from gossamer.ops.gated_rms_norm import reference as reference_gated_rms_norm
 from gossamer.ops.registry import Operation
 from gossamer.ops.sequences import Sequences
 
-DELTA_STEP = Operation("delta_step", trains=False)
+DELTA_STEP = Operation("delta_step", has_gradient=False)
 
 
 class DeltaWeights(NamedTuple):

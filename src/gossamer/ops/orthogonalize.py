@@ -11,7 +11,7 @@ from gossamer.ops import native as kernels
 from gossamer.ops.checks import check_floats, shape
 from gossamer.ops.registry import Operation
 
-ORTHOGONALIZE = Operation("orthogonalize", trains=False)
+ORTHOGONALIZE = Operation("orthogonalize", has_gradient=False)
 # Coefficients of the odd polynomial a x + b x³ + c x⁵, which drives singular values towards 1
 # (kellerjordan.github.io/posts/muon).
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)

@@ -12,7 +12,7 @@ from gossamer.ops.checks import check_floats, check_kind, check_same_dtype, shap
 from gossamer.ops.registry import Operation
 from gossamer.ops.sequences import Sequences
 
-PAGED_ATTENTION = Operation("paged_attention", trains=False)
+PAGED_ATTENTION = Operation("paged_attention", has_gradient=False)
 MAX_PAGE_SIZE = 128  # tokens of a page that the native kernel can read
 
 

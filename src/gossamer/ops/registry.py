@@ -49,12 +49,12 @@ class Operation:
 
     Attributes:
         name: of the operation
-        trains: whether it has a gradient
+        has_gradient: whether it has one, as the operations of training have
         implementations: in the order of preference
     """
 
-    def __init__(self, name: str, trains: bool = True) -> None:
-        self.name, self.trains = name, trains
+    def __init__(self, name: str, has_gradient: bool = True) -> None:
+        self.name, self.has_gradient = name, has_gradient
         self.implementations: list[Implementation] = []
         OPERATIONS[name] = self
 

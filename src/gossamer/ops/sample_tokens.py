@@ -17,7 +17,7 @@ from gossamer.ops import native as kernels
 from gossamer.ops.checks import check_floats, describe, is_dense
 from gossamer.ops.registry import Operation
 
-SAMPLE_TOKENS = Operation("sample_tokens", trains=False)
+SAMPLE_TOKENS = Operation("sample_tokens", has_gradient=False)
 _LOW_BITS = (1 << 32) - 1
 
 

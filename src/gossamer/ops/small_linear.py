@@ -12,7 +12,7 @@ from gossamer.ops.checks import check_floats, shape
 from gossamer.ops.matrix import Int8, Matrix, check_matrix
 from gossamer.ops.registry import Operation
 
-SMALL_LINEAR = Operation("small_linear", trains=False)
+SMALL_LINEAR = Operation("small_linear", has_gradient=False)
 MAX_VECTORS = 64  # with more vectors, the BLAS is faster than the native kernel
 
 

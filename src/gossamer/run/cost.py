@@ -91,7 +91,7 @@ class CostMeter:
         return math.fsum(self.flops.values())
 
     @property
-    def seconds(self) -> float:
+    def wall_seconds(self) -> float:
         """Seconds of the clock since the run was begun, without the times in which it was stopped."""
         booked = self.ledger.total.device_seconds / self.ledger.devices
         return booked + time.perf_counter() - self._booked_until

@@ -59,7 +59,7 @@ def train(
     """Train by a recipe into a folder.
 
     SIGTERM, SIGHUP (a closed terminal) and Ctrl-C are acted on between steps: the run is saved, and this function
-    returns or raises. Standard error that nobody reads any more does not stop it.
+    returns or raises. A closed standard error does not stop it.
 
     Args:
         recipe: all that decides the run
@@ -120,7 +120,7 @@ class _Run:
         progress: as of the newest step or pause; a new one replaces it
         skipped: steps in a row whose gradient was not finite
         expert_load: of the newest step, [layers, experts]; None for a dense network
-        validated: step and loss of the newest validation, on the set that decides which checkpoint is the best
+        newest_validation: step and loss of the newest validation, on the set that decides which checkpoint is the best
     """
 
     journal: Journal
@@ -142,7 +142,7 @@ class _Run:
         self.plan: BudgetPlan | None = None
         self.skipped = 0
         self.expert_load: Tensor | None = None
-        self.validated: tuple[int, float] | None = None
+        self.newest_validation: tuple[int, float] | None = None
 
     # Beginning.
 
@@ -162,7 +162,7 @@ class _Run:
             self.progress = self.stop.advance(replace(state.progress, fraction=0.0))
             # A budget may be used up before the run has come to its last validation.
             if self.progress.is_complete and state.progress.is_complete:
-                amount, name = self.stop.limit
+                amount, name = self.stop.setting
                 raise UserError(
                     f"{self.out} is complete, it has taken its {amount} {name}; a larger --training.{name} goes on"
                 )
@@ -204,8 +204,8 @@ class _Run:
             # A pause has used up the budget, or the last step was skipped.
             if self.progress.is_complete and means.count:
                 self._log(means)
-            stopped_by = self._signal(signals)
-            if stopped_by and not self.progress.is_complete:
+            stopped_by = 0 if self.progress.is_complete else self._signal(signals)
+            if stopped_by:
                 self._save(wait=True)
                 step = self.progress.step
                 self.journal.say(f"stopped after step {step}; gossamer train --resume --out {self.out} goes on")
@@ -305,7 +305,7 @@ class _Run:
         for name, found in self.validator.measure():
             results[name] = found
             self.journal.record_evaluation("eval", self.progress, name, found, spent)
-        self._validated(results[self.best_by], sum(found.tokens for found in results.values()))
+        self._record_validation(results[self.best_by], sum(found.tokens for found in results.values()))
 
     def _validate_last(self) -> Evaluation:
         """Measure every held-out set over more text, and return the result on the set that decides."""
@@ -316,12 +316,14 @@ class _Run:
                 self.journal.record_evaluation("eval", self.progress, name, found.comparable, spent)
             self.journal.record_evaluation("end", self.progress, name, found.whole, spent)
         result = results[self.best_by]
-        self._validated(result.comparable or result.whole, sum(found.whole.tokens for found in results.values()))
+        self._record_validation(
+            result.comparable or result.whole, sum(found.whole.tokens for found in results.values())
+        )
         return result.whole
 
-    def _validated(self, result: Evaluation, tokens: int) -> None:
+    def _record_validation(self, result: Evaluation, tokens: int) -> None:
         """Note the newest result on the set that decides, and how long it took to read so many tokens of all sets."""
-        self.validated = self.progress.step, result.loss
+        self.newest_validation = self.progress.step, result.loss
         self.journal.record_validation(self.progress, result.loss, self.expert_load)
         seconds, share = self.costs.book("evaluation"), self.validator.share_of_last(tokens)
         self.stop.record_pause("validation", seconds, share)
@@ -345,7 +347,7 @@ class _Run:
 
     def _save(self, wait: bool = False) -> None:
         """Begin to write a checkpoint and the model, or write them with `wait`."""
-        step, loss = self.validated or (-1, math.nan)
+        step, loss = self.newest_validation or (-1, math.nan)
         is_valid = step == self.progress.step and math.isfinite(loss)
         state = TrainerState(
             self.progress, self.batches.state_dict(), self.costs.snapshot(), loss if is_valid else None

@@ -37,7 +37,7 @@ class Progress:
     Attributes:
         step: optimizer steps so far
         tokens: tokens trained on so far
-        elapsed: seconds spent in training steps so far
+        elapsed: seconds of training so far: of steps and the start from bigrams, not of validation, samples and saves
         fraction: the share of the run that is behind it, 0 to 1
     """
 
@@ -65,26 +65,26 @@ class StopRule:
         world: the processes, which must agree
 
     Attributes:
-        max_seconds: seconds of the clock that the budget comes to; None: the run's length is not one of time
-        max_flops: FLOPs that the budget comes to; None: the run's length is not one of FLOPs
+        budget_seconds: seconds of the clock that the budget comes to; None: the run's length is not one of time
+        budget_flops: FLOPs that the budget comes to; None: the run's length is not one of FLOPs
     """
 
     def __init__(self, training: TrainingConfig, costs: CostMeter, world: World) -> None:
         self.training, self.costs, self.world = training, costs, world
-        self.max_seconds: float | None = None
-        self.max_flops: float | None = None
+        self.budget_seconds: float | None = None
+        self.budget_flops: float | None = None
         if training.budget:
             budget = parse_budget(training.budget, training.price, training.currency)
-            self.max_seconds = budget.seconds(training.price, world.size)
-            self.max_flops = budget.amount if self.max_seconds is None else None
+            self.budget_seconds = budget.seconds(training.price, world.size)
+            self.budget_flops = budget.amount if self.budget_seconds is None else None
         self._pauses: dict[Pause, float] = {}  # seconds
 
     @property
-    def limit(self) -> tuple[str, str]:
+    def setting(self) -> tuple[str, str]:
         """How long the run is, and the key in `training` that says so."""
         name = next(name for name in ("budget", "seconds", "tokens", "steps") if getattr(self.training, name))
         value = getattr(self.training, name)
-        return (value if name == "budget" else f"{value:g}"), name
+        return (value if name == "budget" else f"{value:,.10g}"), name
 
     def advance(self, progress: Progress, steps: int = 0, tokens: int = 0, seconds: float = 0.0) -> Progress:
         """Return the progress after more steps, tokens and seconds of training. Every process calls this.
@@ -92,13 +92,15 @@ class StopRule:
         After a pause only the fraction changes, since a pause uses up a budget of time, too.
         """
         step, all_tokens, elapsed = progress.step + steps, progress.tokens + tokens, progress.elapsed + seconds
-        if self.max_flops is not None:
+        if self.budget_flops is not None:
             step_flops = self.costs.flops_per_token * self.costs.tokens_per_step
-            whole_steps = max(self.max_flops - self.max_flops % step_flops, step_flops)
-            fraction = self.costs.ledger.work.all_flops / whole_steps
-        elif self.max_seconds is not None:
+            flops_of_whole_steps = max(self.budget_flops - self.budget_flops % step_flops, step_flops)
+            fraction = self.costs.ledger.work.all_flops / flops_of_whole_steps
+        elif self.budget_seconds is not None:
             # The time for what comes at the end changes as it is measured; the run does not turn back for that.
-            fraction = max(progress.fraction, self._seconds_spent() / (self.max_seconds - self._seconds_at_the_end()))
+            fraction = max(
+                progress.fraction, self._seconds_spent() / (self.budget_seconds - self._seconds_at_the_end())
+            )
         elif self.training.seconds:
             fraction = elapsed / self.training.seconds
         elif self.training.tokens:
@@ -113,7 +115,9 @@ class StopRule:
 
     def batches_in_time(self, batches: Iterator[Batch], min_batches: int = 1) -> Iterator[Batch]:
         """Yield as many batches of the last validation as a budget of time leaves room for, or `min_batches`."""
-        latest = None if self.max_seconds is None else self.max_seconds - self._seconds_at_the_end("sample", "save")
+        latest = (
+            None if self.budget_seconds is None else self.budget_seconds - self._seconds_at_the_end("sample", "save")
+        )
         for number, batch in enumerate(batches):
             if latest is not None and number >= min_batches and self._seconds_spent() > latest:
                 return
@@ -121,15 +125,15 @@ class StopRule:
 
     def _seconds_spent(self) -> float:
         """Return seconds of the clock since the run was begun, without the times in which it was stopped."""
-        return self.world.mean_over_ranks(self.costs.seconds)
+        return self.world.mean_over_ranks(self.costs.wall_seconds)
 
     def _seconds_at_the_end(self, *pauses: Pause) -> float:
         """Return the seconds for what comes after the last step, or for some of it; at most half of the budget."""
-        assert self.max_seconds is not None
-        unmeasured = {pause: self.max_seconds * share for pause, share in _UNMEASURED.items()}
+        assert self.budget_seconds is not None
+        unmeasured = {pause: self.budget_seconds * share for pause, share in _UNMEASURED.items()}
         seconds = unmeasured | self._pauses
         needed = sum(seconds[pause] for pause in pauses or _UNMEASURED) + _REPORT_SECONDS
-        return self.world.mean_over_ranks(min(needed, self.max_seconds / 2))
+        return self.world.mean_over_ranks(min(needed, self.budget_seconds / 2))
 
 
 @contextmanager

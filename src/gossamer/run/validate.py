@@ -342,7 +342,7 @@ def _why_not_finite(model: CausalLM, batches: Iterable[Batch], device: torch.dev
         for ids in batch.input_ids.to(device):
             logits = model(ids.unsqueeze(0)).logits
             if not bool(logits.isfinite().all()):
-                return explain_nonfinite(model, ids)
+                return explain_nonfinite(model, ids).line
     return f"{NOT_FINITE} for all of the text together"
 
 

@@ -27,7 +27,7 @@ from gossamer.ops.sequences import Sequences
 if TYPE_CHECKING:
     from gossamer.model.mtp import MultiTokenPrediction
 
-DRAFT_TOKENS = Operation("draft_tokens", trains=False)
+DRAFT_TOKENS = Operation("draft_tokens", has_gradient=False)
 
 
 @dataclass(frozen=True, eq=False)

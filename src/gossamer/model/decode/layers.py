@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from gossamer.model.norm import RMSNorm
     from gossamer.model.trunk import Block
 
-DECODE_LAYERS = Operation("decode_layers", trains=False)
+DECODE_LAYERS = Operation("decode_layers", has_gradient=False)
 MAX_TOKENS, MAX_PROMPT_TOKENS = 128, 64  # of a native call; for more, products of whole matrices are faster
 
 

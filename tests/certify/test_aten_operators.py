@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from certify_faults import Faulty
-from gossamer.certify.operators import Shadow, culprit
+from gossamer.certify.aten_operators import Shadow, culprit
 
 CPU = torch.device("cpu")
 
