@@ -98,7 +98,7 @@ def _train(arguments: argparse.Namespace, changes: dict[str, Any]) -> dict[str, 
         times.append(time.process_time() - began)
     memory = devices.peak_memory(device)
     held_out = validation_batches(next(iter(dataset.validation.values())), rows, length, arguments.eval_tokens)
-    result = evaluate(learner.model, held_out, dataset.tokenizer.token_bytes(), learner.mtp)
+    result = evaluate(learner.model, held_out, dataset.tokenizer.num_bytes_per_token(), learner.mtp)
     return {
         "loss": result.loss,
         "bits_per_byte": result.bits_per_byte,

@@ -132,7 +132,7 @@ class Gossamer(Contestant):
     def held_out_loss(self) -> float:
         from gossamer.run.validate import evaluate
 
-        return evaluate(self.learner.model, self.held_out, self.dataset.tokenizer.token_bytes()).loss
+        return evaluate(self.learner.model, self.held_out, self.dataset.tokenizer.num_bytes_per_token()).loss
 
 
 @dataclass(frozen=True)

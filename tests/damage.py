@@ -218,7 +218,7 @@ def damaged_text(chance: random.Random, content: bytes) -> bytes:
 
 
 def _doubled(chance: random.Random, text: str) -> str:
-    """A key that stands twice."""
+    """A duplicate key."""
     begins = [index for index, sign in enumerate(text) if sign == "{"]
     if not begins:
         return text

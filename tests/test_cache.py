@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from gossamer import cache, files
-from gossamer.cache import cached_folder, key_of, read_sealed, write_sealed
+from gossamer.cache import cached_folder, json_digest, read_cached_json, write_cached_json
 from gossamer.errors import UserError
 
 
@@ -94,7 +94,7 @@ def test_no_place_for_a_cache(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be written"):
         cached_folder(tmp_path / "file" / "entry", valid, build)
     with pytest.raises(UserError, match="cannot be written"):
-        write_sealed(tmp_path / "file" / "a.json", "")
+        write_cached_json(tmp_path / "file" / "a.json", "")
 
 
 def test_leftovers_of_killed_processes_go(tmp_path: Path) -> None:
@@ -115,15 +115,15 @@ def test_a_note_that_is_being_written_is_no_damage(tmp_path: Path) -> None:
 
 def test_keys_tell_values_apart() -> None:
     keys = [
-        key_of(),
-        key_of("a", "b"),
-        key_of("ab"),
-        key_of(["a", "b"]),
-        key_of("a", "b", None),
-        key_of("1"),
-        key_of(1),
+        json_digest(),
+        json_digest("a", "b"),
+        json_digest("ab"),
+        json_digest(["a", "b"]),
+        json_digest("a", "b", None),
+        json_digest("1"),
+        json_digest(1),
     ]
-    assert len(set(keys)) == len(keys) and key_of("a", [1]) == key_of("a", [1])
+    assert len(set(keys)) == len(keys) and json_digest("a", [1]) == json_digest("a", [1])
 
 
 def zeros(path: Path) -> None:
@@ -162,7 +162,7 @@ def fill(folder: Path, text: str) -> None:
         lambda path: (path.unlink(), os.mkfifo(path)),
     ],
 )
-def test_what_is_not_as_it_was_written_is_made_anew(
+def test_what_is_not_as_it_was_written_is_rebuilt(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Any, settled: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(cache, "_SETTLED", settled)
@@ -179,14 +179,14 @@ def test_what_is_not_as_it_was_written_is_made_anew(
     damage(tmp_path / "entry" / "a.bin")
     cached_folder(tmp_path / "entry", lambda folder: True, build)
     assert len(built) == 2 and (tmp_path / "entry" / "a.bin").read_text() == "text"
-    assert "it is made anew" in caplog.text
+    assert "rebuilding it" in caplog.text
 
 
 def test_a_file_is_read_once_for_each_time_of_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache, "_SETTLED", 0)
     read: list[str] = []
-    real = cache._digest
-    monkeypatch.setattr(cache, "_digest", lambda path: read.append(path.name) or real(path))
+    real = cache._checksum
+    monkeypatch.setattr(cache, "_checksum", lambda path: read.append(path.name) or real(path))
     for _ in range(4):
         cached_folder(tmp_path / "entry", lambda folder: True, lambda folder: fill(folder, "text"))
     assert sorted(read) == ["a.bin", "a.bin", "b.bin", "b.bin"]  # when it was built, and when it was first opened
@@ -196,14 +196,14 @@ def test_a_file_is_read_once_for_each_time_of_change(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.parametrize("damage", ["", "{}", "[[1]]", '{"digest": 1, "value": {"a": 1}}', "swapped"])
-def test_sealed_values(tmp_path: Path, damage: str) -> None:
+def test_cached_json(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "a.json"
-    assert read_sealed(path, dict[str, int]) is None
-    write_sealed(path, {"a": 1})
-    assert read_sealed(path, dict[str, int]) == {"a": 1} and read_sealed(path, dict[str, str]) is None
+    assert read_cached_json(path, dict[str, int]) is None
+    write_cached_json(path, {"a": 1})
+    assert read_cached_json(path, dict[str, int]) == {"a": 1} and read_cached_json(path, dict[str, str]) is None
     if damage == "swapped":
-        write_sealed(tmp_path / "b.json", {"a": 2})
+        write_cached_json(tmp_path / "b.json", {"a": 2})
         (tmp_path / "b.json").replace(path)
     else:
         path.write_text(damage)
-    assert read_sealed(path, dict[str, int]) is None
+    assert read_cached_json(path, dict[str, int]) is None

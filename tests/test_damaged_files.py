@@ -24,7 +24,7 @@ from parity_cases import TINY
 
 import gossamer
 from damage import Damage, damaged_bytes, damaged_json, damaged_lines, damaged_text, damaged_yaml
-from gossamer.cache import cached_folder, read_sealed, write_sealed
+from gossamer.cache import cached_folder, read_cached_json, write_cached_json
 from gossamer.cost.ledger import Ledger, read_ledger
 from gossamer.cost.network import count_network
 from gossamer.data.config import CorpusConfig
@@ -159,7 +159,7 @@ def read_tokenizer(folder: Path) -> None:
     stream = made.stream()
     "".join(stream.push(index) for index in ids)
     made.decode(ids)
-    made.token_bytes()
+    made.num_bytes_per_token()
     made.save(folder / "saved")
     generation_config(folder)
 
@@ -212,7 +212,7 @@ def read_entry(folder: Path) -> None:
 
     cached_folder(folder / "entry", lambda place: (place / "a.bin").is_file(), build)
     assert (folder / "entry" / "a.bin").read_bytes() == b"abc"
-    found = read_sealed(folder / "note.json", dict[str, list[int]])
+    found = read_cached_json(folder / "note.json", dict[str, list[int]])
     assert found is None or all(type(one) is int for items in found.values() for one in items)
 
 
@@ -252,7 +252,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
     cached_folder(
         folder / "cache" / "entry", lambda _: True, lambda place: [(place / "a.bin").write_bytes(b"abc"), None][1]
     )
-    write_sealed(folder / "cache" / "note.json", {"x": [1, 2]})
+    write_cached_json(folder / "cache" / "note.json", {"x": [1, 2]})
     cache = files(folder / "cache")
     cache["entry/checked.json"] = encoded({"a.bin": [1, 2, 3, 4]})
     arrow = pytest.importorskip("pyarrow")

@@ -144,7 +144,7 @@ def test_a_declared_type_is_built() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: 1\na: 2", "x:2: key 'a' stands twice"),
+        ("a: 1\na: 2", "x:2: duplicate key 'a'"),
         ("a: .nan", "x:1: .nan is no number"),
         ("a: -.inf", "x:1: -.inf is no number"),
         ("a: 1e999", "x:1: 1e999 is no number"),

@@ -64,8 +64,8 @@ def test_what_no_value_can_be_is_refused_in_one_line(kind: type) -> None:
 
 @dataclass(frozen=True)
 class Sample:
-    share: Annotated[float, Range(0, 1, above=True)] = 0.5
-    pair: tuple[Annotated[int, Range(-3, 3, below=True)], ...] = ()
+    share: Annotated[float, Range(0, 1, excludes_minimum=True)] = 0.5
+    pair: tuple[Annotated[int, Range(-3, 3, excludes_maximum=True)], ...] = ()
     maybe: Annotated[int, Range(1, 5)] | None = None
     kind: Literal["short", "long"] = "short"
 

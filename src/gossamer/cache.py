@@ -1,4 +1,4 @@
-"""What gossamer keeps so that it need not be made again: entries under a seal, which are whole or made anew.
+"""What gossamer keeps so that it need not be made again: folders and values with checksums, rebuilt when damaged.
 
 An entry is built beside its place and renamed when it is complete. Two processes that build the same entry both build
 it; the first to rename wins and the other throws its copy away. A process that would rather wait for the other's work
@@ -23,18 +23,18 @@ from gossamer.errors import UserError
 from gossamer.files import building, disk_errors, is_temporary, publish, sweep, write_atomically
 from gossamer.reading import MissingFile, checked, open_to_read, parse_json, read_text
 
-__all__ = ["cached_folder", "key_of", "read_sealed", "write_sealed"]
+__all__ = ["cached_folder", "json_digest", "read_cached_json", "write_cached_json"]
 
 log = logging.getLogger("gossamer")
 T = TypeVar("T")
 
-_SEAL, _VERIFIED = "seal.json", "checked.json"
-_OWN_FILES = {_SEAL, _VERIFIED}
+_MANIFEST, _VERIFIED = "seal.json", "checked.json"
+_OWN_FILES = {_MANIFEST, _VERIFIED}
 _SETTLED = 2 * 10**9  # nanoseconds after which a file that changes again has another time of change
 
 
-def key_of(*parts: object) -> str:
-    """Return a short name (32 hex digits) for JSON values; equal values have equal names."""
+def json_digest(*parts: object) -> str:
+    """Return the digest of JSON values (32 hex digits); equal values have equal digests."""
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
 
 
@@ -56,46 +56,46 @@ def cached_folder(folder: Path, is_valid: Callable[[Path], bool], build: Callabl
     if is_whole(folder):
         return folder
     if folder.exists():
-        log.warning("%s: is not what was written there; it is made anew", folder)
+        log.warning("%s: is damaged; rebuilding it", folder)
     with disk_errors(folder.parent), building(folder) as temporary:
         sweep(folder.parent)
         build(temporary)
-        _seal(temporary, folder.name)
+        _write_manifest(temporary, folder.name)
         publish(temporary, folder, is_whole)
     return folder
 
 
-class _Seal(TypedDict):
-    """The seal of an entry: which entry it is, and the digest of each of its files."""
+class _Manifest(TypedDict):
+    """What an entry holds: its name, and the checksum of each of its files."""
 
     entry: str
     files: dict[str, str]
 
 
-def _seal(folder: Path, entry: str) -> None:
+def _write_manifest(folder: Path, entry: str) -> None:
     """Write down what lies in a finished entry, for `_is_intact`."""
-    files = {path.name: _digest(path) for path in sorted(folder.iterdir())}
-    (folder / _SEAL).write_text(json.dumps({"entry": entry, "files": files}, indent=1) + "\n", encoding="utf-8")
+    files = {path.name: _checksum(path) for path in sorted(folder.iterdir())}
+    (folder / _MANIFEST).write_text(json.dumps({"entry": entry, "files": files}, indent=1) + "\n", encoding="utf-8")
 
 
 def _is_intact(folder: Path) -> bool:
     """Whether an entry holds the files that were written, byte by byte.
 
     A file is read once for each time that it was changed: once it was found whole, its inode, size and times are noted
-    in a file beside the seal. Of these no program sets the time of change (ctime) at will. A file that was written in
-    the last seconds is not noted, since it could change again under the same time.
+    in a file beside the manifest. Of these no program sets the time of change (ctime) at will. A file that was written
+    in the last seconds is not noted, since it could change again under the same time.
     """
     try:
-        seal = checked(parse_json(read_text(folder / _SEAL), _SEAL), _Seal, _SEAL)
+        manifest = checked(parse_json(read_text(folder / _MANIFEST), _MANIFEST), _Manifest, _MANIFEST)
         names = {path.name for path in folder.iterdir() if not is_temporary(path)} - _OWN_FILES
-        if seal["entry"] != folder.name or seal["files"].keys() != names:
+        if manifest["entry"] != folder.name or manifest["files"].keys() != names:
             return False
         verified = _verified(folder)
         found: dict[str, list[int]] = {}
         now = time.time_ns()
-        for name, digest in seal["files"].items():
+        for name, checksum in manifest["files"].items():
             stamp = _stamp(folder / name)
-            if verified.get(name) != stamp and _digest(folder / name) != digest:
+            if verified.get(name) != stamp and _checksum(folder / name) != checksum:
                 return False
             if now - stamp[-1] > _SETTLED and _stamp(folder / name) == stamp:
                 found[name] = stamp
@@ -121,29 +121,30 @@ def _stamp(path: Path) -> list[int]:
     return [status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
 
-def _digest(path: Path) -> str:
+def _checksum(path: Path) -> str:
     """Return the size of a file and a digest of its bytes."""
     with open_to_read(path) as file:
         content = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
         return f"{os.fstat(file.fileno()).st_size}:{content}"
 
 
-def write_sealed(path: Path, value: Any) -> None:
-    """Write a JSON file that `read_sealed` reads, with a digest of what it says and of its name."""
+def write_cached_json(path: Path, value: Any) -> None:
+    """Write a JSON file that `read_cached_json` reads, with a checksum of its value and its name."""
     with disk_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps({"digest": key_of(path.name, value), "value": value}))
+        write_atomically(path, json.dumps({"digest": json_digest(path.name, value), "value": value}))
 
 
-def read_sealed(path: Path, kind: type[T], max_bytes: int = 1 << 30) -> T | None:
-    """Return what `write_sealed` has written, as a declared type; None where there is none, or something else."""
+def read_cached_json(path: Path, kind: type[T], max_bytes: int = 1 << 30) -> T | None:
+    """Return what `write_cached_json` has written, as a declared type; None where there is none, or it is damaged."""
+    remedy = "rebuilding it"
     try:
-        found = parse_json(read_text(path, max_bytes=max_bytes), str(path))
-        if isinstance(found, dict) and key_of(path.name, found.get("value")) == found.get("digest"):
-            return checked(found["value"], kind, str(path))
-        log.warning("%s: is not what was written there; it is made anew", path)
+        found = parse_json(read_text(path, remedy, max_bytes), str(path), remedy)
+        if isinstance(found, dict) and json_digest(path.name, found.get("value")) == found.get("digest"):
+            return checked(found["value"], kind, str(path), remedy)
+        log.warning("%s: is damaged; %s", path, remedy)
     except MissingFile:
         pass
     except UserError as error:
-        log.warning("%s: it is made anew", error)
+        log.warning("%s", error)
     return None

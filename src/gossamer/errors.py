@@ -17,6 +17,7 @@ __all__ = [
     "UserError",
     "did_you_mean",
     "did_you_mean_path",
+    "exception_line",
     "is_out_of_memory",
     "shorten",
 ]
@@ -73,8 +74,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 
     So do the exceptions of a library that could not be mapped, and of a thread that found no room for its stack.
     """
-    says_so = isinstance(error, RuntimeError | ImportError) and re.search(_OUT_OF_MEMORY, str(error), re.I)
-    return isinstance(error, MemoryError) or bool(says_so)
+    has_known_message = isinstance(error, RuntimeError | ImportError) and re.search(_OUT_OF_MEMORY, str(error), re.I)
+    return isinstance(error, MemoryError) or bool(has_known_message)
 
 
 def shorten(text: object, max_length: int = 80) -> str:
@@ -86,6 +87,16 @@ def shorten(text: object, max_length: int = 80) -> str:
     """
     line = " ".join(str(text).encode("utf-8", "backslashreplace").decode().split())
     return line if len(line) <= max_length else f"{line[:max_length]} …"
+
+
+def exception_line(error: BaseException, max_length: int = 200) -> str:
+    """Return an exception as one line, `OSError: no such device`, shortened as `shorten` does.
+
+    Args:
+        error: the exception
+        max_length: characters of the line
+    """
+    return shorten(f"{type(error).__name__}: {str(error).strip() or 'no message'}", max_length)
 
 
 def did_you_mean(name: str, candidates: Iterable[str]) -> str:

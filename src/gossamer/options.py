@@ -15,7 +15,18 @@ from functools import lru_cache
 from types import NoneType
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
-from gossamer.typed import PYTHON_ONLY, RESUMABLE, SET_BY_BUDGET, Flag, Formerly, Help, Range, Unit, hints_of, marks_of
+from gossamer.typed import (
+    PYTHON_ONLY,
+    RESUMABLE,
+    SET_BY_BUDGET,
+    Flag,
+    Formerly,
+    Help,
+    Range,
+    Unit,
+    hints_of,
+    metadata_of,
+)
 
 __all__ = ["Option", "description_of", "documented", "options_of", "plain_type", "without_none"]
 
@@ -41,51 +52,51 @@ class Option:
     @property
     def help(self) -> str:
         """The sentence that the docstring says about it."""
-        shared = self.mark(Help)
+        shared = self.metadata(Help)
         return shared.text if shared is not None else documented(self.owner)[self.name.rpartition(".")[2]]
 
     @property
     def range(self) -> Range | None:
         """The numbers that it may be; None where it is no number."""
-        return self.mark(Range)
+        return self.metadata(Range)
 
     @property
     def unit(self) -> str:
         """The unit that it is given in, in the plural; empty where it has none."""
-        unit = self.mark(Unit)
+        unit = self.metadata(Unit)
         return "" if unit is None else unit.text
 
     @property
     def short_flag(self) -> str:
         """Its flag without the section, empty where there is none."""
-        flag = self.mark(Flag)
+        flag = self.metadata(Flag)
         return "" if flag is None else flag.text
 
     @property
     def former_names(self) -> tuple[str, ...]:
         """Its names in earlier releases, dotted as its own is."""
-        former = self.mark(Formerly)
+        former = self.metadata(Formerly)
         section = self.name.rpartition(".")[0]
         return () if former is None else tuple(f"{section}.{name}".lstrip(".") for name in former.names)
 
     @property
     def is_resumable(self) -> bool:
         """Whether --resume may change it."""
-        return RESUMABLE in marks_of(self.annotation)
+        return RESUMABLE in metadata_of(self.annotation)
 
     @property
     def is_set_by_budget(self) -> bool:
         """Whether --budget decides it."""
-        return SET_BY_BUDGET in marks_of(self.annotation)
+        return SET_BY_BUDGET in metadata_of(self.annotation)
 
     @property
     def has_flag(self) -> bool:
         """Whether it can be chosen on the command line."""
-        return PYTHON_ONLY not in marks_of(self.annotation)
+        return PYTHON_ONLY not in metadata_of(self.annotation)
 
-    def mark(self, kind: type[M]) -> M | None:
+    def metadata(self, kind: type[M]) -> M | None:
         """The first thing of a kind that its annotation says; None if it says none."""
-        return next((mark for mark in marks_of(self.annotation) if isinstance(mark, kind)), None)
+        return next((item for item in metadata_of(self.annotation) if isinstance(item, kind)), None)
 
 
 def options_of(owner: Any, section: str = "") -> dict[str, Option]:

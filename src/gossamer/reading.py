@@ -115,7 +115,7 @@ def open_to_read(path: Path, remedy: str = "") -> BufferedReader:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error}); {remedy}") from error
     except ValueError:  # a NUL character, or one that no name of a file can hold
-        raise UserError(f"{str(path)!r}: is no path; check it") from None
+        raise UserError(f"{str(path)!r}: is not a valid path") from None
     _require_regular(descriptor, path)
     return open(path, "rb", opener=lambda *_: descriptor)
 
@@ -173,7 +173,7 @@ def read_bytes(path: Path, remedy: str = "", max_bytes: int = MAX_BYTES) -> byte
     return content
 
 
-def read_text(path: Path, remedy: str = "save it anew", max_bytes: int = MAX_BYTES) -> str:
+def read_text(path: Path, remedy: str = "save it again", max_bytes: int = MAX_BYTES) -> str:
     """Return all text of a regular file in UTF-8, without a byte order mark; see `read_bytes`."""
     return _decoded(read_bytes(path, remedy, max_bytes), str(path), remedy)
 
@@ -213,7 +213,7 @@ def _lenient_whole(text: str) -> float:
     return int(text) if len(text) <= MAX_DIGITS else math.inf
 
 
-def parse_json(text: str | bytes, where: str, remedy: str = "save it anew", strict: bool = True) -> Any:
+def parse_json(text: str | bytes, where: str, remedy: str = "save it again", strict: bool = True) -> Any:
     """Parse a text in JSON.
 
     Args:
@@ -275,12 +275,12 @@ def _deeper(value: Any) -> bool:
     return True
 
 
-def read_object(path: Path, remedy: str = "save it anew", max_bytes: int = MAX_BYTES) -> dict[str, Any]:
+def read_object(path: Path, remedy: str = "save it again", max_bytes: int = MAX_BYTES) -> dict[str, Any]:
     """Read a file that holds one JSON object; see `read_json`."""
     return read_json(path, dict, remedy, max_bytes)
 
 
-def read_json(path: Path, kind: type[T], remedy: str = "save it anew", max_bytes: int = MAX_BYTES) -> T:
+def read_json(path: Path, kind: type[T], remedy: str = "save it again", max_bytes: int = MAX_BYTES) -> T:
     """Read a JSON file as a declared type.
 
     Args:
@@ -296,8 +296,8 @@ def read_json(path: Path, kind: type[T], remedy: str = "save it anew", max_bytes
     return checked(parse_json(read_text(path, remedy, max_bytes), str(path), remedy), kind, str(path), remedy)
 
 
-def checked(value: Any, kind: type[T], where: str, remedy: str = "save it anew") -> T:
-    """Return a value that JSON holds as a declared type; nothing is bent, and no text becomes a number.
+def checked(value: Any, kind: type[T], where: str, remedy: str = "save it again") -> T:
+    """Return a value that JSON holds as a declared type; nothing is converted, and no text becomes a number.
 
     Args:
         value: what was parsed

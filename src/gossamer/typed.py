@@ -34,10 +34,10 @@ __all__ = [
     "Unit",
     "check_fields",
     "convert",
-    "count_of",
     "expected",
     "hints_of",
-    "marks_of",
+    "metadata_of",
+    "parse_suffixed_number",
     "reject_unknown_fields",
     "shown",
 ]
@@ -47,7 +47,7 @@ T = TypeVar("T")
 _MAX_SHOWN = 60  # characters of a value in a message
 
 
-# What an annotation can say beside the type.
+# What an annotation can give beside the type.
 
 
 @dataclass(frozen=True)
@@ -57,18 +57,18 @@ class Range:
     Attributes:
         minimum: the smallest number
         maximum: the largest number; infinite where there is no largest
-        above: the minimum itself lies outside
-        below: the maximum itself lies outside
+        excludes_minimum: whether the minimum itself lies outside
+        excludes_maximum: whether the maximum itself lies outside
     """
 
     minimum: float
     maximum: float
-    above: bool = False
-    below: bool = False
+    excludes_minimum: bool = False
+    excludes_maximum: bool = False
 
     def __contains__(self, value: float) -> bool:
-        enough = value > self.minimum if self.above else value >= self.minimum
-        return enough and (value < self.maximum if self.below else value <= self.maximum)
+        enough = value > self.minimum if self.excludes_minimum else value >= self.minimum
+        return enough and (value < self.maximum if self.excludes_maximum else value <= self.maximum)
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
         """Hold the files that `reading.checked` reads to the same range."""
@@ -83,34 +83,34 @@ class Range:
 
     def __str__(self) -> str:
         if self.maximum == math.inf:
-            return f"above {_digits(self.minimum)}" if self.above else f"{_digits(self.minimum)} or more"
-        minimum = f"above {_digits(self.minimum)}" if self.above else f"from {_digits(self.minimum)}"
+            return f"above {_digits(self.minimum)}" if self.excludes_minimum else f"{_digits(self.minimum)} or more"
+        minimum = f"above {_digits(self.minimum)}" if self.excludes_minimum else f"from {_digits(self.minimum)}"
         maximum = _digits(self.maximum)
-        if self.below:
-            return f"{minimum} and below {maximum}" if self.above else f"{minimum} to below {maximum}"
-        return f"{minimum} and at most {maximum}" if self.above else f"{minimum} to {maximum}"
+        if self.excludes_maximum:
+            return f"{minimum} and below {maximum}" if self.excludes_minimum else f"{minimum} to below {maximum}"
+        return f"{minimum} and at most {maximum}" if self.excludes_minimum else f"{minimum} to {maximum}"
 
 
-class Word:
-    """A word or sentence that an annotation says beside the type."""
+class TextMetadata:
+    """A word or sentence that an annotation gives beside the type."""
 
     def __init__(self, text: str) -> None:
         self.text = text
 
 
-class Unit(Word):
+class Unit(TextMetadata):
     """The unit that a number is given in, in the plural: `Unit("seconds")`."""
 
 
-class Metavar(Word):
+class Metavar(TextMetadata):
     """The word that stands for a value in the help, where neither its unit nor its name says enough: `PATH`."""
 
 
-class Flag(Word):
+class Flag(TextMetadata):
     """A short flag that a value of a recipe has beside its dotted one: `Flag("data")` makes --data of corpus.paths."""
 
 
-class Help(Word):
+class Help(TextMetadata):
     """What the help says about an option that several verbs have in common, in place of their docstrings."""
 
 
@@ -124,28 +124,28 @@ class Formerly:
         self.names = names
 
 
-class Mark:
-    """Something that is either said of a field or not."""
+class Marker:
+    """A property that a field either has or has not."""
 
 
-RESUMABLE = Mark()
+RESUMABLE = Marker()
 """`gossamer train --resume` may change the value: how long the run goes on, what it reports, where it runs."""
 
-SET_BY_BUDGET = Mark()
+SET_BY_BUDGET = Marker()
 """`gossamer train --budget` decides the value."""
 
-PYTHON_ONLY = Mark()
+PYTHON_ONLY = Marker()
 """The value can be set from Python, and has no flag."""
 
 
-def marks_of(annotation: Any) -> list[Any]:
+def metadata_of(annotation: Any) -> list[Any]:
     """Everything that an annotation says beside the type, that of the parts of a union or a tuple included."""
     if get_origin(annotation) is Literal:
         return []
     if get_origin(annotation) is Annotated:
-        inner, *marks = get_args(annotation)
-        return [*marks_of(inner), *marks]
-    return [mark for part in get_args(annotation) for mark in marks_of(part)]
+        inner, *metadata = get_args(annotation)
+        return [*metadata_of(inner), *metadata]
+    return [item for part in get_args(annotation) for item in metadata_of(part)]
 
 
 # Values and their types.
@@ -159,7 +159,7 @@ _SUFFIXED = re.compile(r"(\d{1,30})(?:\.(\d{1,30}))?([KMBGT])", re.IGNORECASE | 
 _MULTIPLES = {"K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9, "T": 10**12}
 
 
-def count_of(text: str, annotation: Any) -> int | float | None:
+def parse_suffixed_number(text: str, annotation: Any) -> int | float | None:
     """Return the number that a text such as 300B, 1.5M or 4k stands for.
 
     Args:
@@ -192,7 +192,8 @@ def _simple_kinds(annotation: Any) -> set[Any]:
 def convert(value: Any, annotation: Any, name: str) -> Any:
     """Return a value as the annotated type.
 
-    Whole numbers become floats, lists become tuples and sections of keys become dataclasses. Nothing else is bent.
+    Whole numbers become floats, lists become tuples and sections of keys become dataclasses. No other conversion is
+    made.
 
     Args:
         value: as YAML, JSON or Python has it
@@ -235,7 +236,7 @@ def reject_unknown_fields(kind: type[T]) -> type[T]:
 def _instead(name: str, kind: Any, known: list[str]) -> str:
     """The hint that names the field that was meant: the one that had the name before, or one like it."""
     for field, annotation in hints_of(kind).items():
-        if any(isinstance(mark, Formerly) and name in mark.names for mark in marks_of(annotation)):
+        if any(isinstance(item, Formerly) and name in item.names for item in metadata_of(annotation)):
             return f"; it is now called {field!r}"
     return did_you_mean(name, known) or f" (there are {', '.join(known)})"
 
@@ -266,9 +267,9 @@ def _convert(value: Any, annotation: Any, name: str) -> Any:
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         converted = _convert(value, arguments[0], name)
-        for mark in arguments[1:]:
-            if isinstance(mark, Range) and converted not in mark:
-                raise FieldError(name, f" = {shown(value)}: must be {mark}")
+        for item in arguments[1:]:
+            if isinstance(item, Range) and converted not in item:
+                raise FieldError(name, f" = {shown(value)}: must be {item}")
         return converted
     if origin in (Union, UnionType):
         for option in arguments:

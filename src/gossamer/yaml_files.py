@@ -24,13 +24,13 @@ _MAX_NODES = 200_000  # with every alias written out: a few lines of aliases can
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads YAML in which 1e-3 is a number, as in YAML 1.2, no number is infinite and no key stands twice."""
+    """Reads YAML in which 1e-3 is a number, as in YAML 1.2, no number is infinite and no key is duplicated."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
             if key.value in seen:
-                raise _at(key, f"key {shorten(repr(key.value))} stands twice")
+                raise _at(key, f"duplicate key {shorten(repr(key.value))}")
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
@@ -116,9 +116,7 @@ class _yaml_errors:
             return
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
         # PyYAML's constructors raise whatever int(), dates and tables of words do.
-        what = problem or (
-            " ".join(str(error).split()) if isinstance(error, ValueError | yaml.YAMLError) else "a value is not YAML"
-        )
+        what = problem or (str(error) if isinstance(error, ValueError | yaml.YAMLError) else "a value is not YAML")
         place = f"{self.where}:{mark.line + 1}" if mark else self.where
         raise UserError(f"{place}: {shorten(str(what), 200)}") from None
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gossamer.cache import write_cached_json
 from gossamer.data import corpus as module
 from gossamer.data import documents
 from gossamer.data.config import CorpusConfig
@@ -85,6 +86,21 @@ def test_damaged_scans_are_made_again(tmp_path: Path) -> None:
     (store,) = (tmp_path / "cache" / "scans").iterdir()
     store.write_text('{"half')
     assert opened(tmp_path, folder) == before
+
+
+def test_scans_of_earlier_releases_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """These said in a sentence why a file was skipped."""
+    folder = folder_of(tmp_path / "a", ["text\n"])
+    (folder / "blob").write_bytes(b"\0")
+    os.utime(folder / "blob", (1, 1))
+    corpus = opened(tmp_path, folder)
+    (store,) = (tmp_path / "cache" / "scans").iterdir()
+    entries = json.loads(store.read_text())["value"]
+    assert entries[str(folder / "blob")]["scan"]["kind"] == "binary"
+    entries[str(folder / "blob")]["scan"] = "binary"
+    write_cached_json(store, entries)
+    monkeypatch.setattr(module, "_scan_documents", lambda *_: pytest.fail("the text is not read again"))
+    assert opened(tmp_path, folder) == corpus
 
 
 def test_field_and_errors_have_scans_of_their_own(tmp_path: Path) -> None:
@@ -203,7 +219,9 @@ def test_one_short_document_of_some_dozens_is_not_held_out_alone() -> None:
 
 @pytest.mark.parametrize("texts", [["same\n"] * 30, [*(f"{index}" for index in range(40)), "A" * 10_000]])
 def test_lopsided_hashes_fall_back_to_ends(tmp_path: Path, texts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_is_held_out", lambda first: first[0] in "As")  # all copies; the one large document
+    monkeypatch.setattr(
+        module, "_is_validation_document", lambda first: first[0] in "As"
+    )  # all copies; the one large document
     corpus = opened(tmp_path, folder_of(tmp_path / "a", texts))
     assert split_rule(corpus) == "tails"
     found = parts(corpus)
@@ -211,7 +229,7 @@ def test_lopsided_hashes_fall_back_to_ends(tmp_path: Path, texts: list[str], mon
 
 
 def test_a_hash_that_takes_none_falls_back_to_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_is_held_out", lambda first: False)
+    monkeypatch.setattr(module, "_is_validation_document", lambda first: False)
     assert split_rule(opened(tmp_path, folder_of(tmp_path / "a", [f"{index} is" for index in range(25)]))) == "tails"
 
 

@@ -19,7 +19,7 @@ from gossamer.data import dataset as module
 from gossamer.data import token_files as token_files_module
 from gossamer.data import tokenise
 from gossamer.data.config import CorpusConfig, SetConfig
-from gossamer.data.dataset import Dataset, prepare, prepare_one
+from gossamer.data.dataset import Dataset, prepare, prepare_for_evaluation
 from gossamer.data.token_files import TokenFile
 from gossamer.data.tokenizer import EOT, Tokenizer, char_tokenizer, train_bpe
 from gossamer.errors import UserError
@@ -69,7 +69,7 @@ def test_documents_become_tokens(corpus: Path) -> None:
             delimiters = np.flatnonzero(token_file.tokens[begin:end] == data.tokenizer.eot_id)
             assert delimiters.tolist() == [0, end - begin - 1]
     assert data.train.num_bytes == sum(len(text.encode()) for text in found[0])
-    assert data.tokenizer.token_bytes()[train_of(data).tokens].sum() == data.train.num_bytes
+    assert data.tokenizer.num_bytes_per_token()[train_of(data).tokens].sum() == data.train.num_bytes
 
 
 def test_the_second_start_does_nothing_again(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,7 +262,7 @@ def test_a_corpus_that_changes_underneath(corpus: Path, monkeypatch: pytest.Monk
 
 def test_one_file_of_everything(corpus: Path) -> None:
     data: Dataset = prepare(config(corpus), progress=False)
-    token_file = prepare_one([str(corpus)], config(corpus, paths=()), data.tokenizer, progress=False)
+    token_file = prepare_for_evaluation([str(corpus)], config(corpus, paths=()), data.tokenizer, progress=False)
     assert texts(token_file, data.tokenizer) == TEXTS and token_file.num_bytes == sum(
         len(text.encode()) for text in TEXTS
     )

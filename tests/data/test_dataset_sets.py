@@ -113,7 +113,7 @@ def test_plain_paths(folder: Path) -> None:
     found = opened(folder, paths=(str(folder),), validation_paths=(str(folder / "b.txt"),))
     assert list(found) == ["held-out"] and found["held-out"].parts == ("train", "validation")
     assert (letters(found["held-out"], "train"), letters(found["held-out"], "validation")) == ("acd", "b")
-    assert found["held-out"].held_out_from == str(folder / "b.txt") and found["held-out"].num_bytes == 4 * 40
+    assert found["held-out"].validation_source == str(folder / "b.txt") and found["held-out"].num_bytes == 4 * 40
 
 
 def test_held_out_text_is_left_out_of_every_set(folder: Path) -> None:

@@ -17,9 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gossamer.data import documents as module
-from gossamer.data import text_stream
+from gossamer.data import text_files
 from gossamer.data.documents import is_binary, read_documents, split_into_chunks
-from gossamer.data.text_stream import DecodeStats
+from gossamer.data.text_files import DecodeStats
 from gossamer.errors import UserError
 
 
@@ -55,7 +55,7 @@ def test_chunks_depend_on_the_text_alone(text: str, cuts: list[int], limit: int)
 
 @pytest.mark.parametrize("block", [1, 2, 3, 1 << 20])
 def test_a_text_file_is_one_document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int) -> None:
-    monkeypatch.setattr(text_stream, "_BLOCK", block)  # characters of several bytes fall on the border of two blocks
+    monkeypatch.setattr(text_files, "_BLOCK", block)  # characters of several bytes fall on the border of two blocks
     path = write(tmp_path / "a.txt", "\ufeffnaïve 日本 😀\r\nend\n")
     assert documents(path) == ["naïve 日本 😀\r\nend\n"]
 
@@ -73,7 +73,7 @@ def test_no_text_no_document(tmp_path: Path, content: str) -> None:
 
 @pytest.mark.parametrize("block", [1, 4, 1 << 20])
 def test_not_utf8_names_the_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int) -> None:
-    monkeypatch.setattr(text_stream, "_BLOCK", block)
+    monkeypatch.setattr(text_files, "_BLOCK", block)
     path = write(tmp_path / "a.txt", "aé".encode() + b"\xe9\n")
     assert "not UTF-8 at byte 3" in refusal(path) and "--errors replace" in refusal(path)
     assert documents(path, errors="replace") == ["aé\ufffd\n"]

@@ -54,7 +54,7 @@ def test_training_predicts_every_token_once_an_epoch(
     found: Counter[int] = Counter()
     expected = all_targets(token_file)
     kinds = SplitRows(token_file, length, seed)
-    lead = rows * length // min(size for size in (kinds.num_full * (length - 1), kinds.num_rest) if size)
+    lead = rows * length // min(size for size in (kinds.num_full_rows * (length - 1), kinds.num_rest_targets) if size)
     while min(found[target] for target in expected) < 3:
         batch = next(batches)
         check(batch, rows, length, token_file)

@@ -23,14 +23,16 @@ def test_each_stream_covers_an_epoch_exactly(kind: type[SplitRows], sizes: list[
     rows = kind(token_file, length, seed)
     per_epoch: dict[tuple[str, int], Counter[int]] = {}
     done = {"full": 0, "rest": 0}
-    while (
-        min(rows.full_done // max(rows.num_full, 1) if rows.num_full else 9, rows.rest_epoch if rows.num_rest else 9)
-        < 2
-    ):
-        before = rows.full_done
+
+    def epoch() -> int:
+        of_full_rows = rows.full_rows_read // rows.num_full_rows if rows.num_full_rows else 9
+        return min(of_full_rows, rows.rest_epoch if rows.num_rest_targets else 9)
+
+    while epoch() < 2:
+        before = rows.full_rows_read
         row = next(rows)
-        stream = "full" if rows.full_done > before else "rest"
-        size = rows.num_full * (length - 1) if stream == "full" else rows.num_rest
+        stream = "full" if rows.full_rows_read > before else "rest"
+        size = rows.num_full_rows * (length - 1) if stream == "full" else rows.num_rest_targets
         assert stream == "rest" or [count for _, count in row] == [length]
         assert sum(count for _, count in row) in ((length, length - 1) if kind is SplitRows else range(2, length + 1))
         for begin, count in row:

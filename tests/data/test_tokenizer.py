@@ -63,14 +63,14 @@ def qwen(folder: Path, config: dict[str, object] | None = None) -> Tokenizer:
 def test_bpe_loses_nothing(text: str) -> None:
     ids = bpe().encode(text)
     assert bpe().decode(ids) == text
-    assert bpe().token_bytes()[ids].sum() == len(text.encode())
+    assert bpe().num_bytes_per_token()[ids].sum() == len(text.encode())
 
 
 @given(st.text(st.sampled_from(CHARACTERS)))
 def test_char_loses_nothing(text: str) -> None:
     ids = char().encode(text)
     assert char().decode(ids) == text and len(ids) == len(text)
-    assert char().token_bytes()[ids].sum() == len(text.encode())
+    assert char().num_bytes_per_token()[ids].sum() == len(text.encode())
 
 
 @pytest.mark.parametrize("make", [bpe, char])
@@ -157,8 +157,8 @@ def test_half_a_surrogate_is_no_text(make: Callable[[], Tokenizer]) -> None:
         make().encode("a\ud800")
 
 
-def test_token_bytes_of_bpe() -> None:
-    sizes = bpe().token_bytes()
+def test_num_bytes_per_token_of_bpe() -> None:
+    sizes = bpe().num_bytes_per_token()
     assert sizes.dtype == np.int32 and sizes.shape == (300,)
     assert sizes[bpe().eot_id] == 0 and (sizes > 0).sum() == 299
     assert sizes[bpe().encode("é")].sum() == 2
@@ -182,7 +182,7 @@ def test_a_foreign_tokenizer(tmp_path: Path) -> None:
     tokenizer = qwen(tmp_path)
     specials = {name: tokenizer.encode(name, special=True)[0] for name in (EOT, "<|im_start|>", "<|im_end|>")}
     assert tokenizer.eot_id == specials["<|im_end|>"] and tokenizer.vocab_size == tokenizer.encode("<tool_call>")[0] + 1
-    sizes = tokenizer.token_bytes()
+    sizes = tokenizer.num_bytes_per_token()
     assert all(sizes[index] == 0 for index in specials.values()) and sizes[-1] == len("<tool_call>")
     text = unicodedata.normalize("NFC", "<tool_call>" + PROSE + EOT)
     ids = tokenizer.encode(text)
@@ -239,7 +239,7 @@ def test_sentencepiece_like_bytes(tmp_path: Path) -> None:
     core.save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
     tokenizer = Tokenizer.load(tmp_path)
-    assert tokenizer.token_bytes().tolist() == [0, 2, 1, 2, 0, 1] and tokenizer.kind == "Unigram"
+    assert tokenizer.num_bytes_per_token().tolist() == [0, 2, 1, 2, 0, 1] and tokenizer.kind == "Unigram"
 
 
 def test_loading_failures(tmp_path: Path) -> None:

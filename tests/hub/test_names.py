@@ -2,7 +2,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gossamer.hub.names import first_few, held_dtype, is_weight_file, released_names
+from gossamer.hub.names import first_few, is_weight_file, load_dtype, released_names
 
 sizes = st.integers(1, 5)
 
@@ -35,9 +35,9 @@ def test_everything_else_keeps_its_name() -> None:
 
 
 def test_what_stays_wide() -> None:
-    assert held_dtype("model.layers.0.linear_attn.A_log", torch.bfloat16) == torch.float32
-    assert held_dtype("model.layers.0.linear_attn.norm.weight", torch.float64) == torch.float64
-    assert held_dtype("model.norm.weight", torch.bfloat16) == torch.bfloat16
+    assert load_dtype("model.layers.0.linear_attn.A_log", torch.bfloat16) == torch.float32
+    assert load_dtype("model.layers.0.linear_attn.norm.weight", torch.float64) == torch.float64
+    assert load_dtype("model.norm.weight", torch.bfloat16) == torch.bfloat16
 
 
 def test_weight_files(tmp_path) -> None:

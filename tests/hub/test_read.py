@@ -169,16 +169,16 @@ def test_a_tied_head_may_be_stored_if_it_is_the_same(build, tmp_path, same_weigh
     model = build(tie_word_embeddings=True)
     gossamer.save(model, tmp_path)
     embedding = model.model.embed_tokens.weight.detach()
-    edit_weights(tmp_path, lambda tensors: tensors.update({names.HEAD: embedding.clone()}))
+    edit_weights(tmp_path, lambda tensors: tensors.update({names.LM_HEAD: embedding.clone()}))
     assert same_weights(gossamer.load(tmp_path), model)
     for other in (embedding + 1, embedding[:-1].clone()):
-        edit_weights(tmp_path, lambda tensors, other=other: tensors.update({names.HEAD: other}))
-        refused(tmp_path, names.HEAD, "tie_word_embeddings")
+        edit_weights(tmp_path, lambda tensors, other=other: tensors.update({names.LM_HEAD: other}))
+        refused(tmp_path, names.LM_HEAD, "tie_word_embeddings")
 
 
 def test_an_untied_head_must_be_there(saved) -> None:
-    edit_weights(saved, lambda tensors: tensors.pop(names.HEAD))
-    refused(saved, "1 tensor is missing", names.HEAD)
+    edit_weights(saved, lambda tensors: tensors.pop(names.LM_HEAD))
+    refused(saved, "1 tensor is missing", names.LM_HEAD)
 
 
 # Files that cannot be read.

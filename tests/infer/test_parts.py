@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from engines import tokenizer
 from gossamer.infer.drafter import DraftLength
 from gossamer.infer.prefix_cache import Entry, Pages, PrefixCache
-from gossamer.infer.running_request import TextStream
+from gossamer.infer.running_request import StopStringFilter
 from gossamer.model.decode.pool import Snapshot
 
 
@@ -64,7 +64,7 @@ def test_what_does_not_fit_is_not_kept() -> None:
 def test_text_ends_before_the_first_stop_string_and_nothing_shown_is_taken_back(
     characters: list[str], stops: list[str]
 ) -> None:
-    whole, out, shown = "".join(characters), TextStream(tokenizer(), stops), ""
+    whole, out, shown = "".join(characters), StopStringFilter(tokenizer(), stops), ""
     for position, token in enumerate(tokenizer().encode(whole)):
         shown += out.push(token)
         soonest = [end for stop in stops for end in range(position + 2) if whole[:end].endswith(stop)]

@@ -74,7 +74,7 @@ def test_an_unknown_chip(catalogue: Catalogue) -> None:
         ("grade: assumed", "grade: guess", r"mine\.yaml:10: chips\.mine\.network\.grade: 'guess' is none of"),
         ("date: 2026-11, grade: assumed", "grade: assumed", r"mine\.yaml:10: chips\.mine\.network: has no date"),
         ("    link", "    lnik", r"mine\.yaml:9: chips\.mine\.lnik: unknown key; did you mean 'link'\?"),
-        ("    devices: [A1]\n", "    name: B\n", r"mine\.yaml:4: chips\.mine\.name: stands twice"),
+        ("    devices: [A1]\n", "    name: B\n", r"mine\.yaml:4: chips\.mine\.name: duplicate key"),
         ("CNY", "XYZ", r"mine\.yaml: chips\.mine\.price: currency 'XYZ' is none of USD, CNY"),
         ("[A1]", "A1", r"mine\.yaml:4: chips\.mine\.devices: must be a list"),
         ("chips:", "chip:", r"mine\.yaml:1: chip: unknown key; did you mean 'chips'\?"),

@@ -7,7 +7,7 @@ import tokenizers
 from tokenizers import models, normalizers
 
 from gossamer.data.config import CorpusConfig
-from gossamer.data.dataset import prepare_one
+from gossamer.data.dataset import prepare_for_evaluation
 from gossamer.data.tokenizer import EOT, Tokenizer, train_bpe
 from gossamer.errors import UserError
 from gossamer.infer.generation import sample_run
@@ -38,11 +38,13 @@ def test_bits_per_byte_count_the_texts_own_bytes(tmp_path, normalizer):
     tokenizer = Tokenizer(core, EOT)
     text = "\ufb01nal \u2460 \u0130\u0130 \u00bd \ufb02ame \u2026 " * 20
     (tmp_path / "text.txt").write_text(text, encoding="utf-8")
-    shard = prepare_one((str(tmp_path / "text.txt"),), CorpusConfig(cache_dir=str(tmp_path / "cache")), tokenizer)
+    shard = prepare_for_evaluation(
+        (str(tmp_path / "text.txt"),), CorpusConfig(cache_dir=str(tmp_path / "cache")), tokenizer
+    )
     each = bytes_of_tokens(shard, tokenizer)
     assert each[shard.tokens].sum() == pytest.approx(len(text.encode()), rel=1e-12)
     if normalizer is None:
-        assert (each == tokenizer.token_bytes()).all()
+        assert (each == tokenizer.num_bytes_per_token()).all()
 
 
 def test_bits_per_byte_of_a_text_of_unknown_tokens(tmp_path):
@@ -50,5 +52,7 @@ def test_bits_per_byte_of_a_text_of_unknown_tokens(tmp_path):
     core.add_special_tokens(["<unk>", EOT])
     tokenizer = Tokenizer(core, EOT, {"eos_token": EOT})
     (tmp_path / "text.txt").write_text("what is this")
-    shard = prepare_one((str(tmp_path / "text.txt"),), CorpusConfig(cache_dir=str(tmp_path / "cache")), tokenizer)
+    shard = prepare_for_evaluation(
+        (str(tmp_path / "text.txt"),), CorpusConfig(cache_dir=str(tmp_path / "cache")), tokenizer
+    )
     assert bytes_of_tokens(shard, tokenizer)[shard.tokens].sum() == pytest.approx(12)

@@ -248,7 +248,7 @@ def test_mistakes_are_named(values: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("training:\n  steps: 1\n  steps: 2\n", ":3: key 'steps' stands twice"),
+        ("training:\n  steps: 1\n  steps: 2\n", ":3: duplicate key 'steps'"),
         ("training: [\n", ":2: "),
         ("- training\n", ": expected sections of keys, got list"),
         ("training:\n  step: 1\n", ": unknown key 'training.step'; did you mean 'training.steps'?"),

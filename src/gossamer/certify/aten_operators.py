@@ -25,7 +25,8 @@ from torch.utils._pytree import tree_iter, tree_leaves, tree_map
 
 from gossamer import ops
 from gossamer.certify import network
-from gossamer.certify.checks import Check, first_line, named, off_by
+from gossamer.certify.checks import Check, named, off_by
+from gossamer.errors import exception_line
 
 CPU = torch.device("cpu")
 _WARNED = re.compile(r"(aten::[\w.]+).*?(?:fall|fell)\w*[ -]?back", re.IGNORECASE | re.DOTALL)
@@ -72,7 +73,7 @@ def check_operators(
                 with shadow:
                     network.train(learner, batches)
             except Exception as error:
-                problem = first_line(error)
+                problem = exception_line(error)
         warned |= {name for warning in caught for name in _WARNED.findall(str(warning.message))}
         for name, count in shadow.calls.items():
             calls[name] = calls.get(name, 0) + count
@@ -229,7 +230,7 @@ class Shadow(TorchDispatchMode):
         try:
             out = func(*args, **kwargs)
         except Exception as error:
-            problem = f"raises {first_line(error)}"
+            problem = f"raises {exception_line(error)}"
             self.compared.append(Compared(name, *_kind(args, kwargs), math.inf, 0.0, problem))
             raise
         with torch.no_grad():
@@ -259,7 +260,7 @@ class Shadow(TorchDispatchMode):
         try:
             want = func(*before[0], **before[1])
         except Exception as reason:  # not in float64, or not on a CPU at all
-            self.not_compared[name] = f"the CPU cannot run it: {first_line(reason, 80)}"
+            self.not_compared[name] = f"the CPU cannot run it: {exception_line(reason, 80)}"
             return
         got, want = list(_results(func, args, kwargs, out)), list(_results(func, before[0], before[1], want))
         dtype, shapes = _kind(args, kwargs, got)

@@ -116,9 +116,3 @@ def verdict(checks: Sequence[Check]) -> tuple[Literal["pass", "fail"], list[str]
 def named(dtype: torch.dtype) -> str:
     """Name a type as `bfloat16`, not `torch.bfloat16`."""
     return str(dtype).removeprefix("torch.")
-
-
-def first_line(error: BaseException, limit: int = 200) -> str:
-    """Put an exception in one line: its type, and the first line of its message."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"[:limit]

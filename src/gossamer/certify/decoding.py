@@ -18,11 +18,12 @@ from torch import Tensor
 from gossamer import ops
 from gossamer.certify import network
 from gossamer.certify.aten_operators import culprit
-from gossamer.certify.checks import Check, first_line, judge, named
+from gossamer.certify.checks import Check, judge, named
 from gossamer.certify.exactness import largest_error, tolerance
 from gossamer.certify.operations import source_of
 from gossamer.data.tokenizer import char_tokenizer
-from gossamer.hub.names import held_dtype
+from gossamer.errors import exception_line
+from gossamer.hub.names import load_dtype
 from gossamer.infer.engine import Engine
 from gossamer.infer.options import EngineOptions
 from gossamer.infer.request import Request, SamplingParams
@@ -95,7 +96,7 @@ def _check(
     try:
         error = run()
     except Exception as problem:  # what fails must not keep the others from their turn
-        return Check(group, name, "fail", f"{first_line(problem)}{culprit(run, device)}", where=where, **about)
+        return Check(group, name, "fail", f"{exception_line(problem)}{culprit(run, device)}", where=where, **about)
     check = judge(group, name, error, allowed, where=where, seconds=time.perf_counter() - start, **about)
     return check if check.status == "pass" else replace(check, message=check.message + culprit(run, device))
 
@@ -104,7 +105,7 @@ def served_network(device: torch.device, dtype: torch.dtype) -> CausalLM:
     """Return the network as the service holds it, with its weights in `dtype`."""
     model = network.network(CPU).eval().requires_grad_(False)
     for name, parameter in model.named_parameters():
-        parameter.data = parameter.data.to(held_dtype(name, dtype))
+        parameter.data = parameter.data.to(load_dtype(name, dtype))
     return model.to(device)
 
 

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 from gossamer import device as devices
-from gossamer.certify.checks import Check, first_line, judge, named
+from gossamer.certify.checks import Check, judge, named
 from gossamer.certify.exactness import largest_error
 from gossamer.certify.speed import preset_recipe, synthetic_batches
-from gossamer.errors import is_out_of_memory
+from gossamer.errors import exception_line, is_out_of_memory
 from gossamer.model.causal_lm import CausalLM
 from gossamer.reading import parse_json
 from gossamer.run.memory import estimate_peak
@@ -57,7 +57,7 @@ def _product(name: str, dtype: torch.dtype, device: torch.device) -> Check:
             return Check("numbers", name, "fail", f"gives {named(wrong)}", where="the plug-in's rules of promotion")
         return judge("numbers", name, largest_error(product, a.double() @ b.double()), allowed, dtype=named(dtype))
     except Exception as error:
-        return Check("numbers", name, "fail", first_line(error), dtype=named(dtype), where="the plug-in's aten::mm")
+        return Check("numbers", name, "fail", exception_line(error), dtype=named(dtype), where="the plug-in's aten::mm")
 
 
 def _large_indices(device: torch.device) -> Check:
@@ -66,7 +66,7 @@ def _large_indices(device: torch.device) -> Check:
     try:
         found = (numbers.to(device) * 3 + 1).sort().values.cpu()
     except Exception as error:
-        return Check("numbers", name, "fail", first_line(error), where="the plug-in's int64 operators")
+        return Check("numbers", name, "fail", exception_line(error), where="the plug-in's int64 operators")
     right = torch.equal(found, (numbers * 3 + 1).sort().values)
     message = "" if right else f"gives {found.tolist()}"
     return Check("numbers", name, "pass" if right else "fail", message, where="" if right else "int64 operators")
@@ -99,7 +99,7 @@ def _peak(device: torch.device, preset: str) -> Check:
     try:
         found = measured_separately(preset) if device.type == "cpu" else measured_peak(preset, device)
     except Exception as error:
-        return Check("memory", name, "fail", first_line(error), where=where)
+        return Check("memory", name, "fail", exception_line(error), where=where)
     peak, estimate = found["peak"], found["estimate"]
     message = f"{size(peak)}, estimated {size(estimate)}"
     check = judge("memory", name, abs(peak - estimate) / max(estimate, MIN_ESTIMATE), TOLERANCE, message, where)
@@ -114,7 +114,7 @@ def _why_unknown(device: torch.device) -> str:
         tensor = torch.ones(1 << 10, device=device)
         is_counted = devices.peak_memory(device) >= tensor.nbytes
     except Exception as error:
-        return f"the plug-in keeps no such figures: {first_line(error)}"
+        return f"the plug-in keeps no such figures: {exception_line(error)}"
     return "" if is_counted else "the plug-in does not count what tensors take"
 
 
@@ -159,7 +159,7 @@ def _full(device: torch.device) -> Check:
     try:
         total = devices.memory_bytes(device)
     except Exception as error:
-        return Check("memory", name, "not run", f"the plug-in does not tell how much there is: {first_line(error)}")
+        return Check("memory", name, "not run", f"the plug-in does not tell how much there is: {exception_line(error)}")
     problem = _fill(device, total)
     if problem:
         return Check("memory", name, "fail", problem, where=where)
@@ -167,7 +167,7 @@ def _full(device: torch.device) -> Check:
     try:
         right = torch.equal((a.to(device) @ a.to(device)).cpu(), a @ a)
     except Exception as error:
-        return Check("memory", name, "fail", f"after it, {first_line(error)}", where=where)
+        return Check("memory", name, "fail", f"after it, {exception_line(error)}", where=where)
     if not right:
         return Check("memory", name, "fail", "after it, a product is wrong", where=where)
     return Check("memory", name, "pass", "refused cleanly, and works again")
@@ -183,7 +183,7 @@ def _fill(device: torch.device, total: int) -> str:
             for _ in range(_BLOCKS + _BLOCKS // 4):
                 blocks.append(torch.empty(total // _BLOCKS, dtype=torch.uint8, device=device))
     except Exception as error:
-        return "" if is_out_of_memory(error) else f"the error does not say that memory ran out: {first_line(error)}"
+        return "" if is_out_of_memory(error) else f"the error does not say that memory ran out: {exception_line(error)}"
     finally:
         blocks.clear()
         devices.forget_peak_memory(device)

@@ -15,9 +15,10 @@ import gossamer
 from gossamer import device as devices
 from gossamer import ops
 from gossamer.certify.aten_operators import culprit
-from gossamer.certify.checks import Check, first_line, judge, named, off_by
+from gossamer.certify.checks import Check, judge, named, off_by
 from gossamer.certify.exactness import Inputs, evaluate, tolerance, worst_difference
 from gossamer.certify.inputs import Case, cases, cast, moved
+from gossamer.errors import exception_line
 from gossamer.ops.registry import Implementation
 
 CPU = torch.device("cpu")
@@ -94,7 +95,7 @@ def _compare(
     try:
         difference = worst_difference(run(), expected)
     except Exception as error:  # one that fails must not keep the others from their turn
-        return found | {"error": float("inf"), "message": f"{first_line(error)}{culprit(run, device)}"}
+        return found | {"error": float("inf"), "message": f"{exception_line(error)}{culprit(run, device)}"}
     if difference.error <= found["tolerance"]:
         return found | {"error": difference.error}
     wrong = difference.problem or f"is {off_by(difference.error, found['tolerance'])}"

@@ -17,13 +17,13 @@ import torch
 from gossamer import device as devices
 from gossamer import ops
 from gossamer.certify.aten_operators import Census, check_operators
-from gossamer.certify.checks import GROUPS, Check, first_line
+from gossamer.certify.checks import GROUPS, Check
 from gossamer.certify.decoding import check_decoding, check_served_operations
 from gossamer.certify.hardware import check_memory, check_numbers, checked_dtypes
 from gossamer.certify.operations import check_operations
 from gossamer.certify.speed import Measured, check_speed
 from gossamer.certify.training import Curves, check_determinism, check_model, check_storage, check_training
-from gossamer.errors import UserError, is_out_of_memory
+from gossamer.errors import UserError, exception_line, is_out_of_memory
 
 Listener = Callable[[str, list[Check], float], None]
 
@@ -70,7 +70,7 @@ def examine(device: torch.device, quick: bool, listener: Listener = lambda group
     try:
         findings = Findings(device, quick, identity(device))
     except RuntimeError as error:
-        raise UserError(f"{device} does not answer: {first_line(error)}") from error
+        raise UserError(f"{device} does not answer: {exception_line(error)}") from error
     for group in GROUPS:
         start, checks = time.perf_counter(), list[Check]()
         if findings.lost:
@@ -119,7 +119,7 @@ def _run(group: str, findings: Findings, checks: list[Check]) -> str:
                 checks.append(Check(group, "the device", "fail", f"it stopped answering: {lost}", where="its driver"))
                 return lost
     except Exception as error:  # an error outside of a check; the verdict must not be a pass
-        checks.append(Check(group, "the checks themselves", "fail", first_line(error), where=f"certify, {group}"))
+        checks.append(Check(group, "the checks themselves", "fail", exception_line(error), where=f"certify, {group}"))
         if lost := _silent(device):
             return lost
     return ""
@@ -168,5 +168,5 @@ def _silent(device: torch.device) -> str:
     except NotImplementedError:
         return ""
     except Exception as error:
-        return "" if is_out_of_memory(error) else first_line(error)
+        return "" if is_out_of_memory(error) else exception_line(error)
     return ""

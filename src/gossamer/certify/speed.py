@@ -14,10 +14,11 @@ import torch
 import torch.multiprocessing as multiprocessing
 
 from gossamer import device as devices
-from gossamer.certify.checks import Check, first_line, named
+from gossamer.certify.checks import Check, named
 from gossamer.certify.timing import copy_rate
 from gossamer.cost.network import flops_by_part
 from gossamer.data.packing import Batch
+from gossamer.errors import exception_line
 from gossamer.model.causal_lm import CausalLM
 from gossamer.run.memory import estimate_peak
 from gossamer.train.recipe import Recipe, load_recipe, recipe_names
@@ -57,12 +58,12 @@ def check_speed(
             rate = measured.gemm_flops[named(dtype)] = devices.peak_rate(device, dtype)
             yield Check("speed", name, "pass", f"{flops(rate)}/s", named(dtype))
         except Exception as error:
-            yield Check("speed", name, "fail", first_line(error), named(dtype), where="aten::mm.out")
+            yield Check("speed", name, "fail", exception_line(error), named(dtype), where="aten::mm.out")
     try:
         rate = measured.copy_bytes_per_second = copy_rate(device, 256 if quick else 1024)
         yield Check("speed", "copies", "pass", byte_rate(rate))
     except Exception as error:
-        yield Check("speed", "copies", "fail", first_line(error), where="aten::copy_")
+        yield Check("speed", "copies", "fail", exception_line(error), where="aten::copy_")
     yield _collectives(device, measured)
     for preset in PRESETS:
         yield _training(preset, device, quick, measured)
@@ -75,7 +76,7 @@ def _collectives(device: torch.device, measured: Measured) -> Check:
     try:
         rate = measured.collective_bytes_per_second = collective_rate(device.type, count)
     except Exception as error:
-        return Check("speed", "collectives", "fail", first_line(error), where="src/gossamer/device/backends.py")
+        return Check("speed", "collectives", "fail", exception_line(error), where="src/gossamer/device/backends.py")
     return Check("speed", "collectives", "pass", f"{byte_rate(rate)} over {count} devices")
 
 
@@ -89,7 +90,7 @@ def _training(preset: str, device: torch.device, quick: bool, measured: Measured
         devices.memory_bytes(device)
     except Exception as error:
         return Check(
-            "speed", name, "not run", f"the plug-in does not tell how much memory there is: {first_line(error)}"
+            "speed", name, "not run", f"the plug-in does not tell how much memory there is: {exception_line(error)}"
         )
     reason = _excess(recipe, device, peak, MAX_SECONDS[quick])
     while reason and recipe.training.batch_size > 1:  # a smaller batch is nearly as good a measurement
@@ -102,7 +103,7 @@ def _training(preset: str, device: torch.device, quick: bool, measured: Measured
     try:
         seconds = seconds_a_step(recipe, device, 2.0 if quick else 10.0)
     except Exception as error:
-        return Check("speed", name, "fail", first_line(error), named(dtype), where="src/gossamer/train/step.py")
+        return Check("speed", name, "fail", exception_line(error), named(dtype), where="src/gossamer/train/step.py")
     finally:
         devices.forget_peak_memory(device)
     speed = tokens / seconds

@@ -20,6 +20,7 @@ from gossamer import ops
 from gossamer.certify.exactness import Inputs, cotangents
 from gossamer.certify.inputs import cast, inputs_of, moved
 from gossamer.cost.layer import delta_rule_backward_flops, delta_rule_flops
+from gossamer.errors import exception_line
 from gossamer.model.config import ModelConfig
 from gossamer.ops.linear_cross_entropy import IGNORED
 from gossamer.units import duration
@@ -240,7 +241,7 @@ def _time_operation(
                 # The first call may build or allocate something.
                 first = seconds_of_one(timed, device) if first <= 10 * MAX_SECONDS else first
             except Exception as error:  # a kernel that fails here must not keep the others from their turn
-                row["failure"] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:120]
+                row["failure"] = exception_line(error, 120)
                 break
             if first > MAX_SECONDS:
                 row["left_out"] = f"left out: {duration(first)} a call"

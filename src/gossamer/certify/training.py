@@ -16,8 +16,9 @@ from gossamer import device as devices
 from gossamer import hub, ops
 from gossamer.certify import network
 from gossamer.certify.aten_operators import culprit
-from gossamer.certify.checks import Check, failed, first_line, judge, named
+from gossamer.certify.checks import Check, failed, judge, named
 from gossamer.certify.exactness import largest_error
+from gossamer.errors import exception_line
 from gossamer.model.causal_lm import CausalLM
 from gossamer.run.checkpoint import TrainerState, load_checkpoint, save_checkpoint, snapshot
 from gossamer.run.stop import Progress
@@ -50,7 +51,7 @@ def _losses_and_gradients(device: torch.device, dtype: torch.dtype) -> Iterator[
     try:
         found = {name: value.cpu().double() for name, value in run().items()}
     except Exception as error:
-        message = f"{first_line(error)}{culprit(run, device)}"
+        message = f"{exception_line(error)}{culprit(run, device)}"
         yield Check("network", "losses and gradients", "fail", message, named(dtype), where=_WHERE)
         return
     checks = []
@@ -129,7 +130,9 @@ def check_training(device: torch.device, precisions: Mapping[str, torch.dtype], 
         try:
             found = network.train(network.learner(device, precision), network.batches(STEPS))
         except Exception as error:
-            yield Check("training", name, "fail", first_line(error), named(dtype), where="src/gossamer/train/step.py")
+            yield Check(
+                "training", name, "fail", exception_line(error), named(dtype), where="src/gossamer/train/step.py"
+            )
             continue
         curves.losses[named(dtype)] = found
         errors = [abs(got - want) / want for got, want in zip(found, expected, strict=True)]
@@ -152,7 +155,7 @@ def check_determinism(device: torch.device, precisions: Mapping[str, torch.dtype
         try:
             runs = [_run(device, precision) for _ in range(2)]
         except Exception as error:
-            yield Check("determinism", name, "fail", first_line(error), named(dtype), where="the training's checks")
+            yield Check("determinism", name, "fail", exception_line(error), named(dtype), where="the training's checks")
             continue
         (losses, weights), (again, weights_again) = runs
         step = next((step for step, pair in enumerate(zip(losses, again, strict=True), 1) if pair[0] != pair[1]), 0)
@@ -182,7 +185,7 @@ def check_storage(device: torch.device) -> Iterator[Check]:
             learner = network.learner(device)
             network.train(learner, network.batches(ALL_STEPS)[:SAVED_STEPS])
         except Exception as error:
-            yield Check("storage", "saving", "not run", f"training failed: {first_line(error)}")
+            yield Check("storage", "saving", "not run", f"training failed: {exception_line(error)}")
             return
         for target in dict.fromkeys([CPU, device]):
             yield _weights(learner.model, folder / "model", target)
@@ -195,7 +198,7 @@ def _weights(model: CausalLM, folder: Path, target: torch.device) -> Check:
         hub.save(model, folder)
         loaded = hub.load(folder, device=target)
     except Exception as error:
-        return Check("storage", name, "fail", first_line(error), where="src/gossamer/hub")
+        return Check("storage", name, "fail", exception_line(error), where="src/gossamer/hub")
     before, after = model.state_dict(), loaded.state_dict()
     changed = [key for key in before if not torch.equal(before[key].cpu(), after[key].cpu())]
     if changed:
@@ -211,7 +214,7 @@ def _checkpoint(learner: Learner, device: torch.device, folder: Path) -> Iterato
         expected = _next_loss(learner)
     except Exception as error:
         yield Check(
-            "storage", "writing a checkpoint", "fail", first_line(error), where="src/gossamer/run/checkpoint.py"
+            "storage", "writing a checkpoint", "fail", exception_line(error), where="src/gossamer/run/checkpoint.py"
         )
         return
     ways = {"the same device": (device, 0.0)}
@@ -224,7 +227,7 @@ def _checkpoint(learner: Learner, device: torch.device, folder: Path) -> Iterato
             load_checkpoint(saved, other.model, other.optimizers)
             found = _next_loss(other)
         except Exception as error:
-            yield Check("storage", name, "fail", first_line(error), where="src/gossamer/run/checkpoint.py")
+            yield Check("storage", name, "fail", exception_line(error), where="src/gossamer/run/checkpoint.py")
             continue
         error_ = abs(found - expected) / expected
         message = f"the next loss is {found:.8g} instead of {expected:.8g}"

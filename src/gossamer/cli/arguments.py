@@ -19,7 +19,7 @@ from gossamer.cli.shared import Verb
 from gossamer.errors import FieldError, UserError, did_you_mean, shorten
 from gossamer.options import Option, options_of, plain_type, without_none
 from gossamer.reading import parse_number, user_path
-from gossamer.typed import convert, count_of, expected
+from gossamer.typed import convert, expected, parse_suffixed_number
 from gossamer.yaml_files import parse_yaml
 
 _MAX_SHOWN = 200  # characters of a flag's values in a message
@@ -301,7 +301,7 @@ def _read_word(word: str, annotation: Any) -> Any:
             except _Unreadable:
                 continue
     elif kind in (int, float):
-        count = count_of(word, kind)
+        count = parse_suffixed_number(word, kind)
         number = parse_number(word) if count is None else count
         if number is not None and (kind is float or isinstance(number, int)):
             return number

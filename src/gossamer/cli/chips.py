@@ -12,7 +12,7 @@ from gossamer.reading import user_path
 from gossamer.typed import Help, Metavar, Range, Unit
 
 _Chips = Annotated[int, Range(1, 1 << 20), Unit("chips")]
-_Price = Annotated[float, Range(0, 10**9, above=True), Metavar("PRICE")]
+_Price = Annotated[float, Range(0, 10**9, excludes_minimum=True), Metavar("PRICE")]
 _File = Annotated[str, Metavar("FILE")]
 
 

@@ -40,8 +40,8 @@ def sample(
 
     prepare_process()
     chosen = asdict(sampling) | {"seed": seed}
-    for piece in sample_run(folder, typed_text(prompt), max_tokens, chosen, device):
-        sys.stdout.write(piece)
+    for text in sample_run(folder, typed_text(prompt), max_tokens, chosen, device):
+        sys.stdout.write(text)
         sys.stdout.flush()
     sys.stdout.write("\n")
 

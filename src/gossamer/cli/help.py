@@ -158,7 +158,7 @@ def metavar_of(option: Option) -> str:
 def _word(option: Option, kind: Any) -> str:
     if get_origin(kind) is dict:
         return "YAML"
-    if (metavar := option.mark(Metavar)) is not None:
+    if (metavar := option.metadata(Metavar)) is not None:
         return metavar.text
     if get_origin(kind) is Literal:
         return "{" + ",".join(map(str, get_args(kind))) + "}"
@@ -212,7 +212,7 @@ def _interval(allowed: Range | None) -> str:
     """A range in short: `0 to 1`, or `above 0 to 1.1T`."""
     if allowed is None:
         return ""
-    above, below = "above " if allowed.above else "", "below " if allowed.below else ""
+    above, below = "above " if allowed.excludes_minimum else "", "below " if allowed.excludes_maximum else ""
     return f"{above}{_number(allowed.minimum)} to {below}{_number(allowed.maximum)}"
 
 

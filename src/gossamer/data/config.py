@@ -11,9 +11,9 @@ from gossamer.errors import FieldError, did_you_mean
 from gossamer.reading import TextErrors, user_path
 from gossamer.typed import RESUMABLE, Flag, Metavar, Range, Unit, check_fields, reject_unknown_fields
 
-__all__ = ["HELD_OUT_NAME", "MIN_BPE_VOCAB", "CorpusConfig", "SetConfig"]
+__all__ = ["DEFAULT_VALIDATION_SET", "MIN_BPE_VOCAB", "CorpusConfig", "SetConfig"]
 
-HELD_OUT_NAME = "held-out"
+DEFAULT_VALIDATION_SET = "held-out"
 """The validation set of a corpus that names none."""
 
 MIN_BPE_VOCAB = 257
@@ -103,7 +103,7 @@ class CorpusConfig:
         for name, paths in self.validation_sets.items():
             if not paths:
                 raise FieldError(f"validation_sets.{name}", ": names no paths; give its files and folders")
-            if name in (self.sets or (HELD_OUT_NAME,)):
+            if name in (self.sets or (DEFAULT_VALIDATION_SET,)):
                 taken = ": there is a validation set of that name already; choose another name"
                 raise FieldError(f"validation_sets.{name}", taken)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import sysconfig
 import time
 from collections.abc import Iterable, Iterator
@@ -19,30 +18,30 @@ from typing import Literal, NamedTuple
 
 from typing_extensions import TypedDict  # Python 3.11 has one that pydantic cannot read
 
-from gossamer.cache import key_of, read_sealed, write_sealed
+from gossamer.cache import json_digest, read_cached_json, write_cached_json
 from gossamer.data.config import CorpusConfig
 from gossamer.data.documents import SETTINGS_OR_RECORDS, NoTextField, is_binary, read_documents
 from gossamer.data.progress import ProgressDisplay
 from gossamer.data.sources import SkippedFiles, find_files, standard_library
-from gossamer.data.text_stream import DecodeStats, file_kind
+from gossamer.data.text_files import DecodeStats, content_suffix
 from gossamer.errors import UserError
 from gossamer.units import decimal_size, percent
 
 __all__ = [
-    "HELD_OUT_DIVISOR",
+    "VALIDATION_DIVISOR",
     "Chunk",
     "Corpus",
     "FileScan",
     "Part",
+    "SkipReason",
     "SplitRule",
     "open_corpus",
     "split_rule",
 ]
 
-HELD_OUT_DIVISOR = 10
+VALIDATION_DIVISOR = 10
 """A tenth is held out: one in ten documents, or the last tenth of every document."""
 
-_NO_FIELD = "without a field"
 _MIN_DOCUMENTS = 20  # with fewer documents, whole ones are too coarse a part to hold out
 _MIN_SHARE, _MAX_SHARE = 1 / 30, 1 / 3  # of the text, within which whole documents are held out
 _SCAN_FORMAT = 2
@@ -56,15 +55,15 @@ SplitRule = Literal["documents", "tails", "all"]
 class FileScan:
     """What one file holds, as found by reading it once. The cache stores these fields by their names.
 
-    Args:
-        digest: hash of its documents (hex); files with equal documents have equal digests, whatever their format.
-        documents: number of documents with at least one character.
-        num_bytes: UTF-8 bytes of their text.
-        characters: number of characters of their text.
-        held_documents: number of documents that the hash would hold out.
-        held_bytes: UTF-8 bytes of the text of the documents that the hash would hold out.
-        replaced: number of characters that became U+FFFD because their bytes were not of the file's encoding.
-        encoding: the encoding of the file.
+    Attributes:
+        digest: hash of its documents (hex); files with equal documents have equal digests, whatever their format
+        documents: number of documents with at least one character
+        num_bytes: UTF-8 bytes of their text
+        characters: number of characters of their text
+        held_documents: number of documents that the hash would hold out
+        held_bytes: UTF-8 bytes of the text of the documents that the hash would hold out
+        replaced: number of characters that became U+FFFD because their bytes were not of the file's encoding
+        encoding: the encoding of the file
     """
 
     digest: str
@@ -77,11 +76,29 @@ class FileScan:
     encoding: str = "utf-8"
 
 
+@dataclass(frozen=True)
+class SkipReason:
+    """Why a file is skipped. The cache stores these fields by their names.
+
+    Attributes:
+        kind: what kind of file it is, for the list of what was skipped
+        lacks_field: whether it holds records without the configured field
+        fields: the names of the fields that its records have, as a message lists them; empty if not known
+    """
+
+    kind: str
+    lacks_field: bool = False
+    fields: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.kind}, which has {self.fields}" if self.fields else self.kind
+
+
 class _CachedScan(TypedDict):
     """A cached scan, or the reason why the file was skipped; `stamp` is the file's size and modification time."""
 
     stamp: list[int]
-    scan: FileScan | str
+    scan: FileScan | SkipReason | str  # a sentence in place of the reason, in caches of earlier releases
 
 
 class Chunk(NamedTuple):
@@ -97,11 +114,11 @@ class Chunk(NamedTuple):
 class Corpus:
     """Files and what they hold, in the order in which they are read.
 
-    Args:
-        name: the name of the corpus in messages.
-        files: each file with its scan; files without a document are left out.
-        text_field: the field or column that holds the text in files of records.
-        errors: "strict" or "replace".
+    Attributes:
+        name: the name of the corpus in messages
+        files: each file with its scan; files without a document are left out
+        text_field: the field or column that holds the text in files of records
+        errors: "strict" or "replace"
     """
 
     name: str
@@ -122,28 +139,28 @@ class Corpus:
     @property
     def digest(self) -> str:
         """A hash of the documents in their order."""
-        return key_of([scan.digest for _, scan in self.files])
+        return json_digest([scan.digest for _, scan in self.files])
 
     def read(self, rule: SplitRule, part: Part = "train") -> Iterator[Chunk]:
         """Yield all text of the corpus in chunks, each with the part that it belongs to.
 
         Args:
             rule: "documents" holds out about every tenth document, "tails" the last tenth of every document's
-                characters (the training text of a document comes first), "all" gives everything to `part`.
-            part: the part that the rule "all" gives the text to.
+                characters (the training text of a document comes first), "all" gives everything to `part`
+            part: the part that the rule "all" gives the text to
         """
         for path, scan in self.files:
             for document in read_documents(path, self.text_field, self.errors):
                 if rule == "tails":
                     # The only document of a text file is a stream, whose length the scan knows; records are in memory.
                     length = scan.characters if scan.documents == 1 else sum(map(len, document))
-                    for chunk in _split_tail(document, length * (HELD_OUT_DIVISOR - 1) // HELD_OUT_DIVISOR):
+                    for chunk in _split_tail(document, length * (VALIDATION_DIVISOR - 1) // VALIDATION_DIVISOR):
                         yield chunk._replace(file=path)
                     continue
                 document_part = part
                 for number, text in enumerate(document):
                     if number == 0 and rule == "documents":
-                        document_part = "validation" if _is_held_out(text) else "train"
+                        document_part = "validation" if _is_validation_document(text) else "train"
                     yield Chunk(document_part, number == 0, text, path)
 
 
@@ -153,10 +170,10 @@ def open_corpus(
     """Find the files of `paths`, or of the standard library if there are none, and scan those that are new or changed.
 
     Args:
-        paths: files, folders and Hub datasets; a file that is reached twice counts once.
-        config: gives `text_field`, `errors` and the cache folder.
-        progress: shows how far the scan has come.
-        without: corpora whose files are left out of this one.
+        paths: files, folders and Hub datasets; a file that is reached twice counts once
+        config: gives `text_field`, `errors` and the cache folder
+        progress: shows how far the scan has come
+        without: corpora whose files are left out of this one
 
     Raises:
         UserError: a path is missing, unreadable, binary or holds no text, or a document is malformed.
@@ -187,7 +204,7 @@ def open_corpus(
 
 
 def _report_scans(
-    name: str, files: list[Path], scans: list[FileScan | str], skipped: SkippedFiles, progress: ProgressDisplay
+    name: str, files: list[Path], scans: list[FileScan | SkipReason], skipped: SkippedFiles, progress: ProgressDisplay
 ) -> None:
     """Report what was skipped and what was replaced.
 
@@ -196,11 +213,11 @@ def _report_scans(
     """
     bytes_read = bytes_without_field = 0
     recoded = SkippedFiles()
-    first: tuple[Path, str] | None = None
+    first: tuple[Path, SkipReason] | None = None
     for file, scan in zip(files, scans, strict=True):
-        if isinstance(scan, str):
-            skipped.add(scan.split(", which has")[0], file.name)
-            if scan.startswith(_NO_FIELD):
+        if isinstance(scan, SkipReason):
+            skipped.add(scan.kind, file.name)
+            if scan.lacks_field:
                 bytes_without_field += _stat(file).st_size
                 first = first or (file, scan)
             continue
@@ -238,14 +255,16 @@ def split_rule(corpus: Corpus) -> SplitRule:
 
     Text is measured in UTF-8 bytes, not in tokens, because the tokenizer is trained on one side of the split.
     """
-    held = sum(scan.held_bytes for _, scan in corpus.files) / corpus.num_bytes
-    whole = corpus.num_documents >= _MIN_DOCUMENTS and _MIN_SHARE <= held <= _MAX_SHARE
+    share = sum(scan.held_bytes for _, scan in corpus.files) / corpus.num_bytes
+    whole = corpus.num_documents >= _MIN_DOCUMENTS and _MIN_SHARE <= share <= _MAX_SHARE
     return "documents" if whole else "tails"
 
 
-def _is_held_out(first_chunk: str) -> bool:
+def _is_validation_document(first_chunk: str) -> bool:
     """Whether a document is in the tenth that is held out, which its beginning alone decides."""
-    return int.from_bytes(hashlib.blake2b(first_chunk.encode(), digest_size=8).digest(), "big") % HELD_OUT_DIVISOR == 0
+    return (
+        int.from_bytes(hashlib.blake2b(first_chunk.encode(), digest_size=8).digest(), "big") % VALIDATION_DIVISOR == 0
+    )
 
 
 def _split_tail(document: Iterable[str], cut: int) -> Iterator[Chunk]:
@@ -263,33 +282,34 @@ def _split_tail(document: Iterable[str], cut: int) -> Iterator[Chunk]:
 
 def _scan_all(
     files: list[Path], named: set[Path], config: CorpusConfig, errors: str, progress: ProgressDisplay
-) -> list[FileScan | str]:
+) -> list[FileScan | SkipReason]:
     """Return the scan of each file, from the cache if the file is unchanged, or the reason why it is skipped."""
-    key = key_of(_SCAN_FORMAT, sorted(map(str, files)), config.text_field, errors)
+    key = json_digest(_SCAN_FORMAT, sorted(map(str, files)), config.text_field, errors)
     cache_file = config.cache_folder() / "scans" / f"{key}.json"
-    known = read_sealed(cache_file, dict[str, _CachedScan]) or {}
+    cached = read_cached_json(cache_file, dict[str, _CachedScan]) or {}
+    known = {
+        file: (entry["stamp"], scan) for file, entry in cached.items() if not isinstance(scan := entry["scan"], str)
+    }
     stats = [_stat(file) for file in files]
     stamps = [[stat.st_size, stat.st_mtime_ns] for stat in stats]
-    fresh = [
-        str(file) in known and known[str(file)]["stamp"] == stamp for file, stamp in zip(files, stamps, strict=True)
-    ]
+    fresh = [str(file) in known and known[str(file)][0] == stamp for file, stamp in zip(files, stamps, strict=True)]
     bytes_to_read = sum(stat.st_size for stat, is_fresh in zip(stats, fresh, strict=True) if not is_fresh)
-    scans: list[FileScan | str] = []
+    scans: list[FileScan | SkipReason] = []
     if all(fresh):
-        return [known[str(file)]["scan"] for file in files]
+        return [known[str(file)][1] for file in files]
     entries = {}
     with progress.stage(f"reading {decimal_size(bytes_to_read)} of text", bytes_to_read) as advance:
         for file, stat, stamp, is_fresh in zip(files, stats, stamps, fresh, strict=True):
             if is_fresh:
-                scan = known[str(file)]["scan"]
+                scan = known[str(file)][1]
             else:
                 settled = time.time() - stat.st_mtime > _MTIME_RESOLUTION
                 scan = _scan(file, file in named, config.text_field, errors)
                 advance(stat.st_size)
             scans.append(scan)
             if is_fresh or settled:
-                entries[str(file)] = {"stamp": stamp, "scan": asdict(scan) if isinstance(scan, FileScan) else scan}
-    write_sealed(cache_file, entries)
+                entries[str(file)] = {"stamp": stamp, "scan": asdict(scan)}
+    write_cached_json(cache_file, entries)
     return scans
 
 
@@ -300,21 +320,20 @@ def _stat(file: Path) -> os.stat_result:
         raise UserError(f"{file}: cannot be read ({error.strerror}); check its permissions") from error
 
 
-def _scan(file: Path, is_named: bool, text_field: str, errors: str) -> FileScan | str:
+def _scan(file: Path, is_named: bool, text_field: str, errors: str) -> FileScan | SkipReason:
     if is_binary(file):
         if is_named:
             raise UserError(
                 f"{file}: binary, not text (it holds NUL bytes); give UTF-8 text, JSONL or Parquet, and UTF-16 with a "
                 "byte order mark"
             )
-        return "binary"
+        return SkipReason("binary")
     try:
         return _scan_documents(file, text_field, errors)
     except NoTextField as error:
-        if is_named or file_kind(file) not in SETTINGS_OR_RECORDS:
+        if is_named or content_suffix(file) not in SETTINGS_OR_RECORDS:
             raise
-        fields = re.search(r"\(('.*?)\)", str(error))
-        return f"{_NO_FIELD} {text_field!r} in {file_kind(file)}{f', which has {fields[1]}' if fields else ''}"
+        return SkipReason(f"without a field {text_field!r} in {content_suffix(file)}", True, error.fields)
 
 
 def _scan_documents(file: Path, text_field: str, errors: str) -> FileScan:
@@ -322,10 +341,10 @@ def _scan_documents(file: Path, text_field: str, errors: str) -> FileScan:
     digest = hashlib.blake2b(digest_size=16)
     documents = num_bytes = characters = held_documents = held_bytes = 0
     for document in read_documents(file, text_field, errors, stats):
-        size, is_held = 0, False
+        size, is_validation = 0, False
         for number, text in enumerate(document):
             if number == 0:
-                is_held = _is_held_out(text)
+                is_validation = _is_validation_document(text)
             raw = text.encode()
             digest.update(raw)
             size += len(raw)
@@ -333,8 +352,8 @@ def _scan_documents(file: Path, text_field: str, errors: str) -> FileScan:
         digest.update(size.to_bytes(8, "big"))  # where a document ends is part of the content
         documents += 1
         num_bytes += size
-        held_documents += is_held
-        held_bytes += size if is_held else 0
+        held_documents += is_validation
+        held_bytes += size if is_validation else 0
     return FileScan(
         digest.hexdigest(), documents, num_bytes, characters, held_documents, held_bytes, stats.replaced, stats.encoding
     )

@@ -1,4 +1,4 @@
-"""From a configuration to data that is ready to train on: `prepare` is where the way from text to batches begins.
+"""From a configuration to data that is ready to train on: `prepare` is where to start reading.
 
 The configured sets of text are opened and split, one tokenizer is loaded or trained for all of them, and their tokens
 are opened from the cache or written there first.
@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
 
-from gossamer.cache import cached_folder, key_of
-from gossamer.data.config import HELD_OUT_NAME, CorpusConfig, SetConfig
+from gossamer.cache import cached_folder, json_digest
+from gossamer.data.config import DEFAULT_VALIDATION_SET, CorpusConfig, SetConfig
 from gossamer.data.corpus import Chunk, Corpus, Part, SplitRule, open_corpus, split_rule
 from gossamer.data.progress import ProgressDisplay
 from gossamer.data.token_files import Mixture, TokenFile
@@ -23,7 +23,7 @@ from gossamer.errors import UserError
 from gossamer.files import locked
 from gossamer.units import decimal_size
 
-__all__ = ["Dataset", "TextSet", "open_sets", "prepare", "prepare_one"]
+__all__ = ["Dataset", "TextSet", "open_sets", "prepare", "prepare_for_evaluation"]
 
 _FORMAT = 1
 _MAX_BPE_TEXT = 64 << 20  # bytes of text that are plenty to train a BPE on
@@ -34,12 +34,12 @@ _MIN_VALIDATION_TOKENS = 4096  # with fewer, the mean loss is uncertain by more 
 class Dataset:
     """A corpus ready to train on.
 
-    Args:
-        train: the sets of text to learn from.
-        validation: held-out text by name, the most important first; none of it trained the tokenizer.
-        tokenizer: the tokenizer of all sets.
-        fingerprint: hash of documents, splits, weights and tokenizer (hex).
-        description: one line for people.
+    Attributes:
+        train: the sets of text to learn from
+        validation: held-out text by name, the most important first; none of it trained the tokenizer
+        tokenizer: the tokenizer of all sets
+        fingerprint: hash of documents, splits, weights and tokenizer (hex)
+        description: one line for people
     """
 
     train: Mixture
@@ -68,9 +68,9 @@ def prepare(config: CorpusConfig, tokenizer: Tokenizer | None = None, progress: 
     If several processes on one machine prepare the same corpus, one does the work and the others wait for it.
 
     Args:
-        config: which text, and how it becomes tokens.
-        tokenizer: used instead of the configured one, as by a resumed run, which keeps its own.
-        progress: whether stages that take long are shown on standard error.
+        config: which text, and how it becomes tokens
+        tokenizer: used instead of the configured one, as by a resumed run, which keeps its own
+        progress: whether stages that take long are shown on standard error
 
     Raises:
         UserError: anything is wrong with the text, the tokenizer or the cache folder, in one line.
@@ -97,11 +97,13 @@ def prepare(config: CorpusConfig, tokenizer: Tokenizer | None = None, progress: 
     weights = {text.name: text.weight for text in sets if text.corpus}
     train = Mixture({name: files[name]["train"] for name in weights}, weights)
     validation = {name: parts["validation"] for name, parts in files.items()}
-    fingerprint = key_of(_FORMAT, [(text.name, text.digest, text.weight) for text in sets], tokenizer.fingerprint)
+    fingerprint = json_digest(_FORMAT, [(text.name, text.digest, text.weight) for text in sets], tokenizer.fingerprint)
     return Dataset(train, validation, tokenizer, fingerprint, _description(config, sets, train, validation, tokenizer))
 
 
-def prepare_one(paths: Iterable[str], config: CorpusConfig, tokenizer: Tokenizer, progress: bool = True) -> TokenFile:
+def prepare_for_evaluation(
+    paths: Iterable[str], config: CorpusConfig, tokenizer: Tokenizer, progress: bool = True
+) -> TokenFile:
     """Tokenise all text of `paths` into one file, with nothing held out, to measure a finished model on it."""
     display = ProgressDisplay(progress)
     given = tuple(paths)
@@ -122,7 +124,7 @@ def prepare_one(paths: Iterable[str], config: CorpusConfig, tokenizer: Tokenizer
 def _lock_file(config: CorpusConfig, paths: tuple[str, ...] = ()) -> Path:
     """The lock that is held by the one process that prepares this text."""
     values = {key: value for key, value in asdict(config).items() if key not in ("cache_dir", "workers")}
-    return config.cache_folder() / "locks" / key_of(values, paths)
+    return config.cache_folder() / "locks" / json_digest(values, paths)
 
 
 # The sets of text.
@@ -132,21 +134,21 @@ def _lock_file(config: CorpusConfig, paths: tuple[str, ...] = ()) -> Path:
 class TextSet:
     """A named set of text, and how it is split.
 
-    Args:
-        name: the name of the set and of its held-out part.
-        weight: share of the training tokens, relative to the other sets; 0 if the set is not trained on.
-        corpus: the text that is trained on, all or part of it; None if the set is held out as a whole.
-        rule: which part of `corpus` is held out.
-        held_out: held-out text that was given explicitly.
-        held_out_from: how the held-out part came about, for people.
+    Attributes:
+        name: the name of the set and of its held-out part
+        weight: share of the training tokens, relative to the other sets; 0 if the set is not trained on
+        corpus: the text that is trained on, all or part of it; None if the set is held out as a whole
+        rule: which part of `corpus` is held out
+        validation_text: held-out text that was given explicitly
+        validation_source: where the validation text comes from, for people
     """
 
     name: str
     weight: float
     corpus: Corpus | None
     rule: SplitRule
-    held_out: Corpus | None
-    held_out_from: str
+    validation_text: Corpus | None
+    validation_source: str
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -156,18 +158,18 @@ class TextSet:
     @property
     def digest(self) -> str:
         """A hash of the documents and the split."""
-        corpus, held_out = (text and text.digest for text in (self.corpus, self.held_out))
-        return key_of(corpus, self.rule, held_out)
+        corpus, validation = (text and text.digest for text in (self.corpus, self.validation_text))
+        return json_digest(corpus, self.rule, validation)
 
     @property
     def num_bytes(self) -> int:
         """The UTF-8 bytes of all text of the set."""
-        return sum(text.num_bytes for text in (self.corpus, self.held_out) if text)
+        return sum(text.num_bytes for text in (self.corpus, self.validation_text) if text)
 
     def read(self) -> Iterator[Chunk]:
         """Yield all text of the set in chunks, each with the part that it belongs to."""
         train = self.corpus.read(self.rule) if self.corpus else ()
-        return chain(train, self.held_out.read("all", "validation") if self.held_out else ())
+        return chain(train, self.validation_text.read("all", "validation") if self.validation_text else ())
 
 
 def open_sets(config: CorpusConfig, progress: ProgressDisplay) -> list[TextSet]:
@@ -176,7 +178,7 @@ def open_sets(config: CorpusConfig, progress: ProgressDisplay) -> list[TextSet]:
     Raises:
         UserError: a path is missing, unreadable or binary, a set holds no text, or two sets hold the same file.
     """
-    sets = config.sets or {HELD_OUT_NAME: SetConfig(config.paths, 1.0, config.validation_paths)}
+    sets = config.sets or {DEFAULT_VALIDATION_SET: SetConfig(config.paths, 1.0, config.validation_paths)}
     keys = {name: f"corpus.sets.{name}" if config.sets else "" for name in sets}
 
     def opened(key: str, paths: Iterable[str], without: Iterable[Corpus] = ()) -> Corpus:
@@ -199,11 +201,11 @@ def open_sets(config: CorpusConfig, progress: ProgressDisplay) -> list[TextSet]:
         for path, _ in corpus.files:
             if (owner := owners.setdefault(path, name)) != name:
                 raise UserError(f"{keys[name]}: {path} is in set {owner!r}, too; leave it out of one of them")
-        held_out = explicit.get(name)
-        rule: SplitRule = "all" if held_out else split_rule(corpus)
+        validation_text = explicit.get(name)
+        rule: SplitRule = "all" if validation_text else split_rule(corpus)
         by_rule = {"documents": "about a tenth of the documents", "tails": "the last tenth of every document"}
-        held_out_from = by_rule.get(rule, ", ".join(text.validation_paths))
-        found.append(TextSet(name, text.weight, corpus, rule, held_out, held_out_from))
+        validation_source = by_rule.get(rule, ", ".join(text.validation_paths))
+        found.append(TextSet(name, text.weight, corpus, rule, validation_text, validation_source))
     return found + [TextSet(name, 0.0, None, "all", corpus, corpus.name) for name, corpus in extra.items()]
 
 
@@ -249,7 +251,7 @@ def _open_tokenizer(config: CorpusConfig, sets: list[TextSet], progress: Progres
         trained.save(folder)
 
     texts = [(text.digest, budget) for text, budget in zip(train_sets, budgets, strict=True)]
-    key = key_of(_FORMAT, texts, config.tokenizer, config.vocab_size if is_bpe else None)
+    key = json_digest(_FORMAT, texts, config.tokenizer, config.vocab_size if is_bpe else None)
     folder = config.cache_folder() / "tokenizers" / key
     cached_folder(folder, is_valid, build)
     return loaded[-1] if loaded else Tokenizer.load(folder)
@@ -280,22 +282,22 @@ def _spread_sample(texts: Iterable[str], total: int, budget: int) -> Iterator[st
 def _description(
     config: CorpusConfig, sets: list[TextSet], train: Mixture, validation: dict[str, TokenFile], tokenizer: Tokenizer
 ) -> str:
-    num_held_out = sum(file.num_tokens for file in validation.values())
+    num_validation_tokens = sum(file.num_tokens for file in validation.values())
     if config.sets or config.validation_sets:
         texts = "; ".join(f"{text.name}: {_describe_set(text)}" for text in sets)
-        held_out = ", ".join(f"{name}: {file.num_tokens:,}" for name, file in validation.items())
+        split = ", ".join(f"{name}: {file.num_tokens:,}" for name, file in validation.items())
     else:
         (text,) = sets
         texts = ("" if config.paths else "no --data given: ") + _describe_set(text)
-        held_out = text.held_out_from
+        split = text.validation_source
     return (
-        f"{texts}; {train.num_tokens:,} tokens to train on, {num_held_out:,} held out ({held_out}); "
+        f"{texts}; {train.num_tokens:,} tokens to train on, {num_validation_tokens:,} held out ({split}); "
         f"{tokenizer.kind} tokenizer of {tokenizer.vocab_size:,}"
     )
 
 
 def _describe_set(text: TextSet) -> str:
-    corpus = text.corpus or text.held_out
+    corpus = text.corpus or text.validation_text
     assert corpus is not None
     documents = "1 document" if corpus.num_documents == 1 else f"{corpus.num_documents:,} documents"
     weight = f", weight {text.weight:g}" if text.weight != 1 and text.corpus else ""

@@ -29,7 +29,7 @@ class Step:
     """One decoder of a chain, which receives one token at a time.
 
     Attributes:
-        held_before: how many of the characters that the step holds back come before the token that was pushed last.
+        held_before: how many of the characters that the step holds back come before the token that was pushed last
     """
 
     held_before = 0
@@ -47,11 +47,11 @@ class Detokenizer:
     """Decodes tokens, as the vocabulary spells them, one by one.
 
     Args:
-        spec: the `decoder` of a tokenizer.json; None if it has none, in which case tokens are joined by spaces.
+        spec: the `decoder` of a tokenizer.json; None if it has none, in which case tokens are joined by spaces
 
     Attributes:
         token_start: the character of the text at which the token that was pushed last begins. It is exact for
-            byte-level tokenizers. With byte fallback a run of bytes counts as valid until it turns out not to be.
+            byte-level tokenizers. With byte fallback a run of bytes counts as valid until it turns out not to be
     """
 
     def __init__(self, spec: dict[str, Any] | None) -> None:
@@ -97,7 +97,7 @@ def token_bytes_of(spec: dict[str, Any] | None) -> Callable[[str], bytes]:
     """Return a function that gives the bytes which a token adds in the middle of a text.
 
     Args:
-        spec: the `decoder` of a tokenizer.json, or None.
+        spec: the `decoder` of a tokenizer.json, or None
     """
     steps = decoder_steps(spec)
     byte_step = next((i for i, step in enumerate(steps) if step["type"] in ("ByteLevel", "ByteFallback")), None)

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from gossamer.data.text_stream import DecodeStats, decode_utf8, file_kind, open_utf8, text_blocks, text_lines
+from gossamer.data.text_files import DecodeStats, content_suffix, decode_utf8, open_utf8, text_blocks, text_lines
 from gossamer.errors import UserError, did_you_mean
 from gossamer.reading import open_to_read, parse_json
 from gossamer.units import size
@@ -57,12 +57,20 @@ def split_into_chunks(blocks: Iterable[str]) -> Iterator[str]:
 
 
 class NoTextField(UserError):
-    """The first record of a file has no field of the configured name."""
+    """The first record of a file has no field of the configured name.
+
+    Attributes:
+        fields: the names of the fields that it has, as the message lists them; empty if it has none
+    """
+
+    def __init__(self, message: str, fields: str = "") -> None:
+        super().__init__(message)
+        self.fields = fields
 
 
 def is_binary(path: Path) -> bool:
     """Return whether a file that would be read as text is none: a NUL byte is among the first 8,192 of its UTF-8."""
-    if file_kind(path) in _RECORDS:
+    if content_suffix(path) in _RECORDS:
         return False
     with open_utf8(path, "replace", DecodeStats()) as stream:
         return b"\0" in stream.read(8192)
@@ -78,10 +86,10 @@ def read_documents(
     ends stay as they are.
 
     Args:
-        path: the file; its name says what it holds and how it is compressed.
-        text_field: the field or column that holds the text.
-        errors: "strict" or "replace".
-        stats: updated with what had to be replaced.
+        path: the file; its name says what it holds and how it is compressed
+        text_field: the field or column that holds the text
+        errors: "strict" or "replace"
+        stats: updated with what had to be replaced
 
     Raises:
         UserError: the file cannot be read, is not UTF-8 while `errors` is "strict", is malformed, or a record has no
@@ -89,7 +97,7 @@ def read_documents(
         NoTextField: the first record has no such field.
     """
     stats = stats or DecodeStats()
-    kind = file_kind(path)
+    kind = content_suffix(path)
     try:
         if kind in _JSONL:
             yield from _chunked(_jsonl_texts(path, text_field, errors, stats))
@@ -199,7 +207,7 @@ def _csv_texts(path: Path, field: str, errors: str, stats: DecodeStats) -> Itera
     header = next((line for line in lines if line.strip()), None)
     if header is None:
         return
-    delimiters = "\t,;|" if file_kind(path) == ".tsv" else ",;\t|"
+    delimiters = "\t,;|" if content_suffix(path) == ".tsv" else ",;\t|"
     names: list[str] = []
     rows: Any = None
     try:
@@ -225,12 +233,14 @@ def _csv_texts(path: Path, field: str, errors: str, stats: DecodeStats) -> Itera
                     "with separators in quotes"
                 )
     except csv.Error as error:
-        raise UserError(f"{path}: not {file_kind(path)[1:].upper()} ({error}); write it again, or as JSONL") from error
+        raise UserError(
+            f"{path}: not {content_suffix(path)[1:].upper()} ({error}); write it again, or as JSONL"
+        ) from error
 
 
 def _table_texts(path: Path, field: str, errors: str, stats: DecodeStats) -> Iterator[str]:
     """The texts in a column of a Parquet or Arrow file."""
-    name = "Parquet" if file_kind(path) == ".parquet" else "Arrow"
+    name = "Parquet" if content_suffix(path) == ".parquet" else "Arrow"
     try:
         arrow = importlib.import_module("pyarrow")
         parquet, ipc = importlib.import_module("pyarrow.parquet"), importlib.import_module("pyarrow.ipc")
@@ -292,5 +302,5 @@ def _no_field(where: str, field: str, known: Iterable[str] | Mapping[str, Any], 
     names = list(known)
     listed = ", ".join(repr(name[:40]) for name in names[:8]) + (" ..." if len(names) > 8 else "")
     hint = did_you_mean(field, names) or "; name the right one with --corpus.text_field"
-    error = NoTextField if first else UserError
-    return error(f"{where}: no field {field!r} in this {what} ({listed or 'it is empty'}){hint}")
+    message = f"{where}: no field {field!r} in this {what} ({listed or 'it is empty'}){hint}"
+    return NoTextField(message, listed) if first else UserError(message)

@@ -39,10 +39,10 @@ class SetPosition(TypedDict):
     """How far one set of text has been read.
 
     Attributes:
-        fingerprint: the fingerprint of its token file.
-        weight: the weight of the set.
-        drawn: number of tokens that have been read.
-        position: the position in its rows.
+        fingerprint: the fingerprint of its token file
+        weight: the weight of the set
+        drawn: number of tokens that have been read; checkpoints call it so
+        position: the position in its rows
     """
 
     fingerprint: str
@@ -64,13 +64,13 @@ class DataPosition(TypedDict):
 class Batch:
     """Packed rows of tokens.
 
-    Args:
-        input_ids: int64 [B, T].
+    Attributes:
+        input_ids: int64 [B, T]
         labels: int64 [B, T], equal to `input_ids`, and -100 on padding. They are not shifted: the model predicts
-            position t + 1 from position t, within a document.
+            position t + 1 from position t, within a document
         cu_seqlens: int32 [N + 1] on the CPU, the places in the flattened B * T tokens where a document, or a part of
             one, begins. The first is 0, the last is B * T, and the beginning of every row is among them. Padding at the
-            end of a row counts as a document.
+            end of a row counts as a document
     """
 
     input_ids: torch.Tensor
@@ -82,14 +82,14 @@ class TrainBatches:
     """Endless training batches; each epoch of a set has an order of its own and follows the one before without a break.
 
     Args:
-        data: the sets of text.
-        batch_size: B, rows of a batch, all processes together.
-        sequence_length: T, tokens of a row.
-        seed: seed of the order.
+        data: the sets of text
+        batch_size: B, rows of a batch, all processes together
+        sequence_length: T, tokens of a row
+        seed: seed of the order
         packing: "split" concatenates documents and cuts them where rows end; "best_fit" cuts no document that fits into
-            a row, at the cost of a little padding.
-        rank: the rank of this process, from 0.
-        world_size: number of processes that share a batch; it divides B, and a batch has B / world_size rows here.
+            a row, at the cost of a little padding
+        rank: the rank of this process, from 0
+        world_size: number of processes that share a batch; it divides B, and a batch has B / world_size rows here
 
     Raises:
         UserError: a set holds fewer than T tokens, or a size or the packing is impossible.
@@ -208,13 +208,13 @@ def validation_batches(
     targets.
 
     Args:
-        file: the documents.
-        batch_size: B, rows of a batch, all processes together.
-        sequence_length: T, tokens of a row.
-        max_tokens: the pass ends with the row that reaches this number of tokens; None reads everything.
-        rank: the rank of this process, from 0.
-        world_size: number of processes that share the pass.
-        after_tokens: leaves out the rows that a pass over this number of tokens reads.
+        file: the documents
+        batch_size: B, rows of a batch, all processes together
+        sequence_length: T, tokens of a row
+        max_tokens: the pass ends with the row that reaches this number of tokens; None reads everything
+        rank: the rank of this process, from 0
+        world_size: number of processes that share the pass
+        after_tokens: leaves out the rows that a pass over this number of tokens reads
 
     Raises:
         UserError: there is nothing to predict in the file, or a size is impossible.

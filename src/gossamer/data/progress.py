@@ -18,7 +18,7 @@ class ProgressDisplay:
     """Shows on standard error how far a stage has come.
 
     Args:
-        enabled: whether anything is shown at all.
+        enabled: whether anything is shown at all
     """
 
     def __init__(self, enabled: bool) -> None:
@@ -39,8 +39,8 @@ class ProgressDisplay:
         """Show a stage while it runs.
 
         Args:
-            title: what is done.
-            total: bytes of the whole stage; None if they are not known.
+            title: what is done
+            total: bytes of the whole stage; None if they are not known
 
         Yields:
             A function to call with the number of bytes that are newly done.

@@ -8,10 +8,10 @@ longest context there is. What remains, short documents and one or both ends of 
 ways to put it into rows:
 
 - `SplitRows` concatenates and splits: one fragment comes after the other, cut where a row ends. Every position is used.
-  Where the first full row of a long document begins is drawn at random in each epoch, so that cuts move.
+  Where the first full row of a long document begins is chosen at random in each epoch, so that cuts move.
 - `BestFitRows` cuts nothing that fits into a row. Fragments go into rows by best-fit-decreasing (Ding et al., *Fewer
   Truncations Improve Language Modeling*, arXiv 2404.10830): the largest first, each into the row that it leaves the
-  least room in. The rest of a long document stands before or after its full rows, which of the two is drawn at random
+  least room in. The rest of a long document stands before or after its full rows, which of the two is chosen at random
   in each epoch. Rows end in padding, about one position in a thousand if there are many fragments, some of them short.
 
 Full rows and the rest are shuffled by (seed, epoch), apart from each other, and alternate in proportion to their
@@ -49,11 +49,11 @@ class RowsPosition(TypedDict):
     """A position in the rows of a token file, as checkpoints store it.
 
     Attributes:
-        full_done: number of full rows that have been read.
-        rest_epoch: the epoch of the rest.
-        rest_index: index of a fragment in the order of that epoch.
+        full_done: number of full rows that have been read
+        rest_epoch: the epoch of the rest
+        rest_index: index of a fragment in the order of that epoch
         rest_offset: what has been read from that fragment on: its targets (`SplitRows`), or rows of the window that
-            begins with it (`BestFitRows`).
+            begins with it (`BestFitRows`)
     """
 
     full_done: _Count
@@ -68,10 +68,10 @@ class SplitRows:
     A row is a list of spans. The position is four integers. In memory it takes some 30 bytes for each document.
 
     Args:
-        file: the documents.
-        length: T, tokens of a row.
+        file: the documents
+        length: T, tokens of a row
         seed: seed of the order of each epoch. With None there is a single epoch, whose last row may not be full; its
-            order is fixed, and any beginning of it is spread evenly over the file.
+            order is fixed, and any beginning of it is spread evenly over the file
     """
 
     def __init__(self, file: TokenFile, length: int, seed: int | None) -> None:
@@ -79,10 +79,10 @@ class SplitRows:
         self.seed = 0 if seed is None else seed % (1 << 63)
         self.begins = np.asarray(file.offsets[:-1])
         targets = np.diff(file.offsets) - 1
-        self.full = targets // self.row_targets  # [D] full rows of each document
-        self.rest = targets - self.full * self.row_targets  # [D] targets outside of them
-        self.full_ends = np.cumsum(self.full)
-        self.num_full, self.num_rest = int(self.full.sum()), int(self.rest.sum())
+        self.full_rows = targets // self.row_targets  # [D] full rows of each document
+        self.rest_targets = targets - self.full_rows * self.row_targets  # [D] targets outside of them
+        self.full_row_ends = np.cumsum(self.full_rows)  # [D] full rows up to and including each document
+        self.num_full_rows, self.num_rest_targets = int(self.full_rows.sum()), int(self.rest_targets.sum())
         self.seek(full_done=0, rest_epoch=0, rest_index=0, rest_offset=0)
 
     def seek(self, full_done: int, rest_epoch: int, rest_index: int, rest_offset: int) -> None:
@@ -91,23 +91,23 @@ class SplitRows:
         Raises:
             UserError: the position lies beyond these rows.
         """
-        self.full_done, self.rest_epoch = full_done, rest_epoch
+        self.full_rows_read, self.rest_epoch = full_done, rest_epoch
         self.rest_index, self.rest_offset = rest_index, rest_offset
-        self._order_full()
-        self._order_rest()
-        if rest_index > len(self.rest_sizes) or (rest_offset and rest_offset >= self._max_rest_offset()):
+        self._order_full_rows()
+        self._order_fragments()
+        if rest_index > len(self.fragment_targets) or (rest_offset and rest_offset >= self._max_rest_offset()):
             raise UserError("the checkpoint's position lies beyond the end of the data; start a new run")
-        before = int(self.rest_sizes[:rest_index].sum())
-        self.rest_done = rest_epoch * self.num_rest + before + self._rest_targets_read()
+        before = int(self.fragment_targets[:rest_index].sum())
+        self.rest_targets_read = rest_epoch * self.num_rest_targets + before + self._targets_of_offset()
 
     def _max_rest_offset(self) -> int:
         """The number of steps that `rest_offset` counts at `rest_index`."""
-        return int(self.rest_sizes[self.rest_index]) if self.rest_index < len(self.rest_sizes) else 0
+        return int(self.fragment_targets[self.rest_index]) if self.rest_index < len(self.fragment_targets) else 0
 
     def tell(self) -> RowsPosition:
         """Return the current position."""
         return RowsPosition(
-            full_done=self.full_done,
+            full_done=self.full_rows_read,
             rest_epoch=self.rest_epoch,
             rest_index=self.rest_index,
             rest_offset=self.rest_offset,
@@ -117,64 +117,65 @@ class SplitRows:
         return self
 
     def __next__(self) -> list[Span]:
-        full_left = self.num_full > 0 and not (self.is_single_epoch and self.full_done == self.num_full)
-        rest_left = self.num_rest > 0 and not (self.is_single_epoch and self.rest_done == self.num_rest)
-        if not full_left and not rest_left:
+        full_rows, rest = self.num_full_rows, self.num_rest_targets
+        has_full_rows = full_rows > 0 and not (self.is_single_epoch and self.full_rows_read == full_rows)
+        has_rest = rest > 0 and not (self.is_single_epoch and self.rest_targets_read == rest)
+        if not has_full_rows and not has_rest:
             raise StopIteration
         # in proportion: from the kind of which the smaller share has been read
-        if full_left and (not rest_left or self.full_done * self.num_rest <= self.rest_done * self.num_full):
+        if has_full_rows and (not has_rest or self.full_rows_read * rest <= self.rest_targets_read * full_rows):
             return [self._full_row()]
         return self._rest_row()
 
     def _full_row(self) -> Span:
-        epoch, index = divmod(self.full_done, self.num_full)
+        epoch, index = divmod(self.full_rows_read, self.num_full_rows)
         if index == 0 and epoch > 0:
-            self._order_full()
-        row = int(self.full_order[index])
-        document = int(np.searchsorted(self.full_ends, row, side="right"))
-        within = row - int(self.full_ends[document] - self.full[document])
-        self.full_done += 1
-        return int(self.begins[document] + self.full_heads[document]) + within * self.row_targets, self.length
+            self._order_full_rows()
+        row = int(self.full_row_order[index])
+        document = int(np.searchsorted(self.full_row_ends, row, side="right"))
+        within = row - int(self.full_row_ends[document] - self.full_rows[document])
+        self.full_rows_read += 1
+        return int(self.begins[document] + self.targets_before[document]) + within * self.row_targets, self.length
 
     def _rest_row(self) -> list[Span]:
         row: list[Span] = []
         room = self.length
         while room >= 2:  # a single token has nothing to predict
-            if self.rest_index == len(self.rest_sizes):
+            if self.rest_index == len(self.fragment_targets):
                 if self.is_single_epoch:
                     break
                 self._next_epoch()
-            size = int(self.rest_sizes[self.rest_index])
+            size = int(self.fragment_targets[self.rest_index])
             count = min(size - self.rest_offset, room - 1)
-            row.append((int(self.rest_begins[self.rest_index]) + self.rest_offset, count + 1))
+            row.append((int(self.fragment_begins[self.rest_index]) + self.rest_offset, count + 1))
             room -= count + 1
-            self.rest_done += count
+            self.rest_targets_read += count
             self.rest_offset += count
             if self.rest_offset == size:
                 self.rest_index, self.rest_offset = self.rest_index + 1, 0
         return row
 
-    def _rest_targets_read(self) -> int:
+    def _targets_of_offset(self) -> int:
         """The number of targets of the rest that have been read from `rest_index` on."""
         return self.rest_offset
 
     def _next_epoch(self) -> None:
         self.rest_epoch, self.rest_index = self.rest_epoch + 1, 0
-        self._order_rest()
+        self._order_fragments()
 
-    def _order_full(self) -> None:
-        epoch = self.full_done // self.num_full if self.num_full else 0
-        self.full_heads = self._heads(epoch)
-        self.full_order = self._permutation(self.num_full, epoch, 1)
+    def _order_full_rows(self) -> None:
+        epoch = self.full_rows_read // self.num_full_rows if self.num_full_rows else 0
+        self.targets_before = self._targets_before_full_rows(epoch)
+        self.full_row_order = self._permutation(self.num_full_rows, epoch, 1)
 
-    def _order_rest(self) -> None:
-        heads = self._heads(self.rest_epoch)
-        tails = self.rest - heads
-        begins = np.concatenate([self.begins, self.begins + heads + self.full * self.row_targets])
-        sizes = np.concatenate([heads, tails])
+    def _order_fragments(self) -> None:
+        before = self._targets_before_full_rows(self.rest_epoch)
+        after = self.rest_targets - before
+        begins = np.concatenate([self.begins, self.begins + before + self.full_rows * self.row_targets])
+        sizes = np.concatenate([before, after])
         nonempty = np.flatnonzero(sizes)
         order = nonempty[self._permutation(len(nonempty), self.rest_epoch, 2)]
-        self.rest_begins, self.rest_sizes = begins[order], sizes[order]
+        self.fragment_begins, self.fragment_targets = begins[order], sizes[order]
 
     def _permutation(self, count: int, epoch: int, stream: int) -> npt.NDArray[np.int64]:
         """The order in which an epoch reads full rows (stream 1) or the rest (stream 2), int64 [count]."""
@@ -183,12 +184,12 @@ class SplitRows:
             return np.argsort(np.argsort(np.arange(count) * _GOLDEN % 1.0))
         return np.random.default_rng([self.seed, epoch, stream]).permutation(count)
 
-    def _heads(self, epoch: int) -> npt.NDArray[np.int64]:
+    def _targets_before_full_rows(self, epoch: int) -> npt.NDArray[np.int64]:
         """The number of targets of each document before its first full row in this epoch, int64 [D]."""
         if self.is_single_epoch:
-            return np.zeros_like(self.rest)
-        sampled = np.random.default_rng([self.seed, epoch, 0]).integers(0, self.rest, endpoint=True)
-        return np.where(self.full > 0, sampled, 0)
+            return np.zeros_like(self.rest_targets)
+        sampled = np.random.default_rng([self.seed, epoch, 0]).integers(0, self.rest_targets, endpoint=True)
+        return np.where(self.full_rows > 0, sampled, 0)
 
 
 class BestFitRows(SplitRows):
@@ -197,9 +198,9 @@ class BestFitRows(SplitRows):
     The fragments of an epoch are put into rows window by window; the rows of a window are shuffled.
 
     Args:
-        file: the documents.
-        length: T, tokens of a row.
-        seed: seed of the order of each epoch.
+        file: the documents
+        length: T, tokens of a row
+        seed: seed of the order of each epoch
     """
 
     def __init__(self, file: TokenFile, length: int, seed: int) -> None:
@@ -207,36 +208,36 @@ class BestFitRows(SplitRows):
         super().__init__(file, length, seed)
 
     def _rest_row(self) -> list[Span]:
-        if self.rest_index == len(self.rest_sizes):
+        if self.rest_index == len(self.fragment_targets):
             self._next_epoch()
         if not self.window:
             self.window = self._pack_window()
         row = self.window[self.rest_offset]
-        self.rest_done += sum(count - 1 for _, count in row)
+        self.rest_targets_read += sum(count - 1 for _, count in row)
         self.rest_offset += 1
         if self.rest_offset == len(self.window):
-            self.rest_index, self.rest_offset = min(self.rest_index + _WINDOW, len(self.rest_sizes)), 0
+            self.rest_index, self.rest_offset = min(self.rest_index + _WINDOW, len(self.fragment_targets)), 0
             self.window = []
         return row
 
     def _max_rest_offset(self) -> int:
         return len(self._pack_window())
 
-    def _rest_targets_read(self) -> int:
+    def _targets_of_offset(self) -> int:
         self.window = self._pack_window() if self.rest_offset else []
         return sum(count - 1 for row in self.window[: self.rest_offset] for _, count in row)
 
     def _pack_window(self) -> list[list[Span]]:
         window = slice(self.rest_index, self.rest_index + _WINDOW)
-        begins, counts = self.rest_begins[window].tolist(), (self.rest_sizes[window] + 1).tolist()
+        begins, counts = self.fragment_begins[window].tolist(), (self.fragment_targets[window] + 1).tolist()
         bins = best_fit(counts, self.length)
         order = np.random.default_rng([self.seed, self.rest_epoch, 3, self.rest_index]).permutation(len(bins))
         return [[(begins[fragment], counts[fragment]) for fragment in bins[row]] for row in order.tolist()]
 
-    def _heads(self, epoch: int) -> npt.NDArray[np.int64]:
+    def _targets_before_full_rows(self, epoch: int) -> npt.NDArray[np.int64]:
         """The same for best-fit: either all of the rest of a long document, or nothing."""
-        sampled = np.random.default_rng([self.seed, epoch, 0]).integers(0, 2, len(self.rest))
-        return np.where(self.full > 0, sampled * self.rest, 0)
+        sampled = np.random.default_rng([self.seed, epoch, 0]).integers(0, 2, len(self.rest_targets))
+        return np.where(self.full_rows > 0, sampled * self.rest_targets, 0)
 
 
 def best_fit(sizes: list[int], room: int) -> list[list[int]]:
@@ -245,29 +246,29 @@ def best_fit(sizes: list[int], room: int) -> list[list[int]]:
     Takes O(n log(room)) time: bins are grouped by the room that is left in them, and there are at most `room` groups.
 
     Args:
-        sizes: the size of each item, at most `room`.
-        room: the size of a bin.
+        sizes: the size of each item, at most `room`
+        room: the size of a bin
 
     Returns:
         For each bin the indices of its items.
     """
     bins: list[list[int]] = []
-    by_left: list[list[int]] = [[] for _ in range(room + 1)]  # the bins with so much room left
-    lefts: list[int] = []  # the groups that are not empty, in rising order
+    bins_by_room: list[list[int]] = [[] for _ in range(room + 1)]  # the bins with so much room left
+    rooms: list[int] = []  # the groups that are not empty, in rising order
     for index in sorted(range(len(sizes)), key=lambda index: -sizes[index]):
         size = sizes[index]
-        place = bisect_left(lefts, size)
-        if place == len(lefts):
+        place = bisect_left(rooms, size)
+        if place == len(rooms):
             number, left = len(bins), room
             bins.append([])
         else:
-            left = lefts[place]
-            number = by_left[left].pop()
-            if not by_left[left]:
-                del lefts[place]
+            left = rooms[place]
+            number = bins_by_room[left].pop()
+            if not bins_by_room[left]:
+                del rooms[place]
         bins[number].append(index)
         left -= size
-        if left and not by_left[left]:
-            insort(lefts, left)
-        by_left[left].append(number)
+        if left and not bins_by_room[left]:
+            insort(rooms, left)
+        bins_by_room[left].append(number)
     return bins

@@ -23,11 +23,11 @@ from typing import Any
 
 from typing_extensions import TypedDict  # Python 3.11 has one that pydantic cannot read
 
-from gossamer.cache import cached_folder, key_of
+from gossamer.cache import cached_folder, json_digest
 from gossamer.data.config import CorpusConfig
 from gossamer.data.progress import ProgressDisplay
-from gossamer.data.text_stream import file_kind
-from gossamer.errors import UserError, did_you_mean, did_you_mean_path
+from gossamer.data.text_files import content_suffix
+from gossamer.errors import UserError, did_you_mean, did_you_mean_path, shorten
 from gossamer.reading import read_json, user_path
 
 __all__ = ["HUB_PREFIX", "SkippedFiles", "fetch_hub_dataset", "find_files", "standard_library"]
@@ -67,7 +67,7 @@ class SkippedFiles:
     """What a walk through folders skipped, by kind.
 
     Attributes:
-        kinds: for each kind, how many there were and the name of the first.
+        kinds: for each kind, how many there were and the name of the first
     """
 
     def __init__(self) -> None:
@@ -104,10 +104,10 @@ def find_files(
     """Yield the files that a path stands for, each with whether it was named itself (True) or found in a folder.
 
     Args:
-        given: a file, a folder or `hf:NAME[[:CONFIG]:SPLIT]`.
-        config: names the text field, and the cache folder that Hub datasets are fetched into.
-        progress: shows how far the fetching of a Hub dataset has come.
-        skipped: counts what else the folder holds.
+        given: a file, a folder or `hf:NAME[[:CONFIG]:SPLIT]`
+        config: names the text field, and the cache folder that Hub datasets are fetched into
+        progress: shows how far the fetching of a Hub dataset has come
+        skipped: counts what else the folder holds
 
     Raises:
         UserError: there is nothing at the path, or no text.
@@ -203,8 +203,8 @@ def _reason_to_skip(path: Path, records: frozenset[str] | None) -> str:
     """The kind under which a file in a folder is skipped; empty if it is read.
 
     Args:
-        path: the file.
-        records: the names of the files with records, in the folder of a saved data set.
+        path: the file
+        records: the names of the files with records, in the folder of a saved data set
     """
     if path.name.startswith("."):
         return "hidden"
@@ -212,11 +212,11 @@ def _reason_to_skip(path: Path, records: frozenset[str] | None) -> str:
         return "broken links" if path.is_symlink() else "pipes, sockets or devices"
     if not path.stat().st_size:
         return "empty"
-    if file_kind(path) in _BINARY_SUFFIXES:
-        return f"{file_kind(path)}"
+    if content_suffix(path) in _BINARY_SUFFIXES:
+        return f"{content_suffix(path)}"
     if path.name == _DATASET_SPLITS or (records is not None and path.name in _DATASET_FILES):
         return "descriptions of a data set"
-    if records is not None and file_kind(path) == ".arrow" and path.name not in records:
+    if records is not None and content_suffix(path) == ".arrow" and path.name not in records:
         return "left-over .arrow"
     return ""
 
@@ -233,7 +233,7 @@ def fetch_hub_dataset(spec: str, text_field: str, cache: Path, progress: Progres
         raise UserError(f"{spec}: not a Hub dataset; write hf:NAME, hf:NAME:SPLIT or hf:NAME:CONFIG:SPLIT")
     split = rest[-1] if rest else "train"
     config = rest[0] if len(rest) == 2 else None
-    key = f"{re.sub('[^A-Za-z0-9]+', '-', name).strip('-')}-{key_of(name, config, split, text_field)[:16]}"
+    key = f"{re.sub('[^A-Za-z0-9]+', '-', name).strip('-')}-{json_digest(name, config, split, text_field)[:16]}"
 
     def build(folder: Path) -> None:
         try:
@@ -269,7 +269,7 @@ def _hub_texts(datasets: Any, spec: str, name: str, config: str | None, split: s
     except UserError:
         raise
     except Exception as error:  # the library, its servers and its file formats raise some thirty unrelated classes
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = shorten(error, 200) or type(error).__name__
         raise UserError(f"{spec}: cannot be loaded ({reason}); check its name, its split and the network") from error
     if number == 0:
         raise UserError(f"{spec}: holds no records; name another split")

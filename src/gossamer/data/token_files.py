@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import TypedDict  # Python 3.11 has one that pydantic cannot read
 
-from gossamer.cache import key_of
+from gossamer.cache import json_digest
 from gossamer.data.corpus import Chunk
 from gossamer.data.tokenizer import Tokenizer
 from gossamer.errors import UserError
@@ -30,12 +30,12 @@ __all__ = ["Mixture", "TokenFile", "TokenFileMeta", "TokenFileWriter", "open_tok
 class TokenFile:
     """Tokenised documents, each `[eot] t1 ... tn [eot]`.
 
-    Args:
-        tokens: uint16 or uint32 [num_tokens], all documents one after the other.
-        offsets: int64 [num_documents + 1]; document d is `tokens[offsets[d]:offsets[d + 1]]`.
-        num_bytes: UTF-8 bytes of the documents' text.
-        fingerprint: hash of the text, its split and the tokenizer; another fingerprint means other data.
-        file: the open file that `tokens` are mapped from; None for an array in memory.
+    Attributes:
+        tokens: uint16 or uint32 [num_tokens], all documents one after the other
+        offsets: int64 [num_documents + 1]; document d is `tokens[offsets[d]:offsets[d + 1]]`
+        num_bytes: UTF-8 bytes of the documents' text
+        fingerprint: hash of the text, its split and the tokenizer; another fingerprint means other data
+        file: the open file that `tokens` are mapped from; None for an array in memory
     """
 
     tokens: npt.NDArray[Any]
@@ -95,9 +95,9 @@ class TokenFileWriter:
     """Writes the files of one part, document by document.
 
     Args:
-        folder: where the files are written.
-        part: the name of the part.
-        tokenizer: gives the dtype and the delimiter.
+        folder: where the files are written
+        part: the name of the part
+        tokenizer: gives the dtype and the delimiter
     """
 
     def __init__(self, folder: Path, part: str, tokenizer: Tokenizer) -> None:
@@ -150,16 +150,16 @@ def open_token_file(folder: Path, part: str, meta: TokenFileMeta, fingerprint: s
     file = open_to_read(tokens_file)  # stays open as long as the TokenFile lives
     tokens = np.memmap(file, dtype, mode="r", shape=(num_tokens,))
     offsets = np.fromfile(offsets_file, np.int64)
-    return TokenFile(tokens, offsets, meta["bytes"], key_of(fingerprint, part), file)
+    return TokenFile(tokens, offsets, meta["bytes"], json_digest(fingerprint, part), file)
 
 
 class Mixture:
     """Sets of text to learn from, by name, each with its share of the training tokens.
 
     Args:
-        token_files: the tokens of each set, all from the same tokenizer.
+        token_files: the tokens of each set, all from the same tokenizer
         weights: the share of each set in the training tokens, relative to the others; equal shares by default. Sets
-            with weight 0 are left out.
+            with weight 0 are left out
 
     Raises:
         UserError: a weight is negative, or none is positive.

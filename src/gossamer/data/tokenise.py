@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gossamer.cache import cached_folder, key_of
+from gossamer.cache import cached_folder, json_digest
 from gossamer.cores import usable_cores
 from gossamer.data.config import CorpusConfig
 from gossamer.data.corpus import Chunk
@@ -66,18 +66,18 @@ def open_or_tokenise(
     """Open the token files of a text, by part; tokenise the text first if the cache does not hold them.
 
     Args:
-        config: gives the cache folder and the number of processes.
-        digest: hash of the text and its split.
-        parts: the parts that the text is split into.
-        read: yields the text.
-        num_bytes: UTF-8 bytes of the text.
-        tokenizer: the tokenizer of all parts.
-        progress: shows how far the tokenising has come.
+        config: gives the cache folder and the number of processes
+        digest: hash of the text and its split
+        parts: the parts that the text is split into
+        read: yields the text
+        num_bytes: UTF-8 bytes of the text
+        tokenizer: the tokenizer of all parts
+        progress: shows how far the tokenising has come
 
     Raises:
         UserError: a part would hold no text, some text cannot be encoded, or a process or the disk fails.
     """
-    fingerprint = key_of(_FORMAT, digest, tokenizer.fingerprint)
+    fingerprint = json_digest(_FORMAT, digest, tokenizer.fingerprint)
     opened: dict[str, TokenFile] = {}
 
     def is_valid(folder: Path) -> bool:
@@ -161,8 +161,8 @@ class TokeniserProcesses:
     """Processes that tokenise; as a context manager it ends them.
 
     Args:
-        tokenizer: each process gets a copy of it.
-        count: the number of processes.
+        tokenizer: each process gets a copy of it
+        count: the number of processes
     """
 
     def __init__(self, tokenizer: Tokenizer, count: int) -> None:

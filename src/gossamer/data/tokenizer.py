@@ -34,7 +34,7 @@ from gossamer.errors import UserError, shorten
 from gossamer.reading import MAX_TOKENIZER, parse_json, read_text
 from gossamer.typed import shown
 
-__all__ = ["EOT", "TextStream", "Tokenizer", "char_tokenizer", "train_bpe"]
+__all__ = ["EOT", "IncrementalDetokenizer", "Tokenizer", "char_tokenizer", "train_bpe"]
 
 EOT = "<|endoftext|>"
 """The token that begins and ends every document, for the tokenizers that are trained here; its id is 0."""
@@ -68,11 +68,11 @@ class Tokenizer:
     switched off, even if the tokenizer.json asks for them because they were used in training.
 
     Args:
-        core: the tokenizer of the `tokenizers` library.
-        eot: the token that delimits documents.
-        config: the content of `tokenizer_config.json`; by default that of a tokenizer trained here.
+        core: the tokenizer of the `tokenizers` library
+        eot: the token that delimits documents
+        config: the content of `tokenizer_config.json`; by default that of a tokenizer trained here
         chat_template: the chat templates that lie in files beside the tokenizer, one text or several by name. They take
-            precedence over those of `config`.
+            precedence over those of `config`
 
     Raises:
         UserError: the vocabulary lacks `eot`, or an id is too large.
@@ -129,7 +129,7 @@ class Tokenizer:
             core = tokenizers.Tokenizer.from_str(text)
         except Exception as error:  # the library raises bare Exception
             raise UserError(
-                f"{file}: not a tokenizer that can be read ({shorten(error, 300)}); save it anew"
+                f"{file}: not a tokenizer that can be read ({shorten(error, 300)}); save it again"
             ) from error
         config = read_token_names(file.with_name("tokenizer_config.json"))
         eot = find_eot_token(file.parent, config, core, EOT)
@@ -244,9 +244,9 @@ class Tokenizer:
         hidden = () if special else self._hidden
         return self._core.decode([index for index in ids if index not in hidden], skip_special_tokens=False)
 
-    def stream(self, special: bool = False) -> TextStream:
+    def stream(self, special: bool = False) -> IncrementalDetokenizer:
         """Return a stream that decodes one id at a time."""
-        return TextStream(self._core.id_to_token, self._decoder, frozenset() if special else self._hidden)
+        return IncrementalDetokenizer(self._core.id_to_token, self._decoder, frozenset() if special else self._hidden)
 
     @functools.cached_property
     def token_byte_values(self) -> list[bytes]:
@@ -264,7 +264,7 @@ class Tokenizer:
         """The ids of special tokens that are not part of a text. Those of reasoning and tool calls are part of it."""
         return [index for token, index in self.special_tokens.items() if token not in _TAGS]
 
-    def token_bytes(self) -> npt.NDArray[np.int32]:
+    def num_bytes_per_token(self) -> npt.NDArray[np.int32]:
         """Return how many UTF-8 bytes each token stands for, int32 [vocab_size]; 0 for special tokens and unused ids.
 
         The sum over the ids of a text is the number of its bytes, unless the tokenizer rewrites the text by Unicode
@@ -304,16 +304,16 @@ class Tokenizer:
         return UserError(f"the text cannot be encoded ({error}); use another tokenizer")
 
 
-class TextStream:
+class IncrementalDetokenizer:
     """Decodes one token at a time, so that text can be shown while it is generated.
 
     What `push` returns, and at the end `finish`, is together what `decode` returns for all ids, in time that is linear
     in their number.
 
     Args:
-        spell: returns the token of an id as the vocabulary spells it, None for an id without a token.
-        decoder: the `decoder` of tokenizer.json.
-        hidden: the ids that are left out of the text.
+        spell: returns the token of an id as the vocabulary spells it, None for an id without a token
+        decoder: the `decoder` of tokenizer.json
+        hidden: the ids that are left out of the text
     """
 
     def __init__(

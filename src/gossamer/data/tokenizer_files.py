@@ -143,7 +143,7 @@ def prefix_ids_of(post_processor: Any) -> tuple[int, ...]:
     """Return the ids that a tokenizer.json puts before every text, as transformers does.
 
     Args:
-        post_processor: the library's object; None if the tokenizer has none, and puts nothing before a text.
+        post_processor: the library's object; None if the tokenizer has none, and puts nothing before a text
     """
     if post_processor is None:
         return ()

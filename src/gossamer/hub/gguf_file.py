@@ -16,7 +16,7 @@ from gossamer.hub.gguf_tensors import check_supported, gguf_tensors
 from gossamer.hub.gguf_vocabulary import Vocabulary, read_vocabulary
 from gossamer.hub.names import EMBEDDING, tensors_of
 from gossamer.hub.read import load
-from gossamer.hub.write import REMEDY
+from gossamer.hub.write import SAVE_ELSEWHERE
 from gossamer.model.config import FULL, LINEAR, ModelConfig
 from gossamer.reading import text_of_name, user_path
 
@@ -51,7 +51,7 @@ def export_gguf(run: str | Path, file: str | Path) -> None:
     check_supported(model.config, list(parameters))
     vocabulary = read_vocabulary(source, model.config.vocab_size)
     place = target.resolve()
-    with disk_errors(place.parent, REMEDY):
+    with disk_errors(place.parent, SAVE_ELSEWHERE):
         place.parent.mkdir(parents=True, exist_ok=True)
         with replacing(place) as temporary:
             writer = gguf.GGUFWriter(temporary, _ARCHITECTURE)

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from gossamer.errors import UserError
-from gossamer.hub.names import EMBEDDING, HEAD, MTP_PREFIX, ROUTER_BIAS
+from gossamer.hub.names import EMBEDDING, LM_HEAD, MTP_PREFIX, ROUTER_BIAS
 from gossamer.model.config import ModelConfig
 
-_OUTSIDE = {EMBEDDING: "token_embd.weight", HEAD: "output.weight", "model.norm.weight": "output_norm.weight"}
+_OUTSIDE = {EMBEDDING: "token_embd.weight", LM_HEAD: "output.weight", "model.norm.weight": "output_norm.weight"}
 _BLOCK = {
     "input_layernorm.weight": "attn_norm.weight",
     "post_attention_layernorm.weight": "post_attention_norm.weight",
@@ -52,7 +52,7 @@ _MTP = {
     "norm.weight": "nextn.shared_head_norm.weight",
 }
 _QKVZ, _GATE_UP = "linear_attn.in_proj_qkvz.weight", "mlp.experts.gate_up_proj"
-_WIDE = ("norm.weight", "ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight", "ssm_conv1d.weight")
+_FLOAT32_MATRICES = ("norm.weight", "ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight", "ssm_conv1d.weight")
 
 
 def check_supported(config: ModelConfig, parameters: list[str]) -> None:
@@ -66,7 +66,7 @@ def check_supported(config: ModelConfig, parameters: list[str]) -> None:
         (config.attention_bias, "attention_bias = true"),
         (not config.norm_topk_prob, "norm_topk_prob = false"),
         # Here the norm of linear attention's q and k has an ε of its own, 1e-6; in llama.cpp it has this one.
-        (config.rms_norm_eps != 1e-6, f"rms_norm_eps = {config.rms_norm_eps}, 1e-6 alone"),
+        (config.rms_norm_eps != 1e-6, f"rms_norm_eps = {config.rms_norm_eps} (only 1e-06)"),
         (
             config.linear_key_head_dim != config.linear_value_head_dim,
             f"linear_key_head_dim = {config.linear_key_head_dim} other than "
@@ -75,7 +75,7 @@ def check_supported(config: ModelConfig, parameters: list[str]) -> None:
         (any(name.endswith(ROUTER_BIAS) for name in parameters), "biases of the routers (balance: loss trains none)"),
     ):
         if holds:
-            raise UserError(f"llama.cpp's qwen3next knows no {what}; export this model with --to hf")
+            raise UserError(f"llama.cpp's qwen3next does not support {what}; export this model with --to hf")
 
 
 def gguf_tensors(parameter: str, tensor: Tensor, config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
@@ -90,7 +90,9 @@ def gguf_tensors(parameter: str, tensor: Tensor, config: ModelConfig) -> Iterato
 
 def gguf_dtype(name: str, tensor: Tensor) -> torch.dtype:
     """Return the dtype in which a tensor is stored: a matrix keeps one of two bytes, all else is float32."""
-    narrow = tensor.dtype in (torch.bfloat16, torch.float16) and tensor.ndim > 1 and not name.endswith(_WIDE)
+    narrow = (
+        tensor.dtype in (torch.bfloat16, torch.float16) and tensor.ndim > 1 and not name.endswith(_FLOAT32_MATRICES)
+    )
     return tensor.dtype if narrow else torch.float32
 
 

@@ -71,7 +71,7 @@ def read_vocabulary(folder: Path, size: int) -> Vocabulary:
     values = read_object(file)
     if tokenizer.kind != "BPE":
         raise UserError(
-            f"{file}: llama.cpp gets byte-level BPE alone from here, this tokenizer is {tokenizer.kind}; "
+            f"{file}: only byte-level BPE tokenizers can be exported to GGUF; this one is {tokenizer.kind}; "
             "export this model with --to hf, or train with --tokenizer bpe"
         )
     if tokenizer.vocab_size > size:

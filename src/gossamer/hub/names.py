@@ -21,7 +21,7 @@ from gossamer.errors import shorten
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 SHARD_PATTERN = "model{suffix}.safetensors"
-HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+LM_HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 MTP_PREFIX = "mtp."
 # Only where a router was balanced with one: Qwen3-Next's own checkpoints hold none. The name is DeepSeek-V3's.
 ROUTER_BIAS = ".mlp.gate.e_score_correction_bias"
@@ -31,7 +31,7 @@ Index = tuple[int | slice, ...]
 
 _GATE_UP, _DOWN = ".mlp.experts.gate_up_proj", ".mlp.experts.down_proj"
 # A_log becomes −inf in a narrower type and these are a few hundred numbers: float32 whatever the model is loaded in.
-_WIDE = (".linear_attn.A_log", ".linear_attn.dt_bias", ".linear_attn.norm.weight", ROUTER_BIAS)
+_FLOAT32_PARAMETERS = (".linear_attn.A_log", ".linear_attn.dt_bias", ".linear_attn.norm.weight", ROUTER_BIAS)
 
 
 def released_names(parameter: str, shape: torch.Size) -> Iterator[tuple[str, Index]]:
@@ -66,9 +66,9 @@ def released_tensors(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def held_dtype(parameter: str, dtype: torch.dtype) -> torch.dtype:
+def load_dtype(parameter: str, dtype: torch.dtype) -> torch.dtype:
     """Return the dtype of a parameter when the model is loaded in `dtype`: that one, or at least float32."""
-    return torch.promote_types(dtype, torch.float32) if parameter.endswith(_WIDE) else dtype
+    return torch.promote_types(dtype, torch.float32) if parameter.endswith(_FLOAT32_PARAMETERS) else dtype
 
 
 def is_weight_file(path: Path) -> bool:

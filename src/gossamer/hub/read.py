@@ -25,15 +25,15 @@ from gossamer.errors import UserError
 from gossamer.hub.find import find_model, read_config
 from gossamer.hub.names import (
     EMBEDDING,
-    HEAD,
+    LM_HEAD,
     MTP_PREFIX,
     Index,
     first_few,
-    held_dtype,
+    load_dtype,
     released_names,
     tensors_of,
 )
-from gossamer.hub.shards import DTYPES, REMEDY, StoredTensor, read_header, read_headers, read_rows
+from gossamer.hub.shards import DTYPES, SAVE_AGAIN, StoredTensor, read_header, read_headers, read_rows
 from gossamer.model.causal_lm import CausalLM
 from gossamer.model.config import ModelConfig
 from gossamer.model.experts import Router
@@ -67,7 +67,6 @@ def load(path: str | Path, dtype: torch.dtype | None = None, device: str | torch
     where = devices.resolve(device) if isinstance(device, str) else device
     folder = find_model(path)
     values, config = read_config(folder)
-    config = _by_interval(config)
     stored = read_headers(folder)
     mtp = any(name.startswith(MTP_PREFIX) for name in stored)
     config = replace(config, num_nextn_predict_layers=int(mtp))
@@ -82,8 +81,8 @@ def load(path: str | Path, dtype: torch.dtype | None = None, device: str | torch
     _allocate(model, dtypes, where)
     with _one_thread():
         _fill(model, stored, places)
-    if config.tie_word_embeddings and HEAD in stored:
-        _check_tied(model, stored[HEAD].file)
+    if config.tie_word_embeddings and LM_HEAD in stored:
+        _check_tied(model, stored[LM_HEAD].file)
     _report_head(folder, model, promised=bool(values.get(_MTP_KEY)))
     return model.eval()
 
@@ -104,19 +103,13 @@ def _report_head(folder: Path, model: CausalLM, promised: bool) -> None:
 # What the files say.
 
 
-def _by_interval(config: ModelConfig) -> ModelConfig:
-    """Return the configuration by interval where that says the same as the list of layers that files contain."""
-    by_interval = replace(config, layer_types=None)
-    return by_interval if by_interval.mixers == config.mixers else config
-
-
 def _require_size(config: ModelConfig, stored: dict[str, StoredTensor], folder: Path) -> None:
     """Refuse a config.json whose network is far larger than the files, before it is laid out."""
     wanted, held = count_network(config).parameters, sum(math.prod(tensor.shape) for tensor in stored.values())
     if wanted > 2 * held + 1_000_000:
         raise UserError(
             f"{folder}: config.json describes a network of {count(wanted)} parameters, and the files hold "
-            f"{count(held)}; {REMEDY}"
+            f"{count(held)}; {SAVE_AGAIN}"
         )
 
 
@@ -139,7 +132,9 @@ def _match(model: CausalLM, stored: dict[str, StoredTensor], folder: Path) -> di
         present = [name for name in slices if name in stored]
         if parameter in stored and slices.keys() != {parameter}:
             if present:
-                raise UserError(f"{folder}: {parameter} and {present[0]} are the same weights, stored twice; {REMEDY}")
+                raise UserError(
+                    f"{folder}: {parameter} and {present[0]} are the same weights, stored twice; {SAVE_AGAIN}"
+                )
             slices = {parameter: ()}
         for name, index in slices.items():
             if name not in stored:
@@ -154,9 +149,9 @@ def _match(model: CausalLM, stored: dict[str, StoredTensor], folder: Path) -> di
     if missing:
         raise UserError(
             f"{folder}: {len(missing)} {_tensors(missing)} missing that config.json asks for: {first_few(missing)}; "
-            f"{REMEDY}"
+            f"{SAVE_AGAIN}"
         )
-    tied = {HEAD} if model.config.tie_word_embeddings else set()
+    tied = {LM_HEAD} if model.config.tie_word_embeddings else set()
     if unexpected := sorted(stored.keys() - places.keys() - tied):
         raise UserError(
             f"{folder}: {len(unexpected)} {_tensors(unexpected)} not in the network that config.json describes: "
@@ -176,7 +171,7 @@ def _dtypes(
     """Return the dtype of each parameter; experts that are stored in several types get one that holds them all."""
     held: dict[str, torch.dtype] = {}
     for name, (parameter, _) in places.items():
-        wanted = held_dtype(parameter, dtype or stored[name].dtype)
+        wanted = load_dtype(parameter, dtype or stored[name].dtype)
         held[parameter] = torch.promote_types(held.get(parameter, wanted), wanted)
     return held
 
@@ -233,13 +228,13 @@ def _fill(model: CausalLM, stored: dict[str, StoredTensor], places: dict[str, tu
 def _check_tied(model: CausalLM, file: Path) -> None:
     """Refuse a stored head that differs from the embedding that it is tied to."""
     embedding = model.model.embed_tokens.weight
-    stored = read_header(file)[HEAD]
+    stored = read_header(file)[LM_HEAD]
     same = stored.shape == tuple(embedding.shape) and all(
         torch.equal(rows.to(embedding), embedding[start : start + len(rows)])
-        for _, start, rows in read_rows(file, {HEAD: stored})
+        for _, start, rows in read_rows(file, {LM_HEAD: stored})
     )
     if not same:
         raise UserError(
-            f"{file}: {HEAD} differs from {EMBEDDING}, though config.json ties them; "
+            f"{file}: {LM_HEAD} differs from {EMBEDDING}, though config.json ties them; "
             "set tie_word_embeddings to false there"
         )

@@ -1,4 +1,4 @@
-"""The shards of a Hugging Face directory, its safetensors files: their headers, and their tensors in pieces."""
+"""The shards of a Hugging Face directory: the headers of its safetensors files, and tensors a few rows at a time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gossamer.hub.names import INDEX, WEIGHTS, first_few
 from gossamer.reading import read_object
 from gossamer.typed import shown
 
-REMEDY = "download or save it again"
+SAVE_AGAIN = "download or save it again"
 _MAX_NAME = 255  # bytes of a file's name
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
@@ -53,24 +53,24 @@ def read_headers(folder: Path) -> dict[str, StoredTensor]:
                 f"{folder / pickles[0]}: pickled weights can run any code and are never loaded; "
                 "convert them to safetensors with transformers' save_pretrained"
             )
-        raise UserError(f"{folder}: holds neither {WEIGHTS} nor {INDEX}; {REMEDY}")
+        raise UserError(f"{folder}: holds neither {WEIGHTS} nor {INDEX}; {SAVE_AGAIN}")
 
     weight_map = read_object(folder / INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
-        raise UserError(f"{folder / INDEX}: holds no weight_map from tensors to files; {REMEDY}")
+        raise UserError(f"{folder / INDEX}: holds no weight_map from tensors to files; {SAVE_AGAIN}")
     stored: dict[str, StoredTensor] = {}
     for shard in sorted(set(weight_map.values())):
         if Path(shard).name != shard or len(shard.encode()) > _MAX_NAME:
-            raise UserError(f"{folder / INDEX}: names {shown(shard)}, which is no file of this folder; {REMEDY}")
+            raise UserError(f"{folder / INDEX}: names {shown(shard)}, which is not a file of this folder; {SAVE_AGAIN}")
         if not (folder / shard).is_file():
-            raise UserError(f"{folder / shard}: this shard is missing, {INDEX} names it; {REMEDY}")
+            raise UserError(f"{folder / shard}: this shard is missing, {INDEX} names it; {SAVE_AGAIN}")
         header = read_header(folder / shard)
         if twice := sorted(header.keys() & stored.keys()):
-            raise UserError(f"{folder}: {twice[0]} is in {stored[twice[0]].file.name} and in {shard}; {REMEDY}")
+            raise UserError(f"{folder}: {twice[0]} is in {stored[twice[0]].file.name} and in {shard}; {SAVE_AGAIN}")
         if lacking := [name for name, file in weight_map.items() if file == shard and name not in header]:
             raise UserError(
                 f"{folder / shard}: lacks {len(lacking)} tensors that {INDEX} places there: {first_few(lacking)}; "
-                f"{REMEDY}"
+                f"{SAVE_AGAIN}"
             )
         stored |= header
     return stored
@@ -127,7 +127,7 @@ def _opened(file: Path) -> Iterator[Any]:
         with utf8_path(file) as path, safe_open(path, framework="pt") as handle:
             yield handle
     except SafetensorError as error:
-        raise UserError(f"{file}: not a whole safetensors file ({error}); {REMEDY}") from error
+        raise UserError(f"{file}: not a whole safetensors file ({error}); {SAVE_AGAIN}") from error
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror or error})") from error
 
@@ -138,10 +138,10 @@ def _window(size: int) -> int:
 
 
 def read_rows(file: Path, tensors: dict[str, StoredTensor]) -> Iterator[tuple[str, int, Tensor]]:
-    """Yield tensors of a file in pieces: name, first row, rows.
+    """Yield the tensors of a file a few rows at a time: name, first row, rows.
 
-    A piece is a view of the memory-mapped file, and what has been read of the file counts as this process's memory
-    until the map is closed. So there is a new map after every window, and the pieces must not be kept.
+    The rows are a view of the memory-mapped file, and what has been read of the file counts as this process's memory
+    until the map is closed. So there is a new map after every window, and the rows must not be kept.
 
     Raises:
         UserError: the file cannot be read, or was replaced meanwhile.

@@ -29,7 +29,7 @@ from gossamer.model.causal_lm import CausalLM
 from gossamer.reading import read_object, user_path
 
 _SHARD_BYTES = 5 * 10**9  # as Hugging Face's Hub recommends
-REMEDY = "name a folder elsewhere"
+SAVE_ELSEWHERE = "name a folder elsewhere"
 # Hugging Face's names of the files that belong to a model beside its weights and config.json.
 _COMPANIONS = (
     "tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json vocab.json merges.txt "
@@ -112,7 +112,7 @@ def _write_model(
     if directory.exists() and not directory.is_dir():
         raise UserError(f"{directory}: is a file; name a folder")
     directory = directory.resolve()  # "." has no name, and a link may lead to another disk
-    with disk_errors(directory, REMEDY), building(directory) as temporary:
+    with disk_errors(directory, SAVE_ELSEWHERE), building(directory) as temporary:
         if companions is not None:
             companions(temporary)
         _write_config(model, temporary, extra)

@@ -24,7 +24,7 @@ _RECOMMENDED = {
     "top_p": TopP,
     "top_k": Annotated[int, Range(-1, (1 << 31) - 1)],  # some write -1 for all tokens
     "min_p": Annotated[float, Range(0, 1)],
-    "repetition_penalty": Annotated[float, Range(0, 100, above=True)],
+    "repetition_penalty": Annotated[float, Range(0, 100, excludes_minimum=True)],
 }
 
 

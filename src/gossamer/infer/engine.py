@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gossamer.data.tokenizer import Tokenizer
-from gossamer.errors import UserError
+from gossamer.errors import UserError, exception_line, shorten
 from gossamer.infer.drafter import Drafter, DraftLength
 from gossamer.infer.grammar import GrammarError, Grammars, Matcher
 from gossamer.infer.options import EngineOptions, EngineStats
@@ -392,7 +392,7 @@ class Engine:
             remaining = [request for request in group if request.slot is not None]
             for request in reversed(remaining):
                 if len(group) == 1:
-                    self._finish(request, "error", _Failure(_in_one_line(error)))
+                    self._finish(request, "error", _Failure(exception_line(error, _MAX_LINE)))
                 else:
                     request.runs_alone = True
                     self._scheduler.preempt(request)
@@ -403,15 +403,11 @@ def _try(work: Callable[[], object]) -> _Failure | None:
     try:
         work()
     except GrammarError as error:
-        return _Failure(" ".join(str(error).split())[:_MAX_LINE], "grammar")
+        return _Failure(shorten(error, _MAX_LINE), "grammar")
     except Exception as error:
         log.exception("a request failed")
-        return _Failure(_in_one_line(error))
+        return _Failure(exception_line(error, _MAX_LINE))
     return None
-
-
-def _in_one_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:_MAX_LINE]
 
 
 def _separate(items: list[T], runs_alone: list[bool]) -> list[list[T]]:

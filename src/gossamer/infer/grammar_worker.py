@@ -12,6 +12,7 @@ from collections.abc import Callable
 import llguidance
 
 from gossamer.data.tokenizer import Tokenizer
+from gossamer.errors import shorten
 from gossamer.infer.isolated import Handler, Refused
 
 __all__ = ["ENDED", "MASK", "SECONDS", "prepare_matching"]
@@ -90,7 +91,7 @@ def _in_one_line(error: str) -> str:
     error = error.split("<backtrace>")[0].replace("<non-verbose/>", "")
     if error.startswith("panic:"):
         return "it is more than the library for grammars can hold"
-    return " ".join(error.split())[:300]
+    return shorten(error, 300)
 
 
 class _Vocabulary:

@@ -11,7 +11,7 @@ from gossamer.typed import PYTHON_ONLY, Range, Unit, check_fields, reject_unknow
 __all__ = ["EngineOptions", "EngineStats", "SamplingOptions", "Temperature", "TopP", "Weights"]
 
 Temperature = Annotated[float, Range(0, 100)]
-TopP = Annotated[float, Range(0, 1, above=True)]
+TopP = Annotated[float, Range(0, 1, excludes_minimum=True)]
 Weights = Literal["stored", "int8"]
 
 

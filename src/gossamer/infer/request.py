@@ -70,9 +70,9 @@ class SamplingParams:
     max_tokens: Annotated[int, Range(1, math.inf)]
     temperature: Annotated[float, Range(0, math.inf)] = 1.0
     top_k: Annotated[int, Range(0, math.inf)] = 0
-    top_p: Annotated[float, Range(0, 1, above=True)] = 1.0
+    top_p: Annotated[float, Range(0, 1, excludes_minimum=True)] = 1.0
     min_p: Annotated[float, Range(0, 1)] = 0.0
-    repetition_penalty: Annotated[float, Range(0, math.inf, above=True)] = 1.0
+    repetition_penalty: Annotated[float, Range(0, math.inf, excludes_minimum=True)] = 1.0
     presence_penalty: _Penalty = 0.0
     frequency_penalty: _Penalty = 0.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)

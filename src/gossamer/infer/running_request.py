@@ -56,7 +56,7 @@ class RunningRequest:
         self.pages: list[int] = []
         self.snapshot_points: list[int] = []
         self._eot = tokenizer.eot_id
-        self._text_stream = TextStream(tokenizer, request.sampling.stop)
+        self._stop_filter = StopStringFilter(tokenizer, request.sampling.stop)
         self._new_ids: list[int] = []
         self._new_text = ""
         self._new_logprobs: list[TokenLogprobs] = []
@@ -112,8 +112,8 @@ class RunningRequest:
         self._new_ids.append(token)
         if logprobs is not None:
             self._new_logprobs.append(logprobs)
-        self._new_text += self._text_stream.push(token)
-        if self._text_stream.has_stopped or (self.matcher is not None and self.matcher.has_ended):
+        self._new_text += self._stop_filter.push(token)
+        if self._stop_filter.has_stopped or (self.matcher is not None and self.matcher.has_ended):
             return "stop"
         return "length" if len(self.tokens) == self.max_length else None
 
@@ -127,7 +127,7 @@ class RunningRequest:
             error: what went wrong, in one line
             cause: what the error is about, see `Delta`
         """
-        text = self._new_text + (self._text_stream.finish() if reason is not None else "")
+        text = self._new_text + (self._stop_filter.finish() if reason is not None else "")
         ids, logprobs = tuple(self._new_ids), tuple(self._new_logprobs)
         self._new_ids, self._new_text, self._new_logprobs = [], "", []
         if reason is None and not ids and not text:
@@ -141,7 +141,7 @@ class RunningRequest:
         return Usage(prompt, len(self.tokens) - prompt, self.num_cached or 0, self.num_drafted, self.num_accepted)
 
 
-class TextStream:
+class StopStringFilter:
     """The text of one answer: it shows whole characters, and nothing that may yet become a stop string.
 
     Args:

@@ -98,7 +98,7 @@ class ModelConfig:
     rms_norm_eps: Annotated[float, Range(1e-30, 1)] = 1e-6
     tie_word_embeddings: bool = False
     rope_theta: Annotated[float, Range(1, 1e12)] = 10000.0
-    partial_rotary_factor: Annotated[float, Range(0, 1, above=True), SET_BY_BUDGET] = 0.25
+    partial_rotary_factor: Annotated[float, Range(0, 1, excludes_minimum=True), SET_BY_BUDGET] = 0.25
     attention_bias: bool = False
     full_attention_interval: Annotated[_Every, SET_BY_BUDGET] = 4
     layer_types: Annotated[tuple[str, ...] | None, SET_BY_BUDGET] = None

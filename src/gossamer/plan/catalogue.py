@@ -230,7 +230,7 @@ class Place:
             place = Place(self.file, f"{self.key}.{name}".lstrip("."), value)
             at_key = Place(self.file, place.key, key)
             if name in seen:
-                raise at_key.wrong("stands twice")
+                raise at_key.wrong("duplicate key")
             if known is not None and name not in known:
                 raise at_key.wrong(f"unknown key{did_you_mean(name, known)}")
             seen.add(name)

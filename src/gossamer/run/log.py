@@ -27,6 +27,7 @@ from gossamer import __version__, ops
 from gossamer import device as devices
 from gossamer.cost.network import count_network
 from gossamer.data.dataset import Dataset
+from gossamer.errors import exception_line
 from gossamer.files import write_atomically
 from gossamer.hub.find import RUN_CONFIG
 from gossamer.reading import open_to_append
@@ -99,8 +100,7 @@ class Journal:
         try:
             yield
         except Exception as error:
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            self.say(f"no {what} after step {step} ({reason}); the run itself is whole")
+            self.say(f"no {what} after step {step} ({exception_line(error, 300)}); the run itself is whole")
             log.debug("no %s", what, exc_info=True)
 
     # The beginning and the end.

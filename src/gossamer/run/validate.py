@@ -18,7 +18,7 @@ from torch import Tensor
 from gossamer import device as devices
 from gossamer import hub
 from gossamer.data.config import CorpusConfig
-from gossamer.data.dataset import Dataset, prepare, prepare_one
+from gossamer.data.dataset import Dataset, prepare, prepare_for_evaluation
 from gossamer.data.packing import Batch, validation_batches
 from gossamer.data.progress import ProgressDisplay
 from gossamer.data.token_files import TokenFile
@@ -177,7 +177,7 @@ def bytes_of_tokens(file: TokenFile, tokenizer: Tokenizer) -> np.ndarray:
     for begin in range(0, file.num_tokens, _COUNTED_AT_ONCE):
         ids = file.read(begin, min(_COUNTED_AT_ONCE, file.num_tokens - begin))
         counts += np.bincount(ids, minlength=len(counts))
-    spelt = tokenizer.token_bytes().astype(np.float64)
+    spelt = tokenizer.num_bytes_per_token().astype(np.float64)
     total = float(counts @ spelt)
     if not total:  # only unknown tokens
         return np.full(len(counts), file.num_bytes / file.num_tokens)
@@ -315,7 +315,7 @@ def evaluate_run(
         quantize_to_int8(model)
     length, rows = _LENGTH, _ROWS
     if paths:
-        sets = {"": prepare_one(tuple(paths), CorpusConfig(errors=errors), tokenizer, progress)}
+        sets = {"": prepare_for_evaluation(tuple(paths), CorpusConfig(errors=errors), tokenizer, progress)}
     else:
         if not (run / RUN_CONFIG).is_file():
             raise UserError(f"{run} is a model without held-out text of its own; name text with --data PATH")

@@ -12,7 +12,7 @@ from gossamer.typed import PYTHON_ONLY, Formerly, Metavar, Range, Unit, check_fi
 
 __all__ = ["ServeOptions", "is_loopback"]
 
-_Seconds = Annotated[float, Range(0, 1_000_000, above=True), Unit("seconds")]
+_Seconds = Annotated[float, Range(0, 1_000_000, excludes_minimum=True), Unit("seconds")]
 
 
 @reject_unknown_fields

@@ -23,9 +23,9 @@ _MAX_STEP_TOKENS = 1 << 28  # of an optimizer step; the largest that are known h
 _Steps = Annotated[int, Range(0, 10**12), Unit("steps")]
 _EvalTokens = Annotated[int, Range(2, 10**15), Unit("tokens")]
 _Fraction = Annotated[float, Range(0, 1)]
-_Decay = Annotated[float, Range(0, 1, below=True)]
+_Decay = Annotated[float, Range(0, 1, excludes_maximum=True)]
 _Weight = Annotated[float, Range(0, 1_000_000)]
-_Price = Annotated[float, Range(0, 10**9, above=True), Metavar("PRICE")]
+_Price = Annotated[float, Range(0, 10**9, excludes_minimum=True), Metavar("PRICE")]
 
 
 @reject_unknown_fields
@@ -46,8 +46,8 @@ class OptimizerConfig:
     """
 
     kind: Literal["muon", "adamw"] = "muon"
-    learning_rate: Annotated[float, Range(0, 1000, above=True), SET_BY_BUDGET] = 3e-3
-    embedding_lr_factor: Annotated[float, Range(0, 1_000_000, above=True)] = 1.0
+    learning_rate: Annotated[float, Range(0, 1000, excludes_minimum=True), SET_BY_BUDGET] = 3e-3
+    embedding_lr_factor: Annotated[float, Range(0, 1_000_000, excludes_minimum=True)] = 1.0
     momentum: _Decay = 0.95
     betas: tuple[_Decay, _Decay] = (0.9, 0.95)
     eps: _Fraction = 1e-8

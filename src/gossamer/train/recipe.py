@@ -18,7 +18,7 @@ from gossamer.model.config import ModelConfig
 from gossamer.options import Option, options_of, without_none
 from gossamer.reading import read_text, user_path
 from gossamer.train.config import OptimizerConfig, ScheduleConfig, TrainingConfig
-from gossamer.typed import check_fields, count_of, hints_of, reject_unknown_fields
+from gossamer.typed import check_fields, hints_of, parse_suffixed_number, reject_unknown_fields
 from gossamer.yaml_files import MAX_YAML, parse_yaml, plain_values, yaml_text
 
 
@@ -102,7 +102,7 @@ def recipe_from(values: Mapping[str, Any], overrides: Mapping[str, Any] | None =
         if key not in options:
             raise UnknownKeyError(key, did_you_mean(key, [*options, *sections]))
         section, _, name = key.rpartition(".")
-        count = count_of(value, options[key].annotation) if isinstance(value, str) else None  # 15T
+        count = parse_suffixed_number(value, options[key].annotation) if isinstance(value, str) else None  # 15T
         parts[section][name] = value if count is None else count
     _derive_sizes(parts["model"])
     made = {name: _section(kind, parts[name], name) for name, kind in sections.items()}

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from fastapi import Depends, Request
 
-from gossamer.data.tokenizer import TextStream, Tokenizer
+from gossamer.data.tokenizer import IncrementalDetokenizer, Tokenizer
 from gossamer.infer.request import Delta, TokenLogprobs
 from gossamer.serve.generation import LOG_KEY, Generation, unless_gone
 from gossamer.serve.service import Service
@@ -127,7 +127,7 @@ def chat_logprobs(tokenizer: Tokenizer, tokens: Sequence[TokenLogprobs]) -> list
 
 
 def completion_logprobs(
-    tokenizer: Tokenizer, tokens: Sequence[TokenLogprobs], offset: int, stream: TextStream | None = None
+    tokenizer: Tokenizer, tokens: Sequence[TokenLogprobs], offset: int, stream: IncrementalDetokenizer | None = None
 ) -> CompletionsLogprobs:
     """Return the log-probabilities of an answer in the form of completions: parallel lists over the tokens.
 

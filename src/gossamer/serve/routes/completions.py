@@ -9,7 +9,7 @@ from typing import Any, Literal
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from gossamer.data.tokenizer import TextStream
+from gossamer.data.tokenizer import IncrementalDetokenizer
 from gossamer.infer.request import Delta, TokenLogprobs
 from gossamer.infer.request import Request as EngineRequest
 from gossamer.infer.request import Usage as EngineUsage
@@ -48,7 +48,7 @@ class _Text:
     """
 
     echo: str
-    stream: TextStream
+    stream: IncrementalDetokenizer
     text: str = ""
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     finish_reason: Literal["stop", "length"] | None = None

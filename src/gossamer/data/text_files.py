@@ -22,7 +22,7 @@ from gossamer.errors import UserError
 from gossamer.reading import open_to_read
 from gossamer.units import size
 
-__all__ = ["COMPRESSED", "DecodeStats", "decode_utf8", "file_kind", "open_utf8", "text_blocks", "text_lines"]
+__all__ = ["COMPRESSED", "DecodeStats", "content_suffix", "decode_utf8", "open_utf8", "text_blocks", "text_lines"]
 
 _BUFFER = 1 << 20  # bytes that are decompressed or recoded at once
 _BLOCK = 1 << 20  # bytes that are decoded at once
@@ -44,8 +44,8 @@ class DecodeStats:
     """What was found out about a file's encoding while it was read.
 
     Attributes:
-        replaced: number of characters that became U+FFFD because their bytes were not of the file's encoding.
-        encoding: the encoding that the byte order mark names; "utf-8" without one.
+        replaced: number of characters that became U+FFFD because their bytes were not of the file's encoding
+        encoding: the encoding that the byte order mark names; "utf-8" without one
     """
 
     def __init__(self) -> None:
@@ -53,7 +53,7 @@ class DecodeStats:
         self.encoding = "utf-8"
 
 
-def file_kind(path: Path) -> str:
+def content_suffix(path: Path) -> str:
     """Return the suffix that says what a file holds, in lower case: `.jsonl` for `a.jsonl`, `a.JSONL`, `a.jsonl.gz`."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     while suffixes and suffixes[-1] in COMPRESSED:
@@ -65,9 +65,9 @@ def text_blocks(path: Path, errors: str, stats: DecodeStats) -> Iterator[str]:
     """Yield the text of a file, a block at a time, without its byte order mark.
 
     Args:
-        path: the file.
-        errors: "strict" or "replace".
-        stats: is updated with what had to be replaced.
+        path: the file
+        errors: "strict" or "replace"
+        stats: is updated with what had to be replaced
 
     Raises:
         UserError: the file cannot be read, or is not UTF-8 while `errors` is "strict".
@@ -123,9 +123,9 @@ def open_utf8(path: Path, errors: str, stats: DecodeStats) -> Iterator[BinaryIO]
     """Open a file whose bytes are read as UTF-8, whatever its compression and byte order mark.
 
     Args:
-        path: the file.
-        errors: "strict" or "replace", for UTF-16 and UTF-32; a UTF-8 file is passed on unchecked.
-        stats: is updated with what had to be replaced.
+        path: the file
+        errors: "strict" or "replace", for UTF-16 and UTF-32; a UTF-8 file is passed on unchecked
+        stats: is updated with what had to be replaced
 
     Raises:
         UserError: on opening or on reading: there is no such file, its compression is damaged or cut short, or it is
