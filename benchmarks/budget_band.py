@@ -76,7 +76,7 @@ def run(name: str, path: str, budget: str) -> dict[str, Any]:
 
 def line_of(folder: Path, name: str, budget: str) -> dict[str, Any]:
     """Return the line of a run that lies in a folder."""
-    from gossamer.cost.sizes import trunk_parameters
+    from gossamer.cost.width_family import trunk_parameters
     from gossamer.data.dataset import prepare
     from gossamer.run.budget import compressed_bits
     from gossamer.train.recipe import load_recipe

@@ -3,10 +3,10 @@
     python benchmarks/planner_fit.py            # print the table
     python benchmarks/planner_fit.py --write    # and write efficiency.yaml, the documents' tables and picture
 
-Only runs whose role in runs.yaml is `fit` are used. The logarithm of each share has a prior that it is drawn to where
-the runs say little: what large products (770 of 989 TFLOP/s) and copies were measured to reach on an H200, less what a
-program of many small kernels loses, and round figures for links and availability. Layouts are the planner's own, so
-layouts and shares are found in turn until neither changes.
+Only runs whose role in published_runs.yaml is `fit` are used. The logarithm of each share has a prior that it is drawn
+to where the runs say little: what large products (770 of 989 TFLOP/s) and copies were measured to reach on an H200,
+less what a program of many small kernels loses, and round figures for links and availability. Layouts are the planner's
+own, so layouts and shares are found in turn until neither changes.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ import numpy as np
 
 from gossamer.cost.layout import Layout
 from gossamer.plan import ClusterPlan, Job
+from gossamer.plan.arguments import choose_chips, planned_network, training_plans
 from gossamer.plan.catalogue import load_catalogue
 from gossamer.plan.describe import draw_plans
-from gossamer.plan.efficiency import FITTED, Efficiency, fitted
+from gossamer.plan.efficiency import EFFICIENCY_FILE, Efficiency, load_fitted_efficiency
 from gossamer.plan.published_runs import (
     FIT,
     Prediction,
     PublishedRun,
+    load_published_runs,
     planner_error,
     predictions,
     predictions_table,
-    published,
 )
-from gossamer.plan.request import choose_chips, planned_network, training_plans
 from gossamer.units import days, dollars, energy, percent
 
 PRIOR = Efficiency(products=0.75, memory=0.5, links=0.6, availability=0.9)
@@ -82,12 +82,12 @@ def fit(runs: list[PublishedRun]) -> Efficiency:
 def write_shares(rates: Efficiency, error: float) -> None:
     """Write efficiency.yaml."""
     lines = [
-        "# Written by benchmarks/planner_fit.py --write: shares of a chip's figures, fitted to the runs of runs.yaml",
-        "# whose role is `fit`; and the root mean square of the logarithmic errors of those held out.",
+        "# Written by benchmarks/planner_fit.py --write: shares of a chip's figures, fitted to those runs of",
+        "# published_runs.yaml whose role is `fit`; and the root mean square of logarithmic errors of those held out.",
         *(f"{name}: {value}" for name, value in asdict(rates).items()),
         f"error: {error:.3f}",
     ]
-    FITTED.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    EFFICIENCY_FILE.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def compared() -> list[ClusterPlan]:
@@ -112,7 +112,7 @@ def comparison(plans: list[ClusterPlan]) -> str:
         "|---|--:|--:|--:|--:|--:|--:|---|---|",
     ]
     for plan in plans:
-        low, high = plan.between(plan.days)
+        low, high = plan.uncertainty_range(plan.days)
         lines.append(
             f"| {plan.chip.name} | {days(plan.days)} | {days(low)} to {days(high)} "
             f"| {plan.tokens_per_second() / plan.count:,.0f} | {percent(plan.mfu())} "
@@ -124,7 +124,7 @@ def comparison(plans: list[ClusterPlan]) -> str:
 
 def document(text: str, found: list[Prediction], plans: list[ClusterPlan]) -> str:
     """Return a document with those of the two tables that it holds made anew."""
-    shares = ", ".join(f"{name} {share}" for name, share in asdict(fitted().rates).items())
+    shares = ", ".join(f"{name} {share}" for name, share in asdict(load_fitted_efficiency().rates).items())
     validation = f"Fitted shares: {shares}.\n\n{predictions_table(found)}"
     return section(section(text, "validation", validation), "comparison", comparison(plans))
 
@@ -137,7 +137,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     catalogue = load_catalogue()
-    rates = fit([run for run in published(catalogue)[0] if run.role == FIT])
+    rates = fit([run for run in load_published_runs(catalogue)[0] if run.role == FIT])
     found = predictions(catalogue, rates)
     print(rates)
     print(predictions_table(found))

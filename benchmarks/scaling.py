@@ -80,7 +80,7 @@ def main() -> None:
 
 def fingerprint() -> str:
     """Return a fingerprint of the recipe and of the family's sizes: runs of different ones do not mix."""
-    from gossamer.cost.sizes import WIDTHS
+    from gossamer.cost.width_family import WIDTHS
     from gossamer.run.budget import sized_recipe
     from gossamer.train.recipe import load_recipe
 
@@ -133,7 +133,7 @@ def _train(corpus: str, tokenizer: str, width: int, seconds: float, recipe: str,
 
     from gossamer import __version__
     from gossamer import device as devices
-    from gossamer.cost.sizes import trunk_parameters
+    from gossamer.cost.width_family import trunk_parameters
     from gossamer.data.dataset import prepare
     from gossamer.run.budget import compressed_bits, sized_recipe, tokens_per_second
     from gossamer.run.loop import train

@@ -40,9 +40,9 @@ from gossamer.hub.gguf_vocabulary import read_vocabulary
 from gossamer.infer.defaults import generation_config
 from gossamer.model.causal_lm import CausalLM
 from gossamer.model.config import ModelConfig
-from gossamer.plan import fitted, load_catalogue, network_from_json
+from gossamer.plan import load_catalogue, load_fitted_efficiency, network_from_json
 from gossamer.plan.catalogue import SHIPPED
-from gossamer.plan.efficiency import CERTIFICATE_FORMAT, certified
+from gossamer.plan.efficiency import CERTIFICATE_FORMAT, apply_certificate
 from gossamer.reading import read_json, read_object
 from gossamer.report import write_report
 from gossamer.run.budget import read_plan
@@ -132,10 +132,10 @@ def batches() -> TrainBatches:
 
 
 def ledger() -> Ledger:
-    made = Ledger(device="cpu", peak=1e11, price=2.0, joules=5.0, joules_seconds=2.0, done=0.5)
-    made.step(True, 512, {"attention": 1e6, "experts": 2e6}, 1.0)
-    made.step(False, 512, {"attention": 1e6, "experts": 2e6}, 1.0)
-    made.overhead("start", 3.0)
+    made = Ledger(device="cpu", peak=1e11, price=2.0, joules=5.0, joules_seconds=2.0, fraction=0.5)
+    made.book_step(True, 512, {"attention": 1e6, "experts": 2e6}, 1.0)
+    made.book_step(False, 512, {"attention": 1e6, "experts": 2e6}, 1.0)
+    made.book_overhead("start", 3.0)
     return made
 
 
@@ -331,7 +331,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
         "certificate": Case(
             {"certificate.json": encoded(CERTIFICATE)},
             {"certificate.json": damaged_json},
-            lambda place: certified(place / "certificate.json", chip, fitted().rates),
+            lambda place: apply_certificate(place / "certificate.json", chip, load_fitted_efficiency().rates),
             2,
         ),
         "ledger": Case({"ledger.json": ledger().to_json()}, {"ledger.json": damaged_json}, read_ledger_file, 2),

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import pytest
 
 from gossamer.cli import VERBS
-from gossamer.cost.sizes import DIMENSIONS
+from gossamer.cost.width_family import DIMENSIONS
 from gossamer.infer.defaults import SAMPLING
 from gossamer.infer.options import EngineOptions, SamplingOptions
 from gossamer.options import description_of, documented, options_of, plain_type, without_none

@@ -13,7 +13,7 @@ from gossamer.units import (
     duration,
     flops,
     human,
-    known,
+    is_number,
     network_words,
     number,
     percent,
@@ -67,7 +67,7 @@ def test_sizes_of_files_and_bandwidths() -> None:
 
 @pytest.mark.parametrize("value", [None, "3", True, math.nan, math.inf, [1.0]])
 def test_what_is_no_number_is_not_known(value: object) -> None:
-    assert not known(value)
+    assert not is_number(value)
     assert {write(value) for write in (count, number, duration, flops, percent, size)} == {"–"}
 
 

@@ -29,7 +29,6 @@ __all__ = [
     "MissingFile",
     "TextErrors",
     "checked",
-    "is_number",
     "open_to_append",
     "open_to_read",
     "parse_json",
@@ -331,11 +330,6 @@ def _adapter(kind: Any) -> Any:
     import pydantic
 
     return pydantic.TypeAdapter(kind)
-
-
-def is_number(value: Any) -> bool:
-    """Whether a value is a finite number; True and False are not."""
-    return type(value) is int or (type(value) is float and math.isfinite(value))
 
 
 def parse_number(text: str) -> int | float | None:

@@ -21,7 +21,7 @@ __all__ = [
     "flops",
     "hours",
     "human",
-    "known",
+    "is_number",
     "money",
     "network_size",
     "network_words",
@@ -37,7 +37,7 @@ _BINARY = ((2**50, "PiB"), (2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**1
 _DECIMAL = ((1e15, "PB"), (1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
-def known(value: Any) -> bool:
+def is_number(value: Any) -> bool:
     """Return whether a value is a finite number, and no boolean."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
@@ -67,7 +67,7 @@ def _plain(value: float, digits: int) -> str:
 
 def count(value: Any) -> str:
     """Write a number of things: 57012345 -> "57.0M"; small numbers are written in full."""
-    if not known(value):
+    if not is_number(value):
         return "–"
     if abs(value) < 10_000 and value == int(value):
         return f"{value:,.0f}"
@@ -84,17 +84,17 @@ def amount(things: int, name: str) -> str:
 
 def number(value: Any, digits: int = 4) -> str:
     """Write a measurement with so many significant digits: 2.24 -> "2.240"."""
-    return f"{value:#.{digits}g}".rstrip(".") if known(value) else "–"
+    return f"{value:#.{digits}g}".rstrip(".") if is_number(value) else "–"
 
 
 def percent(share: Any, decimals: int = 0) -> str:
     """Write a share with so many decimal places: 0.814 -> "81%"."""
-    return f"{100 * share:.{decimals}f}%" if known(share) else "–"
+    return f"{100 * share:.{decimals}f}%" if is_number(share) else "–"
 
 
 def scientific(value: Any, decimals: int = 1) -> str:
     """Write an error or a tolerance in powers of ten, with so many decimal places: 0.000123 -> "1.2e-04"."""
-    return f"{value:.{decimals}e}" if known(value) else "–"
+    return f"{value:.{decimals}e}" if is_number(value) else "–"
 
 
 # Sizes of networks.
@@ -115,8 +115,8 @@ def network_size(parameters: Any, active: Any, mtp_parameters: Any = None, mtp_a
         mtp_parameters: Parameters of the multi-token-prediction head; None if it is not known whether there is one.
         mtp_active: The active ones, likewise.
     """
-    if not (known(mtp_parameters) and known(mtp_active) and known(parameters) and known(active)):
-        return count(parameters), f"{count(active)} active a token" if known(active) else ""
+    if not (is_number(mtp_parameters) and is_number(mtp_active) and is_number(parameters) and is_number(active)):
+        return count(parameters), f"{count(active)} active a token" if is_number(active) else ""
     if not mtp_parameters:
         return count(parameters), f"{count(active)} active a token; no multi-token-prediction head"
     own, own_active = parameters - mtp_parameters, active - mtp_active
@@ -135,7 +135,7 @@ def network_words(*sizes: Any) -> str:
 
 def duration(seconds: Any) -> str:
     """Write a time with its two largest units: 3725 -> "1 h 2 min"."""
-    if not known(seconds):
+    if not is_number(seconds):
         return "–"
     if seconds < 59.95:
         return f"{seconds:.3g} s"
@@ -149,21 +149,21 @@ def duration(seconds: Any) -> str:
 
 def days(value: Any) -> str:
     """Write a number of days: 1234.5 -> "1,234", 2.345 -> "2.3"."""
-    if not known(value):
+    if not is_number(value):
         return "–"
     return f"{value:,.0f}" if value >= 10 else number(value, 2)
 
 
 def hours(value: Any) -> str:
     """Write hours of devices, not of the clock: 0.01234 -> "0.0123", 1234.5 -> "1,234"."""
-    if not known(value):
+    if not is_number(value):
         return "–"
     return f"{value:,.0f}" if value >= 1000 else _plain(value, 3)
 
 
 def flops(value: Any) -> str:
     """Write a number of floating-point operations: 9.83e12 -> "9.83 TFLOP"."""
-    if not known(value):
+    if not is_number(value):
         return "–"
     power = min(max(int(math.log10(value)) // 3, 0), 8) if value >= 1 else 0
     return f"{number(value / 1000**power, 3)} {('', 'K', 'M', 'G', 'T', 'P', 'E', 'Z', 'Y')[power]}FLOP"
@@ -171,7 +171,7 @@ def flops(value: Any) -> str:
 
 def energy(kilowatt_hours: Any) -> str:
     """Write an energy: 0.0123 -> "12.3 Wh", 12.3 -> "12.3 kWh", 12345 -> "12.3 MWh"."""
-    if not known(kilowatt_hours):
+    if not is_number(kilowatt_hours):
         return "–"
     if kilowatt_hours >= 1000:
         megawatt_hours = kilowatt_hours / 1000
@@ -181,14 +181,14 @@ def energy(kilowatt_hours: Any) -> str:
 
 def money(value: Any, currency: str = "") -> str:
     """Write an amount of money with its label: 1234.5 -> "1,234.50 USD"; less than a tenth with two digits."""
-    if not known(value):
+    if not is_number(value):
         return "–"
     return f"{f'{value:,.2f}' if value >= 0.1 else _plain(value, 2)} {currency}".rstrip()
 
 
 def dollars(value: Any) -> str:
     """Write an amount of US dollars in short: 1340000 -> "$1.34M", 2.5 -> "$2.50"."""
-    if not known(value):
+    if not is_number(value):
         return "–"
     return f"${human(value)}" if value >= 1000 else f"${money(value)}"
 
@@ -203,7 +203,7 @@ def size_unit(largest: float) -> tuple[int, str]:
 
 def size(value: Any) -> str:
     """Write a size of memory in bytes: 1610612736 -> "1.50 GiB"."""
-    if not known(value):
+    if not is_number(value):
         return "–"
     unit, name = size_unit(value)
     return f"{_three_digits(value / unit)} {name}"
@@ -211,7 +211,7 @@ def size(value: Any) -> str:
 
 def decimal_size(num_bytes: Any) -> str:
     """Write a size of files, or of chips as their makers state it: "1 byte", "400 bytes", "1.2 kB", "83 GB"."""
-    if not known(num_bytes):
+    if not is_number(num_bytes):
         return "–"
     for unit, name in _DECIMAL:
         if num_bytes >= unit:
@@ -222,7 +222,7 @@ def decimal_size(num_bytes: Any) -> str:
 
 def byte_rate(bytes_per_second: Any) -> str:
     """Write a bandwidth: 4.32e12 -> "4.32 TB/s", 1.5e9 -> "1.50 GB/s"."""
-    if not known(bytes_per_second):
+    if not is_number(bytes_per_second):
         return "–"
     unit, name = next(((unit, name) for unit, name in _DECIMAL if bytes_per_second >= unit), _DECIMAL[-1])
     return f"{_three_digits(bytes_per_second / unit)} {name}/s"

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import yaml
 
-from gossamer.errors import UserError, shorten
-from gossamer.reading import MAX_DEPTH, MAX_DIGITS, parse_number
+from gossamer.errors import UserError, did_you_mean, shorten
+from gossamer.reading import MAX_DEPTH, MAX_DIGITS, parse_number, read_text
+from gossamer.typed import shown
 
-__all__ = ["MAX_YAML", "compose_yaml", "parse_yaml", "plain_values", "yaml_text"]
+__all__ = ["MAX_YAML", "YamlValue", "compose_yaml", "parse_yaml", "plain_values", "read_yaml_values", "yaml_text"]
 
 MAX_YAML = 1 << 20
 """Maximum size of a YAML file; a recipe has some hundred bytes."""
@@ -138,3 +141,93 @@ def plain_values(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: plain_values(item) for key, item in value.items()}
     return [plain_values(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+# Values with their lines, so that an error can name them.
+
+
+@dataclass(frozen=True)
+class YamlValue:
+    """A value in a YAML file that knows its line.
+
+    Attributes:
+        file: the file
+        key: dotted name of the value
+        node: the value as PyYAML parsed it
+    """
+
+    file: Path
+    key: str
+    node: yaml.Node
+
+    def wrong(self, problem: str) -> UserError:
+        """Return an error that names the file, the line and the key."""
+        return UserError(f"{self.file}:{self.node.start_mark.line + 1}: {self.key}: {problem}")
+
+    def items(self, known: frozenset[str] | None = None) -> Iterator[tuple[str, YamlValue]]:
+        """Yield the keys of a section with their values.
+
+        Args:
+            known: Keys that the section may have; None allows any.
+
+        Raises:
+            UserError: This is no section, or a key is unknown or given twice.
+        """
+        if not isinstance(self.node, yaml.MappingNode):
+            raise self.wrong("must be a section of keys")
+        seen: set[str] = set()
+        for key, value in self.node.value:
+            name = str(key.value)
+            place = YamlValue(self.file, f"{self.key}.{name}".lstrip("."), value)
+            at_key = YamlValue(self.file, place.key, key)
+            if name in seen:
+                raise at_key.wrong("duplicate key")
+            if known is not None and name not in known:
+                raise at_key.wrong(f"unknown key{did_you_mean(name, known)}")
+            seen.add(name)
+            yield name, place
+
+    def text(self) -> str:
+        """Return the value as text.
+
+        Raises:
+            UserError: It is something else, or empty.
+        """
+        if not isinstance(self.node, yaml.ScalarNode) or not self.node.value.strip():
+            raise self.wrong("must be text")
+        return str(self.node.value).strip()
+
+    def number(self, minimum: float, maximum: float) -> float:
+        """Return the value as a number within a range; YAML's text `4e12` is a number, too.
+
+        Raises:
+            UserError: It is no number, or out of range.
+        """
+        value = parse_number(self.text())
+        if value is None:
+            raise self.wrong(f"{shown(self.text())} is no number")
+        if not minimum <= value <= maximum:
+            raise self.wrong(f"{self.text()} is out of range; must be from {minimum:g} to {maximum:g}")
+        return float(value)
+
+    def texts(self) -> tuple[str, ...]:
+        """Return the value as a list of texts.
+
+        Raises:
+            UserError: It is something else.
+        """
+        if not isinstance(self.node, yaml.SequenceNode):
+            raise self.wrong("must be a list of texts")
+        return tuple(YamlValue(self.file, self.key, node).text() for node in self.node.value)
+
+
+def read_yaml_values(path: Path) -> YamlValue:
+    """Read a YAML file into values that know their lines.
+
+    Raises:
+        UserError: There is no such file, it cannot be read, it is empty, or it is no YAML.
+    """
+    node = compose_yaml(read_text(path, max_bytes=MAX_YAML), str(path))
+    if node is None:
+        raise UserError(f"{path}: is empty")
+    return YamlValue(path, "", node)

@@ -8,13 +8,13 @@ from itertools import pairwise
 import planner_fit
 import pytest
 
-from gossamer.plan import fitted, load_catalogue
-from gossamer.plan.published_runs import FIT, HELD_OUT, planner_error, predictions, published
+from gossamer.plan import load_catalogue, load_fitted_efficiency
+from gossamer.plan.published_runs import FIT, HELD_OUT, load_published_runs, planner_error, predictions
 
 
 @pytest.fixture(scope="module")
 def found():
-    return predictions(load_catalogue(), fitted().rates)
+    return predictions(load_catalogue(), load_fitted_efficiency().rates)
 
 
 def test_the_documents_tables_are_what_the_planner_says(found) -> None:
@@ -26,7 +26,7 @@ def test_the_documents_tables_are_what_the_planner_says(found) -> None:
 
 
 def test_the_error_on_disk_is_that_of_the_runs_held_out(found) -> None:
-    assert fitted().error == pytest.approx(planner_error(found), abs=0.001)
+    assert load_fitted_efficiency().error == pytest.approx(planner_error(found), abs=0.001)
 
 
 def test_most_runs_held_out_are_within_a_quarter(found) -> None:
@@ -36,7 +36,7 @@ def test_most_runs_held_out_are_within_a_quarter(found) -> None:
 
 
 def test_roles_alternate_over_the_dense_runs_by_size() -> None:
-    runs, _ = published(load_catalogue())
+    runs, _ = load_published_runs(load_catalogue())
     dense = [run for run in runs if not run.network.expert_parameters and run.role in (FIT, HELD_OUT)]
     assert [run.role for run in dense] == [FIT, HELD_OUT] * 4 + [FIT]
     sizes = [run.network.parameters for run in dense]
@@ -45,7 +45,7 @@ def test_roles_alternate_over_the_dense_runs_by_size() -> None:
 
 @pytest.mark.slow
 def test_the_fit_finds_the_shares_on_disk() -> None:
-    runs, _ = published(load_catalogue())
+    runs, _ = load_published_runs(load_catalogue())
     assert asdict(planner_fit.fit([run for run in runs if run.role == FIT])) == pytest.approx(
-        asdict(fitted().rates), abs=0.002
+        asdict(load_fitted_efficiency().rates), abs=0.002
     )

@@ -31,7 +31,7 @@ def test_packages_and_memory_count_and_what_they_hold_does_not(zone):
     meter = EnergyMeter(CPU)
     for folder, name in names.items():
         zone(folder, name, 7_000_000)
-    assert meter.known
+    assert meter.is_known
     assert meter.joules() == pytest.approx(4.0)
     assert meter.joules() == 0
 
@@ -45,17 +45,17 @@ def test_a_counter_turns_over(zone):
 
 def test_without_a_counter_nothing_is_known(zone, tmp_path):
     meter = EnergyMeter(CPU)
-    assert not meter.known and meter.joules() is None
+    assert not meter.is_known and meter.joules() is None
     zone("intel-rapl:0", "package-0", 1)
     meter = EnergyMeter(CPU)
     (tmp_path / "intel-rapl:0" / "energy_uj").unlink()
-    assert meter.known and meter.joules() is None
+    assert meter.is_known and meter.joules() is None
 
 
 def test_a_machine_is_counted_once(zone):
     zone("intel-rapl:0", "package-0", 1)
     meter = EnergyMeter(CPU, counted=False)
-    assert meter.known and meter.joules() == 0
+    assert meter.is_known and meter.joules() == 0
 
 
 def test_an_accelerator_has_its_own_counter(monkeypatch):

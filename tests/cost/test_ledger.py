@@ -20,9 +20,9 @@ def ledger(**values):
 
 def test_a_step_is_booked_on_all_devices():
     book = ledger()
-    book.step(True, 100, PARTS, 1.0)
-    book.step(False, 100, PARTS, 0.5)
-    book.overhead("evaluation", 0.5)
+    book.book_step(True, 100, PARTS, 1.0)
+    book.book_step(False, 100, PARTS, 0.5)
+    book.book_overhead("evaluation", 0.5)
     assert book.useful == Work(1, 100, {"experts": 600.0, "head": 400.0}, 2.0, 2000.0)
     assert book.accounts["failed"].steps == 1
     assert book.mfu == 2000 / 3000
@@ -34,13 +34,13 @@ def test_a_step_is_booked_on_all_devices():
 
 def test_a_higher_peak_counts_for_all_that_these_devices_have_done():
     book = ledger()
-    book.step(True, 100, PARTS, 1.0)
+    book.book_step(True, 100, PARTS, 1.0)
     book.raise_peak(500.0)
     assert (book.peak, book.mfu) == (1000.0, 0.5), "no lower one"
     book.raise_peak(2000.0)
     assert (book.peak, book.mfu) == (2000.0, 0.25)
-    book.work_on("faster", 1, "float32", 8000.0)
-    book.step(True, 100, PARTS, 1.0)
+    book.set_devices("faster", 1, "float32", 8000.0)
+    book.book_step(True, 100, PARTS, 1.0)
     assert book.mfu == 2000 / (4000 + 8000)
     again = Ledger.from_json(book.to_json())
     for one in (book, again):
@@ -52,7 +52,7 @@ def test_a_higher_peak_counts_for_all_that_these_devices_have_done():
 def test_no_share_is_above_one_if_every_faster_step_raises_the_peak(steps):
     book = ledger(devices=1)
     for seconds, speed in steps:
-        book.step(True, int(speed * seconds) + 1, {"head": 1.0}, seconds)
+        book.book_step(True, int(speed * seconds) + 1, {"head": 1.0}, seconds)
         book.raise_peak((int(speed * seconds) + 1) / seconds)
     assert book.mfu <= 1 + 1e-9
 
@@ -60,48 +60,48 @@ def test_no_share_is_above_one_if_every_faster_step_raises_the_peak(steps):
 def test_what_was_done_after_a_checkpoint_is_lost_once():
     book = ledger()
     for _ in range(5):
-        book.step(True, 100, PARTS, 1.0)
+        book.book_step(True, 100, PARTS, 1.0)
     saved = book.useful
     for _ in range(2):
-        book.step(True, 100, PARTS, 1.0)
-    book.go_back(saved, "repeated")
+        book.book_step(True, 100, PARTS, 1.0)
+    book.rewind(saved, "repeated")
     assert (book.useful.steps, book.accounts["repeated"].steps) == (5, 2)
     for _ in range(3):
-        book.step(True, 100, PARTS, 1.0)
-    book.go_back(saved, "failed")
+        book.book_step(True, 100, PARTS, 1.0)
+    book.rewind(saved, "failed")
     assert [book.accounts[name].steps for name in STEPS] == [5, 2, 3]
     assert book.work == Work(10, 1000, {"experts": 6000.0, "head": 4000.0}, 20.0, 20_000.0)
 
 
 def test_a_ledger_older_than_the_checkpoint_loses_nothing():
     book = ledger()
-    book.go_back(Work(5, 500, {"head": 5.0}, 1.0, 1.0), "repeated")
+    book.rewind(Work(5, 500, {"head": 5.0}, 1.0, 1.0), "repeated")
     assert book.useful.steps == 5 and book.accounts["repeated"] == Work()
 
 
 def test_the_estimate_goes_on_as_so_far_without_the_start():
-    book = ledger(done=0.25)
+    book = ledger(fraction=0.25)
     assert book.estimate() is None, "no step yet"
-    book.overhead("start", 10.0)
-    book.step(True, 100, PARTS, 4.0)
-    book.overhead("checkpoints", 1.0)
-    book.energy_used(36.0, 15.0)
+    book.book_overhead("start", 10.0)
+    book.book_step(True, 100, PARTS, 4.0)
+    book.book_overhead("checkpoints", 1.0)
+    book.book_energy(36.0, 15.0)
     estimate = book.estimate()
     seconds = 2 * (10 + 4 * (4 + 1))
     assert (estimate.tokens, estimate.flops) == (400, 4000)
     assert estimate.device_hours == pytest.approx(seconds / 3600)
     assert estimate.money == pytest.approx(seconds / 3600 * 7.2)
     assert estimate.energy == pytest.approx(36 / 30 * seconds / 3.6e6)
-    book.done = 1.0
+    book.fraction = 1.0
     assert book.estimate().device_hours == book.device_hours
 
 
 def test_energy_that_is_not_reported_is_not_invented():
     book = ledger()
-    book.step(True, 100, PARTS, 4.0)
-    book.energy_used(None, 4.0)
+    book.book_step(True, 100, PARTS, 4.0)
+    book.book_energy(None, 4.0)
     assert book.kilowatt_hours is None
-    book.energy_used(3.6e6, 1.0)
+    book.book_energy(3.6e6, 1.0)
     assert (book.kilowatt_hours, book.energy_share) == (1.0, 0.25)
 
 
@@ -115,14 +115,14 @@ def test_no_time_and_no_work_is_lost_or_counted_twice(moves):
     book, seconds, steps, saved = ledger(), 0.0, 0, Work()
     for what, time, number in moves:
         if what in ("back", "lost"):
-            book.go_back(saved, "repeated" if what == "back" else "failed")
+            book.rewind(saved, "repeated" if what == "back" else "failed")
             continue
         seconds += time
         if what in OVERHEADS:
-            book.overhead(what, time)
+            book.book_overhead(what, time)
         else:
             steps += 1
-            book.step(what != "failed", number, PARTS, time)
+            book.book_step(what != "failed", number, PARTS, time)
         if number == 0:
             saved = book.useful
     assert book.total.device_seconds == pytest.approx(2 * seconds, rel=1e-6, abs=1e-3)
@@ -133,8 +133,8 @@ def test_no_time_and_no_work_is_lost_or_counted_twice(moves):
 
 def test_the_file_has_the_sums_too(tmp_path):
     assert read_ledger(tmp_path) is None
-    book = ledger(done=0.5)
-    book.step(True, 100, PARTS, 1.0)
+    book = ledger(fraction=0.5)
+    book.book_step(True, 100, PARTS, 1.0)
     (tmp_path / LEDGER_FILE).write_bytes(book.to_json())
     assert read_ledger(tmp_path) == book
     record = json.loads((tmp_path / LEDGER_FILE).read_text())

@@ -6,7 +6,7 @@ import pytest
 
 from gossamer.cost.network import Network, network_of
 from gossamer.model.config import ModelConfig
-from gossamer.plan import Catalogue, Fitted, fitted, load_catalogue
+from gossamer.plan import Catalogue, FittedEfficiency, load_catalogue, load_fitted_efficiency
 
 
 @pytest.fixture(scope="session")
@@ -15,8 +15,8 @@ def catalogue() -> Catalogue:
 
 
 @pytest.fixture(scope="session")
-def shares() -> Fitted:
-    return fitted()
+def shares() -> FittedEfficiency:
+    return load_fitted_efficiency()
 
 
 @pytest.fixture(scope="session")

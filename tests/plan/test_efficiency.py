@@ -10,7 +10,7 @@ import pytest
 
 from gossamer import __version__
 from gossamer.errors import UserError
-from gossamer.plan import Catalogue, Fitted, certified
+from gossamer.plan import Catalogue, FittedEfficiency, apply_certificate
 
 
 def certificate(**changes: Any) -> dict[str, Any]:
@@ -34,14 +34,14 @@ def write(tmp_path: Path, content: Any) -> Path:
     return path
 
 
-def test_measured_rates_replace_assumed_ones(tmp_path: Path, catalogue: Catalogue, shares: Fitted) -> None:
+def test_measured_rates_replace_assumed_ones(tmp_path: Path, catalogue: Catalogue, shares: FittedEfficiency) -> None:
     chip = catalogue.chip("h200")
-    found = certified(write(tmp_path, certificate()), chip, shares.rates)
+    found = apply_certificate(write(tmp_path, certificate()), chip, shares.rates)
     assert found.products == pytest.approx(770 / 989)
     assert found.memory == pytest.approx(shares.rates.memory)  # its copy is as fast as the one beside the fit
     assert (found.links, found.availability) == (shares.rates.links, shares.rates.availability)
     measured = {"copy_bytes_per_second": 2.16e12, "collective_bytes_per_second": 360e9}
-    slow = certified(write(tmp_path, certificate(measured=measured)), chip, shares.rates)
+    slow = apply_certificate(write(tmp_path, certificate(measured=measured)), chip, shares.rates)
     assert slow.products == shares.rates.products
     assert slow.memory == pytest.approx(shares.rates.memory / 2)
     assert slow.links == pytest.approx(0.8)
@@ -62,13 +62,15 @@ def test_measured_rates_replace_assumed_ones(tmp_path: Path, catalogue: Catalogu
         ("{", "not JSON"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_used(tmp_path: Path, catalogue: Catalogue, shares: Fitted, content: Any, message: str) -> None:
+def test_what_cannot_be_used(
+    tmp_path: Path, catalogue: Catalogue, shares: FittedEfficiency, content: Any, message: str
+) -> None:
     path = write(tmp_path, content)
     with pytest.raises(UserError, match=message) as error:
-        certified(path, catalogue.chip("h200"), shares.rates)
+        apply_certificate(path, catalogue.chip("h200"), shares.rates)
     assert str(error.value).startswith(str(path))
 
 
-def test_no_file(tmp_path: Path, catalogue: Catalogue, shares: Fitted) -> None:
+def test_no_file(tmp_path: Path, catalogue: Catalogue, shares: FittedEfficiency) -> None:
     with pytest.raises(UserError, match="no such file"):
-        certified(tmp_path / "none.json", catalogue.chip("h200"), shares.rates)
+        apply_certificate(tmp_path / "none.json", catalogue.chip("h200"), shares.rates)

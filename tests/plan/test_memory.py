@@ -51,8 +51,8 @@ def test_what_is_spread_is_shared(released: Network) -> None:
     for name in ("weights", "gradients", "optimizer"):
         assert getattr(small, name) == pytest.approx(4 * getattr(large, name), rel=1e-6)
     whole = memory(released, Layout(data=64, expert=8, spread_weights=False))
-    held = released.dense_parameters + released.vocabulary_parameters + released.expert_parameters // 8
-    assert whole.weights == 2 * held  # in bfloat16
+    resident = released.dense_parameters + released.vocabulary_parameters + released.expert_parameters // 8
+    assert whole.weights == 2 * resident  # in bfloat16
     assert whole.workspace < small.workspace  # nothing is gathered
 
 

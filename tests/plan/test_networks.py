@@ -10,7 +10,7 @@ from gossamer.cost.network import count_network, network_of
 from gossamer.errors import UserError
 from gossamer.model.config import ModelConfig
 from gossamer.plan import load_catalogue, network_from_json
-from gossamer.plan.published_runs import published
+from gossamer.plan.published_runs import load_published_runs
 from model_configs import configs
 
 
@@ -50,7 +50,7 @@ STATED = {
 
 @pytest.mark.parametrize("name", STATED)
 def test_published_networks_have_the_sizes_that_are_stated(name: str) -> None:
-    [run] = [run for run in published(load_catalogue())[0] if run.name == name]
+    [run] = [run for run in load_published_runs(load_catalogue())[0] if run.name == name]
     total, active = STATED[name]
     drafts = sum(layer.feed_forward.expert_parameters
                  for layer in run.network.mtp_layers)  # fmt: skip

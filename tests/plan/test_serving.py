@@ -6,11 +6,11 @@ import pytest
 
 from gossamer.cost.network import Network
 from gossamer.errors import UserError
-from gossamer.plan import Catalogue, Fitted, Serving, network_from_json, plan_serving
+from gossamer.plan import Catalogue, FittedEfficiency, Serving, network_from_json, plan_serving
 
 
 @pytest.fixture
-def ask(catalogue: Catalogue, shares: Fitted, released: Network):
+def ask(catalogue: Catalogue, shares: FittedEfficiency, released: Network):
     def found(batch: int, context: int, chips: int = 0, work: Network = released, price: float | None = 2.0) -> Serving:
         return plan_serving(work, catalogue.chip("h200"), chips, batch, context, shares.rates, price)
 
@@ -35,8 +35,10 @@ def test_more_sequences_are_cheaper_longer_ones_dearer(ask) -> None:
     assert speeds == sorted(speeds)
     assert ask(64, 65536, chips=8).tokens_per_second < ask(64, 1024, chips=8).tokens_per_second
     service = ask(64, 8192, chips=8)
-    assert service.million(service.tokens_per_second) == pytest.approx(8 * 2 / 3600 / service.tokens_per_second * 1e6)
-    assert ask(64, 8192, price=None).million(1.0) is None
+    assert service.dollars_per_million_tokens(service.tokens_per_second) == pytest.approx(
+        8 * 2 / 3600 / service.tokens_per_second * 1e6
+    )
+    assert ask(64, 8192, price=None).dollars_per_million_tokens(1.0) is None
 
 
 def test_long_contexts_cost_a_dense_network_more(ask) -> None:

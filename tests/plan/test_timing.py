@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from gossamer.cost.layout import Layout
 from gossamer.cost.network import Network, count_network, network_of
 from gossamer.model.config import ModelConfig
-from gossamer.plan import Catalogue, Chip, Fitted, Job, load_catalogue, network_from_json
+from gossamer.plan import Catalogue, Chip, FittedEfficiency, Job, load_catalogue, network_from_json
 from gossamer.plan.efficiency import ATTENTION, DELTA_RULE, Efficiency
-from gossamer.plan.search import layouts
+from gossamer.plan.search import all_layouts
 from gossamer.plan.timing import PARTS, StepTimer, micro_batches
 
 ALL = Efficiency(1.0, 1.0, 1.0, 1.0)
@@ -37,7 +37,9 @@ def test_without_slow_memory_products_take_their_flops(catalogue: Catalogue, rel
     # Within layers, the draft's too: products of mixers and shared experts, rules and scores beside.
     rules = sum(sum(layer.mixer.delta_rule_flops) * count for layer, count in released.distinct_layers)
     assert found["linear attention"] == pytest.approx(batch * rules / (peak * DELTA_RULE))
-    scores = 2 * released.twin.num_attention_heads * released.twin.head_dim * (JOB.length + 1) / 2
+    scores = (
+        2 * released.activation_config.num_attention_heads * released.activation_config.head_dim * (JOB.length + 1) / 2
+    )
     assert found["attention"] == pytest.approx(batch * 13 * 3.5 * 2 * scores / (peak * ATTENTION))
     whole = sum(kinds.values()) - 2 * kinds["head"] - rules - 13 * 6 * scores - 12 * released.hidden_size**2
     tiles = 49 * 18 * released.hidden_size * 512 * 512 * 64 / 4096  # half a tile for each expert, one row
@@ -108,7 +110,7 @@ DENSE = network_from_json(
 def test_any_layout_takes_longer_than_its_flops_and_less_on_a_faster_chip(data: st.DataObject) -> None:
     work = data.draw(st.sampled_from([DENSE, network_of(ModelConfig())]))
     chip = load_catalogue().chip(data.draw(st.sampled_from(["h100", "h20", "910c", "p800"])))
-    layout = data.draw(st.sampled_from(list(layouts(work, 64, int(chip.node.value), JOB.length, JOB.batch))))
+    layout = data.draw(st.sampled_from(list(all_layouts(work, 64, int(chip.node.value), JOB.length, JOB.batch))))
     assert layout.chips == 64
     found = step(work, chip, layout)
     assert set(found) <= set(PARTS) and all(seconds > 0 for seconds in found.values())
@@ -119,7 +121,9 @@ def test_any_layout_takes_longer_than_its_flops_and_less_on_a_faster_chip(data: 
         assert sum(step(work, faster, layout).values()) <= sum(found.values()) * (1 + 1e-9)
 
 
-def test_linear_attention_costs_more_than_6nd_says(catalogue: Catalogue, shares: Fitted, released: Network) -> None:
+def test_linear_attention_costs_more_than_6nd_says(
+    catalogue: Catalogue, shares: FittedEfficiency, released: Network
+) -> None:
     """A token of Qwen3-Next takes much longer than its active parameters' share of a dense network's token."""
     chip, layout = catalogue.chip("h100"), Layout(data=64)
     ours, dense = (sum(step(work, chip, layout, rates=shares.rates).values()) for work in (released, DENSE))

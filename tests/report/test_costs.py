@@ -12,10 +12,10 @@ from pages import START, Page, evaluation, record, train, whole_run
 
 def ledger(price=None, **values):
     book = Ledger(device="a chip", devices=4, peak=1e12, price=price, **values)
-    book.overhead("start", 90.0)
+    book.book_overhead("start", 90.0)
     for _ in range(3):
-        book.step(True, 1000, {"experts": 3e8, "mtp": 1e8}, 180.0)
-    book.step(False, 1000, {"experts": 3e8, "mtp": 1e8}, 180.0)
+        book.book_step(True, 1000, {"experts": 3e8, "mtp": 1e8}, 180.0)
+    book.book_step(False, 1000, {"experts": 3e8, "mtp": 1e8}, 180.0)
     return book
 
 
@@ -47,8 +47,8 @@ def test_the_accounts_and_the_parts_of_a_run(tmp_path):
 def test_what_is_not_known_is_left_out(tmp_path):
     page = page_of(tmp_path, ledger())
     assert "USD" not in page and "energy" not in page and "At the end" not in page
-    unfinished = ledger(price=2.0, done=0.5, begun_after=7)
-    unfinished.energy_used(3.6e6, 100.0)
+    unfinished = ledger(price=2.0, fraction=0.5, begun_after=7)
+    unfinished.book_energy(3.6e6, 100.0)
     page = page_of(tmp_path / "more", unfinished)
     assert "Counted from step 7 on." in page
     assert "At the end, as things go: 3.20 TFLOP, 1.7 device-hours, 15.3 kWh, 3.40 USD." in page

@@ -57,7 +57,7 @@ def test_a_whole_run(tiny_recipe, tmp_path, capsys):
     elapsed = next(event["elapsed"] for event in events if event["event"] == "end")
     assert ledger.work.device_seconds >= elapsed
     assert ledger.money == pytest.approx(ledger.device_hours * 36.0)
-    assert 0 < ledger.mfu < 1 and ledger.done == 1 and ledger.estimate().money == pytest.approx(ledger.money)
+    assert 0 < ledger.mfu < 1 and ledger.fraction == 1 and ledger.estimate().money == pytest.approx(ledger.money)
     spent = [(event["flops"], event["device_seconds"]) for event in events if event["event"] in ("eval", "end")]
     assert spent == sorted(spent)
     assert [flops for flops, _ in spent] == [pytest.approx(step * STEP_TOKENS * each) for step in (4, 8, 12)]
@@ -99,7 +99,7 @@ def test_a_stopped_run_repeats_nothing_and_tells_its_estimate(tiny_recipe, tmp_p
 
     loop.train(priced(tiny_recipe), tmp_path / "run", on_step=stop)
     ledger = read_ledger(tmp_path / "run")
-    assert ledger.done == 0.5
+    assert ledger.fraction == 0.5
     assert ledger.estimate().tokens == 2 * ledger.work.tokens
     assert ledger.estimate().money > ledger.money
     loop.train(priced(tiny_recipe), tmp_path / "run", resume=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import time
@@ -25,11 +24,12 @@ from gossamer.certify.checks import GROUPS, Check, Status, failed, verdict
 from gossamer.certify.run import Findings
 from gossamer.errors import UserError
 from gossamer.files import write_atomically
+from gossamer.plan.efficiency import CERTIFICATE_FORMAT
+from gossamer.run.metrics import finite_or_none
 from gossamer.units import byte_rate, duration, flops, percent, scientific
 
 __all__ = [
     "CERTIFICATE_FILE",
-    "FORMAT",
     "PAGE_FILE",
     "certificate",
     "default_folder",
@@ -41,7 +41,6 @@ __all__ = [
 ]
 
 CERTIFICATE_FILE, PAGE_FILE = "certificate.json", "certificate.html"
-FORMAT = 1  # of the file; another number for a form that older readers would misread
 _COLORS: dict[Status, str] = {"pass": "green", "fail": "bold red", "not run": "yellow"}
 _WORDS: dict[Status, str] = {"pass": "passed", "fail": "failed", "not run": "not run"}
 
@@ -53,10 +52,10 @@ def certificate(findings: Findings) -> Any:
     what stands in the way. A number that is not finite is null.
     """
     passed, reasons = verdict(findings.checks)
-    return _finite(
+    return finite_or_none(
         {
             "gossamer": __version__,
-            "format": FORMAT,
+            "format": CERTIFICATE_FORMAT,
             "date": time.strftime("%Y-%m-%d"),
             "verdict": passed,
             "reasons": reasons,
@@ -94,14 +93,6 @@ def write_certificate(found: dict[str, Any], folder: Path) -> Path:
     path = folder / CERTIFICATE_FILE
     write_atomically(path, json.dumps(found, indent=1, allow_nan=False).encode())
     return path
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def show(findings: Findings, title: str, console: Console) -> None:

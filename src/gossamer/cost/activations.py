@@ -6,10 +6,10 @@ its backward pass (the local tensors of a function stay until it returns). `test
 the tensors of a real step.
 
 The native kernels of an operation keep and need less than PyTorch's functions do: where they differ, a part has a list
-for each (`Shape.native`). What a native kernel has for a chunk of tokens lies in the cache and is not counted.
+for each (`MicroBatchShape.native`). The per-chunk scratch of a native kernel fits in the CPU cache and is not counted.
 
-Norms, gates and the delta rule are always in float32 (`Shape.float32`), and so are all native kernels; the rest is in
-the computing type (`Shape.compute`).
+Norms, gates and the delta rule are always in float32 (`MicroBatchShape.float32`), and so are all native kernels; the
+rest is in the computing type (`MicroBatchShape.compute`).
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ _FLOAT32, _INT64 = 4, 8  # bytes of a number
 
 
 @dataclass(frozen=True)
-class Shape:
-    """What passes through the network at once, in one process.
+class MicroBatchShape:
+    """The size of a micro-batch in one process, and the bytes of tensors that have its tokens.
 
     Attributes:
         rows: Rows of a micro-batch.
@@ -82,7 +82,7 @@ def _listed(
     return Activations(tuple(saved), tuple(workspace), sum(released), lasting)
 
 
-def linear_attention(config: ModelConfig, shape: Shape) -> Activations:
+def linear_attention(config: ModelConfig, shape: MicroBatchShape) -> Activations:
     """Return the activations of Gated DeltaNet, with the norm before it and the residual stream that enters it."""
     hidden, key, value = config.hidden_size, config.linear_key_dim, config.linear_value_dim
     value_heads, conv = config.linear_num_value_heads, config.linear_conv_dim
@@ -110,7 +110,7 @@ def linear_attention(config: ModelConfig, shape: Shape) -> Activations:
 
 
 def _chunked_linear_attention(
-    config: ModelConfig, shape: Shape, saved: list[int], workspace: list[int], state: int
+    config: ModelConfig, shape: MicroBatchShape, saved: list[int], workspace: list[int], state: int
 ) -> Activations:
     """Linear attention through PyTorch's functions, on all chunks at once, with what both ways have in common."""
     key, value = config.linear_key_dim, config.linear_value_dim
@@ -145,7 +145,7 @@ def _chunked_linear_attention(
     return _listed(saved, workspace, released)
 
 
-def full_attention(config: ModelConfig, shape: Shape) -> Activations:
+def full_attention(config: ModelConfig, shape: MicroBatchShape) -> Activations:
     """Return the activations of gated softmax attention, with its norm and the residual stream that enters it."""
     hidden, width = config.hidden_size, config.num_attention_heads * config.head_dim
     compute, kv_width = shape.compute, config.num_key_value_heads * config.head_dim
@@ -166,7 +166,7 @@ def full_attention(config: ModelConfig, shape: Shape) -> Activations:
     return _listed(saved, [*shape.float32(hidden), *gradients], compute(width))
 
 
-def experts(config: ModelConfig, shape: Shape) -> Activations:
+def experts(config: ModelConfig, shape: MicroBatchShape) -> Activations:
     """Return the activations of router, routed experts and shared expert, with their norm and the residual stream."""
     hidden, top_k, compute = config.hidden_size, config.num_experts_per_tok, shape.compute
     width, shared = config.moe_intermediate_size, config.shared_expert_intermediate_size
@@ -195,30 +195,30 @@ def experts(config: ModelConfig, shape: Shape) -> Activations:
     return _listed(saved, workspace, shared_expert)
 
 
-def experts_native(config: ModelConfig, shape: Shape) -> bool:
+def experts_native(config: ModelConfig, shape: MicroBatchShape) -> bool:
     """Return whether the routed experts run by the native kernels, which read float32 weights as they are."""
     return "grouped_mlp" in shape.native and runs_natively(config.num_experts)
 
 
-def dense(config: ModelConfig, shape: Shape) -> Activations:
+def dense(config: ModelConfig, shape: MicroBatchShape) -> Activations:
     """Return the activations of a dense SwiGLU, with the norm before it and the residual stream that enters it."""
     hidden, width = config.hidden_size, config.intermediate_size
     saved = [*_norm(config, shape), *shape.inputs(hidden, 2), *shape.compute(width, width, width, width)]
     return _listed(saved, [*shape.float32(hidden), *shape.compute(width, width, width)], shape.compute(width))
 
 
-def mixer(config: ModelConfig, kind: str, shape: Shape) -> Activations:
+def mixer(config: ModelConfig, kind: str, shape: MicroBatchShape) -> Activations:
     """Return the activations of a layer's mixer of either kind."""
-    part: Callable[[ModelConfig, Shape], Activations] = linear_attention if kind == LINEAR else full_attention
+    part: Callable[[ModelConfig, MicroBatchShape], Activations] = linear_attention if kind == LINEAR else full_attention
     return part(config, shape)
 
 
-def feed_forward(config: ModelConfig, sparse: bool, shape: Shape) -> Activations:
+def feed_forward(config: ModelConfig, sparse: bool, shape: MicroBatchShape) -> Activations:
     """Return the activations of a layer's feed-forward part of either kind."""
     return experts(config, shape) if sparse else dense(config, shape)
 
 
-def draft_input(config: ModelConfig, shape: Shape) -> Activations:
+def draft_input(config: ModelConfig, shape: MicroBatchShape) -> Activations:
     """Return the activations of the multi-token-prediction head before its block: two norms and their projection."""
     hidden, float32 = config.hidden_size, shape.float32
     joined = float32(2 * hidden) if shape.itemsize == _FLOAT32 else shape.compute(2 * hidden)
@@ -230,18 +230,18 @@ def draft_input(config: ModelConfig, shape: Shape) -> Activations:
     )
 
 
-def loss(config: ModelConfig, shape: Shape, teaches_head: bool) -> Activations:
+def loss(config: ModelConfig, shape: MicroBatchShape, trains_lm_head: bool) -> Activations:
     """Return the activations of the last norm and of the loss, which computes its gradients beforehand."""
     hidden, head = config.hidden_size, config.vocab_size * config.hidden_size * _FLOAT32
     returned = shape.float32(hidden)
     saved = [*_norm(config, shape), *returned, *shape.compute(hidden)]
     cast = [] if shape.itemsize == _FLOAT32 else shape.compute(hidden)
-    if teaches_head:
+    if trains_lm_head:
         saved.append(head)
     return _listed([*saved, *cast], [*shape.compute(hidden), *shape.float32(hidden)], lasting=sum(returned))
 
 
-def loss_forward(config: ModelConfig, shape: Shape) -> list[int]:
+def loss_forward(config: ModelConfig, shape: MicroBatchShape) -> list[int]:
     """Return the bytes that the loss needs while it computes: a chunk of logits, the one before it, and the head.
 
     Under autocast both are there in the computing type, too.
@@ -254,7 +254,7 @@ def loss_forward(config: ModelConfig, shape: Shape) -> list[int]:
     return [rows * row, rows * row // 2] * chunks + [weight * shape.itemsize] * 2  # the head and its gradient
 
 
-def _norm(config: ModelConfig, shape: Shape) -> list[int]:
+def _norm(config: ModelConfig, shape: MicroBatchShape) -> list[int]:
     """What a norm keeps: its input, which is the residual stream, its length, and through PyTorch their quotient."""
     hidden = config.hidden_size
     return shape.float32(hidden, 1) if "rms_norm" in shape.native else shape.float32(hidden, 1, hidden)

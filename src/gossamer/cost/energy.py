@@ -32,7 +32,7 @@ class EnergyMeter:
         self._before = self._read()
 
     @property
-    def known(self) -> bool:
+    def is_known(self) -> bool:
         """Whether the last reading gave a value."""
         return self._before is not None
 

@@ -1,8 +1,8 @@
 """The account of one layer: its parameters, its FLOPs, the bytes that it moves and the state that it leaves behind.
 
 Everything that counts reads this account: the sizes and FLOPs of a network (`cost.network`), the memory of a training
-step (`cost.memory`), and the planner, which also fills it in for other architectures (`plan.families`). What a layer
-keeps for its backward pass depends on how it runs, and stands in `cost.activations`.
+step (`cost.memory`), and the planner, which also fills it in for other architectures (`plan.other_families`). What a
+layer keeps for its backward pass depends on how it runs, and is in `cost.activations`.
 
 A multiplication and an addition are two FLOPs. Only products are counted: norms, gates and activations are element-wise
 and bound by memory. Causal attention counts the half of the score matrix that is needed. The gated delta rule is

@@ -43,6 +43,7 @@ Overhead = Literal["start", "evaluation", "samples", "checkpoints"]
 
 _Count = Annotated[int, Range(0, (1 << 63) - 1)]
 _Amount = Annotated[float, Range(0, 1e60)]
+_STORED_NAMES = {"fraction": "done"}  # fields that the file has under another name
 _HOUR = 3600.0
 _KWH = 3.6e6  # joules
 
@@ -128,8 +129,10 @@ class Ledger:
         joules: Energy as the machine reported it; None if it never did.
         joules_seconds: Device-seconds in which it did.
         begun_after: Steps that the run had taken when this ledger was begun.
-        done: Fraction of the run that is behind it, 0 to 1.
+        fraction: share of the run that is behind it, 0 to 1; `done` in the file
     """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"alias_generator": lambda name: _STORED_NAMES.get(name, name)}
 
     device: str = ""
     devices: _Count = 1
@@ -142,12 +145,12 @@ class Ledger:
     joules: _Amount | None = None
     joules_seconds: _Amount = 0.0
     begun_after: _Count = 0
-    done: _Amount = 0.0
+    fraction: _Amount = 0.0
 
     # The devices.
 
-    def work_on(self, device: str, devices: int, dtype: str, peak: float) -> None:
-        """Note that from now on the run is on these devices, each with this peak."""
+    def set_devices(self, device: str, devices: int, dtype: str, peak: float) -> None:
+        """Set the devices that the run is on from now on, each with this peak."""
         self.device, self.devices, self.dtype, self.peak = device, devices, dtype, peak
         self.earlier_possible = {name: work.possible_flops for name, work in self.accounts.items()}
 
@@ -163,7 +166,7 @@ class Ledger:
 
     # Booking.
 
-    def step(self, taken: bool, tokens: int, flops: Mapping[str, float], seconds: float) -> None:
+    def book_step(self, taken: bool, tokens: int, flops: Mapping[str, float], seconds: float) -> None:
         """Book a step.
 
         Args:
@@ -176,21 +179,21 @@ class Ledger:
         own = {part: tokens * each for part, each in flops.items()}
         self.accounts[account] += Work(1, tokens, own, *self._time(seconds))
 
-    def beginning(self, flops: Mapping[str, float], seconds: float) -> None:
+    def book_work(self, flops: Mapping[str, float], seconds: float) -> None:
         """Book useful work before the first step: its FLOPs by part, and seconds of the clock."""
         self.accounts["useful"] += Work(0, 0, dict(flops), *self._time(seconds))
 
-    def overhead(self, account: Overhead, seconds: float) -> None:
+    def book_overhead(self, account: Overhead, seconds: float) -> None:
         """Book seconds of the clock in which no step was taken."""
         self.accounts[account] += Work(0, 0, {}, *self._time(seconds))
 
-    def energy_used(self, joules: float | None, seconds: float) -> None:
+    def book_energy(self, joules: float | None, seconds: float) -> None:
         """Book the energy of all devices in the last `seconds`; None means that the machine did not report it."""
         if joules is not None:
             self.joules = (self.joules or 0.0) + joules
             self.joules_seconds += seconds * self.devices
 
-    def go_back(self, to: Work, account: Literal["repeated", "failed"]) -> None:
+    def rewind(self, to: Work, account: Literal["repeated", "failed"]) -> None:
         """Move the useful work beyond `to` to another account: training goes on from the weights `to` led to."""
         self.accounts[account] += self.accounts["useful"].beyond(to)
         self.accounts["useful"] = to
@@ -256,22 +259,22 @@ class Ledger:
     def estimate(self) -> Estimate | None:
         """Return what the run will have cost at its end if the rest goes as so far without a stop; None before a step.
 
-        The time of steps and of what interrupts them grows with the fraction that is done; start, repeated and failed
+        The time of steps and of what interrupts them grows with the fraction; start, repeated and failed
         work stay as they are.
         """
         moved = self.useful + self.accounts["failed"]  # both have brought the run nearer to its end
-        if not (self.done and moved.steps):
+        if not (self.fraction and moved.steps):
             return None
-        more = (1 - self.done) / self.done
+        more = (1 - self.fraction) / self.fraction
         pauses = math.fsum(self.accounts[name].device_seconds for name in OVERHEADS if name != "start")
         spent, work = self.total.device_seconds, self.work
         seconds = spent + more * (moved.device_seconds + pauses)
-        known = self.kilowatt_hours is not None and self.joules_seconds > 0
+        has_energy = self.kilowatt_hours is not None and self.joules_seconds > 0
         return Estimate(
             tokens=work.tokens + more * moved.tokens,
             flops=work.all_flops + more * moved.all_flops,
             device_hours=seconds / _HOUR,
-            energy=(self.joules or 0.0) / self.joules_seconds * seconds / _KWH if known else None,
+            energy=(self.joules or 0.0) / self.joules_seconds * seconds / _KWH if has_energy else None,
             money=self.cost_of(seconds),
         )
 
@@ -289,7 +292,8 @@ class Ledger:
             "kilowatt_hours": self.kilowatt_hours,
             "money": self.money,
         }
-        record = asdict(self) | {"total": sums, "estimate": None if estimate is None else asdict(estimate)}
+        accounts = {_STORED_NAMES.get(name, name): value for name, value in asdict(self).items()}
+        record = accounts | {"total": sums, "estimate": None if estimate is None else asdict(estimate)}
         return json.dumps(record, indent=1, allow_nan=False).encode() + b"\n"
 
     @classmethod

@@ -1,9 +1,10 @@
 """The memory of a training step, moment by moment, on one chip of a layout.
 
-A step is walked through as it will run: forward, part by part; backward, where the activations of each part go and its
-gradients come; and last the optimizer. The fullest moment is the answer. What a part keeps and needs stands in
-`cost.activations`, the sizes of weights in `cost.network`: nothing is built. The trainer's estimate (`run.memory`) and
-the planner (`plan.search`) both ask `step_memory`; they differ only in what they know of the optimizer.
+A step is followed as it will run: forward, part by part; backward, where the activations of each part are released and
+its gradients are made; and last the optimizer. The answer is the moment at which memory is fullest. The activations of
+each part are counted in `cost.activations`, the sizes of weights in `cost.network`: nothing is built. The trainer's
+estimate (`run.memory`) and the planner (`plan.search`) both ask `step_memory`; they differ only in what they know of
+the optimizer.
 """
 
 from __future__ import annotations
@@ -13,13 +14,23 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from gossamer.cost import activations
-from gossamer.cost.activations import Activations, Shape
+from gossamer.cost.activations import Activations, MicroBatchShape
 from gossamer.cost.layer import Layer
 from gossamer.cost.layout import Layout
 from gossamer.cost.network import network_of
 from gossamer.model.config import FULL, ModelConfig
 
-__all__ = ["BlockBytes", "Held", "Moment", "Step", "StepMemory", "Walk", "step_memory", "walk_step", "weight_bytes"]
+__all__ = [
+    "BlockBytes",
+    "MemoryMoment",
+    "ResidentBytes",
+    "StepMemory",
+    "StepSpec",
+    "StepTimeline",
+    "step_memory",
+    "trace_step",
+    "weight_bytes",
+]
 
 _FLOAT32 = 4  # bytes of a number in weights and gradients
 
@@ -125,19 +136,19 @@ def weight_bytes(config: ModelConfig) -> WeightBytes:
 
 
 @dataclass(frozen=True)
-class Step:
-    """What decides the memory of a training step.
+class StepSpec:
+    """The settings that the memory of one forward and backward pass depends on.
 
     Attributes:
-        shape: What passes through the network at once.
-        recompute: Whether a block keeps its input alone.
+        shape: size of a micro-batch and type of its numbers
+        recompute: whether a block keeps only its input, from which the backward pass computes the rest again
         accumulates: Whether the gradients of an earlier micro-batch are there already.
         mtp_steps: How often the multi-token-prediction head is applied.
-        mtp_trunk_gradient: Whether its loss also teaches the trunk.
+        mtp_trunk_gradient: whether the gradient of its loss also reaches the trunk
         casts: Whether weights in float32 are copied into the computing type; False where they are gathered in it.
     """
 
-    shape: Shape
+    shape: MicroBatchShape
     recompute: bool = False
     accumulates: bool = False
     mtp_steps: int = 0
@@ -146,14 +157,14 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Moment:
-    """What lies in memory while one part is at work, in bytes.
+class MemoryMoment:
+    """The bytes of gradients and activations at the point where the backward pass of one part needs the most.
 
     Attributes:
-        kind: The part.
-        gradients: Gradients that have come so far, of all weights that are walked through.
-        saved: What the forward pass has saved for the backward pass.
-        workspace: Each temporary.
+        kind: kind of the part, such as `experts`; `logits` is the end of the forward pass
+        gradients: bytes of the gradients that the backward pass has made so far
+        saved: bytes of the activations that are still kept for the backward pass
+        workspace: bytes of each temporary tensor of the part
     """
 
     kind: str
@@ -163,31 +174,31 @@ class Moment:
 
 
 @dataclass(frozen=True)
-class Walk:
-    """The moments of a step.
+class StepTimeline:
+    """The memory of one forward and backward pass over time, without what a chip holds throughout.
 
     Attributes:
-        step: The step.
-        moments: The end of the forward pass, then the fullest moment of each part's backward pass, last part first.
-        trunk_saved: Bytes that a micro-batch's forward pass saves in the trunk's blocks for its backward pass.
-        gathered: Bytes of weights that are gathered from other chips where weights are spread.
+        step: the settings that it was computed for
+        moments: the end of the forward pass, then the peak of each part's backward pass, last part first
+        trunk_saved: bytes of activations that the trunk's blocks save of one micro-batch
+        gathered: bytes of weights that a chip gathers from the others where weights are spread
     """
 
-    step: Step
-    moments: tuple[Moment, ...]
+    step: StepSpec
+    moments: tuple[MemoryMoment, ...]
     trunk_saved: int
     gathered: int
 
 
 @dataclass(frozen=True)
-class Held:
-    """What a chip holds all through training, and while its optimizer works, in bytes.
+class ResidentBytes:
+    """The bytes that a chip holds from step to step, and those of its optimizer's update.
 
     Attributes:
-        weights: Its share of the weights.
-        gradients: Its share of the gradients, once they are all there.
-        optimizer: Its share of the optimizer's state.
-        update: Each temporary of the optimizer's update.
+        weights: bytes of its share of the weights
+        gradients: bytes of its share of the gradients after the backward pass
+        optimizer: bytes of its share of the optimizer's state
+        update: bytes of each temporary tensor of the optimizer's update
     """
 
     weights: int
@@ -198,7 +209,7 @@ class Held:
 
 @dataclass(frozen=True)
 class StepMemory:
-    """What tensors hold on the fullest chip at the fullest moment of a training step, in bytes.
+    """The bytes of all tensors on the fullest chip at the fullest moment of a training step.
 
     Attributes:
         weights: The chip's share of the weights.
@@ -220,58 +231,60 @@ class StepMemory:
         return self.weights + self.gradients + self.optimizer + self.activations + self.workspace
 
 
-def step_memory(walk: Walk, layout: Layout, held: Held, micro_batches: int = 1) -> StepMemory:
+def step_memory(timeline: StepTimeline, layout: Layout, resident: ResidentBytes, micro_batches: int = 1) -> StepMemory:
     """Return the memory of a training step on one chip of a layout.
 
     Gradients come one after another where every chip holds an equal share of everything; in other layouts, and while
     they are accumulated, all of them are taken to be there.
 
     Args:
-        walk: The step on a chip of this layout.
+        timeline: The step on a chip of this layout.
         layout: How the network is divided.
-        held: What the chip holds beside activations and temporaries.
+        resident: What the chip holds beside activations and temporaries.
         micro_batches: Micro-batches of an optimizer step; a pipeline keeps the activations of several.
     """
-    one_by_one = layout.has_equal_shares and not walk.step.accumulates
+    one_by_one = layout.has_equal_shares and not timeline.step.accumulates
 
-    def gradients(moment: Moment) -> int:
-        return moment.gradients // layout.copies if one_by_one else held.gradients
+    def gradients(moment: MemoryMoment) -> int:
+        return moment.gradients // layout.copies if one_by_one else resident.gradients
 
-    found = [(gradients(moment), moment.saved, sum(moment.workspace)) for moment in walk.moments]
-    gradient_bytes, saved, workspace = max([*found, (held.gradients, 0, sum(held.update))], key=sum)
-    gathered = walk.gathered if layout.spread_weights and layout.copies > 1 else 0
+    found = [(gradients(moment), moment.saved, sum(moment.workspace)) for moment in timeline.moments]
+    gradient_bytes, saved, workspace = max([*found, (resident.gradients, 0, sum(resident.update))], key=sum)
+    gathered = timeline.gathered if layout.spread_weights and layout.copies > 1 else 0
     return StepMemory(
-        weights=held.weights,
+        weights=resident.weights,
         gradients=gradient_bytes,
-        optimizer=held.optimizer,
-        activations=saved + (min(layout.pipeline, micro_batches) - 1) * walk.trunk_saved,
+        optimizer=resident.optimizer,
+        activations=saved + (min(layout.pipeline, micro_batches) - 1) * timeline.trunk_saved,
         workspace=workspace + gathered,
     )
 
 
-def walk_step(config: ModelConfig, layout: Layout, step: Step, trained: float = 1.0) -> Walk:
-    """Walk through a training step on one chip of a layout.
+def trace_step(config: ModelConfig, layout: Layout, step: StepSpec, trained: float = 1.0) -> StepTimeline:
+    """Follow the memory of a training step on one chip of a layout, part by part.
 
     A pipeline's stage is taken to have both the embedding and the output head.
 
     Args:
         config: The network.
         layout: How the network is divided.
-        step: What decides the memory of the step.
+        step: the settings of the step
         trained: Share of the parameters that is trained.
     """
-    return _walk(config, layout.pipeline, layout.tensor, layout.expert, step, trained)
+    return _trace_step(config, layout.pipeline, layout.tensor, layout.expert, step, trained)
 
 
 @lru_cache(maxsize=4096)
-def _walk(config: ModelConfig, pipeline: int, tensor: int, expert: int, step: Step, trained: float) -> Walk:
+def _trace_step(
+    config: ModelConfig, pipeline: int, tensor: int, expert: int, step: StepSpec, trained: float
+) -> StepTimeline:
     stage = _pipeline_stage(config, -(-config.num_hidden_layers // pipeline), tensor)
     weights = weight_bytes(stage).share(tensor, expert)
     gathered = weights.gathered(step.shape.itemsize)
     if trained < 1:
         weights = weights.scaled(trained)
     trunk = replace(step, mtp_steps=0)
-    return Walk(
+    return StepTimeline(
         step=step,
         moments=tuple(_moments(stage, step, weights)),
         trunk_saved=sum(part.saved for part in _parts(stage, trunk, weights) if part.kind != "loss"),
@@ -292,18 +305,18 @@ def _pipeline_stage(config: ModelConfig, num_layers: int, tensor: int) -> ModelC
     )
 
 
-def _moments(config: ModelConfig, step: Step, weights: WeightBytes) -> Iterator[Moment]:
+def _moments(config: ModelConfig, step: StepSpec, weights: WeightBytes) -> Iterator[MemoryMoment]:
     """The end of the forward pass, then the fullest moment of each part's backward pass, last part first."""
     parts = list(_parts(config, step, weights))
     saved = sum(part.saved for part in parts)
-    yield Moment("logits", 0, saved, tuple(activations.loss_forward(config, step.shape)))
+    yield MemoryMoment("logits", 0, saved, tuple(activations.loss_forward(config, step.shape)))
     present: dict[str, int] = {}
     for part in reversed(parts):
         # A gradient that is there already is added to, once the new one is whole.
         added = [size for name, size in part.weights.items() if step.accumulates or name in present]
         present |= part.weights
         workspace = (*part.workspace, part.recomputed, *added)
-        yield Moment(part.kind, sum(present.values()), saved - part.released, workspace)
+        yield MemoryMoment(part.kind, sum(present.values()), saved - part.released, workspace)
         saved -= part.saved - part.lasting
 
 
@@ -330,31 +343,31 @@ class _Part:
     weights: dict[str, int] = field(default_factory=dict)
 
 
-def _parts(config: ModelConfig, step: Step, weights: WeightBytes) -> Iterator[_Part]:
+def _parts(config: ModelConfig, step: StepSpec, weights: WeightBytes) -> Iterator[_Part]:
     """The parts of a step's forward pass, in order."""
     shape, embedding = step.shape, weights.embedding
     head = {"embedding" if config.tie_word_embeddings else "head": embedding}
     yield _Part("embedding", weights={"embedding": embedding})
-    alike: dict[tuple[str, bool], tuple[Activations, Activations]] = {}  # layers of one kind have the same activations
+    by_kind: dict[tuple[str, bool], tuple[Activations, Activations]] = {}  # layers of one kind have the same
     for index, (kind, block) in enumerate(zip(config.mixers, weights.blocks, strict=True)):
         key = kind, config.is_sparse(index)
-        if key not in alike:
-            alike[key] = activations.mixer(config, kind, shape), activations.feed_forward(config, key[1], shape)
-        yield from _block(config, step, block, f"layer {index}", kind, alike[key], step.recompute)
+        if key not in by_kind:
+            by_kind[key] = activations.mixer(config, kind, shape), activations.feed_forward(config, key[1], shape)
+        yield from _block(config, step, block, f"layer {index}", kind, by_kind[key], step.recompute)
     yield _part("loss", activations.loss(config, shape, True), head)
     for _ in range(step.mtp_steps):
         assert weights.draft is not None
-        teaches, fc = step.mtp_trunk_gradient, weights.fc
+        trains_trunk, fc = step.mtp_trunk_gradient, weights.fc
         joined = _part("draft", activations.draft_input(config, shape), {"mtp": fc}, _copies(fc, step))
-        yield replace(joined, weights=joined.weights | ({"embedding": embedding} if teaches else {}))
+        yield replace(joined, weights=joined.weights | ({"embedding": embedding} if trains_trunk else {}))
         own = activations.mixer(config, FULL, shape), activations.feed_forward(config, config.num_experts > 0, shape)
         yield from _block(config, step, weights.draft, "mtp", FULL, own, recompute=False)
-        yield _part("loss", activations.loss(config, shape, teaches), head if teaches else {})
+        yield _part("loss", activations.loss(config, shape, trains_trunk), head if trains_trunk else {})
 
 
 def _block(
     config: ModelConfig,
-    step: Step,
+    step: StepSpec,
     block: BlockBytes,
     name: str,
     mixer: str,
@@ -366,7 +379,7 @@ def _block(
     attention = _part(mixer, first, {f"{name} mixer": block.mixer}, _copies(block.mixer, step))
     cast = block.other if sparse and activations.experts_native(config, step.shape) else block.mlp
     feed_forward = _part("experts" if sparse else "dense", second, {f"{name} mlp": block.mlp}, _copies(cast, step))
-    if recompute:  # the stream that enters the block is all that stays, as long as the network's graph is there
+    if recompute:  # only the stream that enters the block stays, as long as the network's graph does
         recomputed, stream = attention.saved - first.saved[0], first.saved[0]
         attention = replace(attention, saved=stream, recomputed=recomputed, lasting=stream)
         feed_forward = replace(feed_forward, saved=0, recomputed=recomputed + feed_forward.saved)
@@ -378,7 +391,7 @@ def _part(kind: str, part: Activations, weights: dict[str, int], copies: int = 0
     return _Part(kind, sum(part.saved) + copies, [*part.workspace, copies], 0, part.released, part.lasting, weights)
 
 
-def _copies(weights: int, step: Step) -> int:
+def _copies(weights: int, step: StepSpec) -> int:
     """Bytes of the copies in the computing type of so many bytes of weights; float32 needs none."""
     narrow = step.casts and step.shape.itemsize != _FLOAT32
     return weights * step.shape.itemsize // _FLOAT32 if narrow else 0

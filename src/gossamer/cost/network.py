@@ -1,6 +1,6 @@
 """The account of a network: its layers, its embedding and its head, summed up by part.
 
-Nothing is built. `network_of` reads gossamer's own configuration, `plan.families` those of other architectures.
+Nothing is built. `network_of` reads gossamer's own configuration, `plan.other_families` those of other architectures.
 """
 
 from __future__ import annotations
@@ -100,7 +100,8 @@ class Network:
         layers: The layers of the trunk, in order.
         mtp_layers: The layers of multi-token prediction, each with a projection of two hidden vectors, norms, and one
             more use of the output head.
-        twin: A configuration of gossamer's whose activations are this network's, exactly or as nearly as possible.
+        activation_config: The configuration by which `cost.memory` counts activations: gossamer's own, or for another
+            architecture one whose layers have the same widths.
     """
 
     name: str
@@ -109,7 +110,7 @@ class Network:
     tied: bool
     layers: tuple[Layer, ...]
     mtp_layers: tuple[Layer, ...]
-    twin: ModelConfig
+    activation_config: ModelConfig
 
     @cached_property
     def distinct_layers(self) -> tuple[tuple[Layer, int], ...]:
@@ -222,7 +223,7 @@ def network_of(config: ModelConfig, name: str = "") -> Network:
         tied=config.tie_word_embeddings,
         layers=layers[: config.num_hidden_layers],
         mtp_layers=layers[config.num_hidden_layers :],
-        twin=config,
+        activation_config=config,
     )
 
 

@@ -2,7 +2,7 @@
 
 from gossamer.plan.catalogue import Catalogue, Chip, load_catalogue
 from gossamer.plan.cluster_plan import ClusterPlan, make_plan
-from gossamer.plan.efficiency import Fitted, certified, fitted
+from gossamer.plan.efficiency import FittedEfficiency, apply_certificate, load_fitted_efficiency
 from gossamer.plan.other_families import network_from_json
 from gossamer.plan.serving import Serving, plan_serving
 from gossamer.plan.timing import Job
@@ -11,12 +11,12 @@ __all__ = [
     "Catalogue",
     "Chip",
     "ClusterPlan",
-    "Fitted",
+    "FittedEfficiency",
     "Job",
     "Serving",
-    "certified",
-    "fitted",
+    "apply_certificate",
     "load_catalogue",
+    "load_fitted_efficiency",
     "make_plan",
     "network_from_json",
     "plan_serving",

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from gossamer.errors import UserError, did_you_mean
-from gossamer.reading import parse_number, read_text
-from gossamer.typed import shown
-from gossamer.yaml_files import MAX_YAML, compose_yaml
+from gossamer.yaml_files import YamlValue, read_yaml_values
 
 SHIPPED = Path(__file__).parent / "catalogue.yaml"
 GRADES = {"vendor": 0.03, "third party": 0.10, "derived": 0.25, "assumed": 0.50}
@@ -142,16 +138,16 @@ def load_catalogue(extra: Sequence[Path] = ()) -> Catalogue:
         extra: The user's own files.
 
     Raises:
-        UserError: A file cannot be read, a key is unknown or missing, or a figure is absurd; with file and line.
+        UserError: A file cannot be read, a key is unknown or missing, or a figure is out of range; with file and line.
     """
     chips: dict[str, Chip] = {}
     currencies: dict[str, Figure] = {}
     for path in (SHIPPED, *extra):
-        for section, place in read_lined(path).items(frozenset({"chips", "currencies"})):
-            if section == "currencies":
-                currencies |= {name: _figure(item, (1e-9, 1e9))[0] for name, item in place.items()}
+        for title, section in read_yaml_values(path).items(frozenset({"chips", "currencies"})):
+            if title == "currencies":
+                currencies |= {name: _figure(item, (1e-9, 1e9))[0] for name, item in section.items()}
             else:
-                chips |= {name.lower(): _chip(name.lower(), item) for name, item in place.items()}
+                chips |= {name.lower(): _chip(name.lower(), item) for name, item in section.items()}
         for chip in chips.values():
             if chip.currency not in currencies:
                 known = ", ".join(currencies)
@@ -159,11 +155,11 @@ def load_catalogue(extra: Sequence[Path] = ()) -> Catalogue:
     return Catalogue(chips, currencies)
 
 
-def _chip(key: str, place: Place) -> Chip:
+def _chip(key: str, section: YamlValue) -> Chip:
     name, currency = key, "USD"
     devices: tuple[str, ...] = ()
     figures: dict[str, Figure] = {}
-    for field, item in place.items(frozenset({"name", "devices", *_RANGES})):
+    for field, item in section.items(frozenset({"name", "devices", *_RANGES})):
         if field == "name":
             name = item.text()
         elif field == "devices":
@@ -173,110 +169,20 @@ def _chip(key: str, place: Place) -> Chip:
             currency = own or currency
     for field in _RANGES:
         if field not in figures and field not in _OPTIONAL:
-            raise place.wrong(f"has no {field}")
+            raise section.wrong(f"has no {field}")
     return Chip(key=key, name=name, devices=devices or (name,), currency=currency, **figures)
 
 
-def _figure(place: Place, allowed: tuple[float, float], priced: bool = False) -> tuple[Figure, str]:
+def _figure(section: YamlValue, allowed: tuple[float, float], priced: bool = False) -> tuple[Figure, str]:
     """A figure, and its currency if it is a price."""
-    items = dict(place.items(_FIGURE | ({"currency"} if priced else frozenset())))
+    items = dict(section.items(_FIGURE | ({"currency"} if priced else frozenset())))
     for field in sorted(_FIGURE):
         if field not in items:
-            raise place.wrong(f"has no {field}")
+            raise section.wrong(f"has no {field}")
     value, grade = items["value"].number(*allowed), items["grade"].text()
-    if place.key.endswith(".node") and value != int(value):
+    if section.key.endswith(".node") and value != int(value):
         raise items["value"].wrong("must be a whole number of chips")
     if grade not in GRADES:
         raise items["grade"].wrong(f"{grade!r} is none of {', '.join(GRADES)}")
     figure = Figure(value, items["source"].text(), items["date"].text(), grade)
     return figure, items["currency"].text() if "currency" in items else ""
-
-
-# YAML whose values know the line that they stand on, so that an error can name it.
-
-
-@dataclass(frozen=True)
-class Place:
-    """A value in a YAML file.
-
-    Attributes:
-        file: The file.
-        key: Dotted name of the value.
-        node: What stands there.
-    """
-
-    file: Path
-    key: str
-    node: yaml.Node
-
-    def wrong(self, problem: str) -> UserError:
-        """Return an error that names the file, the line and the key."""
-        return UserError(f"{self.file}:{self.node.start_mark.line + 1}: {self.key}: {problem}")
-
-    def items(self, known: frozenset[str] | None = None) -> Iterator[tuple[str, Place]]:
-        """Yield the keys of a section with their values.
-
-        Args:
-            known: Keys that the section may have; None allows any.
-
-        Raises:
-            UserError: This is no section, or a key is unknown or stands there twice.
-        """
-        if not isinstance(self.node, yaml.MappingNode):
-            raise self.wrong("must be a section of keys")
-        seen: set[str] = set()
-        for key, value in self.node.value:
-            name = str(key.value)
-            place = Place(self.file, f"{self.key}.{name}".lstrip("."), value)
-            at_key = Place(self.file, place.key, key)
-            if name in seen:
-                raise at_key.wrong("duplicate key")
-            if known is not None and name not in known:
-                raise at_key.wrong(f"unknown key{did_you_mean(name, known)}")
-            seen.add(name)
-            yield name, place
-
-    def text(self) -> str:
-        """Return the value as text.
-
-        Raises:
-            UserError: It is something else, or empty.
-        """
-        if not isinstance(self.node, yaml.ScalarNode) or not self.node.value.strip():
-            raise self.wrong("must be text")
-        return str(self.node.value).strip()
-
-    def number(self, minimum: float, maximum: float) -> float:
-        """Return the value as a number within a range; YAML's text `4e12` is a number, too.
-
-        Raises:
-            UserError: It is no number, or out of range.
-        """
-        value = parse_number(self.text())
-        if value is None:
-            raise self.wrong(f"{shown(self.text())} is no number")
-        if not minimum <= value <= maximum:
-            raise self.wrong(f"{self.text()} is absurd; must be from {minimum:g} to {maximum:g}")
-        return float(value)
-
-    def texts(self) -> tuple[str, ...]:
-        """Return the value as a list of texts.
-
-        Raises:
-            UserError: It is something else.
-        """
-        if not isinstance(self.node, yaml.SequenceNode):
-            raise self.wrong("must be a list of texts")
-        return tuple(Place(self.file, self.key, node).text() for node in self.node.value)
-
-
-def read_lined(path: Path) -> Place:
-    """Read the whole of a YAML file.
-
-    Raises:
-        UserError: There is no such file, it cannot be read, it is empty, or it is no YAML.
-    """
-    node = compose_yaml(read_text(path, max_bytes=MAX_YAML), str(path))
-    if node is None:
-        raise UserError(f"{path}: is empty")
-    return Place(path, "", node)

@@ -9,8 +9,8 @@ from typing import Any
 from gossamer.cost.network import Network
 from gossamer.errors import UserError
 from gossamer.plan.catalogue import Chip
-from gossamer.plan.efficiency import Fitted
-from gossamer.plan.search import Option, min_chips, options
+from gossamer.plan.efficiency import FittedEfficiency
+from gossamer.plan.search import FittingLayout, fitting_layouts, min_chips
 from gossamer.plan.timing import Job, StepTimer
 from gossamer.units import SIZES
 
@@ -27,7 +27,7 @@ class ClusterPlan:
         count: Chips.
         job: What a step is made of.
         tokens: Tokens of the whole run.
-        options: The fastest layouts that fit, fastest first.
+        layouts: The fastest layouts that fit, fastest first.
         availability: Share of the device-hours that goes into steps.
         time_error: How far the time may be off, as a logarithm: the planner's own error and the grades of the figures.
         price: US dollars for a chip and an hour; None if it is not known.
@@ -39,21 +39,21 @@ class ClusterPlan:
     count: int
     job: Job
     tokens: float
-    options: tuple[Option, ...]
+    layouts: tuple[FittingLayout, ...]
     availability: float
     time_error: float
     price: float | None
     price_error: float
 
     @property
-    def best(self) -> Option:
+    def best(self) -> FittingLayout:
         """The fastest layout."""
-        return self.options[0]
+        return self.layouts[0]
 
-    def tokens_per_second(self, option: Option | None = None) -> float:
+    def tokens_per_second(self, fitting: FittingLayout | None = None) -> float:
         """Return the tokens per second of all chips while steps are taken, with the best layout or another."""
-        option = option or self.best
-        return option.rows * self.job.length / option.seconds
+        fitting = fitting or self.best
+        return fitting.rows * self.job.length / fitting.seconds
 
     @property
     def passes(self) -> float:
@@ -69,13 +69,13 @@ class ClusterPlan:
         whole = self.network.flops(self.job.length, self.job.mtp_steps if self.network.mtp_layers else 0)
         return {part: flops * self.passes / 3 for part, flops in whole.items()}
 
-    def mfu(self, option: Option | None = None) -> float:
+    def mfu(self, fitting: FittingLayout | None = None) -> float:
         """Return the model's FLOPs as a share of the chips' bfloat16 peak, while steps are taken."""
-        flops = sum(self.flops.values()) * self.tokens_per_second(option)
+        flops = sum(self.flops.values()) * self.tokens_per_second(fitting)
         return flops / (self.count * self.chip.flops.value)
 
     @property
-    def simple_mfu(self) -> float:
+    def mfu_by_parameters(self) -> float:
         """The same share by 6·N·D, or 4·N·D for adapters, with N the active parameters: for comparison with others."""
         flops = 2 * self.passes * self.network.active_parameters * self.tokens_per_second()
         return flops / (self.count * self.chip.flops.value)
@@ -100,7 +100,7 @@ class ClusterPlan:
         """US dollars of the whole run; None if the price is not known."""
         return None if self.price is None else self.device_hours * self.price
 
-    def between(self, value: float, more: float = 0.0) -> tuple[float, float]:
+    def uncertainty_range(self, value: float, more: float = 0.0) -> tuple[float, float]:
         """Return the range that a value in proportion to the time may lie in.
 
         Args:
@@ -124,24 +124,24 @@ class ClusterPlan:
             "batch_tokens": self.job.batch,
             "tokens_per_second": self.tokens_per_second(),
             "mfu": self.mfu(),
-            "mfu_by_parameters": self.simple_mfu,
+            "mfu_by_parameters": self.mfu_by_parameters,
             "days": self.days,
-            "days_range": self.between(self.days),
+            "days_range": self.uncertainty_range(self.days),
             "device_hours": self.device_hours,
             "availability": self.availability,
             "kilowatt_hours": self.kilowatt_hours,
             "dollars": self.dollars,
-            "dollars_range": None if self.dollars is None else self.between(self.dollars, self.price_error),
+            "dollars_range": None if self.dollars is None else self.uncertainty_range(self.dollars, self.price_error),
             "layouts": [
-                asdict(option.layout)
+                asdict(fitting.layout)
                 | {
-                    "step_seconds": option.seconds,
-                    "micro_batches": option.micro_batches,
-                    "tokens_per_second": self.tokens_per_second(option),
-                    "parts": option.parts,
-                    "memory": asdict(option.memory) | {"total": option.memory.total, "chip": self.chip.memory.value},
+                    "step_seconds": fitting.seconds,
+                    "micro_batches": fitting.micro_batches,
+                    "tokens_per_second": self.tokens_per_second(fitting),
+                    "parts": fitting.parts,
+                    "memory": asdict(fitting.memory) | {"total": fitting.memory.total, "chip": self.chip.memory.value},
                 }
-                for option in self.options
+                for fitting in self.layouts
             ],
         }
 
@@ -152,7 +152,7 @@ def make_plan(
     count: int,
     job: Job,
     tokens: float,
-    efficiency: Fitted,
+    efficiency: FittedEfficiency,
     price: float | None = None,
     price_error: float = 0.0,
 ) -> ClusterPlan:
@@ -172,7 +172,7 @@ def make_plan(
         UserError: No layout fits; the line says how many chips are enough.
     """
     timer = StepTimer(network, chip, efficiency.rates, job)
-    found = options(timer, count)
+    found = fitting_layouts(timer, count)
     if not found:
         raise _does_not_fit(network, chip, count, job)
     return ClusterPlan(
@@ -181,7 +181,7 @@ def make_plan(
         count=count,
         job=job,
         tokens=tokens,
-        options=tuple(found),
+        layouts=tuple(found),
         availability=efficiency.rates.availability,
         time_error=math.hypot(efficiency.error, *_sensitivities(timer, found, efficiency)),
         price=price,
@@ -205,7 +205,7 @@ def _does_not_fit(network: Network, chip: Chip, count: int, job: Job) -> UserErr
     )
 
 
-def _sensitivities(timer: StepTimer, found: list[Option], efficiency: Fitted) -> list[float]:
+def _sensitivities(timer: StepTimer, found: list[FittingLayout], efficiency: FittedEfficiency) -> list[float]:
     """How much longer a step takes, as a logarithm, with each figure at the lower end of what its grade allows.
 
     The layout may then be another of those found, for whoever has the chip will choose by what it does.
@@ -215,6 +215,6 @@ def _sensitivities(timer: StepTimer, found: list[Option], efficiency: Fitted) ->
         figure = getattr(timer.chip, name)
         worse = replace(timer.chip, **{name: replace(figure, value=figure.value * (1 - figure.error))})
         slower = StepTimer(timer.network, worse, efficiency.rates, timer.job)
-        fastest = min(sum(slower.parts(option.layout).values()) / option.rows for option in found)
+        fastest = min(sum(slower.parts(fitting.layout).values()) / fitting.rows for fitting in found)
         changes.append(math.log(fastest / (found[0].seconds / found[0].rows)))
     return changes

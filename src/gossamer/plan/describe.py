@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gossamer.plan.cluster_plan import ClusterPlan
-from gossamer.plan.search import Option
+from gossamer.plan.search import FittingLayout
 from gossamer.plan.serving import Serving
 from gossamer.report.chart import PALETTE
 from gossamer.units import amount, days, dollars, duration, energy, human, money, network_words, number, percent, size
@@ -25,7 +25,7 @@ _WIDTH = 118  # characters of a line
 
 def describe_plan(plan: ClusterPlan) -> str:
     """Return one plan: what the run takes, its five fastest layouts, and where time and memory of the first go."""
-    low, high = plan.between(plan.days)
+    low, high = plan.uncertainty_range(plan.days)
     network, job = plan.network, plan.job
     lines = [
         f"{network.name}: {network_words(*network.sizes)}{_adapters(plan)}",
@@ -35,7 +35,7 @@ def describe_plan(plan: ClusterPlan) -> str:
         f"{_time(plan.days)} ({_time(low)} to {_time(high)}), {human(plan.device_hours)} device-hours, "
         f"{percent(plan.availability)} of them in steps",
         f"{human(plan.tokens_per_second())} tokens/s, {human(plan.tokens_per_second() / plan.count)} a chip; "
-        f"MFU {percent(plan.mfu())} ({percent(plan.simple_mfu)} by {human(2 * plan.passes, 1)}·N·D)",
+        f"MFU {percent(plan.mfu())} ({percent(plan.mfu_by_parameters)} by {human(2 * plan.passes, 1)}·N·D)",
         f"{_cost(plan)}; energy {_energy(plan)}",
     ]
     return (
@@ -62,7 +62,7 @@ def describe_plans(plans: Sequence[ClusterPlan]) -> str:
     for name in ("figures", "layout"):
         table.add_column(name)
     for plan in plans:
-        low, high = plan.between(plan.days)
+        low, high = plan.uncertainty_range(plan.days)
         table.add_row(
             plan.chip.key, days(plan.days), f"{days(low)} to {days(high)}",
             human(plan.tokens_per_second() / plan.count), percent(plan.mfu()),
@@ -84,8 +84,8 @@ def describe_serving(services: Sequence[Serving]) -> str:
         slowest = max(one.parts, key=one.parts.__getitem__)
         table.add_row(
             one.chip.key, f"{one.chips}", size(one.weights), size(one.caches), human(one.tokens_per_second),
-            human(one.tokens_per_second / one.batch, 2), dollars(one.million(one.tokens_per_second)),
-            human(one.prompt_tokens_per_second), dollars(one.million(one.prompt_tokens_per_second)),
+            human(one.tokens_per_second / one.batch, 2), dollars(one.dollars_per_million_tokens(one.tokens_per_second)),
+            human(one.prompt_tokens_per_second), dollars(one.dollars_per_million_tokens(one.prompt_tokens_per_second)),
             f"{slowest} {percent(one.parts[slowest] / sum(one.parts.values()))}",
         )  # fmt: skip
     return f"{head}\n{_printed(table)}"
@@ -97,24 +97,24 @@ def _layout_table(plan: ClusterPlan) -> Table:
         table.add_column(name)
     for name in ("step", "tokens/s", "MFU", "memory"):
         table.add_column(name, justify="right")
-    for option in plan.options:
-        layout, memory = option.layout, option.memory.total
+    for fitting in plan.layouts:
+        layout, memory = fitting.layout, fitting.memory.total
         table.add_row(
             layout.describe(), "spread" if layout.spread_weights else "whole",
-            f"{layout.rows} × {option.micro_batches}",
-            "yes" if layout.recompute else "no", f"{number(option.seconds, 3)} s",
-            human(plan.tokens_per_second(option)), percent(plan.mfu(option)),
+            f"{layout.rows} × {fitting.micro_batches}",
+            "yes" if layout.recompute else "no", f"{number(fitting.seconds, 3)} s",
+            human(plan.tokens_per_second(fitting)), percent(plan.mfu(fitting)),
             f"{size(memory)}, {percent(memory / plan.chip.memory.value)}",
         )  # fmt: skip
     return table
 
 
-def _time_table(option: Option) -> Table:
+def _time_table(fitting: FittingLayout) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("time of a step")
     table.add_column("", justify="right")
-    for part, seconds in sorted(option.parts.items(), key=lambda item: -item[1]):
-        table.add_row(part, percent(seconds / option.seconds, 1))
+    for part, seconds in sorted(fitting.parts.items(), key=lambda item: -item[1]):
+        table.add_row(part, percent(seconds / fitting.seconds, 1))
     return table
 
 
@@ -150,7 +150,7 @@ def _time(value: float) -> str:
 def _cost(plan: ClusterPlan) -> str:
     if plan.dollars is None or plan.price is None:
         return "money unknown: no price is published (--price gives one)"
-    low, high = plan.between(plan.dollars, plan.price_error)
+    low, high = plan.uncertainty_range(plan.dollars, plan.price_error)
     return f"{dollars(plan.dollars)} ({dollars(low)} to {dollars(high)}) at ${money(plan.price)} a chip and hour"
 
 
@@ -219,7 +219,7 @@ def _bars(axes: Any, plans: Sequence[ClusterPlan], values: list[float | None], m
     """Draw a bar for each plan with the range that it may lie in, and a note where nothing is known."""
     axes.set_title(unit, loc="left", fontsize=10, color=PALETTE["muted"][0])
     measured = [
-        (row, value, plan.between(value, error))
+        (row, value, plan.uncertainty_range(value, error))
         for row, (plan, value, error) in enumerate(zip(plans, values, more, strict=True))
         if value is not None
     ]

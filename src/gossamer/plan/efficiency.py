@@ -1,8 +1,8 @@
 """How much of a data sheet's figures a program reaches: fitted to published runs, or measured by a certificate.
 
-Four shares are fitted; they are in efficiency.yaml, which `benchmarks/planner_fit.py` writes from published runs
-(runs.yaml). A certificate that `gossamer certify` wrote on a device replaces some of them by what it measured there.
-The other shares are assumptions, for the runs say too little about each.
+Four shares are fitted; they are in efficiency.yaml, which `benchmarks/planner_fit.py` writes from the runs in
+published_runs.yaml. A certificate that `gossamer certify` wrote on a device replaces some of them by what it measured
+there. The other shares are assumptions, for the runs say too little about each.
 """
 
 from __future__ import annotations
@@ -13,14 +13,23 @@ from typing import Any
 
 from gossamer import __version__
 from gossamer.errors import UserError, shorten
-from gossamer.plan.catalogue import Chip, read_lined
+from gossamer.plan.catalogue import Chip
 from gossamer.reading import read_object
 from gossamer.typed import shown
+from gossamer.yaml_files import read_yaml_values
 
-__all__ = ["CERTIFICATE_FORMAT", "FITTED", "Efficiency", "Fitted", "certified", "fitted"]
+__all__ = [
+    "CERTIFICATE_FORMAT",
+    "EFFICIENCY_FILE",
+    "Efficiency",
+    "FittedEfficiency",
+    "apply_certificate",
+    "load_fitted_efficiency",
+]
 
-FITTED = Path(__file__).parent / "efficiency.yaml"
+EFFICIENCY_FILE = Path(__file__).parent / "efficiency.yaml"
 CERTIFICATE_FORMAT = 1
+"""Format of a certificate's file; it changes where older readers would misread a new file."""
 
 ATTENTION = 0.7
 """Share of the rate of large products that fused attention reaches."""
@@ -57,7 +66,7 @@ class Efficiency:
 
 
 @dataclass(frozen=True)
-class Fitted:
+class FittedEfficiency:
     """What efficiency.yaml holds.
 
     Attributes:
@@ -69,14 +78,15 @@ class Fitted:
     error: float
 
 
-def fitted() -> Fitted:
+def load_fitted_efficiency() -> FittedEfficiency:
     """Return the shares that were fitted to published runs."""
     names = [item.name for item in fields(Efficiency)]
-    values = {name: place.number(0.01, 1) for name, place in read_lined(FITTED).items(frozenset([*names, "error"]))}
-    return Fitted(Efficiency(**{name: values[name] for name in names}), values["error"])
+    items = read_yaml_values(EFFICIENCY_FILE).items(frozenset([*names, "error"]))
+    values = {name: item.number(0.01, 1) for name, item in items}
+    return FittedEfficiency(Efficiency(**{name: values[name] for name in names}), values["error"])
 
 
-def certified(path: Path, chip: Chip, rates: Efficiency) -> Efficiency:
+def apply_certificate(path: Path, chip: Chip, rates: Efficiency) -> Efficiency:
     """Return shares with what a certificate measured: products and links as they are, memory in proportion to copies.
 
     Args:

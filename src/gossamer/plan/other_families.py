@@ -90,7 +90,7 @@ def _network(values: Mapping[str, Any], name: str) -> Network:
         tied=_tied(keys, family),
         layers=tuple(layers),
         mtp_layers=(layers[-1],) * keys("num_nextn_predict_layers", 0),
-        twin=_twin(keys, family, [layer.feed_forward for layer in layers]),
+        activation_config=_activation_config(keys, family, [layer.feed_forward for layer in layers]),
     )
 
 
@@ -202,8 +202,8 @@ def _feed_forward(keys: _Keys, sparse: bool) -> FeedForward:
     )
 
 
-def _twin(keys: _Keys, family: str, ffns: list[FeedForward]) -> ModelConfig:
-    """A configuration of gossamer's of the same widths; its layers keep a gate's activations in addition."""
+def _activation_config(keys: _Keys, family: str, ffns: list[FeedForward]) -> ModelConfig:
+    """A configuration of gossamer's with the same widths, for counting activations; its layers add those of a gate."""
     hidden, heads = keys("hidden_size"), keys("num_attention_heads")
     latent = keys("v_head_dim", 0)
     size = (keys("qk_nope_head_dim") + keys("qk_rope_head_dim") + latent) // 2 if latent else 0

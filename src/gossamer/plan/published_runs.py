@@ -13,19 +13,19 @@ from gossamer.cost.network import Network
 from gossamer.plan.catalogue import Catalogue, Chip
 from gossamer.plan.efficiency import Efficiency
 from gossamer.plan.other_families import network_from_json
-from gossamer.plan.search import options
+from gossamer.plan.search import fitting_layouts
 from gossamer.plan.timing import Job, StepTimer, micro_batches
 from gossamer.reading import read_text
 from gossamer.units import percent
 from gossamer.yaml_files import parse_yaml
 
-RUNS = Path(__file__).parent / "runs.yaml"
+RUNS = Path(__file__).parent / "published_runs.yaml"
 FIT, HELD_OUT, SHOWN = "fit", "held-out", "shown"
 
 
 @dataclass(frozen=True)
 class PublishedRun:
-    """A run as it was published; the head of runs.yaml explains the fields.
+    """A run as it was published; the head of published_runs.yaml explains the fields.
 
     Attributes:
         name: Name of the run.
@@ -35,7 +35,7 @@ class PublishedRun:
         count: Chips.
         job: What a step was made of.
         measured: Tokens per second and chip.
-        whole: Whether `measured` counts all the run's hours, not its steps alone.
+        is_over_all_hours: Whether `measured` counts all the run's hours, not its steps alone.
         source: Where the figures were read.
         why: Why the run does not count, or what is to be known of it.
         published: The layout as it was published; None if it was not.
@@ -48,7 +48,7 @@ class PublishedRun:
     count: int
     job: Job
     measured: float
-    whole: bool
+    is_over_all_hours: bool
     source: str
     why: str
     published: Layout | None
@@ -61,7 +61,7 @@ class PublishedRun:
         """Return the published layout; where there is none, the planner's own, which is the fastest that fits."""
         if self.published is not None:
             return self.published
-        found = options(self.timer(rates), self.count, max_options=1)
+        found = fitting_layouts(self.timer(rates), self.count, max_layouts=1)
         assert found, f"{self.name} does not fit its own {self.count} chips"
         return found[0].layout
 
@@ -70,7 +70,7 @@ class PublishedRun:
         layout = layout or self.layout(rates)
         tokens = micro_batches(layout, self.job) * layout.rows * layout.data * self.job.length
         speed = tokens / sum(self.timer(rates).parts(layout).values()) / self.count
-        return speed * rates.availability if self.whole else speed
+        return speed * rates.availability if self.is_over_all_hours else speed
 
 
 @dataclass(frozen=True)
@@ -103,8 +103,8 @@ class Ratio:
         return own / self.ours.predict(rates) / (other / self.other.predict(rates))
 
 
-def published(catalogue: Catalogue) -> tuple[list[PublishedRun], list[Ratio]]:
-    """Return the runs and the ratios of runs.yaml, in its order."""
+def load_published_runs(catalogue: Catalogue) -> tuple[list[PublishedRun], list[Ratio]]:
+    """Return the runs and the ratios of published_runs.yaml, in its order."""
     content = parse_yaml(read_text(RUNS), str(RUNS))
     runs = [_run(name, values, values["config"], catalogue) for name, values in content["runs"].items()]
     ratios = [
@@ -145,7 +145,7 @@ def _run(name: str, values: dict[str, Any], config: dict[str, Any], catalogue: C
         count=values["count"],
         job=job,
         measured=measured,
-        whole="hours" in values,
+        is_over_all_hours="hours" in values,
         source=values["source"],
         why=values.get("why", ""),
         published=Layout(**values["layout"], spread_weights=False) if "layout" in values else None,
@@ -182,11 +182,11 @@ class Prediction:
 
 def predictions(catalogue: Catalogue, rates: Efficiency) -> list[Prediction]:
     """Return every published run and ratio with what the planner predicts."""
-    runs, ratios = published(catalogue)
+    runs, ratios = load_published_runs(catalogue)
     found = []
     for run in runs:
         layout = run.layout(rates)
-        what = "tokens/s a chip, all hours" if run.whole else "tokens/s a chip, steps"
+        what = "tokens/s a chip, all hours" if run.is_over_all_hours else "tokens/s a chip, steps"
         found.append(
             Prediction(run.name, run.role, what, run.measured, run.predict(rates, layout), layout.describe(), run.why)
         )

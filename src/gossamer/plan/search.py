@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from gossamer.cost.activations import Shape
+from gossamer.cost.activations import MicroBatchShape
 from gossamer.cost.layout import Layout
-from gossamer.cost.memory import Held, Step, StepMemory, step_memory, walk_step
+from gossamer.cost.memory import ResidentBytes, StepMemory, StepSpec, step_memory, trace_step
 from gossamer.cost.network import Network
 from gossamer.plan.catalogue import Chip
 from gossamer.plan.timing import Job, StepTimer, micro_batches
 
-__all__ = ["Option", "chip_memory", "layouts", "min_chips", "options", "usable_memory"]
+__all__ = ["FittingLayout", "all_layouts", "chip_memory", "fitting_layouts", "min_chips", "usable_memory"]
 
 MAX_CHIPS = 1 << 20
 RESERVED = 0.08
@@ -26,8 +26,8 @@ _MOMENTS = 2  # numbers of AdamW's state per parameter
 
 
 @dataclass(frozen=True)
-class Option:
-    """A layout that fits.
+class FittingLayout:
+    """A layout that fits the memory of the chips, and the time of its step.
 
     Attributes:
         layout: The layout.
@@ -52,13 +52,13 @@ class Option:
         return self.micro_batches * self.layout.rows * self.layout.data
 
 
-def options(timer: StepTimer, count: int, max_options: int = 5) -> list[Option]:
+def fitting_layouts(timer: StepTimer, count: int, max_layouts: int = 5) -> list[FittingLayout]:
     """Return the fastest layouts of so many chips that fit, fastest first, each with another division of the network.
 
     Args:
         timer: The network, the chip and the job.
         count: Chips.
-        max_options: The largest number of layouts to return.
+        max_layouts: The largest number of layouts to return.
 
     Returns:
         The layouts; none if nothing fits.
@@ -70,7 +70,7 @@ def options(timer: StepTimer, count: int, max_options: int = 5) -> list[Option]:
         rows = micro_batches(layout, job) * layout.rows * layout.data
         timed.append((sum(parts.values()) / rows, layout, parts))
     timed.sort(key=lambda item: item[0])
-    found: list[Option] = []
+    found: list[FittingLayout] = []
     seen = set()
     for _, layout, parts in timed:
         division = layout.tensor, layout.pipeline, layout.expert, layout.spread_weights
@@ -79,8 +79,8 @@ def options(timer: StepTimer, count: int, max_options: int = 5) -> list[Option]:
         memory = _memory(network, layout, job)
         if memory.total <= usable_memory(timer.chip):
             seen.add(division)
-            found.append(Option(layout, parts, memory, micro_batches(layout, job)))
-            if len(found) == max_options:
+            found.append(FittingLayout(layout, parts, memory, micro_batches(layout, job)))
+            if len(found) == max_layouts:
                 break
     return found
 
@@ -118,7 +118,7 @@ def usable_memory(chip: Chip) -> float:
 # All layouts, whether or not they fit.
 
 
-def layouts(network: Network, chips: int, node: int, length: int, batch: int) -> Iterator[Layout]:
+def all_layouts(network: Network, chips: int, node: int, length: int, batch: int) -> Iterator[Layout]:
     """Yield every layout of so many chips, whether or not it fits their memory.
 
     Args:
@@ -128,7 +128,7 @@ def layouts(network: Network, chips: int, node: int, length: int, batch: int) ->
         length: Tokens of a row.
         batch: Tokens of an optimizer step.
     """
-    heads = network.twin.num_attention_heads
+    heads = network.activation_config.num_attention_heads
     experts = max((layer.feed_forward.num_experts for layer in network.layers), default=0)
     for tensor in _divisors(chips, min(node, 8, heads)):
         for pipeline in _divisors(chips // tensor, min(len(network.layers), 64)):
@@ -156,7 +156,7 @@ def _expert_counts(experts: int, chips: int) -> list[int]:
 
 
 def _candidates(network: Network, chip: Chip, count: int, job: Job) -> Iterator[Layout]:
-    return layouts(network, count, int(chip.node.value), job.length, job.batch)
+    return all_layouts(network, count, int(chip.node.value), job.length, job.batch)
 
 
 # Memory.
@@ -190,18 +190,18 @@ def chip_memory(
         trained: Share of the parameters that is trained; below 1 the others are held in bfloat16.
     """
     tokens = max(1, length // (layout.context * layout.tensor))
-    step = Step(
-        Shape(layout.rows, tokens, itemsize, native),
+    step = StepSpec(
+        MicroBatchShape(layout.rows, tokens, itemsize, native),
         recompute=layout.recompute,
         accumulates=micro_batches > 1,
         mtp_steps=mtp_steps,
         casts=layout.chips == 1 and trained == 1,
     )
-    walk = walk_step(network.twin, layout, step, trained)
-    return step_memory(walk, layout, _held(network, layout, trained), micro_batches)
+    timeline = trace_step(network.activation_config, layout, step, trained)
+    return step_memory(timeline, layout, _resident_bytes(network, layout, trained), micro_batches)
 
 
-def _held(network: Network, layout: Layout, trained: float) -> Held:
+def _resident_bytes(network: Network, layout: Layout, trained: float) -> ResidentBytes:
     """What a chip holds of the network, its gradients and AdamW's state.
 
     Weights and gradients are in float32 where they are spread. Where every copy holds them all, the weights are in
@@ -216,4 +216,4 @@ def _held(network: Network, layout: Layout, trained: float) -> Held:
     else:
         weights, optimizer = whole * _BFLOAT16, spread * _FLOAT32 * (_MOMENTS + 1) * trained
         gradients = whole * _FLOAT32 * trained
-    return Held(int(weights), int(gradients), int(optimizer))
+    return ResidentBytes(int(weights), int(gradients), int(optimizer))

@@ -2,7 +2,7 @@
 
 A decoding step reads every weight that its tokens touch once, and the cache and the state of each sequence once; it
 writes the states back. It computes little and starts as many kernels as ever. Chips share all of it, and sum what they
-computed after each half of a layer. Nothing here is fitted: runs.yaml has no published figure of serving.
+computed after each half of a layer. Nothing here is fitted: published_runs.yaml has no published figure of serving.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Serving:
         """Tokens per second of all sequences together."""
         return self.batch / sum(self.parts.values())
 
-    def million(self, tokens_per_second: float) -> float | None:
+    def dollars_per_million_tokens(self, tokens_per_second: float) -> float | None:
         """Return the US dollars that a million tokens cost at such a speed of all chips together."""
         return None if self.price is None else self.price * self.chips / 3600 / tokens_per_second * 1e6
 
@@ -80,8 +80,8 @@ class Serving:
             "tokens_per_second": self.tokens_per_second,
             "tokens_per_second_a_sequence": self.tokens_per_second / self.batch,
             "prompt_tokens_per_second": self.prompt_tokens_per_second,
-            "dollars_a_million_tokens": self.million(self.tokens_per_second),
-            "dollars_a_million_prompt_tokens": self.million(self.prompt_tokens_per_second),
+            "dollars_a_million_tokens": self.dollars_per_million_tokens(self.tokens_per_second),
+            "dollars_a_million_prompt_tokens": self.dollars_per_million_tokens(self.prompt_tokens_per_second),
         }
 
 

@@ -18,7 +18,7 @@ from markupsafe import Markup, escape
 from numpy.typing import NDArray
 
 from gossamer.report.history import Axis, Event
-from gossamer.units import human, known
+from gossamer.units import human, is_number
 
 __all__ = [
     "MIN_AVERAGED",
@@ -103,7 +103,7 @@ class Curve:
         return {"tokens": self.tokens, "elapsed": self.elapsed, "steps": self.steps}[axis]
 
     @property
-    def measured(self) -> bool:
+    def is_measured(self) -> bool:
         """Whether there is anything to draw."""
         return bool(np.isfinite(self.values).any())
 
@@ -154,9 +154,9 @@ class Chart:
     skip_start: float = 0.0
 
     @property
-    def measured(self) -> bool:
+    def is_measured(self) -> bool:
         """Whether there is anything to draw."""
-        return any(item.measured for item in self.curves)
+        return any(item.is_measured for item in self.curves)
 
 
 def curve(
@@ -180,7 +180,7 @@ def curve(
     find = (lambda event: event.get(key, math.nan)) if isinstance(key, str) else key
     places = ("step", "tokens", "elapsed")
     found = [event for event in events if (key in event if isinstance(key, str) else True)]
-    found = [event for event in found if all(known(event.get(name)) for name in places)]
+    found = [event for event in found if all(is_number(event.get(name)) for name in places)]
     rows = [[event[name] for name in places] + [_number(find(event)) * scale] for event in found]
     steps, tokens, elapsed, values = np.array(rows, dtype=np.float64).reshape(-1, 4).T
     return Curve(label, color, steps, tokens, elapsed, values, **style)
@@ -258,7 +258,7 @@ def short_number(number: float) -> float | int | None:
 
 def _number(value: Any) -> float:
     """A measured number; NaN for anything else, such as null, infinities or text."""
-    return float(value) if known(value) else math.nan
+    return float(value) if is_number(value) else math.nan
 
 
 # Axes.

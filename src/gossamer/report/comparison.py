@@ -20,7 +20,7 @@ from gossamer.units import (
     energy,
     flops,
     hours,
-    known,
+    is_number,
     money,
     network_size,
     number,
@@ -62,7 +62,9 @@ def write_comparison(runs: Sequence[Path], path: Path | None = None) -> Path:
         color, dashed = SERIES[index % len(SERIES)], index >= len(SERIES)
         evaluations = history.evaluations().get(sets[index], [])
         last = history.measurements().get(sets[index], [{}])[-1]
-        columns.append(Run(name, color, dashed, history, evaluations, _settings(folder), read_ledger(folder), last))
+        columns.append(
+            ComparedRun(name, color, dashed, history, evaluations, _settings(folder), read_ledger(folder), last)
+        )
     found = [history.ends() for history in histories]
     ends = {axis: max(end[axis] for end in found) for axis in AXES}
     compared = _charts(columns)
@@ -134,7 +136,7 @@ def _remark(histories: list[History], sets: list[str]) -> str:
     return " · ".join([*parts, f"validation on {next(iter(measured))}"] if len(measured) == 1 else parts)
 
 
-def _warnings(runs: list[Run], sets: list[str]) -> list[str]:
+def _warnings(runs: list[ComparedRun], sets: list[str]) -> list[str]:
     """Sentences on what makes the figures of these runs not comparable."""
     found = []
     if len({name for name in sets if name}) > 1:
@@ -149,15 +151,16 @@ def _warnings(runs: list[Run], sets: list[str]) -> list[str]:
     return found
 
 
-def _amounts(runs: list[Run]) -> list[set[Any]]:
+def _amounts(runs: list[ComparedRun]) -> list[set[Any]]:
     """The amounts of text that were measured, as far as they are known: for the curves, and for the results."""
     curves, results = [event for run in runs for event in run.evaluations[-1:]], [run.last for run in runs]
     return [
-        {event["eval_tokens"] for event in events if known(event.get("eval_tokens"))} for events in (curves, results)
+        {event["eval_tokens"] for event in events if is_number(event.get("eval_tokens"))}
+        for events in (curves, results)
     ]
 
 
-def _charts(runs: list[Run]) -> list[Chart]:
+def _charts(runs: list[ComparedRun]) -> list[Chart]:
     """One chart for each value with one curve for each run; the first is the one that counts."""
     from gossamer.report.chart import Chart, curve
     from gossamer.report.run_charts import over_layers
@@ -178,7 +181,7 @@ def _charts(runs: list[Run]) -> list[Chart]:
     def first_step(event: Event) -> float:
         return nth(event.get("mtp_acceptance"), 0)
 
-    memory = [event["memory"] for run in runs for event in run.history.of("train") if known(event.get("memory"))]
+    memory = [event["memory"] for run in runs for event in run.history.of("train") if is_number(event.get("memory"))]
     unit, unit_name = size_unit(max(memory, default=0))
     charts = [
         Chart("Validation loss", "nats a token", evaluated("loss"), skip_start=_START),
@@ -196,13 +199,13 @@ def _charts(runs: list[Run]) -> list[Chart]:
     if vocabularies(runs) > 1:
         charts.insert(0, charts.pop(2))
     return [
-        replace(chart, curves=tuple(item for item in chart.curves if item.measured))
+        replace(chart, curves=tuple(item for item in chart.curves if item.is_measured))
         for chart in charts
-        if chart.measured
+        if chart.is_measured
     ]
 
 
-def _differences(runs: list[Run]) -> list[tuple[str, list[str]]]:
+def _differences(runs: list[ComparedRun]) -> list[tuple[str, list[str]]]:
     """The settings that differ between runs that have a configuration, in the order of the configuration."""
     keys = dict.fromkeys(key for run in runs for key in run.settings)
     table = [(key, [run.settings.get(key, "–") for run in runs]) for key in keys]
@@ -214,7 +217,7 @@ def _differences(runs: list[Run]) -> list[tuple[str, list[str]]]:
 
 
 @dataclass(frozen=True)
-class Run:
+class ComparedRun:
     """One of the runs that are compared.
 
     Attributes:
@@ -261,13 +264,13 @@ class Row(NamedTuple):
     cells: list[Cell]
 
 
-def vocabularies(runs: list[Run]) -> int:
+def vocabularies(runs: list[ComparedRun]) -> int:
     """Return how many different tokenizers the configurations name, by kind and size."""
     keys = ("corpus.tokenizer", "model.vocab_size")
     return len({tuple(run.settings.get(key) for key in keys) for run in runs if run.settings})
 
 
-def result_rows(runs: list[Run], same_text: bool) -> Iterator[Row]:
+def result_rows(runs: list[ComparedRun], same_text: bool) -> Iterator[Row]:
     """Yield the lines of the table; those that no run has a figure for are left out.
 
     Args:
@@ -290,64 +293,64 @@ def result_rows(runs: list[Run], same_text: bool) -> Iterator[Row]:
 
 def with_best(row: Row) -> Row:
     """Return a row with the lowest of its values marked if there are several."""
-    values = [cell.value for cell in row.cells if cell.value is not None and known(cell.value)]
+    values = [cell.value for cell in row.cells if cell.value is not None and is_number(cell.value)]
     if len(set(values)) < 2:
         return row
     best = next(cell.figure for cell in row.cells if cell.value == min(values))
     return row._replace(cells=[cell._replace(best=cell.figure == best) for cell in row.cells])
 
 
-def _loss(run: Run) -> Cell:
+def _loss(run: ComparedRun) -> Cell:
     loss: Any = run.last.get("loss")
-    remarks = [measured_over(run.last), best_before(run.evaluations) if known(loss) else ""]
+    remarks = [measured_over(run.last), best_before(run.evaluations) if is_number(loss) else ""]
     return Cell(number(loss), ", ".join(remark for remark in remarks if remark), loss)
 
 
-def _accepted(run: Run) -> Cell:
+def _accepted(run: ComparedRun) -> Cell:
     rates = numbers(run.last.get("mtp_acceptance"))
     return Cell(" · ".join(map(percent, rates)) or "–", value=-rates[0] if rates else None)
 
 
-def _parameters(run: Run) -> Cell:
+def _parameters(run: ComparedRun) -> Cell:
     start = run.history.last("start")
     return Cell(*network_size(*map(start.get, SIZES)))
 
 
-def _tokens(run: Run) -> Cell:
+def _tokens(run: ComparedRun) -> Cell:
     state = run.history.state({})
     return Cell(
         count(run.history.newest("tokens")), f"{state['step']:,} steps" + ("" if state["done"] else ", not finished")
     )
 
 
-def _speed(run: Run) -> Cell:
+def _speed(run: ComparedRun) -> Cell:
     tokens, elapsed = run.history.newest("tokens"), run.history.newest("elapsed")
-    if not (known(tokens) and known(elapsed) and elapsed > 0):
+    if not (is_number(tokens) and is_number(elapsed) and elapsed > 0):
         return Cell("–")
     return Cell(count(round(tokens / elapsed)), value=-tokens / elapsed)
 
 
-def _compute(run: Run) -> Cell:
+def _compute(run: ComparedRun) -> Cell:
     if run.ledger is not None:
         return Cell(flops(run.ledger.work.all_flops))
     cost, tokens = run.history.last("start").get("flops_per_token"), run.history.newest("tokens")
-    return Cell(flops(cost * tokens) if known(cost) and known(tokens) else "–")
+    return Cell(flops(cost * tokens) if is_number(cost) and is_number(tokens) else "–")
 
 
-def _memory(run: Run) -> Cell:
-    found = [event["memory"] for event in run.history.of("train") if known(event.get("memory"))]
+def _memory(run: ComparedRun) -> Cell:
+    found = [event["memory"] for event in run.history.of("train") if is_number(event.get("memory"))]
     return Cell(size(max(found)), value=max(found)) if found else Cell("–")
 
 
-def _booked(write: Callable[[Ledger], str]) -> Callable[[Run], Cell]:
+def _booked(write: Callable[[Ledger], str]) -> Callable[[ComparedRun], Cell]:
     return lambda run: Cell("–" if run.ledger is None else write(run.ledger))
 
 
-def _started_on(key: str) -> Callable[[Run], Cell]:
+def _started_on(key: str) -> Callable[[ComparedRun], Cell]:
     return lambda run: Cell(str(run.history.last("start").get(key, "–")))
 
 
-_ROWS: dict[str, Callable[[Run], Cell]] = {
+_ROWS: dict[str, Callable[[ComparedRun], Cell]] = {
     "parameters": _parameters,
     "tokens": _tokens,
     "training time": lambda run: Cell(duration(run.history.newest("elapsed"))),
@@ -366,9 +369,11 @@ _ROWS: dict[str, Callable[[Run], Cell]] = {
 }
 
 
-def _to_loss(runs: list[Run]) -> Iterator[Row]:
+def _to_loss(runs: list[ComparedRun]) -> Iterator[Row]:
     """How soon each run reached the loss that all of them reached: the fairest measure of how fast they learn."""
-    lowest = [min((event["loss"] for event in run.evaluations if known(event["loss"])), default=None) for run in runs]
+    lowest = [
+        min((event["loss"] for event in run.evaluations if is_number(event["loss"])), default=None) for run in runs
+    ]
     found = [loss for loss in lowest if loss is not None]
     if len(found) < 2:
         return
@@ -383,7 +388,7 @@ def reached(evaluations: list[Event], goal: float, axis: str) -> float | None:
     """Return where the loss first came down to a goal, on the straight line between two evaluations, or None."""
     before: Event | None = None
     for event in evaluations:
-        if not (known(event["loss"]) and known(event.get(axis))):
+        if not (is_number(event["loss"]) and is_number(event.get(axis))):
             continue
         if event["loss"] <= goal:
             if before is None:
@@ -406,10 +411,10 @@ class Goal(NamedTuple):
     rows: list[Row]
 
 
-def costs_to_losses(runs: list[Run]) -> list[Goal]:
+def costs_to_losses(runs: list[ComparedRun]) -> list[Goal]:
     """Return what each run had spent when its held-out loss first reached each of a few losses, the lowest last."""
     prices = [run.ledger and run.ledger.price for run in runs]
-    lines: list[tuple[str, str, Callable[[Run, float], str]]] = [
+    lines: list[tuple[str, str, Callable[[ComparedRun, float], str]]] = [
         ("tokens", "tokens", lambda run, spent: count(spent)),
         ("FLOPs", "flops", lambda run, spent: flops(spent)),
         ("device-hours", "device_seconds", lambda run, spent: hours(spent / 3600)),
@@ -431,7 +436,7 @@ def costs_to_losses(runs: list[Run]) -> list[Goal]:
     return [goal for goal in found if goal.rows]
 
 
-def _money(runs: list[Run], seconds: list[float | None]) -> Row:
+def _money(runs: list[ComparedRun], seconds: list[float | None]) -> Row:
     cells = []
     for run, spent in zip(runs, seconds, strict=True):
         cost = None if run.ledger is None or spent is None else run.ledger.cost_of(spent)
@@ -441,7 +446,7 @@ def _money(runs: list[Run], seconds: list[float | None]) -> Row:
     return with_best(row) if len(currencies) == 1 else row
 
 
-def _goals(runs: list[Run]) -> list[float]:
+def _goals(runs: list[ComparedRun]) -> list[float]:
     """The lowest loss that all runs reached, two on the way there, and the lowest that more than half reached."""
     curves = [losses for run in runs if (losses := _losses(run.evaluations))]
     if len(curves) < 2:
@@ -455,4 +460,4 @@ def _goals(runs: list[Run]) -> list[float]:
 
 
 def _losses(evaluations: list[Event]) -> list[float]:
-    return [event["loss"] for event in evaluations if known(event["loss"])]
+    return [event["loss"] for event in evaluations if is_number(event["loss"])]

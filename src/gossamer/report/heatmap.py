@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from gossamer.report.chart import Floats, Scale, round_ticks, short_number, x_scale
 from gossamer.report.history import AXES, PLACES, Axis, Event, History, evenly, numbers, where
-from gossamer.units import known
+from gossamer.units import is_number
 
 __all__ = ["HEAT", "HeatMap", "Image", "latest_load", "layer_names", "load_over_time"]
 
@@ -181,7 +181,7 @@ def _heat_map(
 
 def _moments(events: list[Event], key: str) -> list[Event]:
     """The newest measurement of each step that has a place on the axes, thinned evenly."""
-    placed = {event["step"]: event for event in events if key in event and all(map(known, map(event.get, PLACES)))}
+    placed = {event["step"]: event for event in events if key in event and all(map(is_number, map(event.get, PLACES)))}
     return evenly(placed.values(), _MAX_MOMENTS)
 
 

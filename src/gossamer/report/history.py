@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from gossamer.run.metrics import read_metrics
-from gossamer.units import known, number
+from gossamer.units import is_number, number
 
 __all__ = [
     "AXES",
@@ -64,12 +64,12 @@ class History:
 
     def newest(self, key: str) -> Any:
         """Return the newest finite value of `key` in any event; None if there is none."""
-        return next((event[key] for event in reversed(self._past) if known(event.get(key))), None)
+        return next((event[key] for event in reversed(self._past) if is_number(event.get(key))), None)
 
     def ends(self) -> dict[Axis, float]:
         """Return where the axes end, the same for all charts: a page is read along a common axis."""
         return {
-            axis: max((at for event in self._past if known(at := where(event, axis))), default=0.0) for axis in AXES
+            axis: max((at for event in self._past if is_number(at := where(event, axis))), default=0.0) for axis in AXES
         }
 
     @property
@@ -99,7 +99,7 @@ class History:
 
     def date(self) -> str | None:
         """Return when the run began; None if that is not known."""
-        return _date(next((event["time"] for event in self.events if known(event.get("time"))), None))
+        return _date(next((event["time"] for event in self.events if is_number(event.get("time"))), None))
 
     def state(self, config: dict[str, Any]) -> dict[str, Any]:
         """Return how far the run is; it is done if nothing was trained after its newest `end`.
@@ -114,9 +114,9 @@ class History:
         training = config.get("training")
         if isinstance(training, dict) and any(training.get(key) for key in ("budget", "seconds", "tokens")):
             steps = None  # these decide before the number of steps does
-        elif isinstance(training, dict) and known(training.get("steps")):
+        elif isinstance(training, dict) and is_number(training.get("steps")):
             steps = training["steps"]  # the newer figure: a resume may have prolonged the run
-        share = min(step / steps, 1.0) if known(steps) and steps > 0 else None
+        share = min(step / steps, 1.0) if is_number(steps) and steps > 0 else None
         return {"done": done, "step": step, "steps": steps, "share": share, "resumes": len(self.of("resume"))}
 
     def incidents(self) -> list[Event]:
@@ -134,7 +134,7 @@ def read_history(run: Path) -> History:
     live: list[Event] = []
     undone: list[Event] = []
     for event in read_metrics(run):
-        if event["event"] == "rollback" and known(event.get("to")):
+        if event["event"] == "rollback" and is_number(event.get("to")):
             left = [old for old in live if old["event"] in _MEASURED and old["step"] > event["to"]]
             undone += left
             live = [old for old in live if not (old["event"] in _MEASURED and old["step"] > event["to"])]
@@ -150,7 +150,7 @@ def where(event: Event, axis: Axis) -> Any:
 def numbers(value: Any) -> list[float]:
     """Return a list of measured numbers, NaN where one was not finite; one number makes a list of one."""
     items = value if isinstance(value, list) else [] if value is None else [value]
-    return [float(item) if known(item) else float("nan") for item in items]
+    return [float(item) if is_number(item) else float("nan") for item in items]
 
 
 def nth(value: Any, index: int) -> float:
@@ -163,7 +163,7 @@ def _placed(events: list[Event]) -> list[Event]:
     """Give events that lack them their tokens and time of training, interpolated between the steps around."""
     import numpy as np
 
-    known_places = [event for event in events if all(known(event.get(axis)) for axis in PLACES)]
+    known_places = [event for event in events if all(is_number(event.get(axis)) for axis in PLACES)]
     if not known_places:
         return events
     by_step = {0: dict.fromkeys(PLACES, 0)} | {event["step"]: event for event in known_places}
@@ -172,7 +172,7 @@ def _placed(events: list[Event]) -> list[Event]:
 
     def place(event: Event) -> Event:
         between = {axis: float(np.interp(event["step"], steps, column)) for axis, column in columns.items()}
-        return between | {name: value for name, value in event.items() if name not in PLACES or known(value)}
+        return between | {name: value for name, value in event.items() if name not in PLACES or is_number(value)}
 
     return [place(event) if event["event"] in _PLACED else event for event in events]
 
@@ -181,14 +181,14 @@ def _in_words(event: Event) -> str:
     if event["event"] == "skip":
         return f"update skipped: {event['reason']}" if event.get("reason") else "update skipped"
     if event["event"] == "rollback":
-        return f"rolled back to step {event['to']:,}" if known(event.get("to")) else "rolled back"
+        return f"rolled back to step {event['to']:,}" if is_number(event.get("to")) else "rolled back"
     moment = _date(event.get("time"))
     return f"resumed on {moment}" if moment else "resumed"
 
 
 def _date(moment: Any) -> str | None:
     try:
-        return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%d %H:%M UTC") if known(moment) else None
+        return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%d %H:%M UTC") if is_number(moment) else None
     except (OverflowError, ValueError, OSError):  # no time that a calendar has
         return None
 
@@ -206,12 +206,12 @@ def evenly(items: Iterable[Any], max_items: int) -> list[Any]:
 
 def measured_over(measured: Event) -> str:
     """Return how much text was measured, in words; an empty text if it is not known."""
-    return f"over {measured['eval_tokens']:,} tokens" if known(measured.get("eval_tokens")) else ""
+    return f"over {measured['eval_tokens']:,} tokens" if is_number(measured.get("eval_tokens")) else ""
 
 
 def best(evaluations: list[Event]) -> Event:
     """Return the measurement with the lowest loss; the newest if no loss is finite."""
-    finite = [event for event in evaluations if known(event["loss"])]
+    finite = [event for event in evaluations if is_number(event["loss"])]
     return min(finite, key=lambda event: event["loss"], default=evaluations[-1])
 
 
@@ -223,7 +223,7 @@ def best_before(evaluations: list[Event]) -> str:
     Args:
         evaluations: Measurements over the same amount of text.
     """
-    if not evaluations or not known(last := evaluations[-1]["loss"]):
+    if not evaluations or not is_number(last := evaluations[-1]["loss"]):
         return ""
     found = best(evaluations)
     if found["loss"] >= last:

@@ -11,7 +11,7 @@ from typing import Any
 
 from gossamer.report.chart import SERIES, Chart, Curve, Mark, Picture, curve, draw_svg, lookup_table
 from gossamer.report.history import AXES, PLACES, Axis, Event, History, nth, numbers
-from gossamer.units import known, size_unit
+from gossamer.units import is_number, size_unit
 
 __all__ = [
     "NARROW",
@@ -69,7 +69,7 @@ def draw_chart(chart: Chart, ends: dict[Axis, float], wide: tuple[int, int] | No
         for size, shape in ((wide, "wide"), (NARROW, "narrow")) if wide else ((NARROW, ""),):
             picture: Picture = draw_svg(chart, axis, ends[axis], *size)
             pictures.append({"axis": axis, "shape": shape, "picture": picture})
-    curves = tuple(item for item in chart.curves if item.measured)
+    curves = tuple(item for item in chart.curves if item.is_measured)
     marks = [{"text": mark.text} | {axis: mark.x(axis) for axis in AXES} for mark in chart.marks]
     shown = tuple(item for item in curves if not item.faint)
     return ChartFigure(chart, curves, pictures, wide is not None, {"curves": lookup_table(shown), "marks": marks})
@@ -91,7 +91,7 @@ def loss_chart(history: History) -> Chart:
         curve(evaluations.get(primary, []), "loss", label, "validation", dots=True),
     ]
     undone = _undone(history)
-    if undone.measured:
+    if undone.is_measured:
         curves.insert(0, undone)
     return Chart("Loss", "nats a token", tuple(curves), marks=_marks(history), skip_start=START)
 
@@ -109,7 +109,7 @@ def learning_charts(history: History) -> list[Chart]:
         Chart("Accepted drafts", "share, by the head's step", tuple(_acceptance(evaluations)), from_zero=True),
         _single(history, "z_loss", "z-loss", "", "z-loss", skip_start=START),
     ]
-    return [chart for chart in charts if chart.measured]
+    return [chart for chart in charts if chart.is_measured]
 
 
 def expert_charts(history: History) -> list[Chart]:
@@ -127,7 +127,7 @@ def expert_charts(history: History) -> list[Chart]:
         Chart("Routing entropy", "1 is even", entropy),
         _single(history, "aux_loss", "Load balance", "auxiliary loss", "auxiliary loss", skip_start=START),
     ]  # fmt: skip
-    return [chart for chart in charts if chart.measured]
+    return [chart for chart in charts if chart.is_measured]
 
 
 def over_layers(key: str, reduce: Callable[[list[float]], float]) -> Callable[[Event], float | None]:
@@ -142,7 +142,7 @@ def over_layers(key: str, reduce: Callable[[list[float]], float]) -> Callable[[E
 
 def machine_charts(history: History) -> list[Chart]:
     """Return the charts of speed, memory and checkpoints; only what was measured."""
-    memory = [event["memory"] for event in _train(history) if known(event.get("memory"))]
+    memory = [event["memory"] for event in _train(history) if is_number(event.get("memory"))]
     unit, name = size_unit(max(memory, default=0))
     peak = curve(_train(history), "memory", "peak memory", "train", scale=1 / unit)
     stalls = curve(history.of("checkpoint"), "seconds", "seconds", "train", dots=True, line=False)
@@ -152,7 +152,7 @@ def machine_charts(history: History) -> list[Chart]:
         Chart("Peak memory", name, (peak,), from_zero=True),
         Chart("Checkpoints", "seconds that training stood still", (stalls,), from_zero=True),
     ]
-    return [chart for chart in charts if chart.measured]
+    return [chart for chart in charts if chart.is_measured]
 
 
 def _train(history: History) -> list[Event]:
@@ -166,7 +166,7 @@ def _single(history: History, key: str, title: str, unit: str, label: str, **sty
 def _gradient_norm(history: History) -> Chart:
     """The chart of the gradient norm; over a wide range its axis is logarithmic, and says so."""
     norms = [
-        event["grad_norm"] for event in _train(history) if known(event.get("grad_norm")) and event["grad_norm"] > 0
+        event["grad_norm"] for event in _train(history) if is_number(event.get("grad_norm")) and event["grad_norm"] > 0
     ]
     wide = bool(norms) and max(norms) > MAX_LINEAR_RANGE * min(norms)
     unit = "before clipping, logarithmic axis" if wide else "before clipping"
@@ -213,5 +213,5 @@ def _marks(history: History) -> tuple[Mark, ...]:
             text=f"step {event['step']:,}: {event['what']}",
         )
         for event in history.incidents()
-        if all(map(known, map(event.get, PLACES)))
+        if all(map(is_number, map(event.get, PLACES)))
     )

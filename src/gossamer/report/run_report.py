@@ -22,7 +22,7 @@ from gossamer.units import (
     energy,
     flops,
     hours,
-    known,
+    is_number,
     money,
     network_size,
     network_words,
@@ -66,7 +66,7 @@ def write_report(run: Path, path: Path | None = None) -> Path:
 
     config, config_text = configuration(run)
     ends, loss = history.ends(), run_charts.loss_chart(history)
-    learning = [run_charts.draw_chart(loss, ends, run_charts.WIDE)] if loss.measured else []
+    learning = [run_charts.draw_chart(loss, ends, run_charts.WIDE)] if loss.is_measured else []
     learning += run_charts.draw_pairs(run_charts.learning_charts(history), ends)
     names = heatmap.layer_names(config.get("model"), _num_layers(history))
     heat_maps = heatmap.load_over_time(history, names), heatmap.latest_load(history, names)
@@ -114,11 +114,11 @@ def loss_curve_png(run: Path, path: Path) -> None:
 
     start, measured = history.last("start"), _measured(history)
     parts = []
-    if known(start.get("parameters")):
+    if is_number(start.get("parameters")):
         parts.append(network_words(*map(start.get, SIZES)).partition(";")[0])
-    if known(measured.get("loss")):
+    if is_number(measured.get("loss")):
         parts.append(f"validation loss {number(measured['loss'])}")
-    if known(measured.get("bits_per_byte")):
+    if is_number(measured.get("bits_per_byte")):
         parts.append(f"{number(measured['bits_per_byte'])} bits per byte")
     name = text_of_name(run.resolve().name)[:60]
     write_atomically(path, draw_png(loss_chart(history), history.ends()["tokens"], name, " · ".join(parts)))
@@ -155,7 +155,7 @@ def _cost(ledger: Ledger) -> list[Fact]:
 def _quality(history: History) -> list[Fact]:
     evaluations, measured = history.evaluations(), _measured(history)
     facts = []
-    if known(measured.get("loss")):
+    if is_number(measured.get("loss")):
         remarks = [f"on {next(iter(evaluations))}"] if len(evaluations) > 1 else []
         remarks += [
             remark for remark in (measured_over(measured), best_before(next(iter(evaluations.values())))) if remark
@@ -163,10 +163,10 @@ def _quality(history: History) -> list[Fact]:
         facts.append(Fact("validation loss", number(measured["loss"]), ", ".join(remarks) or "nats a token"))
     elif (average := _training_loss(history)) is not None:
         facts.append(Fact("training loss", number(average), "nats a token, smoothed"))
-    if known(measured.get("bits_per_byte")):
+    if is_number(measured.get("bits_per_byte")):
         loss: Any = measured.get("loss")
-        remarks = [f"perplexity {number(math.exp(loss))}"] if known(loss) and loss < 100 else []
-        if known(predicted := history.last("plan").get("bits_per_byte")):
+        remarks = [f"perplexity {number(math.exp(loss))}"] if is_number(loss) and loss < 100 else []
+        if is_number(predicted := history.last("plan").get("bits_per_byte")):
             remarks.append(f"{number(predicted)} predicted for the end")
         facts.append(Fact("bits per byte", number(measured["bits_per_byte"]), ", ".join(remarks)))
     first, *later = [percent(rate) for rate in numbers(measured.get("mtp_acceptance"))] or [""]
@@ -179,20 +179,20 @@ def _quality(history: History) -> list[Fact]:
 def _effort(history: History) -> list[Fact]:
     start, tokens, elapsed = history.last("start"), history.newest("tokens"), history.newest("elapsed")
     facts = []
-    if known(tokens):
+    if is_number(tokens):
         step = start.get("tokens_per_step")
-        facts.append(Fact("tokens", count(tokens), f"{count(step)} a step" if known(step) else ""))
-    if known(elapsed):
-        speed = f"{count(round(tokens / elapsed))} tokens/s" if known(tokens) and elapsed > 0 else ""
+        facts.append(Fact("tokens", count(tokens), f"{count(step)} a step" if is_number(step) else ""))
+    if is_number(elapsed):
+        speed = f"{count(round(tokens / elapsed))} tokens/s" if is_number(tokens) and elapsed > 0 else ""
         facts.append(Fact("training time", duration(elapsed), speed))
-    if known(start.get("parameters")):
+    if is_number(start.get("parameters")):
         facts.append(Fact("parameters", *network_size(*map(start.get, SIZES))))
-    if known(start.get("flops_per_token")) and known(tokens):
+    if is_number(start.get("flops_per_token")) and is_number(tokens):
         total = start["flops_per_token"] * tokens
-        rate = f"{flops(total / elapsed)}/s" if known(elapsed) and elapsed > 0 else ""
+        rate = f"{flops(total / elapsed)}/s" if is_number(elapsed) and elapsed > 0 else ""
         facts.append(Fact("compute", flops(total), rate))
-    memory = [event["memory"] for event in history.of("train") if known(event.get("memory"))]
-    stalls = [event["seconds"] for event in history.of("checkpoint") if known(event.get("seconds"))]
+    memory = [event["memory"] for event in history.of("train") if is_number(event.get("memory"))]
+    stalls = [event["seconds"] for event in history.of("checkpoint") if is_number(event.get("seconds"))]
     if memory:
         facts.append(Fact("peak memory", size(max(memory))))
     if stalls:
@@ -208,7 +208,7 @@ def _effort(history: History) -> list[Fact]:
 
 def _training_loss(history: History) -> float | None:
     """The mean of the newest fiftieth of the finite training losses, for a single step says little."""
-    losses = [event["loss"] for event in history.of("train") if known(event.get("loss"))]
+    losses = [event["loss"] for event in history.of("train") if is_number(event.get("loss"))]
     newest = losses[-max(1, len(losses) // 50) :]
     return math.fsum(newest) / len(newest) if newest else None
 
@@ -217,7 +217,7 @@ def _warning(history: History) -> str | None:
     losses = [event for event in history.of("train") if "loss" in event]
     for measured in history.measurements().values():
         losses += measured
-    lost = sorted(event["step"] for event in losses if not known(event["loss"]))
+    lost = sorted(event["step"] for event in losses if not is_number(event["loss"]))
     if not lost:
         return None
     what = "1 measured loss is" if len(lost) == 1 else f"{len(lost):,} measured losses are"
@@ -255,10 +255,10 @@ def _balance(history: History, names: list[str]) -> str | None:
     """A sentence on the newest measurement of the experts."""
     event = history.last("experts")
     peaks, entropies = numbers(event.get("max_over_mean")), numbers(event.get("entropy"))
-    dead = [value for value in numbers(event.get("dead")) if known(value)]
+    dead = [value for value in numbers(event.get("dead")) if is_number(value)]
     parts = []
-    if any(map(known, peaks)):
-        layer = max((index for index, value in enumerate(peaks) if known(value)), key=lambda index: peaks[index])
+    if any(map(is_number, peaks)):
+        layer = max((index for index, value in enumerate(peaks) if is_number(value)), key=lambda index: peaks[index])
         parts.append(
             f"the busiest expert has {number(peaks[layer], 3)}× the mean load of its layer ({_layer(names, layer)})"
         )
@@ -266,9 +266,9 @@ def _balance(history: History, names: list[str]) -> str | None:
         parts.append(
             f"{amount(round(sum(dead)), 'expert')} without a token" if sum(dead) else "no expert without a token"
         )
-    if any(map(known, entropies)):
+    if any(map(is_number, entropies)):
         layer = min(
-            (index for index, value in enumerate(entropies) if known(value)), key=lambda index: entropies[index]
+            (index for index, value in enumerate(entropies) if is_number(value)), key=lambda index: entropies[index]
         )
         parts.append(f"lowest routing entropy {number(entropies[layer], 3)} of 1 ({_layer(names, layer)})")
     return f"At step {event['step']:,}: {'; '.join(parts)}." if parts else None

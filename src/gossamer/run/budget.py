@@ -19,7 +19,7 @@ from gossamer import units
 from gossamer.cost.budget import parse_budget
 from gossamer.cost.network import flops_by_part
 from gossamer.cost.scaling import Law, Text, law
-from gossamer.cost.sizes import WIDTHS, sized, trunk_parameters
+from gossamer.cost.width_family import WIDTHS, sized, trunk_parameters
 from gossamer.data.dataset import Dataset
 from gossamer.errors import UserError
 from gossamer.reading import checked

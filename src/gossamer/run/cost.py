@@ -55,7 +55,7 @@ class CostMeter:
         self._find_peak(devices.compute_dtype(world.device, training.precision))
         is_counted = world.rank % world.ranks_per_device == 0  # one rank for each device
         self._energy = EnergyMeter(world.device, is_counted)
-        self._energy_known = not world.max_over_ranks(0 if self._energy.known else 1)
+        self._energy_known = not world.max_over_ranks(0 if self._energy.is_known else 1)
         self._joules: float = 0.0  # since those of all ranks were last added up; NaN: not known
         self._booked_until, self._written = began, -math.inf
         self._energy_read = self._energy_booked = time.perf_counter()
@@ -69,7 +69,7 @@ class CostMeter:
         now = (devices.device_name(world.device), world.size, str(dtype).removeprefix("torch."))
         same = ledger.peak > 0 and now == (ledger.device, ledger.devices, ledger.dtype)
         if world.max_over_ranks(0 if same else 1):
-            ledger.work_on(*now, world.mean_over_ranks(devices.peak_rate(world.device, dtype)))
+            ledger.set_devices(*now, world.mean_over_ranks(devices.peak_rate(world.device, dtype)))
         self._dtype, self._peak_pause, self._peak_measured = dtype, _PEAK_AFTER, time.perf_counter()
 
     def _measure_peak_again(self) -> None:
@@ -105,12 +105,12 @@ class CostMeter:
         """
         if useful is None and not self._has_ledger:
             self.ledger.begun_after = step
-        self.ledger.go_back(useful or Work(), "repeated")
+        self.ledger.rewind(useful or Work(), "repeated")
         self.book("start")
 
     def roll_back(self, useful: Work | None) -> None:
         """Go back to a checkpoint whose weights `useful` led to: what was done after it has failed."""
-        self.ledger.go_back(useful or Work(), "failed")
+        self.ledger.rewind(useful or Work(), "failed")
         self.book("checkpoints")
 
     def snapshot(self) -> Work:
@@ -121,16 +121,16 @@ class CostMeter:
 
     def book_step(self, is_taken: bool) -> None:
         """Book a step, with the time since anything was last booked."""
-        self.ledger.step(is_taken, self.tokens_per_step, self.flops, self._next_seconds())
+        self.ledger.book_step(is_taken, self.tokens_per_step, self.flops, self._next_seconds())
 
     def book_work(self, flops: Mapping[str, float]) -> None:
         """Book FLOPs by part of the network before the first step, with the time since anything was last booked."""
-        self.ledger.beginning(flops, self._next_seconds())
+        self.ledger.book_work(flops, self._next_seconds())
 
     def book(self, account: Overhead) -> float:
         """Book the time since anything was last booked on an account without steps, and return its seconds."""
         seconds = self._next_seconds()
-        self.ledger.overhead(account, seconds)
+        self.ledger.book_overhead(account, seconds)
         return seconds
 
     def _next_seconds(self) -> float:
@@ -152,13 +152,13 @@ class CostMeter:
             fraction: the share of the run that is behind it
             write: write the file even if it was just written
         """
-        self.ledger.done = fraction
+        self.ledger.fraction = fraction
         self._measure_peak_again()
         if self._energy_known:
             self._read_energy()
             joules = float(self.world.all_reduce(torch.tensor(self._joules, dtype=torch.float64)))
             seconds, self._energy_booked = self._energy_read - self._energy_booked, self._energy_read
-            self.ledger.energy_used(None if math.isnan(joules) else joules, seconds)
+            self.ledger.book_energy(None if math.isnan(joules) else joules, seconds)
             self._joules = 0.0
         if write or time.perf_counter() - self._written >= _WRITE_EVERY:
             self._write()

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from gossamer import device as devices
-from gossamer.cost.activations import Shape
+from gossamer.cost.activations import MicroBatchShape
 from gossamer.cost.layout import Layout
-from gossamer.cost.memory import Held, Moment, Step, StepMemory, step_memory, walk_step
+from gossamer.cost.memory import MemoryMoment, ResidentBytes, StepMemory, StepSpec, step_memory, trace_step
 from gossamer.cost.network import count_network
 from gossamer.errors import UserError
 from gossamer.model.causal_lm import CausalLM
@@ -152,37 +152,37 @@ def estimate_peak(recipe: Recipe, device: torch.device, processes: int = 1) -> M
     mtp_steps = training.mtp_steps if model.mtp is not None and training.mtp_loss_weight else 0
     if model.mtp is not None and not mtp_steps:
         model.mtp.requires_grad_(False)
-    held = _held(model, recipe.optimizer.kind, device, processes)
+    resident = _resident_bytes(model, recipe.optimizer.kind, device, processes)
 
     itemsize = devices.compute_dtype(device, training.precision).itemsize
     native = frozenset(name for name, operation in OPERATIONS.items() if operation.choose(device).name == "native")
     layout = Layout(processes, rows=max(1, training.batch_size // processes), recompute=training.recompute)
-    step = Step(
-        Shape(layout.rows, training.sequence_length, itemsize, native),
+    step = StepSpec(
+        MicroBatchShape(layout.rows, training.sequence_length, itemsize, native),
         recompute=training.recompute,
         accumulates=training.gradient_accumulation > 1,
         mtp_steps=mtp_steps,
         mtp_trunk_gradient=training.mtp_trunk_gradient,
         casts=processes == 1,  # several processes gather weights in the computing type
     )
-    walk = walk_step(recipe.model, layout, step)
+    timeline = trace_step(recipe.model, layout, step)
     return MemoryEstimate(
-        **asdict(step_memory(walk, layout, held)),
-        slack=_slack([*walk.moments, Moment("optimizer", 0, 0, held.update)]) if on_cpu else 0,
+        **asdict(step_memory(timeline, layout, resident)),
+        slack=_slack([*timeline.moments, MemoryMoment("optimizer", 0, 0, resident.update)]) if on_cpu else 0,
         base=base,
-        checkpoint=held.weights + held.optimizer + _bytes(model.parameters()),
+        checkpoint=resident.weights + resident.optimizer + _bytes(model.parameters()),
         device_type=device.type,
     )
 
 
-def _held(model: CausalLM, optimizer: str, device: torch.device, processes: int) -> Held:
+def _resident_bytes(model: CausalLM, optimizer: str, device: torch.device, processes: int) -> ResidentBytes:
     """What one process holds of a network on the meta device, and what its optimizer's update takes."""
     splits = matrix_splits(model) if optimizer == "muon" else {}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     gradients = _bytes(trained) // processes
     # Muon keeps a running mean of each matrix, AdamW a running mean and a running square of all else.
     matrices = [parameter for parameter in trained if parameter in splits]
-    return Held(
+    return ResidentBytes(
         weights=_bytes(model.parameters()) // processes,
         gradients=gradients,
         optimizer=2 * gradients - _bytes(matrices) // processes,
@@ -190,7 +190,7 @@ def _held(model: CausalLM, optimizer: str, device: torch.device, processes: int)
     )
 
 
-def _slack(moments: Iterable[Moment]) -> int:
+def _slack(moments: Iterable[MemoryMoment]) -> int:
     """Bytes of holes in the C library's heap; see `_HOLES`."""
     largest: dict[str, int] = {}
     for moment in moments:

@@ -48,7 +48,8 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from gossamer.errors import UserError
 from gossamer.files import write_atomically
-from gossamer.reading import is_number, open_to_append, parse_json, read_bytes, read_text, text_of_name
+from gossamer.reading import open_to_append, parse_json, read_bytes, read_text, text_of_name
+from gossamer.units import is_number
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -123,7 +124,7 @@ class MetricsWriter:
         record["step"] = int(step)
         record |= {name: _plain(value) for name, value in values.items() if value is not None}
         # ASCII, since a model's output may hold halves of surrogate pairs, which UTF-8 cannot encode.
-        line = json.dumps({name: _finite(value) for name, value in record.items()}, allow_nan=False)
+        line = json.dumps(finite_or_none(record), allow_nan=False)
         self._file.write(line.encode("ascii") + b"\n")
         self._file.flush()
         for board in tuple(self._boards):
@@ -229,10 +230,12 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _finite(value: Any) -> Any:
-    """Return a value with None for numbers that are not finite."""
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
+def finite_or_none(value: Any) -> Any:
+    """Return a value of JSON with None in place of every number that is not finite."""
+    if isinstance(value, dict):
+        return {key: finite_or_none(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite_or_none(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -3,7 +3,7 @@
 from itertools import pairwise
 
 from gossamer.cost.network import count_network
-from gossamer.cost.sizes import WIDTHS, sized, trunk_parameters
+from gossamer.cost.width_family import WIDTHS, sized, trunk_parameters
 from gossamer.model.config import ModelConfig
 from gossamer.train.recipe import BUDGET_RECIPE, load_recipe
 

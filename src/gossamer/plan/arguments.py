@@ -10,7 +10,7 @@ from gossamer.errors import UserError, did_you_mean
 from gossamer.hub.find import CONFIG, find_model
 from gossamer.plan.catalogue import Catalogue, Chip, load_catalogue
 from gossamer.plan.cluster_plan import ClusterPlan, make_plan
-from gossamer.plan.efficiency import Fitted, certified, fitted
+from gossamer.plan.efficiency import FittedEfficiency, apply_certificate, load_fitted_efficiency
 from gossamer.plan.other_families import network_from_json
 from gossamer.plan.serving import Serving, plan_serving
 from gossamer.plan.timing import Job
@@ -56,7 +56,7 @@ class ChosenChips:
         price: US dollars for a chip and an hour, whatever the catalogue says; None means the catalogue's price.
     """
 
-    chips: tuple[tuple[Chip, Fitted], ...]
+    chips: tuple[tuple[Chip, FittedEfficiency], ...]
     catalogue: Catalogue
     price: float | None
 
@@ -86,11 +86,11 @@ def choose_chips(
     if not names:
         raise UserError(f"which chip? one of {', '.join(catalogued.chips)}")
     chips = list({chip.key: chip for chip in map(catalogued.chip, names)}.values())
-    shares = {chip.key: fitted() for chip in chips}
+    shares = {chip.key: load_fitted_efficiency() for chip in chips}
     if certificate is not None:
         first = shares[chips[0].key]
-        rates = certified(user_path(certificate), chips[0], first.rates)
-        shares[chips[0].key] = Fitted(rates, first.error)
+        rates = apply_certificate(user_path(certificate), chips[0], first.rates)
+        shares[chips[0].key] = FittedEfficiency(rates, first.error)
     return ChosenChips(tuple((chip, shares[chip.key]) for chip in chips), catalogued, price)
 
 
