@@ -3,7 +3,7 @@
     python benchmarks/ablations.py --data PATH … [--recipe demo] [--steps 300] [--seeds 1] [--json]
 
 Every variant trains on the same tokens in a process of its own, one after the other, from the same seeds, and is
-measured on the same held-out text: loss in nats per token, the rate at which greedy drafts would be accepted, the
+measured on the same validation text: loss in nats per token, the rate at which greedy drafts would be accepted, the
 median processor time of a step over all threads, which other programs on the machine hardly change, and peak memory.
 """
 
@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--recipe", default="demo", help="name or file")
     parser.add_argument("--steps", type=int, default=300, help="optimizer steps of every variant")
     parser.add_argument("--seeds", type=int, default=1, help="runs of every variant, with seeds 0, 1, …")
-    parser.add_argument("--eval-tokens", type=int, default=65_536, help="tokens of held-out text to measure on")
+    parser.add_argument("--eval-tokens", type=int, default=65_536, help="tokens of validation text to measure on")
     parser.add_argument("--only", nargs="*", default=list(VARIANTS), help="variants to run, by name")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     parser.add_argument("--one", help=argparse.SUPPRESS)  # one variant with its seed, in a process of its own
@@ -97,8 +97,8 @@ def _train(arguments: argparse.Namespace, changes: dict[str, Any]) -> dict[str, 
         learner.step(micro_batches, recipe.optimizer.learning_rate * factor)
         times.append(time.process_time() - began)
     memory = devices.peak_memory(device)
-    held_out = validation_batches(next(iter(dataset.validation.values())), rows, length, arguments.eval_tokens)
-    result = evaluate(learner.model, held_out, dataset.tokenizer.num_bytes_per_token(), learner.mtp)
+    batches = validation_batches(next(iter(dataset.validation.values())), rows, length, arguments.eval_tokens)
+    result = evaluate(learner.model, batches, dataset.tokenizer.num_bytes_per_token(), learner.mtp)
     return {
         "loss": result.loss,
         "bits_per_byte": result.bits_per_byte,
@@ -111,7 +111,7 @@ def _train(arguments: argparse.Namespace, changes: dict[str, Any]) -> dict[str, 
 
 def _table(rows: dict[str, dict[str, Any]]) -> str:
     lines = [
-        "| variant | loss | bits per byte | drafts accepted | CPU ms a step | peak MiB |",
+        "| variant | loss | bits per byte | drafts accepted | CPU ms per step | peak MiB |",
         "|---|---|---|---|---|---|",
     ]
     for name, row in rows.items():

@@ -26,8 +26,8 @@ class Goal:
     """A goal that is not met, and what was tried for it.
 
     Attributes:
-        size: One of the sizes of train_step.
-        attempts: The attempts by name.
+        size: one of the sizes of train_step
+        attempts: the attempts by name
     """
 
     size: str
@@ -103,7 +103,7 @@ def report(name: str, record: dict[str, Any]) -> str:
         if "failure" not in peer:
             cells += [f"{peer['seconds'] / row['seconds']:.2f}", f"{row['peak_bytes'] / peer['peak_bytes']:.2f}"]
         rows.append((attempt, *cells))
-    columns = ("", "ms a step", "peak MiB", "× transformers' speed", "of its memory")
+    columns = ("", "ms per step", "peak MiB", "× transformers' speed", "of its memory")
     title = f"### {name}: {record['size']}, steps of {record['tokens']} tokens\n\n{describe(record['machine'])}\n"
     return f"{title}\n{table(columns, rows)}\n"
 

@@ -1,7 +1,7 @@
 """The networks that are trained against each other: gossamer by a recipe, and dense ones of transformers with AdamW.
 
 Each trains on the same tokens of the same corpus in a process of its own, by a clock that runs only while it takes
-steps: batches count, evaluations do not. Each is measured over the whole held-out text in rows of the length that it
+steps: batches count, evaluations do not. Each is measured over the whole validation text in rows of the length that it
 trains on.
 """
 
@@ -35,13 +35,13 @@ class Progress:
     """How far a contestant has come.
 
     Attributes:
-        seconds: Seconds of training.
-        steps: Optimizer steps.
-        tokens: Tokens read in training.
-        flops: FLOPs of the products of training.
-        loss: Mean loss over the whole held-out text, in nats per token.
-        set_up: Seconds before the first step, which no clock counts.
-        done: Whether its schedule is at its end.
+        seconds: seconds of training
+        steps: optimizer steps
+        tokens: tokens read in training
+        flops: FLOPs of the products of training
+        loss: mean loss over the whole validation text, in nats per token
+        set_up: seconds before the first step, which no clock counts
+        done: whether its schedule is at its end
     """
 
     seconds: float
@@ -57,7 +57,7 @@ class Contestant(ABC):
     """A network with its optimizer and its schedule.
 
     Args:
-        seconds: Length of its schedule, unless it has a number of steps of its own.
+        seconds: length of its schedule, unless it has a number of steps of its own
     """
 
     flops_per_token: float
@@ -86,8 +86,8 @@ class Contestant(ABC):
         """Take the next step of the schedule."""
 
     @abstractmethod
-    def held_out_loss(self) -> float:
-        """Return the mean loss over the whole held-out text, in nats per token."""
+    def validation_loss(self) -> float:
+        """Return the mean loss over the whole validation text, in nats per token."""
 
 
 class Gossamer(Contestant):
@@ -111,8 +111,8 @@ class Gossamer(Contestant):
         self.recipe, self.learner = recipe, Learner(CausalLM(recipe.model).to(device), recipe)
         rows, length = training.batch_size, training.sequence_length
         self.batches = TrainBatches(self.dataset.train, rows, length, training.seed, training.packing)
-        held_out = next(iter(self.dataset.validation.values()))
-        self.held_out = list(validation_batches(held_out, rows, length))
+        validation = next(iter(self.dataset.validation.values()))
+        self.validation_batches = list(validation_batches(validation, rows, length))
         self.tokens_per_step = rows * length * training.gradient_accumulation
         flops = flops_by_part(recipe.model, length, training.mtp_steps, training.sampled_vocab_size)
         self.flops_per_token = math.fsum(flops.values())
@@ -129,10 +129,10 @@ class Gossamer(Contestant):
         batches = [next(self.batches) for _ in range(self.recipe.training.gradient_accumulation)]
         learner.step(batches, rate * factor)
 
-    def held_out_loss(self) -> float:
+    def validation_loss(self) -> float:
         from gossamer.run.validate import evaluate
 
-        return evaluate(self.learner.model, self.held_out, self.dataset.tokenizer.num_bytes_per_token()).loss
+        return evaluate(self.learner.model, self.validation_batches, self.dataset.tokenizer.num_bytes_per_token()).loss
 
 
 @dataclass(frozen=True)
@@ -140,17 +140,17 @@ class Dense:
     """A dense network of transformers and how it is trained: with AdamW and half a cosine, as nanoGPT does it.
 
     Attributes:
-        kind: `qwen3` or `gpt2`.
-        learning_rate: The peak.
-        rows: Rows of a batch.
-        length: Tokens of a row.
-        size: Size of a qwen3: `active` for as many parameters as the recipe's network uses on a token, `total` for as
-            many as it has in all.
-        final_fraction: The learning rate at the end, as a fraction of the peak.
-        steps: Length of the schedule; 0 means that it goes by time.
-        warmup: Steps of warm-up.
-        betas: Those of AdamW.
-        weight_decay: That of AdamW.
+        kind: `qwen3` or `gpt2`
+        learning_rate: the peak
+        rows: rows of a batch
+        length: tokens of a row
+        size: size of a qwen3: `active` for as many parameters as the recipe's network uses on a token, `total` for as
+            many as it has in all
+        final_fraction: the learning rate at the end, as a fraction of the peak
+        steps: length of the schedule; 0 means that it goes by time
+        warmup: steps of warm-up
+        betas: those of AdamW
+        weight_decay: that of AdamW
     """
 
     kind: str
@@ -169,7 +169,7 @@ class Peer(Contestant):
     """A dense network of transformers, trained on windows of the text that begin anywhere, as those of nanoGPT do.
 
     Args:
-        shape: The recipe whose layers, width and heads a qwen3 takes over.
+        shape: the recipe whose layers, width and heads a qwen3 takes over
     """
 
     def __init__(self, dense: Dense, shape: Recipe, seed: int, seconds: float) -> None:
@@ -205,7 +205,7 @@ class Peer(Contestant):
         return F.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
 
     @torch.no_grad()
-    def held_out_loss(self) -> float:
+    def validation_loss(self) -> float:
         self.model.eval()
         total, length = 0.0, self.dense.length
         for windows in _windows(self.rest, length, 16):
@@ -253,7 +253,7 @@ class Runner:
     """A contestant in a process of its own.
 
     Args:
-        build: `Gossamer` or `Peer`; it is called in the new process with `arguments`.
+        build: `Gossamer` or `Peer`; it is called in the new process with `arguments`
     """
 
     def __init__(self, name: str, build: Callable[..., Contestant], *arguments: Any) -> None:
@@ -269,7 +269,7 @@ class Runner:
         """Train until its clock shows `until` seconds, then measure.
 
         Raises:
-            RuntimeError: The contestant failed.
+            RuntimeError: the contestant failed.
         """
         self._pipe.send(until)
         answer = self._pipe.recv()
@@ -293,7 +293,7 @@ def _serve(pipe: Any, build: Callable[..., Contestant], arguments: tuple[Any, ..
             one.advance(pipe.recv())
             tokens = one.steps * one.tokens_per_step
             flops = one.flops_before + tokens * one.flops_per_token
-            found = Progress(one.seconds, one.steps, tokens, flops, one.held_out_loss(), set_up, one.done >= 1)
+            found = Progress(one.seconds, one.steps, tokens, flops, one.validation_loss(), set_up, one.done >= 1)
             pipe.send(asdict(found))
     except EOFError:
         return

@@ -8,8 +8,8 @@ includes that of the prompt. Prompts of 4,096 + 16 tokens are continued by one t
 with the same 4,096 tokens in front of 16 others. transformers decodes with `generate` and its cache, with experts in
 its grouped_mm implementation. Weights of int8 are those of the same network, rounded. With --run, a trained model with
 a multi-token-prediction head is decoded without drafts and with as many as pay, at temperature 0.8, and its loss on the
-run's held-out text is measured with its weights as stored and rounded to int8. With --llama, llama.cpp takes its turns
-too, on the same weights (see llama.py).
+run's validation text is measured with its weights as stored and rounded to int8. With --llama, llama.cpp takes its
+turns too, on the same weights (see llama.py).
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def gossamer_run(folder: str, draft_length: int | str) -> Call:
 
 
 def losses(folder: str) -> dict[str, float]:
-    """Return a run's mean loss over its held-out sets, with weights as the engine may hold them."""
+    """Return a run's mean loss over its validation sets, with weights as the engine may hold them."""
     from gossamer.run.validate import evaluate_run
 
     found = {}
@@ -299,7 +299,9 @@ def report(record: dict[str, Any]) -> str:
     quotients = table(("", "×"), [(name, f"{value:.2f}") for name, value in ratios(record).items()])
     if "losses" not in record:
         return f"{title}\n{times}\n\n{quotients}\n"
-    losses = table(("weights", "held-out loss, nats a token"), [(k, f"{v:.4f}") for k, v in record["losses"].items()])
+    losses = table(
+        ("weights", "validation loss, nats per token"), [(k, f"{v:.4f}") for k, v in record["losses"].items()]
+    )
     return f"{title}\n{times}\n\n{quotients}\n\n{losses}\n"
 
 

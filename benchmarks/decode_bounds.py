@@ -16,9 +16,9 @@ def step_bytes(config: ModelConfig, requests: int, bytes_per_number: int = 4) ->
     few after a short prompt, are left out.
 
     Args:
-        config: The network.
-        requests: Requests that are decoded together.
-        bytes_per_number: Bytes of a number in the weights.
+        config: the network
+        requests: requests that are decoded together
+        bytes_per_number: bytes of a number in the weights
     """
     parts = [part for part in count_network(config, 1).parts if part.kind not in ("embedding", "mtp")]
     once = sum(part.active_parameters for part in parts if part.parameters <= part.active_parameters)

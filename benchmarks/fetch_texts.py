@@ -35,10 +35,10 @@ class Named:
     """A text that can be fetched.
 
     Attributes:
-        file: Its place in the folder of texts.
-        path: Its address on the server.
-        sha256: Fingerprint of the text that the figures in docs/ were measured with.
-        server: The server.
+        file: its place in the folder of texts
+        path: its address on the server
+        sha256: fingerprint of the text that the figures in docs/ were measured with
+        server: the server
     """
 
     file: str
@@ -82,7 +82,7 @@ def without_licence(text: str) -> str:
     """Return a book of Project Gutenberg without the text before and behind it, with the line ends of Unix.
 
     Raises:
-        FetchError: It has no such marks, so it is an error page or another kind of file.
+        FetchError: it has no such marks, so it is an error page or another kind of file.
     """
     text = text.replace("\r\n", "\n").removeprefix("\ufeff")
     begin = _BEGIN.search(text)
@@ -96,7 +96,7 @@ def fetch(named: Named, server: str = "") -> bytes:
     """Return the content of a text as it is stored.
 
     Raises:
-        FetchError: It cannot be reached, is cut off, or is not what it should be.
+        FetchError: it cannot be reached, is cut off, or is not what it should be.
     """
     address = (server or named.server) + named.path
     try:
@@ -120,7 +120,7 @@ def get(named: Named, folder: Path, server: str = "") -> str:
     """Fetch a text into a folder unless it is there, and return a line that says what it is.
 
     Raises:
-        FetchError: It cannot be had, or the file there is not the one that was fetched.
+        FetchError: it cannot be had, or the file there is not the one that was fetched.
     """
     path, sums = folder / named.file, _read_sums(folder)
     if path.is_file():

@@ -99,7 +99,7 @@ def report_steps(found: Inputs) -> str:
         )
         for name, row in found.items()
     ]
-    return table(("", "ms a step", "tokens/s", "MFU", "peak GiB"), rows)
+    return table(("", "ms per step", "tokens/s", "MFU", "peak GiB"), rows)
 
 
 def machine(device: torch.device, dtype: torch.dtype) -> Inputs:

@@ -55,7 +55,7 @@ def agreement(config: ModelConfig, file: Path) -> float:
     The prompt comes at once and token by token, so that both ways of llama.cpp are compared.
 
     Raises:
-        RuntimeError: They are not the same model.
+        RuntimeError: they are not the same model.
     """
     ids = random_tokens(config.vocab_size, 1, CHECKED)
     ours = _network(config)(ids).logits[0].numpy()
@@ -87,8 +87,8 @@ class LlamaCpp:
     """A model in llama.cpp, and one sequence.
 
     Args:
-        file: The GGUF file.
-        context: The largest number of tokens of the sequence.
+        file: the GGUF file
+        context: the largest number of tokens of the sequence
     """
 
     def __init__(self, file: str, context: int) -> None:

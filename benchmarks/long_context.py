@@ -159,7 +159,7 @@ def report_delta_rule(record: dict[str, Any]) -> str:
     per_token = {int(length): seconds for length, seconds in record["delta_rule"].items()}
     first = per_token[min(per_token)]
     rows = [(f"{length:,}", f"{1e6 * seconds:.2f}", f"{seconds / first:.2f}") for length, seconds in per_token.items()]
-    return f"{table(('tokens', 'µs a token', '× shortest'), rows)}\n\nflatness {record['flatness']:.2f}"
+    return f"{table(('tokens', 'µs per token', '× shortest'), rows)}\n\nflatness {record['flatness']:.2f}"
 
 
 def report_one_head(record: dict[str, Any]) -> str:
@@ -189,7 +189,7 @@ def report_network(record: dict[str, Any]) -> str:
                 )
             ratio = theirs["seconds_per_token"] / ours["seconds_per_token"] if ours and theirs else None
             rows.append((*cells, "" if ratio is None else f"{ratio:.2f}"))
-    columns = ("", "gossamer, µs a token", "peak MiB", "transformers, µs a token", "peak MiB", "× transformers")
+    columns = ("", "gossamer, µs per token", "peak MiB", "transformers, µs per token", "peak MiB", "× transformers")
     return table(columns, rows)
 
 

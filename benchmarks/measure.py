@@ -32,11 +32,11 @@ class Subject:
     """Something to be timed, in a process of its own.
 
     Args:
-        name: Name in the table.
-        build: A function at a module's top level; it is called in the new process with `arguments` and returns what is
-            timed.
-        arguments: Arguments for `build`: plain values, since they travel to the process.
-        peer: Whether it is another program's; its process has the environment that its own users have, not gossamer's.
+        name: name in the table
+        build: a function at a module's top level; it is called in the new process with `arguments` and returns what is
+            timed
+        arguments: arguments for `build`: plain values, since they travel to the process
+        peer: whether it is another program's; its process has the environment that its own users have, not gossamer's
     """
 
     def __init__(
@@ -112,7 +112,7 @@ def take_turns(contestants: Sequence[Callable[[int], bool]]) -> None:
     """Give contestants their turns in order, A B C A B C …, so that a machine that slows down slows all of them.
 
     Args:
-        contestants: Functions that take one turn, get its number from 0 on, and return whether there will be another.
+        contestants: functions that take one turn, get its number from 0 on, and return whether there will be another
     """
     turn, remaining = 0, list(contestants)
     while remaining:
@@ -126,11 +126,11 @@ def time_in_turns(subjects: Sequence[Subject], turns: int, warm_up: int = 1, wak
     """Time subjects in turns, and end their processes.
 
     Args:
-        subjects: The subjects.
-        turns: Turns of each.
-        warm_up: Turns that come first and are not counted.
-        waking: Whether each turn has a call before the one that counts: calls of a tenth of a second are slow at first
-            where the caches are full of another's numbers and the threads asleep.
+        subjects: the subjects
+        turns: turns of each
+        warm_up: turns that come first and are not counted
+        waking: whether each turn has a call before the one that counts: calls of a tenth of a second are slow at first
+            where the caches are full of another's numbers and the threads asleep
     """
 
     def contestant(subject: Subject) -> Callable[[int], bool]:

@@ -35,13 +35,13 @@ class Variant:
     """A way for gossamer to take its step that is not the one it chooses.
 
     Attributes:
-        pytorch_alone: Whether every operation runs as on a machine without a compiler.
-        operations: Implementations by operation.
-        recompute: Whether each block's activations are computed again in the backward pass.
-        fresh_memory: Whether freed memory goes back to the system.
-        mapped_from: Bytes from which a tensor gets a mapping of its own, returned when freed; 0 leaves it to glibc.
-        threads: Threads of PyTorch and the native kernels; 0 means as many as there are.
-        compiled: Whether the network runs under torch.compile.
+        pytorch_alone: whether every operation runs as on a machine without a compiler
+        operations: implementations by operation
+        recompute: whether each block's activations are computed again in the backward pass
+        fresh_memory: whether freed memory goes back to the system
+        mapped_from: bytes from which a tensor gets a mapping of its own, returned when freed; 0 leaves it to glibc
+        threads: threads of PyTorch and the native kernels; 0 means as many as there are
+        compiled: whether the network runs under torch.compile
     """
 
     pytorch_alone: bool = False

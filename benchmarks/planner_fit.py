@@ -108,7 +108,7 @@ def section(text: str, name: str, content: str) -> str:
 def comparison(plans: list[ClusterPlan]) -> str:
     """Return the table that compares plans."""
     lines = [
-        "| chip | days | range | tokens/s a chip | MFU | energy | money | figures | layout |",
+        "| chip | days | range | tokens/s per chip | MFU | energy | money | figures | layout |",
         "|---|--:|--:|--:|--:|--:|--:|---|---|",
     ]
     for plan in plans:

@@ -11,9 +11,9 @@ fingerprint; --target adds it.
 
 A record is a numbered folder in records/: recipe.yaml, with its seconds of training; log.txt, what each seed reached on
 the way; result.json, the figure with mean and spread over the seeds; loss.png. records/README.md has a line for each
-record and what made it faster. The loss is that of the whole held-out text (the last tenth), and the schedule ends with
-the budget, so that a record stands or falls with the last measurement. The exit status is 1 if the mean loss is above
-the text's.
+record and what made it faster. The loss is that of the whole validation text (the last tenth), and the schedule ends
+with the budget, so that a record stands or falls with the last measurement. The exit status is 1 if the mean loss is
+above the text's.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def report(record: dict[str, Any]) -> str:
         for name, points in record["results"].items()
         for point in points
     ]
-    columns = ("", "seconds", "steps", "characters", "held-out loss")
+    columns = ("", "seconds", "steps", "characters", "validation loss")
     return f"{describe(record['machine'])}\n{RaceText.of(record['text'])}\n\n{table(columns, rows)}\n"
 
 

@@ -50,7 +50,7 @@ def found_ratios(folder: Path) -> dict[str, dict[str, Any]]:
     """Return the records of a folder by processor: device, torch, peers, date, and ratios named after the benchmark.
 
     Raises:
-        ValueError: A record does not say on which processor it was made.
+        ValueError: a record does not say on which processor it was made.
     """
     found: dict[str, dict[str, Any]] = {}
     for file, of in RATIOS.items():
@@ -79,9 +79,9 @@ def compare(before: Mapping[str, Any], now: Mapping[str, Any], tolerance: float 
     The verdict is "", "new", "FELL", "MISSING", or what is not alike, so that the two cannot be compared.
 
     Args:
-        before: The recorded measurement on one kind of processor: torch, peers, ratios.
-        now: The new one.
-        tolerance: The share that a ratio may fall by.
+        before: the recorded measurement on one kind of processor: torch, peers, ratios
+        now: the new one
+        tolerance: the share that a ratio may fall by
     """
     rows: list[Row] = []
     for name in dict.fromkeys([*before["ratios"], *now["ratios"]]):

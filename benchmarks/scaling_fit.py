@@ -78,9 +78,9 @@ def fit_and_write(runs: list[Run], budgets: Sequence[Run] = ()) -> None:
     """Fit the law to the runs and write it, with the errors for runs, texts and speeds that it has not seen.
 
     Args:
-        runs: The runs of scaling.py.
-        budgets: Runs by a budget of time, as budget_band.py records them; those on texts that the other runs do not
-            know say how far off the law is there.
+        runs: the runs of scaling.py
+        budgets: runs by a budget of time, as budget_band.py records them; those on texts that the other runs do not
+            know say how far off the law is there
     """
     if len(runs) < len(PRIOR):
         raise SystemExit(f"{len(runs)} runs by the recipe as it is, too few for {len(PRIOR)} constants")

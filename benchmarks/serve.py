@@ -86,7 +86,7 @@ def serving(words: list[str], port: int) -> Iterator[int]:
     """Run a server in a process of its own, and yield once it answers.
 
     Raises:
-        RuntimeError: It ended before, or did not answer in time.
+        RuntimeError: it ended before, or did not answer in time.
     """
     with tempfile.TemporaryFile() as log:
         # A pipe that nobody reads would stop the server when it is full.
@@ -130,9 +130,9 @@ def serve_in_turns(subjects: dict[str, tuple[Turn, tuple[int, ...]]], characters
     """Return figures by subject and number of clients; a first turn of each subject is not counted.
 
     Args:
-        subjects: What is asked, by name, with the numbers of clients that ask it.
-        characters: What prompts are made of.
-        turns: Turns of each subject with each number of clients.
+        subjects: what is asked, by name, with the numbers of clients that ask it
+        characters: what prompts are made of
+        turns: turns of each subject with each number of clients
     """
     source = random.Random(0)
     found: dict[str, dict[int, Streams]] = {name: {} for name in subjects}
@@ -191,8 +191,8 @@ def transformers_server(folder: Path, body: dict[str, Any]) -> Iterator[Turn]:
     """Start `transformers serve` on the same weights, and return once it has answered.
 
     Raises:
-        RuntimeError: It does not start.
-        ConnectionError: It does not serve this architecture.
+        RuntimeError: it does not start.
+        ConnectionError: it does not serve this architecture.
     """
     port = free_port()
     command = ["-c", "from transformers.cli.transformers import main; main()", "serve", str(folder)]

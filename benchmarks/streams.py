@@ -20,9 +20,9 @@ class Stream:
     """One streamed answer.
 
     Attributes:
-        began: When it was asked for, in seconds.
-        arrivals: When each token came.
-        ended: When the answer was complete.
+        began: when it was asked for, in seconds
+        arrivals: when each token came
+        ended: when the answer was complete
     """
 
     began: float
@@ -35,7 +35,7 @@ class Streams:
     """The answers of one or more turns.
 
     Attributes:
-        rates: Tokens per second of each turn.
+        rates: tokens per second of each turn
     """
 
     answers: list[Stream] = field(default_factory=list)
@@ -80,13 +80,13 @@ async def run_clients(port: int, prompts: list[str], clients: int, body: dict[st
     """Let clients ask prompts, each its next one when an answer is complete, and return the answers.
 
     Args:
-        port: Port of a service on this machine that has /v1/completions.
-        prompts: The prompts.
-        clients: How many clients there are.
-        body: Further fields of each request.
+        port: port of a service on this machine that has /v1/completions
+        prompts: the prompts
+        clients: how many clients there are
+        body: further fields of each request
 
     Raises:
-        ConnectionError: An answer was an error, or broke off.
+        ConnectionError: an answer was an error, or broke off.
     """
     waiting, answers = list(reversed(prompts)), list[Stream]()
 

@@ -37,10 +37,10 @@ class RaceText:
     """A text as a race reads it.
 
     Attributes:
-        name: What people call it.
-        paths: Its files and folders; empty means all of the standard library's source.
-        sha256: Fingerprint of the files' content in their order.
-        size: Bytes.
+        name: what people call it
+        paths: its files and folders; empty means all of the standard library's source
+        sha256: fingerprint of the files' content in their order
+        size: bytes
     """
 
     name: str
@@ -71,7 +71,7 @@ def find_text(name: str, folder: Path | None) -> RaceText | None:
     """Return a named file or folder of texts; None if it is missing and no folder was asked for.
 
     Raises:
-        FileNotFoundError: It is not in the folder that was asked for.
+        FileNotFoundError: it is not in the folder that was asked for.
     """
     path = (folder or FETCHED) / name
     if path.exists():

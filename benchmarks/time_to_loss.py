@@ -50,10 +50,10 @@ class Race:
     """A text, and who trains on it for how long.
 
     Attributes:
-        text: Its place in the folder of texts; empty means all of the standard library's source.
-        tokenizer: `char` or `bpe`.
-        seconds: The budget of gossamer.
-        rivals: The budgets of the rivals by name, in seconds; 0 means as many steps as their own recipe says.
+        text: its place in the folder of texts; empty means all of the standard library's source
+        tokenizer: `char` or `bpe`
+        seconds: the budget of gossamer
+        rivals: the budgets of the rivals by name, in seconds; 0 means as many steps as their own recipe says
     """
 
     text: str
@@ -65,7 +65,7 @@ class Race:
         """Return the text in a folder or where it usually is; None if it is missing and nothing can stand for it.
 
         Raises:
-            FileNotFoundError: It is not in the folder that was asked for.
+            FileNotFoundError: it is not in the folder that was asked for.
         """
         if not self.text:
             return whole_standard_library()
@@ -148,8 +148,8 @@ def train_in_turns(runners: list[tuple[Runner, float]], parts: int) -> None:
     """Train contestants in turns, each for a part of its schedule until it is at its end, and end their processes.
 
     Args:
-        runners: Contestants with the seconds of their schedules.
-        parts: Parts of a schedule, after each of which the contestant is measured.
+        runners: contestants with the seconds of their schedules
+        parts: parts of a schedule, after each of which the contestant is measured
     """
 
     def contestant(runner: Runner, seconds: float) -> Callable[[int], bool]:
@@ -181,7 +181,7 @@ def sweep(name: str, rivals: Iterable[str], file: Path, text: RaceText) -> dict[
             # If the best rate lies at an edge, the next one beyond it has to be tried, too.
             rates = {best[one] / 2, best[one] * 2} - set(losses) if best[one] in (min(losses), max(losses)) else set()
         rows = [(f"{rate:g}", f"{loss:.4f}") for rate, loss in sorted(losses.items())]
-        print(f"{name}, {one}, {seconds:.0f} s\n\n{table(('learning rate', 'held-out loss'), rows)}\n", flush=True)
+        print(f"{name}, {one}, {seconds:.0f} s\n\n{table(('learning rate', 'validation loss'), rows)}\n", flush=True)
     return best
 
 
@@ -236,7 +236,7 @@ def report(record: dict[str, Any]) -> str:
         "seconds",
         "million tokens",
         "TFLOP",
-        "held-out loss",
+        "validation loss",
         "its time over gossamer's",
         "seconds to gossamer's loss",
     )
@@ -251,7 +251,7 @@ def report(record: dict[str, Any]) -> str:
 
 
 def plot(records: list[dict[str, Any]], file: Path) -> None:
-    """Draw held-out loss over seconds of training, with one panel per race."""
+    """Draw validation loss over seconds of training, with one panel per race."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -275,7 +275,7 @@ def plot(records: list[dict[str, Any]], file: Path) -> None:
         goal = ends(record)[OURS]["loss"]
         panel.axhline(goal, color=ours, linestyle=":", linewidth=1)
         panel.set(
-            title=record["race"], xlabel="seconds of training", ylabel="held-out loss (nats a token)", xscale="log"
+            title=record["race"], xlabel="seconds of training", ylabel="validation loss (nats per token)", xscale="log"
         )
         panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         panel.xaxis.set_major_formatter("{x:g}")

@@ -96,7 +96,7 @@ def measure(name: str, turns: int, quick: bool) -> dict[str, Any]:
             "peak_bytes": subject.peak_bytes,
         }
     for experts in size.left_out:
-        results[f"transformers {experts}"] = {"failure": "left out: takes minutes a step"}
+        results[f"transformers {experts}"] = {"failure": "left out: takes minutes per step"}
     return {"size": name, "tokens": rows * length, "machine": found, "results": results}
 
 
@@ -133,7 +133,7 @@ def report(record: dict[str, Any]) -> str:
                 f"{best / row['seconds']:.2f}",
             )
         )
-    columns = ("", "ms a step", "tokens/s", "of GEMM rate", "peak MiB", "× best transformers")
+    columns = ("", "ms per step", "tokens/s", "of GEMM rate", "peak MiB", "× best transformers")
     title = f"### {record['size']}, steps of {record['tokens']} tokens\n\n{describe(record['machine'])}\n"
     return f"{title}\n{table(columns, rows)}\n"
 

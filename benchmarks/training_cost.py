@@ -40,9 +40,9 @@ class Variant:
     """The recipe with something changed.
 
     Attributes:
-        changes: The changes by dotted name.
-        dense: Whether experts give way to one network of as many parameters as a token passes.
-        rows: Rows of a batch, as a multiple of the recipe's.
+        changes: the changes by dotted name
+        dense: whether experts give way to one network of as many parameters as a token passes
+        rows: rows of a batch, as a multiple of the recipe's
     """
 
     changes: Mapping[str, Any]
@@ -139,7 +139,7 @@ def report(record: dict[str, Any]) -> str:
         times = cost(record, statistics.fmean(losses))
         cells = _loss_cells(losses), f"{statistics.fmean(record['tokens'][name]) / 1e3:.0f}"
         rows.append((name, *cells[0], cells[1], "below 1" if times is None else f"{times:.2f}"))
-    columns = ("", "held-out loss", "spread", "thousand tokens", "cost of the same loss")
+    columns = ("", "validation loss", "spread", "thousand tokens", "cost of the same loss")
     shorter = ", ".join(
         f"{statistics.fmean(losses):.4f} after {float(length):g} s" for length, losses in record["whole"].items()
     )

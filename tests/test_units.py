@@ -94,8 +94,8 @@ def test_costs() -> None:
 
 def test_a_networks_size_is_told_without_and_with_its_head() -> None:
     assert network_words(63_873_632, 9_741_152, 6_801_024, 902_784) == (
-        "57.1M parameters, 8.84M active a token; 63.9M and 9.74M with the multi-token-prediction head"
+        "57.1M parameters, 8.84M active per token; 63.9M and 9.74M with the multi-token-prediction head"
     )
-    assert network_words(3e6, 1e6, 0, 0) == "3.00M parameters, 1.00M active a token; no multi-token-prediction head"
-    assert network_words(57_012_736, 9_134_080) == "57.0M parameters, 9.13M active a token"
+    assert network_words(3e6, 1e6, 0, 0) == "3.00M parameters, 1.00M active per token; no multi-token-prediction head"
+    assert network_words(57_012_736, 9_134_080) == "57.0M parameters, 9.13M active per token"
     assert network_words(None, None) == "– parameters"

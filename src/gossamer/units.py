@@ -49,8 +49,8 @@ def human(value: float, digits: int = 3) -> str:
     """Write a number in short: 57012345 -> "57M"; 1234 -> "1.23K"; 0.0006 -> "6e-4".
 
     Args:
-        value: The number.
-        digits: The largest number of significant digits.
+        value: the number
+        digits: the largest number of significant digits
     """
     for unit, letter in _LETTERS:
         if abs(value) >= (1 - 0.5 * 10**-digits) * unit:  # 999,999 rounds to 1M, not to 1000K
@@ -106,26 +106,26 @@ SIZES = ("parameters", "active_parameters", "mtp_parameters", "mtp_active_parame
 def network_size(parameters: Any, active: Any, mtp_parameters: Any = None, mtp_active: Any = None) -> tuple[str, str]:
     """Write the size of a network, the same wherever it stands: the number of parameters, and a remark on them.
 
-    An example is "57.1M" with "8.84M active a token; 63.9M and 9.74M with the multi-token-prediction head". Active
+    An example is "57.1M" with "8.84M active per token; 63.9M and 9.74M with the multi-token-prediction head". Active
     parameters are those that one token passes: of the routed experts only its top k.
 
     Args:
-        parameters: All parameters, those of the multi-token-prediction head included.
-        active: The active ones, likewise.
-        mtp_parameters: Parameters of the multi-token-prediction head; None if it is not known whether there is one.
-        mtp_active: The active ones, likewise.
+        parameters: all parameters, those of the multi-token-prediction head included
+        active: the active ones, likewise
+        mtp_parameters: parameters of the multi-token-prediction head; None if it is not known whether there is one
+        mtp_active: the active ones, likewise
     """
     if not (is_number(mtp_parameters) and is_number(mtp_active) and is_number(parameters) and is_number(active)):
-        return count(parameters), f"{count(active)} active a token" if is_number(active) else ""
+        return count(parameters), f"{count(active)} active per token" if is_number(active) else ""
     if not mtp_parameters:
-        return count(parameters), f"{count(active)} active a token; no multi-token-prediction head"
+        return count(parameters), f"{count(active)} active per token; no multi-token-prediction head"
     own, own_active = parameters - mtp_parameters, active - mtp_active
     both = f"{count(parameters)} and {count(active)} with the multi-token-prediction head"
-    return count(own), f"{count(own_active)} active a token; {both}"
+    return count(own), f"{count(own_active)} active per token; {both}"
 
 
 def network_words(*sizes: Any) -> str:
-    """Write `network_size` as a part of a sentence: "57.1M parameters, 8.84M active a token; …"."""
+    """Write `network_size` as a part of a sentence: "57.1M parameters, 8.84M active per token; …"."""
     whole, remark = network_size(*sizes)
     return f"{whole} parameters, {remark}" if remark else f"{whole} parameters"
 

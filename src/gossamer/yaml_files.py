@@ -168,10 +168,10 @@ class YamlValue:
         """Yield the keys of a section with their values.
 
         Args:
-            known: Keys that the section may have; None allows any.
+            known: keys that the section may have; None allows any
 
         Raises:
-            UserError: This is no section, or a key is unknown or given twice.
+            UserError: this is no section, or a key is unknown or given twice.
         """
         if not isinstance(self.node, yaml.MappingNode):
             raise self.wrong("must be a section of keys")
@@ -191,7 +191,7 @@ class YamlValue:
         """Return the value as text.
 
         Raises:
-            UserError: It is something else, or empty.
+            UserError: it is something else, or empty.
         """
         if not isinstance(self.node, yaml.ScalarNode) or not self.node.value.strip():
             raise self.wrong("must be text")
@@ -201,7 +201,7 @@ class YamlValue:
         """Return the value as a number within a range; YAML's text `4e12` is a number, too.
 
         Raises:
-            UserError: It is no number, or out of range.
+            UserError: it is no number, or out of range.
         """
         value = parse_number(self.text())
         if value is None:
@@ -214,7 +214,7 @@ class YamlValue:
         """Return the value as a list of texts.
 
         Raises:
-            UserError: It is something else.
+            UserError: it is something else.
         """
         if not isinstance(self.node, yaml.SequenceNode):
             raise self.wrong("must be a list of texts")
@@ -225,7 +225,7 @@ def read_yaml_values(path: Path) -> YamlValue:
     """Read a YAML file into values that know their lines.
 
     Raises:
-        UserError: There is no such file, it cannot be read, it is empty, or it is no YAML.
+        UserError: there is no such file, it cannot be read, it is empty, or it is no YAML.
     """
     node = compose_yaml(read_text(path, max_bytes=MAX_YAML), str(path))
     if node is None:

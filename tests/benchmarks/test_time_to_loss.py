@@ -94,7 +94,7 @@ def test_all_contestants_learn_and_are_measured_on_the_same_text(recipe: Recipe)
         Peer(rival(NANO_GPT, recipe, 0.0), recipe, 0, 1.0),
     ]
     for one in contestants:
-        before = one.held_out_loss()
+        before = one.validation_loss()
         one.advance(0.5)
         assert 0 < one.done < 1
-        assert one.held_out_loss() < before
+        assert one.validation_loss() < before

@@ -49,7 +49,7 @@ def test_money_buys_device_hours_at_its_price():
         ("1e999s", "above 0"),
         ("5s", "the least is 20s"),
         ("1e3flop", "the least is 2e+11flop"),
-        ("0.01usd", "the least is 0.014usd at 2.5 USD an hour"),
+        ("0.01usd", "the least is 0.014usd at 2.5 USD per hour"),
     ],
 )
 def test_mistakes_get_one_line_that_names_the_budget(text, said):

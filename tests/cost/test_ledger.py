@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from gossamer.cost.ledger import LEDGER_FILE, OVERHEADS, STEPS, Ledger, Work, read_ledger
 from gossamer.errors import UserError
 
-PARTS = {"experts": 6.0, "head": 4.0}  # FLOPs a token
+PARTS = {"experts": 6.0, "head": 4.0}  # FLOPs per token
 
 
 def ledger(**values):

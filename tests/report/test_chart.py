@@ -140,7 +140,7 @@ def labels(chart: Chart, axis: str = "tokens", end: float = 9900.0) -> set[str |
 
 
 def test_a_picture_fits_into_a_page() -> None:
-    chart = Chart("Loss", "nats a token", (make([3.0, 2.0, math.nan, 1.0]), make([2.5] * 30, smoothed=True)))
+    chart = Chart("Loss", "nats per token", (make([3.0, 2.0, math.nan, 1.0]), make([2.5] * 30, smoothed=True)))
     picture = draw_svg(chart, "tokens", 2900, 440, 270)
     root = ElementTree.fromstring(picture.svg)
     assert root.tag == "svg"
@@ -266,7 +266,7 @@ def test_a_picture_does_not_grow_with_the_run() -> None:
 @pytest.mark.parametrize("logarithmic", [False, True])
 def test_png(logarithmic: bool) -> None:
     curves = (make([3.0, 2.0], dots=True), make([1.0]), make([4.0], faint=True), make([]))
-    png = draw_png(Chart("Loss", "nats a token", curves, logarithmic=logarithmic), 100.0, "costs $5 or $6", "")
+    png = draw_png(Chart("Loss", "nats per token", curves, logarithmic=logarithmic), 100.0, "costs $5 or $6", "")
     assert png[:8] == b"\x89PNG\r\n\x1a\n"
     assert int.from_bytes(png[16:20], "big") == 1600
 

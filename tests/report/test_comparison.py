@@ -59,7 +59,7 @@ def test_results_over_different_amounts_of_text_are_told(tmp_path: Path) -> None
         events = [event | {"eval_tokens": 100} for event in course({10: 4.0, 40: 2.0}) if event["event"] == "eval"]
         return [START, train(40), *events, events[-1] | {"event": "end", "loss": 1.9, "eval_tokens": last}]
 
-    words = "measured over different amounts of held-out text"
+    words = "measured over different amounts of validation text"
     page = compare(tmp_path, a=measured_over(900), b=measured_over(500))
     assert words in page and "1.900 over 900 tokens" in page and "over 500 tokens" in page
     assert row(page, "tokens to loss 2.000") == ["164K", "164K"], "the end is no point of the curve"
@@ -68,7 +68,7 @@ def test_results_over_different_amounts_of_text_are_told(tmp_path: Path) -> None
 
 def test_figures_that_cannot_be_compared_are_not(tmp_path: Path) -> None:
     page = compare(tmp_path, a=course({10: 4.0, 40: 2.0}, set="web"), b=course({10: 3.0}, set="code"))
-    assert "no held-out set in common, so their losses are of different texts: a (web), b (code)." in page
+    assert "no validation set in common, so their losses are of different texts: a (web), b (code)." in page
     assert not [label for label in page.text("td") if "to loss" in label]
     assert ("class", "best") not in page.attributes
     same = compare(

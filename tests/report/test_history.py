@@ -33,7 +33,7 @@ def test_rollbacks_undo_what_was_measured_after_their_aim(tmp_path: Path) -> Non
     assert [event["step"] for event in history.undone] == [4, 5, 6, 6, 3, 4, 5]
     assert [event["to"] for event in history.of("rollback")] == [3, 2]
     assert history.state({})["step"] == 3
-    assert not history.state({})["done"]
+    assert not history.state({})["is_finished"]
 
 
 def test_a_strange_rollback_undoes_nothing(tmp_path: Path) -> None:

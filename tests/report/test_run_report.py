@@ -30,7 +30,7 @@ def test_a_whole_run(tmp_path: Path) -> None:
     for words in (
         "finished · 40 steps", "tales & fables", "cpu (a chip)", "2026-11-23", "validation loss 4.500",
         "bits per byte 2.250", "perplexity 90.02", "tokens 164K", "training time 1 min 40 s", "1,638 tokens/s",
-        "parameters 57.0M", "9.13M active a token", "compute 9.83 TFLOP", "gossamer 0.1.0", "PyTorch 2.13.0",
+        "parameters 57.0M", "9.13M active per token", "compute 9.83 TFLOP", "gossamer 0.1.0", "PyTorch 2.13.0",
     ):  # fmt: skip
         assert words in page, words
     assert page.text("h2") == ["Learning", "Experts", "Machine", "Samples"]
@@ -257,7 +257,7 @@ def full_run() -> list[dict[str, Any]]:
 
 def test_everything_that_can_be_measured(tmp_path: Path) -> None:
     page = report(tmp_path, full_run(), "model: {num_hidden_layers: 2}")
-    assert page.text("h2")[:5] == ["Held-out sets", "Learning", "Experts", "Machine", "Events"]
+    assert page.text("h2")[:5] == ["Validation sets", "Learning", "Experts", "Machine", "Events"]
     assert page.text("h3") == [
         "Loss", "Validation loss", "Bits per byte", "Learning rate", "Gradient norm", "Accepted drafts", "z-loss",
         "Busiest expert over time", "Dead experts", "Routing entropy", "Load of every expert",
@@ -304,7 +304,7 @@ def test_what_a_rollback_undid_is_no_result(tmp_path: Path) -> None:
     events += [{"event": "rollback", "step": 30, "to": 20}, *(train(step, loss=2.5) for step in range(21, 26))]
     page = report(tmp_path, events)
     assert "step 25 of 40" in page
-    assert "validation loss 2.000 nats a token" in page
+    assert "validation loss 2.000 nats per token" in page
     assert "rolled back to step 20" in page
     assert "undone by a rollback" in page
     loss, *_ = (json.loads(text) for text in page.text("script") if text.startswith("{"))

@@ -61,7 +61,7 @@ def test_a_whole_run(tiny_recipe, tmp_path, capsys):
     spent = [(event["flops"], event["device_seconds"]) for event in events if event["event"] in ("eval", "end")]
     assert spent == sorted(spent)
     assert [flops for flops, _ in spent] == [pytest.approx(step * STEP_TOKENS * each) for step in (4, 8, 12)]
-    assert "peak: " in told and "FLOP/s a device, measured" in told
+    assert "peak: " in told and "FLOP/s per device, measured" in told
     assert "cost: 1,536 tokens, " in told and " USD\n" in told
 
 

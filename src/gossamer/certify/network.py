@@ -80,5 +80,5 @@ def learner(device: torch.device, precision: str = "fp32", dtype: torch.dtype = 
 
 
 def train(learner: Learner, steps: Sequence[Batch]) -> list[float]:
-    """Take a step on each batch, and return the losses in nats a token."""
+    """Take a step on each batch, and return the losses in nats per token."""
     return [float(learner.step([batch], LEARNING_RATE).values["loss"]) for batch in steps]

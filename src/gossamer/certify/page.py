@@ -145,7 +145,7 @@ def loss_chart(losses: dict[str, list[float]]) -> Chart:
     curves = [_curve(values, dtype, color) for dtype, values, color in _runs(losses)]
     if "reference" in losses:
         curves.append(_curve(losses["reference"], "the CPU in float64", "ink", dashed=True))
-    return Chart("Loss", "nats a token", tuple(curves))
+    return Chart("Loss", "nats per token", tuple(curves))
 
 
 def difference_chart(losses: dict[str, list[float]]) -> Chart:

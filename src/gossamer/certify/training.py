@@ -108,7 +108,7 @@ class Curves:
     """The losses of the runs.
 
     Attributes:
-        losses: in nats a token, by type; `reference` for the CPU's in float64
+        losses: in nats per token, by type; `reference` for the CPU's in float64
     """
 
     losses: dict[str, list[float]] = field(default_factory=dict)

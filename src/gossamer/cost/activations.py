@@ -30,10 +30,10 @@ class MicroBatchShape:
     """The size of a micro-batch in one process, and the bytes of tensors that have its tokens.
 
     Attributes:
-        rows: Rows of a micro-batch.
-        length: Tokens of a row, which is taken to be one document.
-        itemsize: Bytes of a number in the computing type: 4, or 2 in bfloat16.
-        native: Names of the operations that run by the native kernels; the others run through PyTorch.
+        rows: rows of a micro-batch
+        length: tokens of a row, which is taken to be one document
+        itemsize: bytes of a number in the computing type: 4, or 2 in bfloat16
+        native: names of the operations that run by the native kernels; the others run through PyTorch
     """
 
     rows: int
@@ -64,10 +64,10 @@ class Activations:
     """The tensors of a part of the network, in bytes each.
 
     Attributes:
-        saved: Tensors that stay from the forward pass to the end of the part's backward pass.
-        workspace: Tensors beside those at the fullest moment of the backward pass, without gradients of weights.
-        released: Bytes of `saved` that the backward pass has released before that moment.
-        lasting: Bytes of `saved` that stay until the backward pass of all parts is over: what the network returns.
+        saved: tensors that stay from the forward pass to the end of the part's backward pass
+        workspace: tensors beside those at the fullest moment of the backward pass, without gradients of weights
+        released: bytes of `saved` that the backward pass has released before that moment
+        lasting: bytes of `saved` that stay until the backward pass of all parts is over: what the network returns
     """
 
     saved: tuple[int, ...]

@@ -112,7 +112,7 @@ def _require_enough(budget: Budget, price: float | None, currency: str) -> None:
         least = f"{MIN_SECONDS:g}s"
         if budget.kind == "money":
             assert price is not None
-            least = f"{_rounded_up(MIN_SECONDS / 3600 * price)}{currency.lower()} at {price:g} {currency} an hour"
+            least = f"{_rounded_up(MIN_SECONDS / 3600 * price)}{currency.lower()} at {price:g} {currency} per hour"
         raise FieldError("budget", f" {budget.text!r} is too small to train anything; the least is {least}")
 
 

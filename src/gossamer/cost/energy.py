@@ -22,8 +22,8 @@ class EnergyMeter:
     """A meter of the energy between two readings.
 
     Args:
-        device: An accelerator, or the CPU with its memory.
-        counted: False for a process whose processor another process already counts.
+        device: an accelerator, or the CPU with its memory
+        counted: False for a process whose processor another process already counts
     """
 
     def __init__(self, device: torch.device, counted: bool = True) -> None:

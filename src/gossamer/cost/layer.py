@@ -31,16 +31,16 @@ class Mixer:
     """The part of a layer that mixes tokens: full or linear attention.
 
     Attributes:
-        kind: `linear_attention` or `full_attention`.
-        products: Matrices of the projections, and the short convolution as a matrix of its channels and its width.
-        parameters: All parameters, those of the mixer's own norms included.
-        score_width: H · (d_qk + d_v); a token costs twice as many FLOPs for each key in scores and their sum.
-        window: The largest number of keys that a token sees; 0 means all keys before it.
-        delta_rule_flops: Forward and backward FLOPs of the delta rule per token.
-        moved: Numbers per token that the forward pass reads and writes outside of products: norms, the residual sum,
-            rotation, gates, the convolution, and what the kernels of the delta rule hand to one another.
-        kv_cache_bytes: Bytes of keys and values per token, in bfloat16.
-        state_bytes: Bytes of the recurrent state per sequence: float32, with the convolution's inputs in bfloat16.
+        kind: `linear_attention` or `full_attention`
+        products: matrices of the projections, and the short convolution as a matrix of its channels and its width
+        parameters: all parameters, those of the mixer's own norms included
+        score_width: H · (d_qk + d_v); a token costs twice as many FLOPs for each key in scores and their sum
+        window: the largest number of keys that a token sees; 0 means all keys before it
+        delta_rule_flops: forward and backward FLOPs of the delta rule per token
+        moved: numbers per token that the forward pass reads and writes outside of products: norms, the residual sum,
+            rotation, gates, the convolution, and what the kernels of the delta rule hand to one another
+        kv_cache_bytes: bytes of keys and values per token, in bfloat16
+        state_bytes: bytes of the recurrent state per sequence: float32, with the convolution's inputs in bfloat16
     """
 
     kind: str
@@ -77,12 +77,12 @@ class FeedForward:
     """The feed-forward part of a layer: a dense SwiGLU (`num_experts` is 0) or a mixture of experts.
 
     Attributes:
-        hidden_size: Width of the residual stream.
-        width: Width of the dense part, or of all shared experts together.
-        num_experts: Routed experts of the layer.
-        top_k: Routed experts that a token is sent to.
-        expert_width: Width of one routed expert.
-        has_gate: Whether the shared expert has a gate of its own.
+        hidden_size: width of the residual stream
+        width: width of the dense part, or of all shared experts together
+        num_experts: routed experts of the layer
+        top_k: routed experts that a token is sent to
+        expert_width: width of one routed expert
+        has_gate: whether the shared expert has a gate of its own
     """
 
     hidden_size: int
@@ -204,11 +204,11 @@ def delta_rule_flops(key_heads: int, value_heads: int, key_dim: int, value_dim: 
     """Return the forward FLOPs per token of the chunked gated delta rule: within a chunk, its inverse, and the state.
 
     Args:
-        key_heads: Heads of the keys and queries.
-        value_heads: Heads of the values.
-        key_dim: Width of a key head.
-        value_dim: Width of a value head.
-        chunk: Tokens of a chunk.
+        key_heads: heads of the keys and queries
+        value_heads: heads of the values
+        key_dim: width of a key head
+        value_dim: width of a value head
+        chunk: tokens of a chunk
     """
     scores = key_heads * 4.0 * chunk * key_dim  # K Kᵀ and Q Kᵀ, once per key head
     within = value_heads * 2.0 * chunk * (key_dim + 2 * value_dim)  # W = A (β e^c K), U = A (β V), P Ṽ
@@ -223,11 +223,11 @@ def delta_rule_backward_flops(
     """Return the backward FLOPs per token of the chunked gated delta rule, recomputation included (docs/delta-rule.md).
 
     Args:
-        key_heads: Heads of the keys and queries.
-        value_heads: Heads of the values.
-        key_dim: Width of a key head.
-        value_dim: Width of a value head.
-        chunk: Tokens of a chunk.
+        key_heads: heads of the keys and queries
+        value_heads: heads of the values
+        key_dim: width of a key head
+        value_dim: width of a value head
+        chunk: tokens of a chunk
     """
     scores = key_heads * 10.0 * chunk * key_dim  # K Kᵀ and Q Kᵀ again, Σ G K, Σ Gᵀ Q, (E + Eᵀ) K
     within = value_heads * 2.0 * chunk * (key_dim + 4 * value_dim)  # W again, Pᵀ dO, dO Ṽᵀ, X, X Ṽᵀ

@@ -12,15 +12,15 @@ class Layout:
     """A network on `data · tensor · pipeline · context` chips, with experts on `expert` chips of a pipeline stage.
 
     Attributes:
-        data: Copies of the network, each of which computes rows of its own.
-        tensor: Chips that share each product, and the tokens between products.
-        pipeline: Stages, each of which holds a part of the layers.
-        expert: Chips that the experts of a layer are spread over.
-        context: Chips that share a sequence.
-        rows: Rows of a micro-batch.
-        recompute: Whether a block keeps its input alone and is computed again in the backward pass.
-        spread_weights: Whether weights and gradients, too, are spread over the copies (FSDP); otherwise only the state
-            of the optimizer is.
+        data: copies of the network, each of which computes rows of its own
+        tensor: chips that share each product, and the tokens between products
+        pipeline: stages, each of which holds a part of the layers
+        expert: chips that the experts of a layer are spread over
+        context: chips that share a sequence
+        rows: rows of a micro-batch
+        recompute: whether a block keeps its input alone and is computed again in the backward pass
+        spread_weights: whether weights and gradients, too, are spread over the copies (FSDP); otherwise only the state
+            of the optimizer is
     """
 
     data: int = 1

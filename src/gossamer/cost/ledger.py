@@ -53,11 +53,11 @@ class Work:
     """What was spent on one account.
 
     Attributes:
-        steps: Optimizer steps.
-        tokens: Tokens of these steps.
-        flops: FLOPs of these steps, by part of the network.
-        device_seconds: Time of all devices together.
-        possible_flops: FLOPs that they could have computed in that time at their measured peak.
+        steps: optimizer steps
+        tokens: tokens of these steps
+        flops: FLOPs of these steps, by part of the network
+        device_seconds: time of all devices together
+        possible_flops: FLOPs that they could have computed in that time at their measured peak
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}  # as reading.checked reads it
@@ -99,11 +99,11 @@ class Estimate:
     """What a run will have spent when it is over.
 
     Attributes:
-        tokens: Tokens of all steps, repeated and failed ones included.
-        flops: FLOPs of all steps, likewise.
-        device_hours: Hours of all devices together.
-        energy: Energy in kWh; None if it is not known.
-        money: Money in the ledger's currency; None if the price is not known.
+        tokens: tokens of all steps, repeated and failed ones included
+        flops: FLOPs of all steps, likewise
+        device_hours: hours of all devices together
+        energy: energy in kWh; None if it is not known
+        money: money in the ledger's currency; None if the price is not known
     """
 
     tokens: float
@@ -118,17 +118,17 @@ class Ledger:
     """The accounts of a run.
 
     Attributes:
-        device: Name of the devices at work now.
-        devices: How many of them there are.
-        dtype: Type that products are computed in.
-        peak: The highest rate that one device was measured to reach in products of that type, in FLOP/s.
-        earlier_possible: FLOPs that other devices could have computed before these were at work, by account.
-        price: Money for a device-hour; None if it is not known.
-        currency: Label of the money.
-        accounts: The accounts by name; the head of this file lists them.
-        joules: Energy as the machine reported it; None if it never did.
-        joules_seconds: Device-seconds in which it did.
-        begun_after: Steps that the run had taken when this ledger was begun.
+        device: name of the devices at work now
+        devices: how many of them there are
+        dtype: type that products are computed in
+        peak: the highest rate that one device was measured to reach in products of that type, in FLOP/s
+        earlier_possible: FLOPs that other devices could have computed before these were at work, by account
+        price: money for a device-hour; None if it is not known
+        currency: label of the money
+        accounts: the accounts by name; the head of this file lists them
+        joules: energy as the machine reported it; None if it never did
+        joules_seconds: device-seconds in which it did
+        begun_after: steps that the run had taken when this ledger was begun
         fraction: share of the run that is behind it, 0 to 1; `done` in the file
     """
 
@@ -170,10 +170,10 @@ class Ledger:
         """Book a step.
 
         Args:
-            taken: Whether the step changed the weights.
-            tokens: Its tokens.
-            flops: FLOPs per token, by part of the network.
-            seconds: Seconds of the clock.
+            taken: whether the step changed the weights
+            tokens: its tokens
+            flops: FLOPs per token, by part of the network
+            seconds: seconds of the clock
         """
         account = "useful" if taken else "failed"
         own = {part: tokens * each for part, each in flops.items()}
@@ -301,11 +301,11 @@ class Ledger:
         """Read what `to_json` has written.
 
         Args:
-            content: The file's content.
-            where: Name of the file, for messages.
+            content: the file's content
+            where: name of the file, for messages
 
         Raises:
-            UserError: It is no ledger; the message names the field.
+            UserError: it is no ledger; the message names the field.
         """
         found = checked(parse_json(content, where, _REMEDY), cls, where, _REMEDY)
         found.accounts = cls().accounts | found.accounts
@@ -316,11 +316,11 @@ def work_from(record: Mapping[str, Any] | None, where: str = LEDGER_FILE) -> Wor
     """Read an account from the form that `dataclasses.asdict` gives it.
 
     Args:
-        record: The account; None means an empty one.
-        where: Name of its file, for messages.
+        record: the account; None means an empty one
+        where: name of its file, for messages
 
     Raises:
-        UserError: It is no account.
+        UserError: it is no account.
     """
     return checked(record or {}, Work, where, _REMEDY)
 
@@ -329,7 +329,7 @@ def read_ledger(run: Path) -> Ledger | None:
     """Read the ledger in a run's folder; None if there is none.
 
     Raises:
-        UserError: It is damaged.
+        UserError: it is damaged.
     """
     path = run / LEDGER_FILE
     try:

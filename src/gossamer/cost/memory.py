@@ -40,9 +40,9 @@ class BlockBytes:
     """The weights of a block in float32, in bytes.
 
     Attributes:
-        mixer: The mixer, and both norms.
-        experts: The routed experts.
-        other: Router and shared expert, or the dense feed-forward part.
+        mixer: the mixer, and both norms
+        experts: the routed experts
+        other: router and shared expert, or the dense feed-forward part
     """
 
     mixer: int
@@ -69,11 +69,11 @@ class WeightBytes:
     """The weights of a network in float32, in bytes.
 
     Attributes:
-        embedding: The embedding; the output head is as large unless it is tied.
-        blocks: The blocks of the trunk.
-        draft: The block of the multi-token-prediction head; None if there is none.
-        fc: The projection before that block.
-        total: The whole network.
+        embedding: the embedding; the output head is as large unless it is tied
+        blocks: the blocks of the trunk
+        draft: the block of the multi-token-prediction head; None if there is none
+        fc: the projection before that block
+        total: the whole network
     """
 
     embedding: int
@@ -108,7 +108,7 @@ class WeightBytes:
         """Return the bytes that FSDP gathers: all outside of blocks, a block and the next one, and a block's gradient.
 
         Args:
-            itemsize: Bytes of a number in the type that weights are gathered in.
+            itemsize: bytes of a number in the type that weights are gathered in
         """
         largest = max(block.total for block in self.all_blocks)
         outside = self.total - sum(block.total for block in self.all_blocks)
@@ -142,10 +142,10 @@ class StepSpec:
     Attributes:
         shape: size of a micro-batch and type of its numbers
         recompute: whether a block keeps only its input, from which the backward pass computes the rest again
-        accumulates: Whether the gradients of an earlier micro-batch are there already.
-        mtp_steps: How often the multi-token-prediction head is applied.
+        accumulates: whether the gradients of an earlier micro-batch are there already
+        mtp_steps: how often the multi-token-prediction head is applied
         mtp_trunk_gradient: whether the gradient of its loss also reaches the trunk
-        casts: Whether weights in float32 are copied into the computing type; False where they are gathered in it.
+        casts: whether weights in float32 are copied into the computing type; False where they are gathered in it
     """
 
     shape: MicroBatchShape
@@ -212,11 +212,11 @@ class StepMemory:
     """The bytes of all tensors on the fullest chip at the fullest moment of a training step.
 
     Attributes:
-        weights: The chip's share of the weights.
-        gradients: The gradients that are there at that moment.
-        optimizer: The chip's share of the optimizer's state.
-        activations: What forward passes have saved for their backward passes, of all micro-batches under way.
-        workspace: Temporaries of the part that is at work, and weights gathered from other chips.
+        weights: the chip's share of the weights
+        gradients: the gradients that are there at that moment
+        optimizer: the chip's share of the optimizer's state
+        activations: what forward passes have saved for their backward passes, of all micro-batches under way
+        workspace: temporaries of the part that is at work, and weights gathered from other chips
     """
 
     weights: int
@@ -238,10 +238,10 @@ def step_memory(timeline: StepTimeline, layout: Layout, resident: ResidentBytes,
     they are accumulated, all of them are taken to be there.
 
     Args:
-        timeline: The step on a chip of this layout.
-        layout: How the network is divided.
-        resident: What the chip holds beside activations and temporaries.
-        micro_batches: Micro-batches of an optimizer step; a pipeline keeps the activations of several.
+        timeline: the step on a chip of this layout
+        layout: how the network is divided
+        resident: what the chip holds beside activations and temporaries
+        micro_batches: micro-batches of an optimizer step; a pipeline keeps the activations of several
     """
     one_by_one = layout.has_equal_shares and not timeline.step.accumulates
 
@@ -266,10 +266,10 @@ def trace_step(config: ModelConfig, layout: Layout, step: StepSpec, trained: flo
     A pipeline's stage is taken to have both the embedding and the output head.
 
     Args:
-        config: The network.
-        layout: How the network is divided.
+        config: the network
+        layout: how the network is divided
         step: the settings of the step
-        trained: Share of the parameters that is trained.
+        trained: share of the parameters that is trained
     """
     return _trace_step(config, layout.pipeline, layout.tensor, layout.expert, step, trained)
 
@@ -325,13 +325,13 @@ class _Part:
     """A part of the forward pass; sizes in bytes.
 
     Attributes:
-        kind: Kind of the part.
-        saved: What the forward pass saves for the backward pass.
-        workspace: Each tensor that its backward pass needs beside that at its fullest moment.
-        recomputed: What the backward pass computes again.
-        released: The share of `saved` and `recomputed` that the backward pass has released before that moment.
-        lasting: The share of `saved` that stays until the backward pass of all parts is over.
-        weights: What it gives gradients of, by name, in float32.
+        kind: kind of the part
+        saved: what the forward pass saves for the backward pass
+        workspace: each tensor that its backward pass needs beside that at its fullest moment
+        recomputed: what the backward pass computes again
+        released: the share of `saved` and `recomputed` that the backward pass has released before that moment
+        lasting: the share of `saved` that stays until the backward pass of all parts is over
+        weights: what it gives gradients of, by name, in float32
     """
 
     kind: str

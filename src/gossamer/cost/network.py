@@ -22,12 +22,12 @@ class Part:
     """One part of a network.
 
     Attributes:
-        name: Its place in the checkpoint, such as `model.layers.3.self_attn`.
-        kind: `embedding`, `linear_attention`, `full_attention`, `router`, `experts`, `dense`, `norm`, `head` or `mtp`.
-        parameters: All parameters.
-        active_parameters: Parameters that a single token is multiplied with.
-        forward_flops: FLOPs per token of the forward pass.
-        training_flops: FLOPs per token of the forward and the backward pass.
+        name: its place in the checkpoint, such as `model.layers.3.self_attn`
+        kind: `embedding`, `linear_attention`, `full_attention`, `router`, `experts`, `dense`, `norm`, `head` or `mtp`
+        parameters: all parameters
+        active_parameters: parameters that a single token is multiplied with
+        forward_flops: FLOPs per token of the forward pass
+        training_flops: FLOPs per token of the forward and the backward pass
     """
 
     name: str
@@ -78,8 +78,8 @@ class Counts:
         """Return the training FLOPs per token of each kind of part; kinds without any are left out.
 
         Args:
-            mtp_share: How often the multi-token-prediction head is applied, over how often it is counted.
-            head_share: Share of the vocabulary that the output head is multiplied with.
+            mtp_share: how often the multi-token-prediction head is applied, over how often it is counted
+            head_share: share of the vocabulary that the output head is multiplied with
         """
         totals: dict[str, float] = {}
         for part in self.parts:
@@ -93,15 +93,15 @@ class Network:
     """A network as everything that counts sees it.
 
     Attributes:
-        name: What people call it.
-        hidden_size: Width of the residual stream.
-        vocab_size: Number of token ids.
-        tied: Whether the output head is the embedding.
-        layers: The layers of the trunk, in order.
-        mtp_layers: The layers of multi-token prediction, each with a projection of two hidden vectors, norms, and one
-            more use of the output head.
-        activation_config: The configuration by which `cost.memory` counts activations: gossamer's own, or for another
-            architecture one whose layers have the same widths.
+        name: what people call it
+        hidden_size: width of the residual stream
+        vocab_size: number of token ids
+        tied: whether the output head is the embedding
+        layers: the layers of the trunk, in order
+        mtp_layers: the layers of multi-token prediction, each with a projection of two hidden vectors, norms, and one
+            more use of the output head
+        activation_config: the configuration by which `cost.memory` counts activations: gossamer's own, or for another
+            architecture one whose layers have the same widths
     """
 
     name: str
@@ -160,8 +160,8 @@ class Network:
         """Return the training FLOPs per token of each kind of part, for sequences of `context` tokens.
 
         Args:
-            context: Length of a sequence.
-            mtp_steps: Steps of multi-token prediction; None means one for each of its layers.
+            context: length of a sequence
+            mtp_steps: steps of multi-token prediction; None means one for each of its layers
         """
         share = 1.0 if mtp_steps is None else mtp_steps / max(1, len(self.mtp_layers))
         return self.counts(context).by_kind(mtp_share=share)
@@ -240,10 +240,10 @@ def flops_by_part(config: ModelConfig, context: int, mtp_steps: int, sampled_voc
     """Return the FLOPs per token of a training step, by part of the network; parts without any are left out.
 
     Args:
-        config: The network.
-        context: Tokens of a row, which is taken for one document.
-        mtp_steps: How many times the multi-token-prediction head is applied; 0 means not at all.
-        sampled_vocab_size: Tokens that the output head is multiplied with, more if a batch has more; 0 means all.
+        config: the network
+        context: tokens of a row, which is taken for one document
+        mtp_steps: how many times the multi-token-prediction head is applied; 0 means not at all
+        sampled_vocab_size: tokens that the output head is multiplied with, more if a batch has more; 0 means all
     """
     found: dict[str, float] = {}
     head_share = min(sampled_vocab_size or config.vocab_size, config.vocab_size) / config.vocab_size

@@ -35,8 +35,8 @@ class Text:
     """What the law has to know of a text.
 
     Attributes:
-        unique_bytes: Bytes of the training text.
-        compressed_bits: Bits that bzip2 needs for a byte of it.
+        unique_bytes: bytes of the training text
+        compressed_bits: bits that bzip2 needs for a byte of it
     """
 
     unique_bytes: float
@@ -48,23 +48,23 @@ class Law:
     """The constants of the law, and where they come from; the head of this file gives the formula.
 
     Attributes:
-        E: Bits that remain, however large the network and however long the text.
-        A: Factor of the size.
-        alpha: Exponent of the size.
-        B: Factor of the data.
-        beta: Exponent of the data.
-        gamma: Exponent of the text's difficulty.
-        R: How many repetitions of a text are worth reading.
-        c0: Bits that bzip2 needs for a byte of the text that most runs read.
-        trunk_parameters: Sizes of the smallest and the largest network of the runs.
-        bytes: The shortest and the longest text that a run read.
-        error: Relative error that nine of ten runs stay within on the text that most read, by runs left out of the fit.
-        other_text: The same on another text, by texts left out of the fit.
-        speed_error: Factor less one by which nine of ten runs read less or more text than the machine's speed had
-            promised, which was measured for a moment before they began.
-        runs: Number of runs.
-        texts: Texts that they read.
-        recipe: Fingerprint of their recipe.
+        E: bits that remain, however large the network and however long the text
+        A: factor of the size
+        alpha: exponent of the size
+        B: factor of the data
+        beta: exponent of the data
+        gamma: exponent of the text's difficulty
+        R: how many repetitions of a text are worth reading
+        c0: bits that bzip2 needs for a byte of the text that most runs read
+        trunk_parameters: sizes of the smallest and the largest network of the runs
+        bytes: the shortest and the longest text that a run read
+        error: relative error that nine of ten runs stay within on the text that most read, by runs left out of the fit
+        other_text: the same on another text, by texts left out of the fit
+        speed_error: factor less one by which nine of ten runs read less or more text than the machine's speed had
+            promised, which was measured for a moment before they began
+        runs: number of runs
+        texts: texts that they read
+        recipe: fingerprint of their recipe
     """
 
     E: float
@@ -88,9 +88,9 @@ class Law:
         """Predict the bits that a network needs for a byte of held-out text.
 
         Args:
-            trunk_parameters: Parameters that a token passes in the layers.
-            read_bytes: Bytes of text that the network has read.
-            text: The text.
+            trunk_parameters: parameters that a token passes in the layers
+            read_bytes: bytes of text that the network has read
+            text: the text
         """
         data = self.worth(read_bytes, text.unique_bytes) / _MILLION
         size = trunk_parameters / _MILLION
@@ -113,10 +113,10 @@ class Law:
         ends at a time; and beyond the runs that were fitted, a part of what the law says is gained there.
 
         Args:
-            trunk_parameters: Parameters that a token passes in the layers.
-            read_bytes: Bytes of text that the network has read.
-            text: The text.
-            by_clock: Whether the run ends at a time, so that its speed decides how much it reads.
+            trunk_parameters: parameters that a token passes in the layers
+            read_bytes: bytes of text that the network has read
+            text: the text
+            by_clock: whether the run ends at a time, so that its speed decides how much it reads
         """
         predicted = self.bits_per_byte(trunk_parameters, read_bytes, text)
         same_text = abs(text.compressed_bits / self.c0 - 1) < _SAME_TEXT

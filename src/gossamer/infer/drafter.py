@@ -109,7 +109,7 @@ _SIDES = (1, -1, 2)  # lengths that are tried, relative to the best one
 
 
 class DraftLength:
-    """The choice of the draft length that makes most tokens a second, by the times of steps and what is accepted.
+    """The choice of the draft length that makes most tokens per second, by the times of steps and what is accepted.
 
     Two lengths are only compared by times of the same few steps, a trial, in which they take turns: a machine that
     other programs use can become half as fast within a second, and a time of then says nothing beside a time of now. A
@@ -220,7 +220,7 @@ class _BatchTrials:
 
     Attributes:
         cost: by length, how many times as long a step takes as one without drafts
-        best: the length that makes most tokens a second, as far as is known
+        best: the length that makes most tokens per second, as far as is known
         tried: the length that takes turns with it in a trial; the same one between trials
         verify: by length, the seconds of steps in this trial
         draft: by length, the seconds that drafts took in this trial

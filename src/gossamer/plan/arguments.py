@@ -22,11 +22,11 @@ def planned_network(word: str) -> Network:
     """Return the account of the network that a word names.
 
     Args:
-        word: The name of a recipe that comes with gossamer, or the path of a recipe's YAML file, of a config.json, or
-            of a folder that holds one.
+        word: the name of a recipe that comes with gossamer, or the path of a recipe's YAML file, of a config.json, or
+            of a folder that holds one
 
     Raises:
-        UserError: It names nothing, or something whose cost cannot be counted.
+        UserError: it names nothing, or something whose cost cannot be counted.
     """
     path = user_path(word)
     if path.is_dir():
@@ -51,9 +51,9 @@ class ChosenChips:
     """The chips that are asked about, and what is known of them beside the catalogue.
 
     Attributes:
-        chips: Each chip with the shares of its figures that are reached.
-        catalogue: The catalogue that they are from.
-        price: US dollars for a chip and an hour, whatever the catalogue says; None means the catalogue's price.
+        chips: each chip with the shares of its figures that are reached
+        catalogue: the catalogue that they are from
+        price: US dollars per chip-hour, whatever the catalogue says; None means the catalogue's price
     """
 
     chips: tuple[tuple[Chip, FittedEfficiency], ...]
@@ -61,7 +61,7 @@ class ChosenChips:
     price: float | None
 
     def price_of(self, chip: Chip) -> tuple[float | None, float]:
-        """Return US dollars for an hour, None if they are not known, and how far they may be off, as a share."""
+        """Return US dollars per chip-hour, None if they are not known, and how far they may be off, as a share."""
         if self.price is not None or chip.price is None:
             return self.price, 0.0
         return self.catalogue.dollars(chip), chip.price.error
@@ -73,13 +73,13 @@ def choose_chips(
     """Find chips by their names, each once.
 
     Args:
-        words: Names; several may stand in one word with commas between them.
-        catalogue: File of the user's own chips.
-        certificate: File that `gossamer certify` wrote on a device of the first chip's kind.
-        price: US dollars for a chip and an hour; None means the catalogue's price.
+        words: names; several may stand in one word with commas between them
+        catalogue: file of the user's own chips
+        certificate: file that `gossamer certify` wrote on a device of the first chip's kind
+        price: US dollars per chip-hour; None means the catalogue's price
 
     Raises:
-        UserError: A name is unknown, or a file is not what it should be.
+        UserError: a name is unknown, or a file is not what it should be.
     """
     catalogued = load_catalogue([user_path(catalogue)] if catalogue else [])
     names = [name.strip() for word in words for name in word.split(",") if name.strip()]
@@ -98,14 +98,14 @@ def training_plans(network: Network, chosen: ChosenChips, count: int, tokens: fl
     """Plan a training run on each chip.
 
     Args:
-        network: The network.
-        chosen: The chips.
-        count: Chips of each kind.
-        tokens: Tokens of the whole run.
-        job: What a step is made of.
+        network: the network
+        chosen: the chips
+        count: chips of each kind
+        tokens: tokens of the whole run
+        job: what a step is made of
 
     Raises:
-        UserError: A step is shorter than a row, or no layout fits the chips.
+        UserError: a step is shorter than a row, or no layout fits the chips.
     """
     if job.batch < job.length:
         raise UserError(f"--batch_tokens {job.batch}: must be >= --sequence_length {job.length:,}")
@@ -118,14 +118,14 @@ def serving_plans(network: Network, chosen: ChosenChips, count: int, batch: int,
     """Plan a service on each chip.
 
     Args:
-        network: The network.
-        chosen: The chips.
-        count: Chips of each kind; 0 means as few as hold the network.
-        batch: Sequences that are decoded together.
-        context: Tokens of each sequence so far.
+        network: the network
+        chosen: the chips
+        count: chips of each kind; 0 means as few as hold the network
+        batch: sequences that are decoded together
+        context: tokens of each sequence so far
 
     Raises:
-        UserError: The chips do not hold the network with its caches.
+        UserError: the chips do not hold the network with its caches.
     """
     return [
         plan_serving(network, chip, count, batch, context, shares.rates, chosen.price_of(chip)[0])

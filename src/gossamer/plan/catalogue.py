@@ -35,10 +35,10 @@ class Figure:
     """A figure of the catalogue.
 
     Attributes:
-        value: The figure, in base units.
-        source: Where it was read.
-        date: When it was read.
-        grade: One of `GRADES`.
+        value: the figure, in base units
+        source: where it was read
+        date: when it was read
+        grade: one of `GRADES`
     """
 
     value: float
@@ -59,19 +59,19 @@ class Chip:
     The head of catalogue.yaml says what the figures mean and gives their units. None means that a figure is not known.
 
     Attributes:
-        key: Its name on the command line.
-        name: Its whole name.
-        devices: Words of which one is in the name that PyTorch gives the device.
-        flops: Rate of dense products in bfloat16.
-        memory: Memory of one chip.
-        bandwidth: Bandwidth of that memory.
-        node: Chips that the link joins.
-        link: Bandwidth of the link between them, both directions together.
-        network: Bandwidth between nodes, per chip and in one direction.
-        fp8_flops: Rate of dense products in FP8.
-        power: Highest power of one chip.
-        price: Price of one chip for an hour.
-        currency: Currency of the price.
+        key: its name on the command line
+        name: its whole name
+        devices: words of which one is in the name that PyTorch gives the device
+        flops: rate of dense products in bfloat16
+        memory: memory of one chip
+        bandwidth: bandwidth of that memory
+        node: chips that the link joins
+        link: bandwidth of the link between them, both directions together
+        network: bandwidth between nodes, per chip and in one direction
+        fp8_flops: rate of dense products in FP8
+        power: highest power of one chip
+        price: price per chip-hour
+        currency: currency of the price
     """
 
     key: str
@@ -105,8 +105,8 @@ class Catalogue:
     """Chips and currencies.
 
     Attributes:
-        chips: Chips by their names on the command line.
-        currencies: What a unit of each currency is worth in US dollars.
+        chips: chips by their names on the command line
+        currencies: what a unit of each currency is worth in US dollars
     """
 
     chips: Mapping[str, Chip]
@@ -116,7 +116,7 @@ class Catalogue:
         """Return a chip by its name on the command line.
 
         Raises:
-            UserError: There is none of that name.
+            UserError: there is none of that name.
         """
         found = self.chips.get(key.lower())
         if found is None:
@@ -127,7 +127,7 @@ class Catalogue:
         return found
 
     def dollars(self, chip: Chip) -> float | None:
-        """Return the price of the chip for an hour in US dollars; None if it is not known."""
+        """Return the price of the chip in US dollars per hour; None if it is not known."""
         return None if chip.price is None else chip.price.value * self.currencies[chip.currency].value
 
 
@@ -135,10 +135,10 @@ def load_catalogue(extra: Sequence[Path] = ()) -> Catalogue:
     """Return the catalogue that comes with gossamer, and the user's own files, which come first.
 
     Args:
-        extra: The user's own files.
+        extra: the user's own files
 
     Raises:
-        UserError: A file cannot be read, a key is unknown or missing, or a figure is out of range; with file and line.
+        UserError: a file cannot be read, a key is unknown or missing, or a figure is out of range; with file and line.
     """
     chips: dict[str, Chip] = {}
     currencies: dict[str, Figure] = {}

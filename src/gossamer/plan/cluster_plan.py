@@ -22,16 +22,16 @@ class ClusterPlan:
     """The plan of a run on chips of one kind.
 
     Attributes:
-        network: The network.
-        chip: The kind of chip.
-        count: Chips.
-        job: What a step is made of.
-        tokens: Tokens of the whole run.
-        layouts: The fastest layouts that fit, fastest first.
-        availability: Share of the device-hours that goes into steps.
-        time_error: How far the time may be off, as a logarithm: the planner's own error and the grades of the figures.
-        price: US dollars for a chip and an hour; None if it is not known.
-        price_error: How far the price may be off, as a share of it.
+        network: the network
+        chip: the kind of chip
+        count: chips
+        job: what a step is made of
+        tokens: tokens of the whole run
+        layouts: the fastest layouts that fit, fastest first
+        availability: share of the device-hours that goes into steps
+        time_error: how far the time may be off, as a logarithm: the planner's own error and the grades of the figures
+        price: US dollars per chip-hour; None if it is not known
+        price_error: how far the price may be off, as a share of it
     """
 
     network: Network
@@ -104,8 +104,8 @@ class ClusterPlan:
         """Return the range that a value in proportion to the time may lie in.
 
         Args:
-            value: The value.
-            more: A further error, as a share of the value.
+            value: the value
+            more: a further error, as a share of the value
         """
         width = math.exp(math.hypot(self.time_error, math.log1p(more)))
         return value / width, value * width
@@ -159,17 +159,17 @@ def make_plan(
     """Find the fastest layouts, and what the run takes.
 
     Args:
-        network: The network.
-        chip: The kind of chip.
-        count: Chips.
-        job: What a step is made of.
-        tokens: Tokens of the whole run.
-        efficiency: Shares of the chip's figures that are reached, with their error.
-        price: US dollars for a chip and an hour; None if it is not known.
-        price_error: How far the price may be off, as a share of it.
+        network: the network
+        chip: the kind of chip
+        count: chips
+        job: what a step is made of
+        tokens: tokens of the whole run
+        efficiency: shares of the chip's figures that are reached, with their error
+        price: US dollars per chip-hour; None if it is not known
+        price_error: how far the price may be off, as a share of it
 
     Raises:
-        UserError: No layout fits; the line says how many chips are enough.
+        UserError: no layout fits; the line says how many chips are enough.
     """
     timer = StepTimer(network, chip, efficiency.rates, job)
     found = fitting_layouts(timer, count)

@@ -29,12 +29,12 @@ def describe_plan(plan: ClusterPlan) -> str:
     network, job = plan.network, plan.job
     lines = [
         f"{network.name}: {network_words(*network.sizes)}{_adapters(plan)}",
-        f"{human(plan.tokens)} tokens in rows of {job.length:,}, {human(job.batch)} a step",
+        f"{human(plan.tokens)} tokens in rows of {job.length:,}, {human(job.batch)} per step",
         f"{plan.count:,} × {plan.chip.name} (figures: {plan.chip.worst_grade} at worst)",
         "",
         f"{_time(plan.days)} ({_time(low)} to {_time(high)}), {human(plan.device_hours)} device-hours, "
         f"{percent(plan.availability)} of them in steps",
-        f"{human(plan.tokens_per_second())} tokens/s, {human(plan.tokens_per_second() / plan.count)} a chip; "
+        f"{human(plan.tokens_per_second())} tokens/s, {human(plan.tokens_per_second() / plan.count)} per chip; "
         f"MFU {percent(plan.mfu())} ({percent(plan.mfu_by_parameters)} by {human(2 * plan.passes, 1)}·N·D)",
         f"{_cost(plan)}; energy {_energy(plan)}",
     ]
@@ -53,11 +53,11 @@ def describe_plans(plans: Sequence[ClusterPlan]) -> str:
     first = plans[0]
     head = (
         f"{first.network.name}: {human(first.tokens)} tokens in rows of {first.job.length:,}, "
-        f"{human(first.job.batch)} a step, on {amount(first.count, 'chip')}"
+        f"{human(first.job.batch)} per step, on {amount(first.count, 'chip')}"
     )
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("chip")
-    for name in ("days", "range", "tokens/s a chip", "MFU", "energy", "money"):
+    for name in ("days", "range", "tokens/s per chip", "MFU", "energy", "money"):
         table.add_column(name, justify="right")
     for name in ("figures", "layout"):
         table.add_column(name)
@@ -151,7 +151,7 @@ def _cost(plan: ClusterPlan) -> str:
     if plan.dollars is None or plan.price is None:
         return "money unknown: no price is published (--price gives one)"
     low, high = plan.uncertainty_range(plan.dollars, plan.price_error)
-    return f"{dollars(plan.dollars)} ({dollars(low)} to {dollars(high)}) at ${money(plan.price)} a chip and hour"
+    return f"{dollars(plan.dollars)} ({dollars(low)} to {dollars(high)}) at ${money(plan.price)} per chip-hour"
 
 
 def _energy(plan: ClusterPlan) -> str:
@@ -179,8 +179,8 @@ def draw_plans(plans: Sequence[ClusterPlan], kind: str) -> bytes:
     """Draw plans of one run beside one another, in the order given, on white.
 
     Args:
-        plans: The plans.
-        kind: One of `PICTURE_FORMATS`.
+        plans: the plans
+        kind: one of `PICTURE_FORMATS`
     """
     import matplotlib
     from matplotlib.figure import Figure

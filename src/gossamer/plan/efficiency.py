@@ -52,11 +52,11 @@ class Efficiency:
     """Shares of a chip's figures, 0 to 1.
 
     Attributes:
-        products: Share of the peak that large products reach.
-        memory: Share of the memory's bandwidth that everything else reaches.
-        links: Share of the links' bandwidth that collectives reach.
-        availability: Share of a run's device-hours that goes into its steps; the rest are restarts, evaluations and
-            waiting.
+        products: share of the peak that large products reach
+        memory: share of the memory's bandwidth that everything else reaches
+        links: share of the links' bandwidth that collectives reach
+        availability: share of a run's device-hours that goes into its steps; the rest are restarts, evaluations and
+            waiting
     """
 
     products: float
@@ -70,8 +70,8 @@ class FittedEfficiency:
     """What efficiency.yaml holds.
 
     Attributes:
-        rates: The shares.
-        error: Root mean square of the logarithmic errors of the runs that were held out.
+        rates: the shares
+        error: root mean square of the logarithmic errors of the runs that were held out
     """
 
     rates: Efficiency
@@ -90,12 +90,12 @@ def apply_certificate(path: Path, chip: Chip, rates: Efficiency) -> Efficiency:
     """Return shares with what a certificate measured: products and links as they are, memory in proportion to copies.
 
     Args:
-        path: The certificate.
-        chip: The chip that it must be of.
-        rates: The shares to start from.
+        path: the certificate
+        chip: the chip that it must be of
+        rates: the shares to start from
 
     Raises:
-        UserError: There is no certificate, it is of another format, version or device, the device failed, or a figure
+        UserError: there is no certificate, it is of another format, version or device, the device failed, or a figure
             is beyond what the chip can have.
     """
     content = read_object(path, remedy="gossamer certify writes a certificate")

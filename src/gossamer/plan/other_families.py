@@ -53,11 +53,11 @@ def network_from_json(values: Mapping[str, Any], name: str) -> Network:
     """Return the account of the network of a Hugging Face config.json.
 
     Args:
-        values: The contents of the file.
-        name: Where they come from, for messages.
+        values: the contents of the file
+        name: where they come from, for messages
 
     Raises:
-        UserError: The architecture is not counted here, or a key is missing or no number.
+        UserError: the architecture is not counted here, or a key is missing or no number.
     """
     try:
         return _network(values, name)

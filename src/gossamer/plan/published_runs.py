@@ -28,17 +28,17 @@ class PublishedRun:
     """A run as it was published; the head of published_runs.yaml explains the fields.
 
     Attributes:
-        name: Name of the run.
-        role: `fit`, `held-out` or `shown`.
-        network: The network.
-        chip: The chip that it ran on.
-        count: Chips.
-        job: What a step was made of.
-        measured: Tokens per second and chip.
-        is_over_all_hours: Whether `measured` counts all the run's hours, not its steps alone.
-        source: Where the figures were read.
-        why: Why the run does not count, or what is to be known of it.
-        published: The layout as it was published; None if it was not.
+        name: name of the run
+        role: `fit`, `held-out` or `shown`
+        network: the network
+        chip: the chip that it ran on
+        count: chips
+        job: what a step was made of
+        measured: tokens per second and chip
+        is_over_all_hours: whether `measured` counts all the run's hours, not its steps alone
+        source: where the figures were read
+        why: why the run does not count, or what is to be known of it
+        published: the layout as it was published; None if it was not
     """
 
     name: str
@@ -78,14 +78,14 @@ class Ratio:
     """What one run costs as a share of another, as it was published.
 
     Attributes:
-        name: Name of the ratio.
-        role: `fit`, `held-out` or `shown`.
-        ours: The run.
-        other: The run that it is compared with.
-        tokens: Tokens of both runs.
-        measured: The share.
-        source: Where it was read.
-        why: What is to be known of it.
+        name: name of the ratio
+        role: `fit`, `held-out` or `shown`
+        ours: the run
+        other: the run that it is compared with
+        tokens: tokens of both runs
+        measured: the share
+        source: where it was read
+        why: what is to be known of it
     """
 
     name: str
@@ -157,13 +157,13 @@ class Prediction:
     """A figure of a run as it was published, and as the planner predicts it.
 
     Attributes:
-        name: Name of the run.
-        role: `fit`, `held-out` or `shown`.
-        what: What the figure is.
-        measured: The published figure.
-        predicted: The planner's figure.
-        layout: The layout that it is predicted for.
-        why: What is to be known of the run.
+        name: name of the run
+        role: `fit`, `held-out` or `shown`
+        what: what the figure is
+        measured: the published figure
+        predicted: the planner's figure
+        layout: the layout that it is predicted for
+        why: what is to be known of the run
     """
 
     name: str
@@ -186,7 +186,7 @@ def predictions(catalogue: Catalogue, rates: Efficiency) -> list[Prediction]:
     found = []
     for run in runs:
         layout = run.layout(rates)
-        what = "tokens/s a chip, all hours" if run.is_over_all_hours else "tokens/s a chip, steps"
+        what = "tokens/s per chip, all hours" if run.is_over_all_hours else "tokens/s per chip, steps"
         found.append(
             Prediction(run.name, run.role, what, run.measured, run.predict(rates, layout), layout.describe(), run.why)
         )

@@ -30,10 +30,10 @@ class FittingLayout:
     """A layout that fits the memory of the chips, and the time of its step.
 
     Attributes:
-        layout: The layout.
-        parts: Seconds of an optimizer step, by part.
-        memory: What the fullest chip holds.
-        micro_batches: Micro-batches of a step, for each copy of the network.
+        layout: the layout
+        parts: seconds of an optimizer step, by part
+        memory: what the fullest chip holds
+        micro_batches: micro-batches of a step, for each copy of the network
     """
 
     layout: Layout
@@ -56,9 +56,9 @@ def fitting_layouts(timer: StepTimer, count: int, max_layouts: int = 5) -> list[
     """Return the fastest layouts of so many chips that fit, fastest first, each with another division of the network.
 
     Args:
-        timer: The network, the chip and the job.
-        count: Chips.
-        max_layouts: The largest number of layouts to return.
+        timer: the network, the chip and the job
+        count: chips
+        max_layouts: the largest number of layouts to return
 
     Returns:
         The layouts; none if nothing fits.
@@ -122,11 +122,11 @@ def all_layouts(network: Network, chips: int, node: int, length: int, batch: int
     """Yield every layout of so many chips, whether or not it fits their memory.
 
     Args:
-        network: The network.
-        chips: Chips.
-        node: Chips that the fast link joins; tensor parallelism stays within it.
-        length: Tokens of a row.
-        batch: Tokens of an optimizer step.
+        network: the network
+        chips: chips
+        node: chips that the fast link joins; tensor parallelism stays within it
+        length: tokens of a row
+        batch: tokens of an optimizer step
     """
     heads = network.activation_config.num_attention_heads
     experts = max((layer.feed_forward.num_experts for layer in network.layers), default=0)
@@ -180,14 +180,14 @@ def chip_memory(
     """Return what the fullest chip of a layout holds at the fullest moment of a step with AdamW.
 
     Args:
-        network: The network.
-        layout: How it is divided.
-        length: Tokens of a row.
-        micro_batches: Micro-batches of an optimizer step, for each copy of the network.
-        mtp_steps: How often the multi-token-prediction head is applied.
-        itemsize: Bytes of a number in the computing type.
-        native: Operations that run by the native CPU kernels.
-        trained: Share of the parameters that is trained; below 1 the others are held in bfloat16.
+        network: the network
+        layout: how it is divided
+        length: tokens of a row
+        micro_batches: micro-batches of an optimizer step, for each copy of the network
+        mtp_steps: how often the multi-token-prediction head is applied
+        itemsize: bytes of a number in the computing type
+        native: operations that run by the native CPU kernels
+        trained: share of the parameters that is trained; below 1 the others are held in bfloat16
     """
     tokens = max(1, length // (layout.context * layout.tensor))
     step = StepSpec(

@@ -33,16 +33,16 @@ class Serving:
     """A service on chips that share one copy of a network.
 
     Attributes:
-        network: The network.
-        chip: The kind of chip.
-        chips: Chips.
-        batch: Sequences that are decoded together.
-        context: Tokens of each sequence so far.
-        weights: Bytes of the weights, on all chips together.
-        caches: Bytes of caches and states, on all chips together.
-        parts: Seconds of a decoding step, by part.
-        prompt_tokens_per_second: Tokens per second of prompts of that context, one after another.
-        price: US dollars for a chip and an hour; None if it is not known.
+        network: the network
+        chip: the kind of chip
+        chips: chips
+        batch: sequences that are decoded together
+        context: tokens of each sequence so far
+        weights: bytes of the weights, on all chips together
+        caches: bytes of caches and states, on all chips together
+        parts: seconds of a decoding step, by part
+        prompt_tokens_per_second: tokens per second of prompts of that context, one after another
+        price: US dollars per chip-hour; None if it is not known
     """
 
     network: Network
@@ -91,16 +91,16 @@ def plan_serving(
     """Return what a service does with so many sequences of so many tokens; the draft head is left out.
 
     Args:
-        network: The network.
-        chip: The kind of chip.
-        chips: Chips that share one copy of the network; 0 means the smallest power of two that holds it.
-        batch: Sequences that are decoded together.
-        context: Tokens of each sequence so far.
-        rates: Shares of the chip's figures that are reached.
-        price: US dollars for a chip and an hour; None if it is not known.
+        network: the network
+        chip: the kind of chip
+        chips: chips that share one copy of the network; 0 means the smallest power of two that holds it
+        batch: sequences that are decoded together
+        context: tokens of each sequence so far
+        rates: shares of the chip's figures that are reached
+        price: US dollars per chip-hour; None if it is not known
 
     Raises:
-        UserError: The chips do not hold the network with its caches.
+        UserError: the chips do not hold the network with its caches.
     """
     weights = _BFLOAT16 * network.parameters
     caches = float(batch * sum(count * _sequence_bytes(layer, context) for layer, count in network.distinct_layers))

@@ -34,11 +34,11 @@ class Job:
     """What a training step is made of.
 
     Attributes:
-        length: Tokens of a row, which is one document.
-        batch: Tokens of an optimizer step.
-        mtp_steps: How often the multi-token-prediction head is applied.
-        fp8: Whether products of layers are computed in FP8 where the chip has it.
-        trained: Share of the parameters that is trained; adapters in fine-tuning are a small one.
+        length: tokens of a row, which is one document
+        batch: tokens of an optimizer step
+        mtp_steps: how often the multi-token-prediction head is applied
+        fp8: whether products of layers are computed in FP8 where the chip has it
+        trained: share of the parameters that is trained; adapters in fine-tuning are a small one
     """
 
     length: int
@@ -57,10 +57,10 @@ class StepTimer:
     """The time of a training step of one network on one kind of chip; `parts` gives it for a layout.
 
     Args:
-        network: The network.
-        chip: The chip that it runs on.
-        rates: Shares of the chip's figures that are reached.
-        job: What a step is made of.
+        network: the network
+        chip: the chip that it runs on
+        rates: shares of the chip's figures that are reached
+        job: what a step is made of
     """
 
     def __init__(self, network: Network, chip: Chip, rates: Efficiency, job: Job) -> None:
@@ -198,7 +198,7 @@ class StepTimer:
         return 3 * (keys_and_values + mixer.state_bytes * layout.rows) / self._between(layout.context * layout.tensor)
 
     def _weights(self, layout: Layout) -> tuple[float, float]:
-        """Seconds of gathering weights and summing gradients over the copies: for each micro-batch, and once a step."""
+        """Seconds of gathering weights and summing gradients over the copies: per micro-batch, and per step."""
         dense = (self.network.dense_parameters + self.network.vocabulary_parameters) / layout.pipeline / layout.tensor
         experts = self.network.expert_parameters / layout.pipeline / layout.expert
         gather = self._collective(dense, layout.copies, layout.tensor)
@@ -211,9 +211,9 @@ class StepTimer:
         """Seconds per byte of a number, for gathering so many numbers on each of `chips`.
 
         Args:
-            numbers: Numbers that each chip ends up with.
-            chips: Chips that gather the same.
-            inner: Neighbouring chips that each gather something else, so that fewer chips of a node gather the same.
+            numbers: numbers that each chip ends up with
+            chips: chips that gather the same
+            inner: neighbouring chips that each gather something else, so that fewer chips of a node gather the same
         """
         if chips == 1:
             return 0.0

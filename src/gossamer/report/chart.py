@@ -71,18 +71,18 @@ class Curve:
     """One measured value over a run, in four float64 arrays of one length [n].
 
     Attributes:
-        label: Name of the curve.
-        color: Its colour, a key of `PALETTE`.
-        steps: Optimizer steps.
-        tokens: Tokens trained on.
-        elapsed: Seconds of training.
-        values: The values, NaN where they are not finite.
-        smoothed: Whether the moving average of the values is drawn.
-        raw: Whether the values are drawn faintly below their average.
-        dots: Whether each point is marked, since points are few and precious.
-        line: Whether there is a line between the points.
-        dashed: Whether the line is dashed.
-        faint: Whether the line is thin, for what is only history.
+        label: name of the curve
+        color: its colour, a key of `PALETTE`
+        steps: optimizer steps
+        tokens: tokens trained on
+        elapsed: seconds of training
+        values: the values, NaN where they are not finite
+        smoothed: whether the moving average of the values is drawn
+        raw: whether the values are drawn faintly below their average
+        dots: whether each point is marked, since points are few and precious
+        line: whether there is a line between the points
+        dashed: whether the line is dashed
+        faint: whether the line is thin, for what is only history
     """
 
     label: str
@@ -113,11 +113,11 @@ class Mark:
     """Something that happened at one moment of a run.
 
     Attributes:
-        kind: `skip`, `rollback` or `resume`.
-        tokens: Tokens trained on by then.
-        elapsed: Seconds of training by then.
-        steps: Optimizer steps by then.
-        text: What happened, in words.
+        kind: `skip`, `rollback` or `resume`
+        tokens: tokens trained on by then
+        elapsed: seconds of training by then
+        steps: optimizer steps by then
+        text: what happened, in words
     """
 
     kind: str
@@ -136,13 +136,13 @@ class Chart:
     """Curves that share a picture.
 
     Attributes:
-        title: Title of the chart.
-        unit: Unit of the values, or a remark.
-        curves: The curves.
-        marks: What happened on the way.
-        logarithmic: Whether the vertical axis is logarithmic.
-        from_zero: Whether the vertical axis begins at zero.
-        skip_start: Share of the run that may leave the picture at its start, to show the rest larger.
+        title: title of the chart
+        unit: unit of the values, or a remark
+        curves: the curves
+        marks: what happened on the way
+        logarithmic: whether the vertical axis is logarithmic
+        from_zero: whether the vertical axis begins at zero
+        skip_start: share of the run that may leave the picture at its start, to show the rest larger
     """
 
     title: str
@@ -170,12 +170,12 @@ def curve(
     """Collect a value from the events that have it and a place on all axes.
 
     Args:
-        events: The events.
-        key: The key of the value, or a function that finds it in an event.
-        label: Name of the curve.
-        color: Its colour, a key of `PALETTE`.
-        scale: Factor that the values are multiplied with.
-        **style: Further fields of `Curve`.
+        events: the events
+        key: the key of the value, or a function that finds it in an event
+        label: name of the curve
+        color: its colour, a key of `PALETTE`
+        scale: factor that the values are multiplied with
+        **style: further fields of `Curve`
     """
     find = (lambda event: event.get(key, math.nan)) if isinstance(key, str) else key
     places = ("step", "tokens", "elapsed")
@@ -210,8 +210,8 @@ def thin(values: Floats, slices: int = SLICES) -> NDArray[np.int64]:
     """Choose the points to draw: the lowest and the highest of each slice, the first and the last; all if they are few.
 
     Args:
-        values: The values of a curve.
-        slices: Slices of equal length that the curve is cut into.
+        values: the values of a curve
+        slices: slices of equal length that the curve is cut into
 
     Returns:
         Increasing indices into `values`, at most `2 * slices + 2` of them.
@@ -233,8 +233,8 @@ def lookup_table(curves: Sequence[Curve], max_points: int = 240) -> list[dict[st
     """Return the values of curves as a page looks them up: smoothed, in lists, with None for NaN.
 
     Args:
-        curves: The curves.
-        max_points: The largest number of points of a curve.
+        curves: the curves
+        max_points: the largest number of points of a curve
     """
     result = []
     for item in curves:
@@ -271,11 +271,11 @@ class Scale:
     """One axis of a chart.
 
     Attributes:
-        low: The value at its beginning.
-        high: The value at its end.
-        ticks: Values with their labels.
-        name: What the axis is called.
-        logarithmic: Whether it is logarithmic.
+        low: the value at its beginning
+        high: the value at its end
+        ticks: values with their labels
+        name: what the axis is called
+        logarithmic: whether it is logarithmic
     """
 
     low: float
@@ -379,13 +379,13 @@ class Picture:
     """An SVG picture of a chart, and where its plot lies.
 
     Attributes:
-        svg: The element.
-        left: Left side of the plot, as a fraction of the picture's width; so is `right`.
-        right: Right side of the plot.
-        top: Upper side of the plot, as a fraction of the picture's height; so is `bottom`.
-        bottom: Lower side of the plot.
-        low: Value of the horizontal axis at the left side.
-        high: Value of the horizontal axis at the right side.
+        svg: the element
+        left: left side of the plot, as a fraction of the picture's width; so is `right`
+        right: right side of the plot
+        top: upper side of the plot, as a fraction of the picture's height; so is `bottom`
+        bottom: lower side of the plot
+        low: value of the horizontal axis at the left side
+        high: value of the horizontal axis at the right side
     """
 
     svg: Markup
@@ -401,11 +401,11 @@ def draw_svg(chart: Chart, axis: Axis, end: float, width: int, height: int) -> P
     """Draw a chart on a transparent background; its colours are CSS variables with the names of `PALETTE`.
 
     Args:
-        chart: The chart.
-        axis: The horizontal axis.
-        end: The end of that axis, in tokens, steps or seconds; it begins at 0.
-        width: Width of the picture in CSS pixels, at which its text is 12 pixels high.
-        height: Height of the picture, likewise.
+        chart: the chart
+        axis: the horizontal axis
+        end: the end of that axis, in tokens, steps or seconds; it begins at 0
+        width: width of the picture in CSS pixels, at which its text is 12 pixels high
+        height: height of the picture, likewise
     """
     across, up = x_scale(axis, end), y_scale(chart)
     left, right, top, bottom = 50, width - 14, 10 + (_MARK_SPACE if chart.marks else 0), height - 42
@@ -501,10 +501,10 @@ def draw_png(chart: Chart, end: float, title: str, subtitle: str) -> bytes:
     """Draw a chart over tokens with a headline and a legend on white, 1600 pixels wide: a picture for a README.
 
     Args:
-        chart: The chart.
-        end: The end of the horizontal axis, in tokens.
-        title: The headline.
-        subtitle: The line below it.
+        chart: the chart
+        end: the end of the horizontal axis, in tokens
+        title: the headline
+        subtitle: the line below it
     """
     import matplotlib
     from matplotlib.figure import Figure

@@ -43,11 +43,11 @@ def write_comparison(runs: Sequence[Path], path: Path | None = None) -> Path:
     """Write a page that compares runs, and return its path.
 
     Args:
-        runs: Folders of two or more runs.
-        path: The file; None means `comparison.html` beside the first run.
+        runs: folders of two or more runs
+        path: the file; None means `comparison.html` beside the first run
 
     Raises:
-        UserError: A folder is given twice, there are more runs than can be told apart, or a folder has no
+        UserError: a folder is given twice, there are more runs than can be told apart, or a folder has no
             `metrics.jsonl` or a damaged one.
     """
     _check(runs)
@@ -120,7 +120,7 @@ def _settings(run: Path) -> dict[str, str]:
 
 
 def _compared_sets(histories: list[History]) -> list[str]:
-    """The held-out set to compare on, for each run: the first run's first set that all have, or each run's own."""
+    """The validation set to compare on, for each run: the first run's first set that all have, or each run's own."""
     names = [list(history.evaluations()) for history in histories]
     measured = [own for own in names if own]
     common = next((name for name in (measured or [[]])[0] if all(name in own for own in measured)), None)
@@ -141,11 +141,13 @@ def _warnings(runs: list[ComparedRun], sets: list[str]) -> list[str]:
     found = []
     if len({name for name in sets if name}) > 1:
         names = ", ".join(f"{run.name} ({name})" for run, name in zip(runs, sets, strict=True) if name)
-        found.append(f"The runs have no held-out set in common, so their losses are of different texts: {names}.")
+        found.append(f"The runs have no validation set in common, so their losses are of different texts: {names}.")
     elif len({run.history.last("start").get("corpus") for run in runs if run.history.last("start")}) > 1:
-        found.append("The runs were started on different corpora; their held-out texts may differ too.")
+        found.append("The runs were started on different corpora; their validation texts may differ too.")
     elif any(len(sizes) > 1 for sizes in _amounts(runs)):
-        found.append("The runs were measured over different amounts of held-out text: small differences mean nothing.")
+        found.append(
+            "The runs were measured over different amounts of validation text: small differences mean nothing."
+        )
     if vocabularies(runs) > 1:
         found.append("The runs have different tokenizers: compare bits per byte, not the loss of a token.")
     return found
@@ -184,16 +186,16 @@ def _charts(runs: list[ComparedRun]) -> list[Chart]:
     memory = [event["memory"] for run in runs for event in run.history.of("train") if is_number(event.get("memory"))]
     unit, unit_name = size_unit(max(memory, default=0))
     charts = [
-        Chart("Validation loss", "nats a token", evaluated("loss"), skip_start=_START),
-        Chart("Training loss", "nats a token, averaged", train("loss"), skip_start=_START),
+        Chart("Validation loss", "nats per token", evaluated("loss"), skip_start=_START),
+        Chart("Training loss", "nats per token, averaged", train("loss"), skip_start=_START),
         Chart("Bits per byte", "validation", evaluated("bits_per_byte"), skip_start=_START),
         Chart("Gradient norm", "before clipping, averaged", train("grad_norm"), logarithmic=True),
         Chart("Learning rate", "", train("learning_rate", smoothed=False), from_zero=True),
         Chart("Accepted drafts", "share, of the head's first step", evaluated(first_step), from_zero=True),
-        Chart("Multi-token prediction", "nats a token, averaged", train("mtp_loss"), skip_start=_START),
+        Chart("Multi-token prediction", "nats per token, averaged", train("mtp_loss"), skip_start=_START),
         Chart("Busiest expert", "its load / its layer's mean", experts("max_over_mean", max), logarithmic=True),
         Chart("Dead experts", "without a token, all layers", experts("dead", sum), from_zero=True),
-        Chart("Throughput", "tokens a second, averaged", train("tokens_per_second")),
+        Chart("Throughput", "tokens per second, averaged", train("tokens_per_second")),
         Chart("Peak memory", unit_name, train("memory", 1 / unit, smoothed=False), from_zero=True),
     ]
     if vocabularies(runs) > 1:
@@ -221,14 +223,14 @@ class ComparedRun:
     """One of the runs that are compared.
 
     Attributes:
-        name: Its name among the others.
-        color: Colour of its curves.
-        dashed: Whether its curves are dashed.
-        history: Its events.
-        evaluations: Measurements on the held-out set that is compared, all over the same amount of text.
-        settings: Its configuration by dotted name.
-        ledger: Its ledger; None if it has none.
-        last: The newest measurement on that set, usually over more text.
+        name: its name among the others
+        color: colour of its curves
+        dashed: whether its curves are dashed
+        history: its events
+        evaluations: measurements on the validation set that is compared, all over the same amount of text
+        settings: its configuration by dotted name
+        ledger: its ledger; None if it has none
+        last: the newest measurement on that set, usually over more text
     """
 
     name: str
@@ -245,10 +247,10 @@ class Cell(NamedTuple):
     """A figure of the table.
 
     Attributes:
-        figure: The figure as it is written.
-        remark: A remark on it.
-        value: Its value if it can be better or worse; the lowest value is the best.
-        best: Whether it is the best of its row.
+        figure: the figure as it is written
+        remark: a remark on it
+        value: its value if it can be better or worse; the lowest value is the best
+        best: whether it is the best of its row
     """
 
     figure: str
@@ -274,8 +276,8 @@ def result_rows(runs: list[ComparedRun], same_text: bool) -> Iterator[Row]:
     """Yield the lines of the table; those that no run has a figure for are left out.
 
     Args:
-        runs: The runs.
-        same_text: Whether they were measured on the same held-out set, so that one of them is the best.
+        runs: the runs
+        same_text: whether they were measured on the same validation set, so that one of them is the best
     """
     same_tokens = same_text and vocabularies(runs) < 2
     for label, find in _ROWS.items():
@@ -319,7 +321,8 @@ def _parameters(run: ComparedRun) -> Cell:
 def _tokens(run: ComparedRun) -> Cell:
     state = run.history.state({})
     return Cell(
-        count(run.history.newest("tokens")), f"{state['step']:,} steps" + ("" if state["done"] else ", not finished")
+        count(run.history.newest("tokens")),
+        f"{state['step']:,} steps" + ("" if state["is_finished"] else ", not finished"),
     )
 
 
@@ -412,7 +415,7 @@ class Goal(NamedTuple):
 
 
 def costs_to_losses(runs: list[ComparedRun]) -> list[Goal]:
-    """Return what each run had spent when its held-out loss first reached each of a few losses, the lowest last."""
+    """Return what each run had spent when its validation loss first reached each of a few losses, the lowest last."""
     prices = [run.ledger and run.ledger.price for run in runs]
     lines: list[tuple[str, str, Callable[[ComparedRun, float], str]]] = [
         ("tokens", "tokens", lambda run, spent: count(spent)),

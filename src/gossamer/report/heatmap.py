@@ -42,11 +42,11 @@ class Image:
     """A picture of a heat map.
 
     Attributes:
-        axis: Its horizontal axis; None if that is neither tokens, time nor steps.
-        day: The picture by day, as a data URL.
-        night: The picture by night, likewise.
-        ticks: Ticks below it, each with its place as a fraction of the width and its label.
-        name: Name of the horizontal axis.
+        axis: its horizontal axis; None if that is neither tokens, time nor steps
+        day: the picture by day, as a data URL
+        night: the picture by night, likewise
+        ticks: ticks below it, each with its place as a fraction of the width and its label
+        name: name of the horizontal axis
     """
 
     axis: Axis | None
@@ -61,15 +61,15 @@ class HeatMap:
     """A heat map whose rows are layers.
 
     Attributes:
-        title: Title of the map.
-        unit: What a colour stands for.
-        images: One picture for each horizontal axis.
-        rows: Names of the layers.
-        row_labels: Names that there is room for, each with its place as a fraction of the height.
-        height: Height in CSS pixels.
-        legend: Labels of the colours, each with its place as a fraction of their range.
-        above_only: Whether the colours begin at the mean.
-        table: What the page looks up under the pointer.
+        title: title of the map
+        unit: what a colour stands for
+        images: one picture for each horizontal axis
+        rows: names of the layers
+        row_labels: names that there is room for, each with its place as a fraction of the height
+        height: height in CSS pixels
+        legend: labels of the colours, each with its place as a fraction of their range
+        above_only: whether the colours begin at the mean
+        table: what the page looks up under the pointer
     """
 
     title: str
@@ -128,8 +128,8 @@ def layer_names(model: Any, layers: int) -> list[str]:
     """Return the names of the layers with experts as in a checkpoint; their order if the configuration does not fit.
 
     Args:
-        model: The section of that name in the configuration, or anything else.
-        layers: How many layers there are, that of the multi-token-prediction head included.
+        model: the section of that name in the configuration, or anything else
+        layers: how many layers there are, that of the multi-token-prediction head included
     """
     settings = model if isinstance(model, dict) else {}
     total, step = settings.get("num_hidden_layers"), settings.get("decoder_sparse_step", 1)

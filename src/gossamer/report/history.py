@@ -47,8 +47,8 @@ class History:
     """What happened in a run.
 
     Attributes:
-        events: The events in the order of their writing, without those that were undone.
-        undone: What was measured and then undone by a rollback.
+        events: the events in the order of their writing, without those that were undone
+        undone: what was measured and then undone by a rollback
     """
 
     events: list[Event]
@@ -78,7 +78,7 @@ class History:
         return [event for event in self.events if event["event"] not in _PLANNED]
 
     def measurements(self) -> dict[str, list[Event]]:
-        """Return every measurement on held-out text by the name of the set, the primary set first, the newest last."""
+        """Return every measurement on validation text by the name of its set, primary set first, newest last."""
         found: dict[str, list[Event]] = {}
         for event in self.of("eval", "end"):
             if "loss" in event:
@@ -93,8 +93,8 @@ class History:
         found: dict[str, list[Event]] = {}
         for name, events in self.measurements().items():
             newest = next((event for event in reversed(events) if event["event"] == "eval"), events[-1])
-            alike = [event for event in events if event.get("eval_tokens") == newest.get("eval_tokens")]
-            found[name] = list({event["step"]: event | {"event": "eval"} for event in alike}.values())
+            comparable = [event for event in events if event.get("eval_tokens") == newest.get("eval_tokens")]
+            found[name] = list({event["step"]: event | {"event": "eval"} for event in comparable}.values())
         return found
 
     def date(self) -> str | None:
@@ -102,12 +102,12 @@ class History:
         return _date(next((event["time"] for event in self.events if is_number(event.get("time"))), None))
 
     def state(self, config: dict[str, Any]) -> dict[str, Any]:
-        """Return how far the run is; it is done if nothing was trained after its newest `end`.
+        """Return how far the run is; it is finished if nothing was trained after its newest `end`.
 
         Args:
-            config: The configuration of the run.
+            config: the configuration of the run
         """
-        done = self.last("end", "train", "resume", "rollback").get("event") == "end"
+        is_finished = self.last("end", "train", "resume", "rollback").get("event") == "end"
         # Other events may belong to a course that a rollback left.
         step = max((event["step"] for event in self.of(*_MEASURED, "resume")), default=0)
         steps: Any = self.last("start").get("steps")
@@ -117,7 +117,13 @@ class History:
         elif isinstance(training, dict) and is_number(training.get("steps")):
             steps = training["steps"]  # the newer figure: a resume may have prolonged the run
         share = min(step / steps, 1.0) if is_number(steps) and steps > 0 else None
-        return {"done": done, "step": step, "steps": steps, "share": share, "resumes": len(self.of("resume"))}
+        return {
+            "is_finished": is_finished,
+            "step": step,
+            "steps": steps,
+            "share": share,
+            "resumes": len(self.of("resume")),
+        }
 
     def incidents(self) -> list[Event]:
         """Return skipped updates, rollbacks and resumes, each with `what` it was in words; the newest last."""
@@ -129,7 +135,7 @@ def read_history(run: Path) -> History:
     """Read the events of a run.
 
     Raises:
-        UserError: The folder has no `metrics.jsonl`, or a damaged one.
+        UserError: the folder has no `metrics.jsonl`, or a damaged one.
     """
     live: list[Event] = []
     undone: list[Event] = []
@@ -201,7 +207,7 @@ def evenly(items: Iterable[Any], max_items: int) -> list[Any]:
     return [whole[round(index * (len(whole) - 1) / (max_items - 1))] for index in range(max_items)]
 
 
-# Measurements on held-out text.
+# Measurements on validation text.
 
 
 def measured_over(measured: Event) -> str:
@@ -221,7 +227,7 @@ def best_before(evaluations: list[Event]) -> str:
     Both losses are given where the headline's loss is of other text.
 
     Args:
-        evaluations: Measurements over the same amount of text.
+        evaluations: measurements over the same amount of text
     """
     if not evaluations or not is_number(last := evaluations[-1]["loss"]):
         return ""

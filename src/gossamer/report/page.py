@@ -35,9 +35,9 @@ def render(template: str, package: str = _HOME, **values: Any) -> str:
     """Fill a template of a package's folder `pages`; it may extend and include the templates of this package.
 
     Args:
-        template: File name of the template.
-        package: The package.
-        **values: What the template is filled with.
+        template: file name of the template
+        package: the package
+        **values: what the template is filled with
     """
     from gossamer.report.chart import PALETTE
     from gossamer.report.heatmap import HEAT
@@ -67,7 +67,7 @@ def write_page(path: Path, page: str) -> Path:
     """Write a page, replacing an older one whole, and return its path.
 
     Raises:
-        UserError: There is a folder of that name.
+        UserError: there is a folder of that name.
     """
     if path.is_dir():
         raise UserError(f"{path} is a folder; name the page's file, such as {path / 'report.html'}")

@@ -33,7 +33,7 @@ MAX_LINEAR_RANGE = 30
 START = 0.03
 """Share of a run at its start in which losses fall so steeply that they hide the rest."""
 
-# The primary held-out set is orange wherever it appears.
+# The primary validation set is orange wherever it appears.
 _SET_COLORS = ("validation", "green", "pink", "gold", "sky", "train")
 
 
@@ -42,11 +42,11 @@ class ChartFigure:
     """A chart with its pictures.
 
     Attributes:
-        chart: The chart.
-        curves: Those of its curves that were measured.
-        pictures: One picture for each axis, and others for a narrow page if the chart is wide.
-        wide: Whether the chart spans the page.
-        table: What the page looks up under the pointer.
+        chart: the chart
+        curves: those of its curves that were measured
+        pictures: one picture for each axis, and others for a narrow page if the chart is wide
+        wide: whether the chart spans the page
+        table: what the page looks up under the pointer
     """
 
     chart: Chart
@@ -60,9 +60,9 @@ def draw_chart(chart: Chart, ends: dict[Axis, float], wide: tuple[int, int] | No
     """Draw a chart over every axis.
 
     Args:
-        chart: The chart.
-        ends: Where the axes end.
-        wide: Size of the picture if it is to span the page.
+        chart: the chart
+        ends: where the axes end
+        wide: size of the picture if it is to span the page
     """
     pictures: list[dict[str, Any]] = []
     for axis in AXES:
@@ -93,7 +93,7 @@ def loss_chart(history: History) -> Chart:
     undone = _undone(history)
     if undone.is_measured:
         curves.insert(0, undone)
-    return Chart("Loss", "nats a token", tuple(curves), marks=_marks(history), skip_start=START)
+    return Chart("Loss", "nats per token", tuple(curves), marks=_marks(history), skip_start=START)
 
 
 def learning_charts(history: History) -> list[Chart]:
@@ -101,11 +101,11 @@ def learning_charts(history: History) -> list[Chart]:
     evaluations, train = history.evaluations(), _train(history)
     by_set = tuple(_by_set(evaluations, "loss")) if len(evaluations) > 1 else ()
     charts = [
-        Chart("Validation loss", "nats a token", by_set, skip_start=START),
+        Chart("Validation loss", "nats per token", by_set, skip_start=START),
         Chart("Bits per byte", "validation", tuple(_by_set(evaluations, "bits_per_byte")), skip_start=START),
         Chart("Learning rate", "", (curve(train, "learning_rate", "learning rate", "train"),), from_zero=True),
         _gradient_norm(history),
-        _single(history, "mtp_loss", "Multi-token prediction", "nats a token", "MTP loss", skip_start=START),
+        _single(history, "mtp_loss", "Multi-token prediction", "nats per token", "MTP loss", skip_start=START),
         Chart("Accepted drafts", "share, by the head's step", tuple(_acceptance(evaluations)), from_zero=True),
         _single(history, "z_loss", "z-loss", "", "z-loss", skip_start=START),
     ]
@@ -147,7 +147,7 @@ def machine_charts(history: History) -> list[Chart]:
     peak = curve(_train(history), "memory", "peak memory", "train", scale=1 / unit)
     stalls = curve(history.of("checkpoint"), "seconds", "seconds", "train", dots=True, line=False)
     charts = [
-        _single(history, "tokens_per_second", "Throughput", "tokens a second", "tokens/s"),
+        _single(history, "tokens_per_second", "Throughput", "tokens per second", "tokens/s"),
         _single(history, "mfu", "MFU", "share of the measured peak", "MFU", from_zero=True),
         Chart("Peak memory", name, (peak,), from_zero=True),
         Chart("Checkpoints", "seconds that training stood still", (stalls,), from_zero=True),

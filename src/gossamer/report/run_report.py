@@ -54,11 +54,11 @@ def write_report(run: Path, path: Path | None = None) -> Path:
     """Write the report of a run, replacing an older one whole, and return its path.
 
     Args:
-        run: Folder of the run.
-        path: The file; None means `report.html` in that folder.
+        run: folder of the run
+        path: the file; None means `report.html` in that folder
 
     Raises:
-        UserError: The folder has no `metrics.jsonl`, or a damaged one.
+        UserError: the folder has no `metrics.jsonl`, or a damaged one.
     """
     history, ledger = read_history(run), read_ledger(run)
     # Imported here, as they bring NumPy: other verbs than `report` must not wait for them.
@@ -102,11 +102,11 @@ def loss_curve_png(run: Path, path: Path) -> None:
     """Write a picture of training and validation loss over tokens, titled with the run's name and size, for a README.
 
     Args:
-        run: Folder of the run.
-        path: The file.
+        run: folder of the run
+        path: the file
 
     Raises:
-        UserError: The folder has no `metrics.jsonl`, or a damaged one.
+        UserError: the folder has no `metrics.jsonl`, or a damaged one.
     """
     history = read_history(run)
     from gossamer.report.chart import draw_png
@@ -125,7 +125,7 @@ def loss_curve_png(run: Path, path: Path) -> None:
 
 
 def _measured(history: History) -> Event:
-    """The newest measurement on the primary held-out set, or an empty one."""
+    """The newest measurement on the primary validation set, or an empty one."""
     return next(iter(history.measurements().values()), [{}])[-1]
 
 
@@ -160,9 +160,9 @@ def _quality(history: History) -> list[Fact]:
         remarks += [
             remark for remark in (measured_over(measured), best_before(next(iter(evaluations.values())))) if remark
         ]
-        facts.append(Fact("validation loss", number(measured["loss"]), ", ".join(remarks) or "nats a token"))
+        facts.append(Fact("validation loss", number(measured["loss"]), ", ".join(remarks) or "nats per token"))
     elif (average := _training_loss(history)) is not None:
-        facts.append(Fact("training loss", number(average), "nats a token, smoothed"))
+        facts.append(Fact("training loss", number(average), "nats per token, smoothed"))
     if is_number(measured.get("bits_per_byte")):
         loss: Any = measured.get("loss")
         remarks = [f"perplexity {number(math.exp(loss))}"] if is_number(loss) and loss < 100 else []
@@ -181,7 +181,7 @@ def _effort(history: History) -> list[Fact]:
     facts = []
     if is_number(tokens):
         step = start.get("tokens_per_step")
-        facts.append(Fact("tokens", count(tokens), f"{count(step)} a step" if is_number(step) else ""))
+        facts.append(Fact("tokens", count(tokens), f"{count(step)} per step" if is_number(step) else ""))
     if is_number(elapsed):
         speed = f"{count(round(tokens / elapsed))} tokens/s" if is_number(tokens) and elapsed > 0 else ""
         facts.append(Fact("training time", duration(elapsed), speed))
@@ -225,7 +225,7 @@ def _warning(history: History) -> str | None:
 
 
 def _sets(history: History) -> list[dict[str, Any]]:
-    """The newest measurement on each held-out set and the best one before it, if there are several sets."""
+    """The newest measurement on each validation set and the best one before it, if there are several sets."""
     measurements, evaluations = history.measurements(), history.evaluations()
     if len(measurements) < 2:
         return []

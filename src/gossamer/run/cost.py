@@ -205,7 +205,9 @@ class CostMeter:
     def describe_peak(self) -> str:
         """Return a line about the peak that the work is measured against."""
         ledger = self.ledger
-        return f"peak: {units.flops(ledger.peak)}/s a device, measured in products of large matrices in {ledger.dtype}"
+        return (
+            f"peak: {units.flops(ledger.peak)}/s per device, measured in products of large matrices in {ledger.dtype}"
+        )
 
     def summary(self) -> str:
         """Return a line about what the run has cost."""

@@ -177,7 +177,7 @@ class Journal:
     def end(self, progress: Progress, last: Evaluation, plan: BudgetPlan | None) -> None:
         """Say what the run has come to."""
         self.say(
-            f"validation loss {last.loss:.4f} nats a token, {last.bits_per_byte:.4f} bits per byte, over "
+            f"validation loss {last.loss:.4f} nats per token, {last.bits_per_byte:.4f} bits per byte, over "
             f"{last.tokens:,} held-out tokens, after {progress.tokens:,} tokens in "
             f"{duration(round(progress.elapsed))} of training"
         )

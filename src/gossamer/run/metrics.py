@@ -13,9 +13,9 @@ These are the events; a reader can rely on `step` only. `tokens` and `elapsed` (
     pairs       loss, seconds (of the embedding and the head, which learned by themselves before the first step)
     train       tokens, elapsed, loss, mtp_loss, aux_loss, z_loss, grad_norm, learning_rate, tokens_per_second,
                 mfu (share of the device's measured peak), memory (peak bytes)
-    eval, end   tokens, elapsed, set (name of the held-out text; one event for each), eval_tokens (how many of it were
-                predicted), loss (nats a token), perplexity, bits_per_byte, mtp_acceptance (share of accepted drafts for
-                each step of the head); flops and device_seconds: all that the run had cost by then, lost work and
+    eval, end   tokens, elapsed, set (name of the validation text; one event for each), eval_tokens (how many of it were
+                predicted), loss (nats per token), perplexity, bits_per_byte, mtp_acceptance (share of accepted drafts
+                for each step of the head); flops and device_seconds: all that the run had cost by then, lost work and
                 pauses included. The end reads more of the text than the evaluations before it; what it makes of the
                 part that they read comes as an eval, too
     experts     tokens; for each layer with experts, the head's last: max_over_mean, dead (count), entropy (0 to 1),

@@ -60,7 +60,7 @@ class BigramStart:
 
     Attributes:
         bigrams: how many different ones were counted
-        loss: before the last step, nats a token
+        loss: before the last step, nats per token
         flops: of the head's products over the table's rows, forward and twice backward
     """
 
@@ -127,7 +127,7 @@ def learn_bigrams(
         learning_rate: of the first steps; it falls to 0 at the end
 
     Returns:
-        The loss before the last step (nats a token).
+        The loss before the last step (nats per token).
     """
     embedding, head, loss = model.model.embed_tokens.weight, model.lm_head.weight, 0.0
     table = table.to(embedding)
