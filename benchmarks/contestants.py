@@ -69,13 +69,13 @@ class Contestant(ABC):
         self.seconds, self.steps = 0.0, 0
 
     @property
-    def done(self) -> float:
+    def fraction(self) -> float:
         """The fraction of the schedule that is behind it, 0 to 1."""
         return self.steps / self.steps_in_all if self.steps_in_all else min(1.0, self.seconds / self.budget)
 
     def advance(self, until: float) -> None:
         """Take steps until the clock shows `until` or the schedule is at its end."""
-        while self.done < 1 and self.seconds < until:
+        while self.fraction < 1 and self.seconds < until:
             began = time.perf_counter()
             self.step()
             self.seconds += time.perf_counter() - began
@@ -125,7 +125,7 @@ class Gossamer(Contestant):
         if self.steps == 0 and (bigram_steps := self.recipe.training.bigram_steps):
             found = start_from_bigrams(learner.model, learner.optimizers, self.dataset.train, bigram_steps, rate)
             self.flops_before = found.flops
-        factor = learning_rate_factor(self.steps + 1, self.done, self.recipe.schedule)
+        factor = learning_rate_factor(self.steps + 1, self.fraction, self.recipe.schedule)
         batches = [next(self.batches) for _ in range(self.recipe.training.gradient_accumulation)]
         learner.step(batches, rate * factor)
 
@@ -188,7 +188,7 @@ class Peer(Contestant):
 
     def step(self) -> None:
         dense = self.dense
-        fall = 0.5 * (1 + np.cos(np.pi * self.done))
+        fall = 0.5 * (1 + np.cos(np.pi * self.fraction))
         factor = min(1.0, (self.steps + 1) / dense.warmup) * (dense.final_fraction + (1 - dense.final_fraction) * fall)
         for group in self.optimizer.param_groups:
             group["lr"] = dense.learning_rate * factor
@@ -293,7 +293,7 @@ def _serve(pipe: Any, build: Callable[..., Contestant], arguments: tuple[Any, ..
             one.advance(pipe.recv())
             tokens = one.steps * one.tokens_per_step
             flops = one.flops_before + tokens * one.flops_per_token
-            found = Progress(one.seconds, one.steps, tokens, flops, one.validation_loss(), set_up, one.done >= 1)
+            found = Progress(one.seconds, one.steps, tokens, flops, one.validation_loss(), set_up, one.fraction >= 1)
             pipe.send(asdict(found))
     except EOFError:
         return

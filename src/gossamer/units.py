@@ -104,7 +104,7 @@ SIZES = ("parameters", "active_parameters", "mtp_parameters", "mtp_active_parame
 
 
 def network_size(parameters: Any, active: Any, mtp_parameters: Any = None, mtp_active: Any = None) -> tuple[str, str]:
-    """Write the size of a network, the same wherever it stands: the number of parameters, and a remark on them.
+    """Write the size of a network, the same everywhere: the number of parameters, and a remark on them.
 
     An example is "57.1M" with "8.84M active per token; 63.9M and 9.74M with the multi-token-prediction head". Active
     parameters are those that one token passes: of the routed experts only its top k.

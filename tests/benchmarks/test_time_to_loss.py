@@ -96,5 +96,5 @@ def test_all_contestants_learn_and_are_measured_on_the_same_text(recipe: Recipe)
     for one in contestants:
         before = one.validation_loss()
         one.advance(0.5)
-        assert 0 < one.done < 1
+        assert 0 < one.fraction < 1
         assert one.validation_loss() < before

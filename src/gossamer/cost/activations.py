@@ -31,7 +31,7 @@ class MicroBatchShape:
 
     Attributes:
         rows: rows of a micro-batch
-        length: tokens of a row, which is taken to be one document
+        length: tokens of a row, which is assumed to be one document
         itemsize: bytes of a number in the computing type: 4, or 2 in bfloat16
         native: names of the operations that run by the native kernels; the others run through PyTorch
     """

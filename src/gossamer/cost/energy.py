@@ -1,7 +1,7 @@
 """The energy that the machine reports: by the counter of the accelerator, or of the processor.
 
 On Linux the processor's packages and memory have counters (RAPL, https://docs.kernel.org/power/powercap/powercap.html)
-that turn over at a known range; most systems let only the administrator read them. They count whatever the machine
+that wrap around at a known value; most systems let only the administrator read them. They count whatever the machine
 does, the work of other programs included. Where nothing is reported, nothing is guessed.
 """
 
@@ -41,7 +41,7 @@ class EnergyMeter:
         before, self._before = self._before, self._read()
         if before is None or self._before is None:
             return None
-        # A counter that stands lower than before has turned over once.
+        # A counter that is lower than before has wrapped around once.
         return sum(
             now - then if now >= then else now - then + self._zones.get(name, 0.0)
             for (name, now), then in zip(self._before.items(), before.values(), strict=True)

@@ -235,7 +235,7 @@ def step_memory(timeline: StepTimeline, layout: Layout, resident: ResidentBytes,
     """Return the memory of a training step on one chip of a layout.
 
     Gradients come one after another where every chip holds an equal share of everything; in other layouts, and while
-    they are accumulated, all of them are taken to be there.
+    they are accumulated, all of them are assumed to be there.
 
     Args:
         timeline: the step on a chip of this layout
@@ -263,7 +263,7 @@ def step_memory(timeline: StepTimeline, layout: Layout, resident: ResidentBytes,
 def trace_step(config: ModelConfig, layout: Layout, step: StepSpec, trained: float = 1.0) -> StepTimeline:
     """Follow the memory of a training step on one chip of a layout, part by part.
 
-    A pipeline's stage is taken to have both the embedding and the output head.
+    A pipeline's stage is assumed to have both the embedding and the output head.
 
     Args:
         config: the network

@@ -241,7 +241,7 @@ def flops_by_part(config: ModelConfig, context: int, mtp_steps: int, sampled_voc
 
     Args:
         config: the network
-        context: tokens of a row, which is taken for one document
+        context: tokens of a row, which is counted as one document
         mtp_steps: how many times the multi-token-prediction head is applied; 0 means not at all
         sampled_vocab_size: tokens that the output head is multiplied with, more if a batch has more; 0 means all
     """

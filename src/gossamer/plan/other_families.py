@@ -110,7 +110,7 @@ class _Keys:
         self.values = values
 
     def __call__(self, key: str, default: int | None = None) -> int:
-        """Return a whole number in the key's range; the default stands for one that is missing or null."""
+        """Return a whole number in the key's range; the default if it is missing or null."""
         found: int | None = self.any(key, _KINDS.get(key, _Count))
         if found is None:
             found = default
