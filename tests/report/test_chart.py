@@ -56,7 +56,7 @@ def test_a_curve_takes_the_events_that_have_a_value_and_leaves_out_what_has_no_p
     assert found.smoothed
     assert not found.dots
     assert len(curve([], "loss", "training", "train").values) == 0
-    assert not curve(events[4:], "loss", "training", "train").measured
+    assert not curve(events[4:], "loss", "training", "train").is_measured
 
 
 def test_a_curve_of_what_a_function_finds_in_its_unit() -> None:

@@ -159,7 +159,7 @@ def test_another_device_is_measured_anew(tiny_recipe, tmp_path, monkeypatch):
     run = tmp_path / "run"
     loop.train(replace(tiny_recipe, training=replace(tiny_recipe.training, steps=5)), run)
     monkeypatch.setattr(devices, "device_name", lambda device: "another")
-    monkeypatch.setattr(devices, "peak_rate", lambda device, dtype: 1e15)
+    monkeypatch.setattr(devices, "peak_rate", lambda device, dtype, again=False: 1e15)
     loop.train(tiny_recipe, run, resume=True)
     ledger = read_ledger(run)
     assert (ledger.device, ledger.peak) == ("another", 1e15)
@@ -167,7 +167,7 @@ def test_another_device_is_measured_anew(tiny_recipe, tmp_path, monkeypatch):
 
 
 def test_a_peak_that_was_measured_while_the_machine_was_busy_is_raised_by_the_steps(tiny_recipe, tmp_path, monkeypatch):
-    monkeypatch.setattr(devices, "peak_rate", lambda device, dtype: 1e3)
+    monkeypatch.setattr(devices, "peak_rate", lambda device, dtype, again=False: 1e3)
     loop.train(tiny_recipe, tmp_path / "run")
     shares = [event["mfu"] for event in read_metrics(tmp_path / "run") if event["event"] == "train"]
     assert shares and max(shares) <= 1
