@@ -44,7 +44,7 @@ def write_page(findings: Findings, record: dict[str, Any], folder: Path) -> Path
         errors=error_picture([check for check in checks if check.group == "operations" and check.dtype]),
         colors=colors([check.dtype for check in checks if check.group == "operations" and check.tolerance]),
         groups=[_group(group, checks) for group in GROUPS],
-        curves=[drawn_over_tokens(chart) for chart in curves if chart.measured],
+        curves=[drawn_over_tokens(chart) for chart in curves if chart.is_measured],
         operators=record["operators"],
         ran=_places(record["operators"]),
         training=record["measured"]["training"],
