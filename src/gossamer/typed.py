@@ -67,8 +67,8 @@ class Range:
     excludes_maximum: bool = False
 
     def __contains__(self, value: float) -> bool:
-        enough = value > self.minimum if self.excludes_minimum else value >= self.minimum
-        return enough and (value < self.maximum if self.excludes_maximum else value <= self.maximum)
+        is_large_enough = value > self.minimum if self.excludes_minimum else value >= self.minimum
+        return is_large_enough and (value < self.maximum if self.excludes_maximum else value <= self.maximum)
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
         """Hold the files that `reading.checked` reads to the same range."""
@@ -139,7 +139,7 @@ PYTHON_ONLY = Marker()
 
 
 def metadata_of(annotation: Any) -> list[Any]:
-    """Everything that an annotation says beside the type, that of the parts of a union or a tuple included."""
+    """Return everything that an annotation gives beside the type, that of the parts of a union or a tuple included."""
     if get_origin(annotation) is Literal:
         return []
     if get_origin(annotation) is Annotated:

@@ -89,14 +89,14 @@ class CorpusConfig:
         for key in ("sets", "validation_sets"):
             for name in getattr(self, key):
                 if not re.fullmatch(r"[\w-]+", name):
-                    raise FieldError(key, f": {name!r} is no name; use letters, digits, - and _")
+                    raise FieldError(key, f": {name!r} is not a valid name; use letters, digits, - and _")
         if self.sets and (self.paths or self.validation_paths):
             given = "paths" if self.paths else "validation_paths"
             raise FieldError(given, ": the corpus is mixed from sets; name the text in one of them, or leave sets out")
-        full = [name for name, one in self.sets.items() if one.paths]
+        with_paths = [name for name, one in self.sets.items() if one.paths]
         for name, one in self.sets.items():
             if not one.paths:
-                hint = did_you_mean(name, full) or "; give its files and folders"
+                hint = did_you_mean(name, with_paths) or "; give its files and folders"
                 raise FieldError(f"sets.{name}", f": names no paths{hint}")
         if self.sets and not any(one.weight for one in self.sets.values()):
             raise FieldError("sets", ": all weights are 0, and nothing is left to train on; give one a weight > 0")
@@ -104,8 +104,8 @@ class CorpusConfig:
             if not paths:
                 raise FieldError(f"validation_sets.{name}", ": names no paths; give its files and folders")
             if name in (self.sets or (DEFAULT_VALIDATION_SET,)):
-                taken = ": there is a validation set of that name already; choose another name"
-                raise FieldError(f"validation_sets.{name}", taken)
+                problem = ": there is a validation set of that name already; choose another name"
+                raise FieldError(f"validation_sets.{name}", problem)
 
     def cache_folder(self) -> Path:
         """The folder that holds prepared corpora; it need not exist yet."""

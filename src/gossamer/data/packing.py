@@ -41,7 +41,7 @@ class SetPosition(TypedDict):
     Attributes:
         fingerprint: the fingerprint of its token file
         weight: the weight of the set
-        drawn: number of tokens that have been read; checkpoints call it so
+        drawn: number of tokens that have been read, under the key that older checkpoints have
         position: the position in its rows
     """
 

@@ -105,11 +105,11 @@ def _report_head(folder: Path, model: CausalLM, promised: bool) -> None:
 
 def _require_size(config: ModelConfig, stored: dict[str, StoredTensor], folder: Path) -> None:
     """Refuse a config.json whose network is far larger than the files, before it is laid out."""
-    wanted, held = count_network(config).parameters, sum(math.prod(tensor.shape) for tensor in stored.values())
-    if wanted > 2 * held + 1_000_000:
+    wanted, found = count_network(config).parameters, sum(math.prod(tensor.shape) for tensor in stored.values())
+    if wanted > 2 * found + 1_000_000:
         raise UserError(
             f"{folder}: config.json describes a network of {count(wanted)} parameters, and the files hold "
-            f"{count(held)}; {SAVE_AGAIN}"
+            f"{count(found)}; {SAVE_AGAIN}"
         )
 
 
@@ -169,11 +169,11 @@ def _dtypes(
     stored: dict[str, StoredTensor], places: dict[str, tuple[str, Index]], dtype: torch.dtype | None
 ) -> dict[str, torch.dtype]:
     """Return the dtype of each parameter; experts that are stored in several types get one that holds them all."""
-    held: dict[str, torch.dtype] = {}
+    dtypes: dict[str, torch.dtype] = {}
     for name, (parameter, _) in places.items():
         wanted = load_dtype(parameter, dtype or stored[name].dtype)
-        held[parameter] = torch.promote_types(held.get(parameter, wanted), wanted)
-    return held
+        dtypes[parameter] = torch.promote_types(dtypes.get(parameter, wanted), wanted)
+    return dtypes
 
 
 # The weights themselves.
