@@ -62,21 +62,21 @@ def plan(
             ones
         out: picture of the chips beside one another to write, .png, .svg or .pdf
     """
-    from gossamer.plan import Job, describe, request
+    from gossamer.plan import Job, arguments, describe
 
     picture = None if out is None else _picture(out, serve)
-    network = request.planned_network(model)
-    chips = request.choose_chips([chip, compare or ""], catalogue, certificate, price)
+    network = arguments.planned_network(model)
+    chips = arguments.choose_chips([chip, compare or ""], catalogue, certificate, price)
     if serve:
-        services = request.serving_plans(network, chips, count or 0, batch, context)
+        services = arguments.serving_plans(network, chips, count or 0, batch, context)
         if json:
             print_answer({"serving": [service.to_dict() for service in services]}, json)
         else:
             print(describe.describe_serving(services), end="")
         return
-    steps, trained = (0, request.LORA_SHARE if finetune == "lora" else 1.0) if finetune else (mtp_steps, 1.0)
+    steps, trained = (0, arguments.LORA_SHARE if finetune == "lora" else 1.0) if finetune else (mtp_steps, 1.0)
     job = Job(sequence_length, batch_tokens, steps, fp8, trained)
-    plans = request.training_plans(network, chips, 2048 if count is None else count, tokens, job)
+    plans = arguments.training_plans(network, chips, 2048 if count is None else count, tokens, job)
     if picture is not None:
         picture.write_bytes(describe.draw_plans(plans, picture.suffix[1:]))
     if json:

@@ -19,7 +19,7 @@ import torch
 
 from gossamer.device.backends import BACKENDS
 from gossamer.device.processor import processor
-from gossamer.errors import UserError, did_you_mean, exception_line
+from gossamer.errors import UserError, did_you_mean
 
 log = logging.getLogger("gossamer")
 
@@ -91,7 +91,7 @@ def _import_problem(module: str) -> str:
     try:
         import_module(module)
     except (ImportError, OSError, RuntimeError) as error:  # a driver's library is missing, or another plug-in is loaded
-        return exception_line(error)
+        return str(error).splitlines()[0] if str(error) else type(error).__name__
     return ""
 
 
