@@ -1,4 +1,4 @@
-"""What loss do a size, a text and a time of training lead to? The budget dial's law is fitted to these runs.
+"""What loss do a size, a text and a time of training lead to? The law behind --budget is fitted to these runs.
 
     python benchmarks/scaling.py --novels PATH --shakespeare FILE    trains what runs.jsonl lacks
     python benchmarks/scaling.py --fit                               writes src/gossamer/cost/scaling.json

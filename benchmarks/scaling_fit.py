@@ -1,4 +1,4 @@
-"""Fits the budget dial's law to the runs of scaling.py, and says how far it is from runs that it has not seen."""
+"""Fits the law behind --budget to the runs of scaling.py, and says how far it is from runs that it has not seen."""
 
 from __future__ import annotations
 

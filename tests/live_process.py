@@ -48,7 +48,7 @@ class Process:
     @classmethod
     def real(cls, folder: Path) -> Process:
         """Around the real engine, as the command line starts it."""
-        return cls("-m", "gossamer.cli", "serve", folder, "--port", 0, "--max_batch", 8)
+        return cls("-m", "gossamer.cli", "serve", folder, "--port", 0, "--max-batch", 8)
 
     def url(self) -> str:
         """Its address, once it is ready."""

@@ -36,7 +36,7 @@ def test_it_refuses_what_chips_lack(on_chip, code, refusal):
         ("torch.inference_mode()(lambda: torch.ones(1, 2, device=device).T.flatten().sum().item())()", "2.0"),
     ],
 )  # fmt: skip
-def test_it_computes(on_chip, code, value):
+def test_the_chip_computes_what_pytorch_asks(on_chip, code, value):
     assert on_chip(chip_runs.attempt, code) == value
 
 

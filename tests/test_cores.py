@@ -41,7 +41,7 @@ def test_in_a_container_whose_path_is_the_hosts(tmp_path: Path) -> None:
     assert cpu_quota(tmp_path) == 2
 
 
-def test_version_1(tmp_path: Path) -> None:
+def test_the_quota_of_cgroups_version_1_is_found(tmp_path: Path) -> None:
     put(tmp_path / "proc/self/cgroup", "5:memory:/x\n4:cpu,cpuacct:/box\n")
     put(tmp_path / "sys/fs/cgroup/cpu,cpuacct/box/cpu.cfs_quota_us", "25000\n")
     put(tmp_path / "sys/fs/cgroup/cpu,cpuacct/box/cpu.cfs_period_us", "100000\n")
@@ -57,5 +57,5 @@ def test_any_text_gives_a_number_of_cores(tmp_path_factory: pytest.TempPathFacto
     assert 1 <= usable_cores(root) <= (os.cpu_count() or 1)
 
 
-def test_here() -> None:
+def test_this_machine_has_a_core_to_use() -> None:
     assert 1 <= usable_cores() <= (os.cpu_count() or 1)

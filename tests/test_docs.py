@@ -112,8 +112,9 @@ def test_options_and_their_defaults_are_those_that_are_declared(document: Path) 
     sections = {name.partition(".")[0] for name in recipe_options() if "." in name}
     for name in re.findall(r"`(?:--)?([a-z]+\.[a-z_]+)[`. ]", text):
         assert name.partition(".")[0] not in sections or name in flags, name
-    for name, default in re.findall(r"`--([\w.]+)` \((\d[^)]*)\)", text):
-        assert any(re.match(rf"{re.escape(value)}\b", default) for value in flags[name]), (name, default)
+    for name, default in re.findall(r"`--([\w.-]+)` \((\d[^)]*)\)", text):
+        declared = flags[name.replace("-", "_")]
+        assert any(re.match(rf"{re.escape(value)}\b", default) for value in declared), (name, default)
 
 
 def in_backticks(text: str) -> list[str]:

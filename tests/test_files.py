@@ -186,7 +186,7 @@ def test_other_refusals_are_one_line_and_mistakes_pass() -> None:
 # Locks.
 
 
-def test_one_at_a_time(tmp_path: Path) -> None:
+def test_one_thread_at_a_time_holds_a_lock(tmp_path: Path) -> None:
     inside, waited, counts = 0, [], [0]
     entered = threading.Event()
 

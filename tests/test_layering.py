@@ -1,4 +1,4 @@
-"""The rooms of the house: imports go down only, in the order that CONTRIBUTING.md states.
+"""The rooms of the package: imports go down only, in the order that CONTRIBUTING.md states.
 
 `certify` stands beside `serve`: it trains, so it is above `train`, and nothing but the command line asks for it. What
 it knows of exactness and timing, benchmarks and tests share.

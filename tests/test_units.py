@@ -77,11 +77,11 @@ def test_what_is_no_number_is_not_known(value: object) -> None:
      (100_000, 3, "100K"), (2.5e12, 3, "2.5T"), (-2000, 3, "-2K"), (0.00025, 3, "2.5e-4"), (1234, 4, "1.234K"),
      (0.25, 3, "0.25"), (1e-30, 3, "1e-30")],
 )  # fmt: skip
-def test_human(value: float, digits: int, text: str) -> None:
+def test_a_number_is_shortened_to_its_digits(value: float, digits: int, text: str) -> None:
     assert human(value, digits) == text
 
 
-def test_costs() -> None:
+def test_costs_are_written_in_fitting_units() -> None:
     assert [units.hours(value) for value in (0.01234, 1.5, 1234.5, None)] == ["0.0123", "1.5", "1,234", "–"]
     assert [units.energy(value) for value in (0.0123, 12.34, 12_345, 680_400, None)] == [
         "12.3 Wh", "12.3 kWh", "12.3 MWh", "680 MWh", "–"

@@ -129,7 +129,7 @@ class Marker:
 
 
 RESUMABLE = Marker()
-"""`gossamer train --resume` may change the value: how long the run goes on, what it reports, where it runs."""
+"""`gossamer train --resume` may change the value: how long the run is, what it reports, where it runs."""
 
 SET_BY_BUDGET = Marker()
 """`gossamer train --budget` decides the value."""

@@ -50,7 +50,10 @@ def test_what_is_no_number_is_none_for_any_option(
     ):
         assert main([*line, word]) == 2
         message = capsys.readouterr().err
-        assert message.startswith(f"gossamer: {line[-1]} {word[:180]}") and ": expected a " in message
+        assert (
+            message.startswith(f"gossamer: {line[-1].replace('max_tokens', 'max-tokens')} {word[:180]}")
+            and ": expected a " in message
+        )
         assert len(message) < 300 and message.count("\n") == 1
     assert not training
 
@@ -71,6 +74,31 @@ def test_names_that_differ_in_a_dash_are_told_apart(training: Calls) -> None:
     assert recipe.corpus.sets == {"my-set": SetConfig(("a",)), "my_set": SetConfig(("b",), 3.0)}
 
 
+def test_a_flag_for_true_or_false_may_have_a_value(training: Calls, run: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert main(["train", "--training.recompute", "--model.norm-topk-prob", "false"]) == 0
+    assert main(["train", "--training.recompute"]) == 0
+    assert main(["train", "--model.tie_word_embeddings", "--training.recompute", "true", "--profile=false"]) == 0
+    (first, _), (second, _), (third, _) = training
+    assert first[0].training.recompute and not first[0].model.norm_topk_prob
+    assert second[0].training.recompute and third[0].model.tie_word_embeddings and third[0].training.recompute
+    calls = replace(monkeypatch, "gossamer.serve.server", "serve")
+    for words, is_on in (
+        (["--log-prompts", run], True),
+        (["--log_prompts", "false", run], False),
+        ([run, "--log-prompts=true"], True),
+        (
+            [
+                run,
+                "--log-prompts",
+                "--",
+            ],
+            True,
+        ),
+    ):
+        assert main(["serve", *words]) == 0
+        assert calls[-1][0][1].log_prompts is is_on, words
+
+
 def test_lists_grow_with_each_flag_and_pairs_are_replaced(training: Calls) -> None:
     line = "train --corpus.paths a b --data c --optimizer.betas 0.1 0.2 --optimizer.betas 0.3 0.4"
     assert main(line.replace("--data", "--corpus.paths").split()) == 0
@@ -83,7 +111,7 @@ def test_lists_grow_with_each_flag_and_pairs_are_replaced(training: Calls) -> No
     [
         ("train --training.best_by x", "--training.best_by is now called --training.best_checkpoint_by"),
         ("train --training.pair-steps 3", "--training.pair-steps is now called --training.bigram_steps"),
-        ("serve runs/mine --drain 3", "--drain is now called --drain_timeout"),
+        ("serve runs/mine --drain 3", "--drain is now called --drain-timeout"),
     ],
 )
 def test_a_flag_of_an_earlier_release_is_refused_with_the_new_one(

@@ -54,7 +54,7 @@ def test_serving_and_fine_tuning(capsys: pytest.CaptureFixture[str]) -> None:
     assert "sequences of 32,768 tokens" in capsys.readouterr().out
     memory = []
     for kind in ("full", "lora"):
-        assert main(["plan", *SHORT, "--finetune", kind, "--tokens", "1e9", "--batch_tokens", "1048576", "--json"]) == 0
+        assert main(["plan", *SHORT, "--finetune", kind, "--tokens", "1e9", "--batch-tokens", "1048576", "--json"]) == 0
         [plan] = json.loads(capsys.readouterr().out)["plans"]
         memory.append(plan["layouts"][0]["memory"]["optimizer"])
     assert memory[1] < 0.1 * memory[0]
@@ -87,9 +87,9 @@ def test_adapters_cost_two_thirds_of_the_whole_network(capsys: pytest.CaptureFix
         ("--count -5", "--count = -5: must be from 1 to 1,048,576"),
         ("--count 2000000", "--count = 2000000: must be from 1 to 1,048,576"),
         ("--tokens 0", "--tokens = 0: must be from 1 to 1e+20"),
-        ("--sequence_length 1", "--sequence_length = 1: must be from 2 to"),
-        ("--batch_tokens 100", "--batch_tokens 100: must be >= --sequence_length 4,096"),
-        ("--mtp_steps -1", "--mtp_steps = -1: must be from 0 to 64"),
+        ("--sequence-length 1", "--sequence-length = 1: must be from 2 to"),
+        ("--batch-tokens 100", "--batch-tokens 100: must be >= --sequence-length 4,096"),
+        ("--mtp-steps -1", "--mtp-steps = -1: must be from 0 to 64"),
         ("--price 0", "--price = 0: must be above 0 and at most"),
         ("--catalogue none.yaml", "none.yaml: no such file"),
         ("--certificate none.json", "none.json: no such file"),

@@ -18,7 +18,7 @@ def test_help_lists_the_verbs(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(re.search(rf"^  {verb} +\w", out, re.MULTILINE) for verb in VERBS)
 
 
-def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"gossamer {gossamer.__version__}\n"
 

@@ -24,7 +24,7 @@ def test_sample_writes_each_piece_as_it_comes(
 
     calls = replace(monkeypatch, "gossamer.infer.generation", "sample_run")
     calls.answer = pieces()
-    assert main(["sample", run, "--prompt", "null", "--max_tokens", "5", "--temperature", "0", "--seed=-3"]) == 0
+    assert main(["sample", run, "--prompt", "null", "--max-tokens", "5", "--temperature", "0", "--seed=-3"]) == 0
     assert seen == ["To ", "be\n", "…"]
     assert capsys.readouterr().out == "\n"
     sampling = {"temperature": 0.0, "top_p": None, "seed": -3}
@@ -35,9 +35,9 @@ def test_serve_hands_on_its_options(run: str, monkeypatch: pytest.MonkeyPatch) -
     calls = replace(monkeypatch, "gossamer.serve.server", "serve")
     assert main(["serve", run, "--device", "cpu"]) == 0
     line = (
-        "--port 0 --keys k --host :: --name n --cors http://a http://b --max_batch 2 --draft_length 0 --drain-timeout 1"
+        "--port 0 --keys k --host :: --name n --cors http://a http://b --max-batch 2 --draft-length 0 --drain-timeout 1"
     )
-    assert main(["serve", run, *line.split(), "--log_prompts", "--weights", "int8"]) == 0
+    assert main(["serve", run, *line.split(), "--log-prompts", "--weights", "int8"]) == 0
     ((plain, _), (full, _)) = calls
     assert plain == (Path(run), ServeOptions(name="mine"), EngineConfig("cpu"))
     assert full[1] == ServeOptions(
@@ -48,6 +48,6 @@ def test_serve_hands_on_its_options(run: str, monkeypatch: pytest.MonkeyPatch) -
 
 def test_chat_hands_on_its_options(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = replace(monkeypatch, "gossamer.serve.terminal", "chat")
-    assert main(["chat", run, "--system", "Be brief.", "--seed", "3", "--max_tokens", "9"]) == 0
+    assert main(["chat", run, "--system", "Be brief.", "--seed", "3", "--max-tokens", "9"]) == 0
     sampling = {"temperature": None, "top_p": None, "seed": 3}
     assert calls == [((Path(run), "Be brief.", 9, sampling, "auto"), {})]

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from gossamer.cli import VERBS, main
-from gossamer.cli.arguments import flags_of, is_switch
+from gossamer.cli.arguments import flag_of, flags_of, is_switch
 from gossamer.options import documented
 from gossamer.train.recipe import recipe_names, recipe_options
 
@@ -16,7 +16,7 @@ def page(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 
 
 def options(text: str) -> dict[str, str]:
-    """What a page says of each flag, in one line."""
+    """What a page says of each flag, in one line, by the flag as the page shows it."""
     found = re.split(r"\n  --(?!help )", text)[1:]
     return {item.split()[0]: " ".join(re.split(r"\n(?! )", item)[0].split()[1:]) for item in found}
 
@@ -25,11 +25,11 @@ def options(text: str) -> dict[str, str]:
 def test_every_option_of_a_verb_is_explained(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     flags = flags_of(f"gossamer {verb}", VERBS[verb])
     shown = options(page(capsys, verb, "--help"))
-    assert set(shown) == {*flags.own, *flags.short}
+    assert set(shown) == {flag_of(name)[2:] for name in (*flags.own, *flags.short)}
     for name, option in (flags.own | flags.short).items():
-        assert option.help in shown[name]
+        assert option.help in shown[flag_of(name)[2:]]
         if not is_switch(option) and option.default not in (None, (), ""):
-            assert re.search(r"\[.*default .*\]", shown[name]), name
+            assert re.search(r"\[.*default .*\]", shown[flag_of(name)[2:]]), name
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -43,7 +43,7 @@ def test_no_docstring_says_what_a_shared_declaration_says(verb: str) -> None:
 def test_a_range_a_unit_and_a_default_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
     shown = options(page(capsys, "serve", "--help"))
     assert shown["port"].endswith("[int, 0 to 65,535, default 8000]")
-    assert shown["queue_timeout"].endswith("[float, above 0 to 1,000,000 seconds, default 120]")
+    assert shown["queue-timeout"].endswith("[float, above 0 to 1,000,000 seconds, default 120]")
     assert shown["weights"].endswith("[default stored]") and "{stored,int8}" in shown["weights"]
     training = options(page(capsys, "train", "--help", "all"))
     assert (

@@ -92,7 +92,7 @@ def test_train_names_the_run_after_text_alone(training: Calls, capsys: pytest.Ca
     Path("runs/novel").mkdir(parents=True)
     Path("runs/novel/config.yaml").write_text("")
     assert main(["train", "--data", "novel.txt"]) == 2
-    assert "runs/novel already holds a run; --resume goes on with it" in capsys.readouterr().err
+    assert "runs/novel already holds a run; continue it with --resume" in capsys.readouterr().err
 
 
 def test_a_budget_takes_the_recipe_that_it_chooses_from(training: Calls) -> None:
@@ -165,7 +165,9 @@ def test_report_prints_where_it_is(
 
 
 @pytest.mark.parametrize("line", ["export RUN out", "export RUN --to hf out", "export --to=hf RUN out"])
-def test_export(run: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], line: str) -> None:
+def test_export_hands_on_its_target(
+    run: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], line: str
+) -> None:
     calls = replace(monkeypatch, "gossamer.hub", "export")
     assert main(line.replace("RUN", run).split()) == 0
     assert capsys.readouterr().out == "out\n"

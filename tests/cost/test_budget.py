@@ -14,14 +14,14 @@ from gossamer.errors import UserError
     ("text", "seconds"),
     [("90s", 90), ("10m", 600), ("2h", 7200), ("1h30m", 5400), ("1.5 hours", 5400), ("2d", 172_800), ("1e3s", 1000)],
 )
-def test_times(text, seconds):
+def test_a_time_is_read_in_seconds_of_the_clock(text, seconds):
     budget = parse_budget(text)
     assert (budget.kind, budget.amount) == ("time", seconds)
     assert budget.seconds(None, 8) == seconds, "the clock runs for all devices alike"
 
 
 @pytest.mark.parametrize(("text", "flops"), [("1e17flop", 1e17), ("3pflop", 3e15), ("2.5 TFLOPS", 2.5e12)])
-def test_flops(text, flops):
+def test_flops_are_read_with_their_prefixes(text, flops):
     budget = parse_budget(text)
     assert (budget.kind, budget.amount) == ("flops", pytest.approx(flops))
     assert budget.seconds(2.0, 1) is None

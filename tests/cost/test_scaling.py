@@ -1,4 +1,4 @@
-"""The law behind the budget dial's predictions."""
+"""The law behind the predictions for a budget."""
 
 from dataclasses import replace
 from itertools import pairwise

@@ -1,4 +1,4 @@
-"""The family of networks behind the budget dial."""
+"""The family of networks that --budget chooses from."""
 
 from itertools import pairwise
 

@@ -145,7 +145,7 @@ def test_the_standard_library_by_default(tmp_path: Path) -> None:
     assert split_rule(corpus) == "documents" and 0.05 < held / corpus.num_bytes < 0.2
 
 
-def test_names(tmp_path: Path) -> None:
+def test_a_corpus_is_named_after_its_first_files(tmp_path: Path) -> None:
     files = [folder_of(tmp_path / "a", list("abcde")) / f"00{index}.txt" for index in range(5)]
     assert opened(tmp_path, *files[:2]).name == f"{files[0]}, {files[1]}"
     assert opened(tmp_path, *files).name == f"{files[0]}, {files[1]} and 3 more"

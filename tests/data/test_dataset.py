@@ -163,7 +163,7 @@ def test_the_delimiter_spelt_in_a_document_is_text(tmp_path: Path) -> None:
     assert (train_of(data).tokens == data.tokenizer.eot_id).sum() == 2
 
 
-def test_description(corpus: Path) -> None:
+def test_a_dataset_describes_itself_in_a_line(corpus: Path) -> None:
     data = prepare(config(corpus), progress=False)
     assert data.description == (
         f"{corpus}, 60 documents, 5.4 kB; {data.train.num_tokens:,} tokens to train on, {held_of(data).num_tokens:,} "

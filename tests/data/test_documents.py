@@ -83,7 +83,7 @@ def test_a_character_cut_off_at_the_end_of_a_file(tmp_path: Path) -> None:
     assert "not UTF-8 at byte 2" in refusal(write(tmp_path / "a.txt", "ab€".encode()[:-1]))
 
 
-def test_jsonl(tmp_path: Path) -> None:
+def test_a_line_of_jsonl_is_a_document(tmp_path: Path) -> None:
     lines = ['\ufeff{"text": "one", "id": 1}', "", '{"text": ""}', '{"text": "tw\\u00f6 \\ud83d\\ude00"}\r']
     for name in ("a.jsonl", "a.NDJSON"):
         assert documents(write(tmp_path / name, "\n".join(lines))) == ["one", "twö 😀"]
@@ -114,7 +114,7 @@ def test_bad_records_name_file_and_line(tmp_path: Path, line: str, message: str)
     assert message in refusal(write(tmp_path / "a.jsonl", '{"text": "fine"}\n' + line + "\n"))
 
 
-def test_jsonl_not_utf8(tmp_path: Path) -> None:
+def test_jsonl_that_is_not_utf8_names_the_line(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", b'{"text": "a"}\n{"text": "\xff"}\n')
     assert "line 2: not UTF-8 at byte 24" in refusal(path)
     assert documents(path, errors="replace") == ["a", "\ufffd"]
@@ -125,7 +125,7 @@ def test_half_a_surrogate_is_replaced(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.binary(), pa.dictionary(pa.int32(), pa.string())])
-def test_parquet(tmp_path: Path, kind: pa.DataType) -> None:
+def test_a_row_of_parquet_is_a_document(tmp_path: Path, kind: pa.DataType) -> None:
     texts = [f"document {index} é" for index in range(150)] + [""]
     column = pa.array([text.encode() for text in texts] if pa.types.is_binary(kind) else texts).cast(kind)
     pq.write_table(pa.table({"id": pa.array(range(151)), "body": column}), tmp_path / "a.parquet")
@@ -141,21 +141,21 @@ def test_parquet(tmp_path: Path, kind: pa.DataType) -> None:
         ({"text": [b"a", b"\xff"]}, "row 2: not UTF-8"),
     ],
 )
-def test_bad_parquet(tmp_path: Path, columns: dict[str, list[object]], message: str) -> None:
+def test_parquet_without_text_names_the_column(tmp_path: Path, columns: dict[str, list[object]], message: str) -> None:
     pq.write_table(pa.table(columns), tmp_path / "a.parquet")
     assert message in refusal(tmp_path / "a.parquet")
 
 
-def test_damaged_parquet(tmp_path: Path) -> None:
+def test_damaged_parquet_is_refused(tmp_path: Path) -> None:
     assert "not a complete Parquet file" in refusal(write(tmp_path / "a.parquet", "PAR1 and nothing else"))
 
 
-def test_parquet_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parquet_without_pyarrow_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     assert "pip install 'gossamer[parquet]'" in refusal(write(tmp_path / "a.parquet", "PAR1"))
 
 
-def test_unreadable(tmp_path: Path) -> None:
+def test_a_file_that_is_gone_is_refused(tmp_path: Path) -> None:
     assert "no such file; check its permissions" in refusal(tmp_path / "gone.txt")
     with pytest.raises(UserError, match="no such file"):
         is_binary(tmp_path / "gone.txt")

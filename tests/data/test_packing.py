@@ -251,7 +251,7 @@ def test_memory_mapped_files(tmp_path: Path) -> None:
     assert torch.equal(one.input_ids, other.input_ids) and torch.equal(one.cu_seqlens, other.cu_seqlens)
 
 
-def test_refusals() -> None:
+def test_sizes_that_make_no_batch_are_refused() -> None:
     token_file = numbered_tokens([5])
     with pytest.raises(UserError, match=r"training text holds 5 tokens, fewer than one row of 6; give more text"):
         TrainBatches(mixture_of(token_file), 1, 6, 0)

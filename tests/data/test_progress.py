@@ -35,7 +35,7 @@ def test_a_long_stage_off_a_terminal_tells_how_far_it_is(
     assert capsys.readouterr().err == "reading\n  50%, 20 s left\n"
 
 
-def test_silent(capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_shown_where_nothing_is_wanted(capsys: pytest.CaptureFixture[str]) -> None:
     run(False)
     assert capsys.readouterr() == ("", "")
 
@@ -49,7 +49,7 @@ def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     assert capsys.readouterr().out == ""
 
 
-def test_waiting(capsys: pytest.CaptureFixture[str]) -> None:
+def test_waiting_for_another_process_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
     ProgressDisplay(False).waiting()
     ProgressDisplay(True).waiting()
     assert capsys.readouterr() == ("", "waiting for another process, which prepares the same text\n")

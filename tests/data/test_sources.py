@@ -42,7 +42,7 @@ def test_a_named_file_whatever_its_name(tmp_path: Path) -> None:
     assert find(tmp_path / ".hidden.png") == [(".", True)]
 
 
-def test_missing(tmp_path: Path) -> None:
+def test_a_missing_path_gets_a_hint(tmp_path: Path) -> None:
     (tmp_path / "corpus.txt").write_text("text")
     with pytest.raises(UserError, match=r"no such file or folder; did you mean 'corpus.txt'\?"):
         find(tmp_path / "copus.txt")
@@ -52,7 +52,7 @@ def test_missing(tmp_path: Path) -> None:
         find(tmp_path / "no" / "corpus.txt")
 
 
-def test_empty(tmp_path: Path) -> None:
+def test_an_empty_folder_or_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no text in this folder"):
         find(tmp_path)
     (tmp_path / "empty.txt").touch()
@@ -160,12 +160,12 @@ def test_failures_leave_nothing_behind(hub: list[Any], tmp_path: Path, records: 
 
 
 @pytest.mark.parametrize("spec", ["hf:", "hf:a:b:c:d"])
-def test_malformed(tmp_path: Path, spec: str) -> None:
+def test_a_malformed_name_of_a_hub_dataset_is_refused(tmp_path: Path, spec: str) -> None:
     with pytest.raises(UserError, match="not a Hub dataset; write hf:NAME"):
         fetch(spec, tmp_path)
 
 
-def test_library_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_library_of_the_hub_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(UserError, match=r"pip install 'gossamer\[hub\]'"):
         fetch("hf:org/name", tmp_path)

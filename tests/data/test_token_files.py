@@ -103,7 +103,7 @@ def token_file(tokens: int) -> TokenFile:
     return TokenFile(np.zeros(tokens, np.uint16), np.array([0, tokens]), 10 * tokens, "f")
 
 
-def test_sums() -> None:
+def test_a_mixture_counts_the_sets_that_have_a_weight() -> None:
     mixture = Mixture({"a": token_file(5), "b": token_file(7), "c": token_file(9)}, {"a": 1, "b": 2.5, "c": 0})
     assert (mixture.num_tokens, mixture.num_documents, mixture.num_bytes) == (12, 2, 120)
     assert mixture.weights == {"a": 1.0, "b": 2.5} and list(mixture.token_files) == ["a", "b"]
@@ -111,7 +111,7 @@ def test_sums() -> None:
 
 
 @pytest.mark.parametrize("weight", [-1.0, float("nan")])
-def test_refusals(weight: float) -> None:
+def test_weights_that_leave_nothing_to_train_on_are_refused(weight: float) -> None:
     with pytest.raises(UserError, match=rf"^sets\.a\.weight = {weight}: must be >= 0"):
         Mixture({"a": token_file(5), "b": token_file(5)}, {"a": weight, "b": 1})
     with pytest.raises(UserError, match=r"^sets: all weights are 0, and nothing is left to train on"):

@@ -24,7 +24,7 @@ def run(build, tmp_path) -> Path:
     return tmp_path / "run"
 
 
-def test_export(run, tmp_path, same_weights) -> None:
+def test_an_export_has_the_models_files_alone(run, tmp_path, same_weights) -> None:
     target = tmp_path / "exported"
     hub.export(run, target)
     expected = {"config.json", "model.safetensors", "tokenizer.json", "generation_config.json"}

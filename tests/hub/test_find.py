@@ -43,7 +43,7 @@ def test_json_that_is_none(tmp_path, content, message) -> None:
         read_object(tmp_path / "config.json")
 
 
-def test_json(tmp_path) -> None:
+def test_an_object_of_json_is_read(tmp_path) -> None:
     (tmp_path / "a.json").write_text(json.dumps({"ä": 1}), encoding="utf-8")
     assert read_object(tmp_path / "a.json") == {"ä": 1}
 

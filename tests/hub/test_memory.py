@@ -74,7 +74,7 @@ def check(folder: Path, config: dict[str, int], megabytes: int, shard_bytes: int
 
 
 @pytest.mark.parametrize("sharded", [False, True])
-def test_200_megabytes(tmp_path, sharded) -> None:
+def test_200_megabytes_are_saved_and_loaded_in_windows(tmp_path, sharded) -> None:
     """Mostly one tensor, the embedding: it, too, is read in windows."""
     check(
         tmp_path / "m",

@@ -46,6 +46,6 @@ def test_weight_files(tmp_path) -> None:
     assert not any(is_weight_file(tmp_path / name) for name in ("config.json", "model.md", "adapter.safetensors"))
 
 
-def test_some() -> None:
+def test_many_names_are_cut_after_the_first_few() -> None:
     assert first_few(["a", "b", "c"]) == "a, b, c"
     assert first_few("abcd") == "a, b, c, …"

@@ -68,7 +68,7 @@ def test_stacked_experts_are_read_too(build, saved, same_weights) -> None:
     assert same_weights(gossamer.load(saved), model)
 
 
-def test_shards(build, sharded, same_weights) -> None:
+def test_a_sharded_checkpoint_has_the_same_weights(build, sharded, same_weights) -> None:
     assert same_weights(gossamer.load(sharded), build())
 
 
@@ -128,7 +128,7 @@ def test_the_tensors_decide_about_mtp(build, saved, caplog, tokens, key, present
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("wanted", [None, torch.float32, torch.bfloat16])
-def test_dtypes(build, tmp_path, tokens, stored, wanted) -> None:
+def test_weights_get_the_wanted_type_but_for_those_that_stay_wide(build, tmp_path, tokens, stored, wanted) -> None:
     gossamer.save(build(stored), tmp_path / "m")
     # As others store them: everything narrow.
     edit_weights(tmp_path / "m", lambda tensors: tensors.update({k: v.to(stored) for k, v in tensors.items()}))

@@ -264,7 +264,7 @@ def test_a_picture_does_not_grow_with_the_run() -> None:
 
 
 @pytest.mark.parametrize("logarithmic", [False, True])
-def test_png(logarithmic: bool) -> None:
+def test_a_picture_is_a_png_of_the_wanted_width(logarithmic: bool) -> None:
     curves = (make([3.0, 2.0], dots=True), make([1.0]), make([4.0], faint=True), make([]))
     png = draw_png(Chart("Loss", "nats per token", curves, logarithmic=logarithmic), 100.0, "costs $5 or $6", "")
     assert png[:8] == b"\x89PNG\r\n\x1a\n"

@@ -113,7 +113,7 @@ def test_names_are_shown_and_never_run(tmp_path: Path) -> None:
     assert "://" not in page.html
 
 
-def test_mistakes(tmp_path: Path) -> None:
+def test_a_run_given_twice_too_many_or_none_are_refused(tmp_path: Path) -> None:
     folders = [tmp_path / str(index) for index in range(13)]
     for folder in folders:
         record(folder, [START])

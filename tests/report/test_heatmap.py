@@ -93,7 +93,7 @@ def test_whatever_was_measured_can_be_drawn(load: list[list[float | None]], peak
             assert pixels(image.day).shape == pixels(image.night).shape
 
 
-def test_nothing_measured_nothing_drawn() -> None:
+def test_a_run_without_measured_loads_has_no_picture() -> None:
     for events in (
         [],
         [event(1)],

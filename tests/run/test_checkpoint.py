@@ -114,7 +114,7 @@ def test_a_full_disk_is_one_clear_line_and_harms_nothing(trained, tmp_path, monk
     monkeypatch.setattr(checkpoints.dcp, "save", full)
     with pytest.raises(
         UserError,
-        match=r"checkpoints: the disk is full; free some space, .* go on with --resume; earlier",
+        match=r"checkpoints: the disk is full; free some space, .* continue with --resume; earlier",
     ):
         save_checkpoint(tmp_path, snapshot(*trained), state(2))
     assert newest_checkpoint(tmp_path) == whole
@@ -171,7 +171,7 @@ def test_a_damaged_progress_is_named(tmp_path, damage):
         read_state(tmp_path)
 
 
-# Saving while training goes on.
+# Saving while training continues.
 
 
 @pytest.fixture

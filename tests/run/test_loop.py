@@ -1,6 +1,7 @@
-"""A run from beginning to end, stopped and gone on with."""
+"""A run from beginning to end, stopped and resumed."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import threading
 import time
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -57,6 +59,14 @@ def test_a_run_leaves_everything_a_user_expects(tiny_recipe, tmp_path):
     assert 0 < end["bits_per_byte"] < 8
     saved = load_recipe(run / "config.yaml")
     assert saved.model.vocab_size == len(set((tmp_path / "text.txt").read_text())) + 1
+
+
+def test_every_event_that_a_run_writes_is_listed():
+    lines = re.findall(r"^    ([a-z]+(?:, [a-z]+)*)  +\S", metrics.__doc__, re.MULTILINE)
+    listed = [name for line in lines for name in line.split(", ")]
+    code = "".join(path.read_text() for path in Path(loop.__file__).parent.glob("*.py"))
+    written = re.findall(r"\b(?:write|record_evaluation)\(\s*\"([a-z]+)\"", code)
+    assert sorted(listed) == sorted(set(written))
 
 
 def test_a_resumed_run_ends_bit_identical(tiny_recipe, tmp_path):
@@ -183,7 +193,7 @@ def test_a_prompt_for_other_text_costs_no_run_and_is_not_recommended(tiny_recipe
     loop.train(replace(tiny_recipe, training=training), tmp_path / "run")
     assert "samples begin without training.sample_prompt: character 'R'" in caplog.text
     told = capsys.readouterr().err.splitlines()
-    (words,) = [line.partition(": ")[2] for line in told if line.startswith("samples go on from held-out words")]
+    (words,) = [line.partition(": ")[2] for line in told if line.startswith("samples continue held-out words")]
     assert told[-1].endswith(f"--prompt {words}")
     samples = (tmp_path / "run" / "samples.txt").read_text()
     assert "ROMEO" not in samples and samples.count(f"\n{words[1:-1]}") == 2
@@ -238,7 +248,7 @@ def test_a_run_can_be_as_long_as_a_number_of_tokens_or_seconds(tiny_recipe, tmp_
     loop.train(by_seconds, tmp_path / "seconds")
     end = next(event for event in read_metrics(tmp_path / "seconds") if event["event"] == "end")
     assert 0.8 <= end["elapsed"] < 3
-    with pytest.raises(UserError, match=r"a larger --training\.seconds goes on"):
+    with pytest.raises(UserError, match=r"continue it with a larger --training\.seconds"):
         loop.train(by_seconds, tmp_path / "seconds", resume=True)
     longer = replace(by_seconds, training=replace(by_seconds.training, seconds=1.2))
     loop.train(longer, tmp_path / "seconds", resume=True)
@@ -279,7 +289,7 @@ def test_recomputation_changes_no_bit(tiny_recipe, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 4])
 def test_several_processes_learn_what_one_does(tiny_recipe, tmp_path, processes):
-    """In float32, twenty steps: every loss within 1e-5; then the run goes on alone from their checkpoint."""
+    """In float32, twenty steps: every loss within 1e-5; then one process continues from their checkpoint."""
     training = replace(tiny_recipe.training, batch_size=4, steps=20, eval_every=10, checkpoint_every=10)
     recipe = replace(tiny_recipe, training=replace(training, expert_parallel=2))
     file = tmp_path / "recipe.yaml"

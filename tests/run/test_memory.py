@@ -202,7 +202,7 @@ def test_recomputation_takes_less_and_more_rows_more() -> None:
 
 def test_processes_share_weights_and_rows() -> None:
     recipe = recipe_of("micro")
-    alone, shared = estimate_peak(recipe, CPU), estimate_peak(recipe, CPU, processes=4)
+    alone, shared = estimate_peak(recipe, CPU), estimate_peak(recipe, CPU, world_size=4)
     assert shared.weights == alone.weights // 4
     assert shared.optimizer == pytest.approx(alone.optimizer / 4, abs=4)
     assert shared.activations < alone.activations / 2
@@ -223,7 +223,7 @@ def test_describe_and_fits(monkeypatch) -> None:
     )
     monkeypatch.setattr(devices, "memory_bytes", lambda device: 2000 * MIB)
     assert found.fits(CPU)
-    assert not found.fits(CPU, processes=2)
+    assert not found.fits(CPU, ranks_per_device=2)
     monkeypatch.setattr(devices, "memory_bytes", lambda device: 1500 * MIB)
     assert not found.fits(CPU)  # a checkpoint's copies are too much
     assert replace(found, device_type="cuda").fits(torch.device("cuda"))  # there they lie in the host's memory
@@ -239,7 +239,7 @@ def test_what_is_too_much_for_any_error_of_the_estimate_is_refused(monkeypatch) 
     ):
         replace(found, weights=760 * MIB).require(CPU)
     with pytest.raises(UserError, match=r"^training would take about 1\.95 GiB"):
-        found.require(CPU, processes=2)
+        found.require(CPU, ranks_per_device=2)
 
 
 def test_what_the_weights_alone_exceed_is_refused_before_a_network_is_laid_out(monkeypatch) -> None:
@@ -247,9 +247,9 @@ def test_what_the_weights_alone_exceed_is_refused_before_a_network_is_laid_out(m
     needed = 12 * count_network(config).parameters  # weights, gradients and one running mean in float32
     monkeypatch.setattr(devices, "memory_bytes", lambda device: needed)
     require_weights(config, 1, CPU)
-    require_weights(config, 2, CPU, processes=2)
+    require_weights(config, 2, CPU, ranks_per_device=2)
     with pytest.raises(UserError, match=r"^training would take more than .* and cpu has"):
-        require_weights(config, 1, CPU, processes=2)
+        require_weights(config, 1, CPU, ranks_per_device=2)
     monkeypatch.setattr(CausalLM, "__init__", lambda *_: pytest.fail("laid out"))
     with pytest.raises(UserError, match="smaller model"):
         require_weights(replace(config, num_hidden_layers=4096, layer_types=None), 1, CPU)

@@ -154,7 +154,7 @@ def test_a_run_that_its_budget_stopped_before_its_last_validation_ends_when_resu
     loop.train(recipe, run, resume=True)
     assert read_metrics(run)[-1]["event"] in ("sample", "checkpoint")
     assert sum(event["event"] == "end" for event in read_metrics(run)) == 1
-    with pytest.raises(UserError, match=r"taken its 5e9flop budget; a larger --training\.budget"):
+    with pytest.raises(UserError, match=r"taken its 5e9flop budget; continue it with a larger --training\.budget"):
         loop.train(recipe, run, resume=True)
 
 

@@ -33,7 +33,7 @@ def user(text: str) -> list[dict]:
     return [{"role": "user", "content": text}]
 
 
-def test_models(client):
+def test_the_one_model_is_listed_and_others_are_unknown(client):
     (model,) = client.models.list().data
     assert (model.id, model.owned_by) == ("gossamer", "gossamer")
     assert client.models.retrieve("gossamer").max_model_len == 4096
@@ -166,7 +166,7 @@ def test_no_tools_by_choice(client):
     assert answer.choices[0].message.content == CALL and answer.choices[0].finish_reason == "stop"
 
 
-def test_completions(client):
+def test_completions_of_texts_and_of_token_ids(client):
     answer = client.completions.create(model="gossamer", prompt=["SAY one", "SAY two"], n=2, echo=True)
     assert [item.text for item in answer.choices] == ["SAY oneone"] * 2 + ["SAY twotwo"] * 2
     assert [item.index for item in answer.choices] == [0, 1, 2, 3]
@@ -189,7 +189,7 @@ def test_streamed_completions(client):
     assert chunks[-1].usage.completion_tokens == 4
 
 
-def test_responses(client):
+def test_a_response_is_complete_or_says_why_not(client):
     answer = client.responses.create(
         model="gossamer", input="SAY hello", instructions="Be brief.", metadata={"a": "b"}, store=False
     )

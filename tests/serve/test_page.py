@@ -37,7 +37,7 @@ def test_send_stream_and_reload(server: Live, visit: Any) -> None:
     )
 
 
-def test_stop(server: Live, visit: Any) -> None:
+def test_escape_stops_an_answer_and_keeps_what_had_come(server: Live, visit: Any) -> None:
     page = visit(server)
     send(page, "SLOW please", wait=False)
     expect(page.locator(".assistant article > .prose")).to_contain_text("word")

@@ -42,7 +42,7 @@ AS_HTML = """async (text) => {
 
 
 @pytest.mark.parametrize("text", MARKDOWN)
-def test_markdown(page_once: Any, text: str) -> None:
+def test_markdown_becomes_the_html_that_is_expected(page_once: Any, text: str) -> None:
     assert page_once.evaluate(AS_HTML, text) == MARKDOWN[text]
 
 

@@ -56,7 +56,7 @@ def test_questions_are_answered_and_remembered(conversation, capsys):
     ]
 
 
-def test_commands(conversation, capsys):
+def test_commands_change_what_was_said(conversation, capsys):
     typing(
         conversation,
         "SAY a",
@@ -138,7 +138,7 @@ import engine_double
 import gossamer.serve.engine_worker
 from gossamer.cli import main
 gossamer.serve.engine_worker.build_engine = lambda folder, config: engine_double.build(folder)
-sys.exit(main(["chat", sys.argv[1], "--max_tokens", "9"]))
+sys.exit(main(["chat", sys.argv[1], "--max-tokens", "9"]))
 """
 
 

@@ -36,6 +36,6 @@ def test_a_run_of_such_names(tiny_recipe, tmp_path, capsys):
     hub.export(run, place / os.fsdecode(b"out\xfd"))
     capsys.readouterr()
     assert main(["eval", str(run), "--json", "--device", "cpu"]) == 0
-    assert main(["sample", str(place / os.fsdecode(b"out\xfd")), "--max_tokens", "2", "--device", "cpu"]) == 0
+    assert main(["sample", str(place / os.fsdecode(b"out\xfd")), "--max-tokens", "2", "--device", "cpu"]) == 0
     assert main(["plan", "--model", str(run), "--json"]) == 0
     assert main(["report", str(run / "no")]) == 2

@@ -28,7 +28,7 @@ def certify(device: str, quick: bool, out: str | None, json: bool) -> tuple[dict
         The certificate, and where it was written.
 
     Raises:
-        UserError: There is no such device, the folder cannot be written to, or the device stopped answering. The
+        UserError: there is no such device, the folder cannot be written to, or the device stopped answering. The
             certificate then holds what was found before, with the verdict `fail`.
     """
     from rich.console import Console

@@ -233,7 +233,7 @@ def flushes_subnormals() -> bool:
 
 @contextmanager
 def max_threads(count: int) -> Iterator[None]:
-    """Return PyTorch and the native kernels no more than `count` threads inside this context."""
+    """Limit PyTorch and the native kernels to `count` threads within this context."""
     before = torch.get_num_threads()
     torch.set_num_threads(min(before, count))
     try:

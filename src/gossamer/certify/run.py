@@ -64,7 +64,7 @@ def examine(device: torch.device, quick: bool, listener: Listener = lambda group
         listener: called after each kind of check with its name, its checks, and the seconds they took
 
     Raises:
-        UserError: The device does not answer at all.
+        UserError: the device does not answer at all.
     """
     begin = time.perf_counter()
     try:

@@ -185,8 +185,8 @@ def collective_rate(device_type: str, processes: int, megabytes: int = 64) -> fl
     Each process has a device of its own; on a CPU they share it.
 
     Raises:
-        RuntimeError: A sum is wrong.
-        torch.multiprocessing.ProcessRaisedException: A process failed.
+        RuntimeError: a sum is wrong.
+        torch.multiprocessing.ProcessRaisedException: a process failed.
     """
     context = multiprocessing.get_context("spawn")
     rates: SimpleQueue[float] = context.SimpleQueue()

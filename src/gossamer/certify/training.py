@@ -178,7 +178,7 @@ SAVED_STEPS, ALL_STEPS = 2, 3  # steps before saving, and in all
 
 
 def check_storage(device: torch.device) -> Iterator[Check]:
-    """Check weights as a Hugging Face directory, and training that goes on elsewhere from a checkpoint."""
+    """Check weights as a Hugging Face directory, and training that continues elsewhere from a checkpoint."""
     with tempfile.TemporaryDirectory(prefix="gossamer-certify-") as name:
         folder = Path(name)
         try:

@@ -11,6 +11,7 @@ import argparse
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, is_dataclass
+from itertools import pairwise
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -51,6 +52,14 @@ class Flags:
         return self.own | self.short | self.recipe
 
 
+def flag_of(name: str) -> str:
+    """Return a flag as help and messages show it: dashes within a verb's own name, a recipe's name as in YAML.
+
+    Both spellings are accepted everywhere.
+    """
+    return f"--{name}" if "." in name else f"--{name.replace('_', '-')}"
+
+
 def flags_of(prog: str, function: Verb) -> Flags:
     """Return the flags that a verb declares.
 
@@ -79,7 +88,7 @@ def parse(verb: str, function: Verb, words: Sequence[str]) -> dict[str, Any]:
     """Read the words after a verb into the keyword arguments of its function.
 
     Parameters that are not given are left out; those that are dataclasses are always there. The words of a flag's name
-    may be joined by dashes as well as by the underscores that the help shows. A function that takes a recipe's values
+    may be joined by dashes as well as by underscores. A function that takes a recipe's values
     gets those that were given, by dotted name; its `--help` names the recipe's sections, `--help SECTION` lists one and
     `--help all` all of them.
 
@@ -96,7 +105,8 @@ def parse(verb: str, function: Verb, words: Sequence[str]) -> dict[str, Any]:
     end = list(words).index("--") if "--" in words else len(words)  # after it, nothing is a flag
     flags.recipe |= _parts_of_mappings(flags.recipe, words[:end])
     known = flags.all
-    given, rest = _split(known, [_with_underscores(word, known) for word in words[:end]])
+    declared = [_with_underscores(word, known) for word in words[:end]]
+    given, rest = _split(known, _with_values_of_booleans(declared, known))
     arguments = _positional(flags, rest, words[end + 1 :])
     overrides: dict[str, Any] = {}
     values: dict[str, Any] = {}
@@ -105,11 +115,11 @@ def parse(verb: str, function: Verb, words: Sequence[str]) -> dict[str, Any]:
         if name in flags.own:
             value = _read(texts, without_none(option.annotation), name)  # None stands for "not given"
             if option.owner is function:
-                arguments[name] = convert(value, option.annotation, f"--{name}")
+                arguments[name] = convert(value, option.annotation, flag_of(name))
             else:
                 values[name] = value
         elif option.name in overrides:
-            short, dotted = (f"--{key}" for key in given if known[key] is option)
+            short, dotted = (flag_of(key) for key in given if known[key] is option)
             raise UserError(f"{short} and {dotted} set the same value; give one of them")
         else:
             overrides[option.name] = _read(texts, option.annotation, name)
@@ -126,7 +136,7 @@ def _sections(function: Verb, values: Mapping[str, Any]) -> dict[str, Any]:
             try:
                 instances[name] = kind(**{key: value for key, value in values.items() if key in options_of(kind)})
             except FieldError as error:
-                raise FieldError(f"--{error.name}", error.problem) from None
+                raise FieldError(flag_of(error.name), error.problem) from None
     return instances
 
 
@@ -134,7 +144,7 @@ def _sections(function: Verb, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_switch(option: Option) -> bool:
-    """Whether a flag takes no value, and is on where it is given: true or false outside a recipe."""
+    """Whether help shows a flag without a value: true or false, false by default, outside a recipe."""
     return "." not in option.name and without_none(option.annotation) is bool
 
 
@@ -157,27 +167,33 @@ def _split(known: Mapping[str, Option], words: Sequence[str]) -> tuple[dict[str,
     # An abbreviated flag would change its meaning when another one is added.
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for name, option in known.items():
-        if is_switch(option):
-            shape: dict[str, Any] = {"action": "store_const", "const": ["true"]}
-        elif _is_list(option.annotation):
+        if _is_list(option.annotation):
             extends = _length(option.annotation) is None
-            shape = {"nargs": "*", "action": "extend" if extends else "store"}
+            shape: dict[str, Any] = {"nargs": "*", "action": "extend" if extends else "store"}
         else:
             shape = {"nargs": 1}
         parser.add_argument(f"--{name}", dest=name, default=argparse.SUPPRESS, **shape)
     try:
         given, rest = parser.parse_known_args(words)
     except argparse.ArgumentError as error:
-        raise UserError(_miscounted(str(error.argument_name), known, words)) from None
+        flag = flag_of(str(error.argument_name).removeprefix("--"))
+        raise UserError(f"{flag} needs one value (write {flag}=-1 for one that begins with a dash)") from None
     return vars(given), rest
 
 
-def _miscounted(flag: str, known: Mapping[str, Option], words: Sequence[str]) -> str:
-    """Say what is wrong with a flag that has no value, or has one and takes none."""
-    if is_switch(known[flag[2:]]):
-        value = next(word.partition("=")[2] for word in words if word.startswith(f"{flag}="))
-        return f"{flag} takes no value, got {value!r}"
-    return f"{flag} needs one value (write {flag}=-1 for one that begins with a dash)"
+def _with_values_of_booleans(words: Sequence[str], known: Mapping[str, Option]) -> list[str]:
+    """Return the words with `=true` at each flag for true or false that is given without a value.
+
+    After a verb's own switch only `true` and `false` are values, since what else follows may be given by position.
+    """
+    completed = []
+    for word, following in pairwise([*words, "--"]):
+        option = known.get(word.removeprefix("--")) if word.startswith("--") else None
+        if option is not None and without_none(option.annotation) is bool:
+            has_value = following in ("true", "false") if is_switch(option) else not following.startswith("--")
+            word = word if has_value else f"{word}=true"
+        completed.append(word)
+    return completed
 
 
 def _with_underscores(word: str, known: Mapping[str, Option]) -> str:
@@ -248,8 +264,8 @@ def _unknown(flag: str, flags: Flags) -> str:
     name = flag.lstrip("-").replace("-", "_")
     for key, option in flags.all.items():
         if name in option.former_names:
-            return f"{flag} is now called --{key}"
-    hint = did_you_mean(flag, [f"--{key}" for key in (*flags.all, "help")])
+            return f"{flag} is now called {flag_of(key)}"
+    hint = did_you_mean(flag, [flag_of(key) for key in (*flags.all, "help")])
     return f"unknown option {flag!r}{hint or _see(flags)}"
 
 
@@ -280,16 +296,16 @@ def _read(texts: Sequence[str], annotation: Any, name: str) -> Any:
         return None
     if get_origin(kind) is tuple:
         if texts and _length(kind) not in (None, len(texts)):
-            raise UserError(f"--{name} needs {_length(kind)} values")
+            raise UserError(f"{flag_of(name)} needs {_length(kind)} values")
         if not texts and "." not in name:
-            raise UserError(f"--{name} needs at least one value")
+            raise UserError(f"{flag_of(name)} needs at least one value")
     try:
         if get_origin(kind) is tuple:
             return tuple(_read_word(text, get_args(kind)[0]) for text in texts)
         return _read_mapping(texts[0], kind, name) if get_origin(kind) is dict else _read_word(texts[0], kind)
     except _Unreadable:
         typed = shorten(" ".join(texts), _MAX_SHOWN)
-        raise UserError(f"--{name} {typed}: expected {expected(annotation)}") from None
+        raise UserError(f"{flag_of(name)} {typed}: expected {expected(annotation)}") from None
 
 
 def _read_word(word: str, annotation: Any) -> Any:

@@ -46,7 +46,7 @@ def plan(
         chip: chip to run on (h100, h200, h20, ppu-810e, 910c, p800 …); several, with commas between, are compared
         compare: more chips to compare with, with commas between
         count: number of chips (default: 2048 to train, the fewest that hold the network to serve)
-        tokens: length of the run; 300B and 15T can be written, as all counts can with K, M, B or T
+        tokens: tokens to train on; 300B and 15T can be written, as all counts can with K, M, B or T
         sequence_length: length of a row, each a document of its own
         batch_tokens: size of an optimizer step over all chips
         mtp_steps: tokens beyond the next that a multi-token-prediction head learns; 0 leaves the head out

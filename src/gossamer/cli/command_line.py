@@ -83,6 +83,7 @@ def _help(verbs: Mapping[str, Verb]) -> str:
             *lines,
             "",
             "  gossamer VERB --help  list the options of a verb, with their ranges, units and defaults",
+            "                        (dashes and underscores in their names are the same)",
             "  --version             print the version",
             "  --debug               after any verb, show the traceback of an error",
         ]

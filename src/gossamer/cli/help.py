@@ -14,7 +14,7 @@ from dataclasses import MISSING, is_dataclass, replace
 from typing import Any, Literal, get_args, get_origin
 
 from gossamer import units
-from gossamer.cli.arguments import Flags, is_switch
+from gossamer.cli.arguments import Flags, flag_of, is_switch
 from gossamer.errors import UserError, did_you_mean
 from gossamer.options import Option, description_of, documented, plain_type, without_none
 from gossamer.typed import Metavar, Range, hints_of
@@ -120,7 +120,7 @@ def _titled(title: str, rows: Sequence[tuple[str, str]], column: int = 0) -> lis
 
 def _row(name: str, option: Option) -> tuple[str, str]:
     """An option with its values, and what it means."""
-    flag = f"--{name}" if is_switch(option) else f"--{name} {metavar_of(option)}"
+    flag = flag_of(name) if is_switch(option) else f"{flag_of(name)} {metavar_of(option)}"
     return flag, f"{option.help}{_remark(name, option)}"
 
 
@@ -187,7 +187,7 @@ def _remark(name: str, option: Option) -> str:
     facts = [
         numbers_of(option),
         f"default {default}" if default else "",
-        f"the same as --{option.name}" if name != option.name else "",
+        f"the same as {flag_of(option.name)}" if name != option.name else "",
     ]
     return f" [{', '.join(fact for fact in facts if fact)}]" if any(facts) else ""
 

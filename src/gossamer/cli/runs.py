@@ -31,7 +31,7 @@ def train(
         budget: what the run may spend, as 90s, 10m, 2h, 5usd or 1e17flop, in place of a recipe: the size of the
             network, its batch and its learning rate are chosen for it on this device
         out: folder of the run (default: runs/ and the name of the recipe, or of the first --data without a recipe)
-        resume: go on with the run in that folder, by its own config.yaml and from its newest checkpoint, if it has one
+        resume: continue the run in that folder, by its own config.yaml and from its newest checkpoint, if it has one
         profile: write a trace of three steps, after three of warmup, to the profile folder of the run, for Perfetto,
             chrome://tracing or TensorBoard
         overrides: values of the recipe by dotted name
@@ -40,9 +40,9 @@ def train(
     from gossamer.run.start import fresh_recipe, require_undecided, resumed_recipe, run_folder
     from gossamer.train.recipe import BUDGET_RECIPE, DEFAULT_RECIPE
 
-    source = (DEFAULT_RECIPE if budget is None else BUDGET_RECIPE) if recipe is None else recipe
+    recipe_name = (DEFAULT_RECIPE if budget is None else BUDGET_RECIPE) if recipe is None else recipe
     values = dict(overrides or {})
-    folder = user_path(out) if out is not None else run_folder(recipe, source, values.get("corpus.paths", ()))
+    folder = user_path(out) if out is not None else run_folder(recipe, recipe_name, values.get("corpus.paths", ()))
     if "model.vocab_size" in values:
         raise UserError("--model.vocab_size follows from the tokenizer; --corpus.vocab_size sets a trained one's size")
     if budget is not None:
@@ -50,14 +50,14 @@ def train(
             raise UserError("--budget and --training.budget set the same value; give one of them")
         require_undecided(recipe, values)
         values["training.budget"] = budget
-    settings = resumed_recipe(folder, recipe, values) if resume else fresh_recipe(folder, source, values)
+    loaded = resumed_recipe(folder, recipe, values) if resume else fresh_recipe(folder, recipe_name, values)
     from gossamer.device import prepare_process
     from gossamer.report import write_report
     from gossamer.run.loop import train as run_training
 
     prepare_process()
     sized = budget is not None and not resume
-    run_training(settings, folder, resume, profile, sized_by_budget=sized, began=began, report=write_report)
+    run_training(loaded, folder, resume, profile, sized_by_budget=sized, began=began, report=write_report)
 
 
 def eval(

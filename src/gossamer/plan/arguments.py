@@ -108,7 +108,7 @@ def training_plans(network: Network, chosen: ChosenChips, count: int, tokens: fl
         UserError: a step is shorter than a row, or no layout fits the chips.
     """
     if job.batch < job.length:
-        raise UserError(f"--batch_tokens {job.batch}: must be >= --sequence_length {job.length:,}")
+        raise UserError(f"--batch-tokens {job.batch}: must be >= --sequence-length {job.length:,}")
     return [
         make_plan(network, chip, count, job, tokens, shares, *chosen.price_of(chip)) for chip, shares in chosen.chips
     ]

@@ -197,7 +197,7 @@ def _does_not_fit(network: Network, chip: Chip, count: int, job: Job) -> UserErr
     if fewest <= count:  # enough of them, but each copy of the network needs a row of its own
         return UserError(
             f"{count:,} × {chip.name} cannot share a step of {job.batch:,} tokens in rows of {job.length:,}: raise "
-            f"--batch_tokens, or take a --count of more factors of two; the fewest chips that it fits on are {fewest:,}"
+            f"--batch-tokens, or take a --count of more factors of two; the fewest chips that it fits on are {fewest:,}"
         )
     return UserError(
         f"{network.name} does not fit {count:,} × {chip.name} in any layout; the fewest chips that it fits on are "

@@ -253,7 +253,7 @@ class _Search:
 # Recipes by size.
 
 
-def sized_recipe(base: Recipe, width: int, tokens: float, processes: int = 1) -> Recipe:
+def sized_recipe(base: Recipe, width: int, tokens: float, world_size: int = 1) -> Recipe:
     """Return the recipe for a network of a given width that learns from about so many tokens.
 
     The learning rate falls with the root of the width: Muon's step has a spectral norm that grows with the root of a
@@ -266,12 +266,12 @@ def sized_recipe(base: Recipe, width: int, tokens: float, processes: int = 1) ->
         base: a recipe that is meant for a width of 128 and a million tokens
         width: hidden size of the network
         tokens: how many tokens it will be trained on
-        processes: how many processes share a batch
+        world_size: how many processes share a batch
     """
     training = base.training
     rows_wanted = training.batch_size * math.sqrt(tokens / _BASE_TOKENS)
     rows = max(_MIN_ROWS, 2 ** round(math.log2(rows_wanted)))
-    rows = math.ceil(rows / processes) * processes
+    rows = math.ceil(rows / world_size) * world_size
     batch_tokens = rows * training.sequence_length
     steps = int(tokens / batch_tokens)
     max_read = {
@@ -300,7 +300,7 @@ def sized_recipe(base: Recipe, width: int, tokens: float, processes: int = 1) ->
 def tokens_per_second(recipe: Recipe, dataset: Dataset, world: World, seconds: float) -> float:
     """Return how fast this machine trains by a recipe. Every process calls this and gets the same.
 
-    A few steps are taken and forgotten, and the median counts: whatever else the machine is doing, it will go on with.
+    A few steps are taken and forgotten. The median counts, since other work on the machine slows the run down as well.
     The first step, in which kernels are loaded and memory is found, counts only if there is no time for another.
 
     Args:

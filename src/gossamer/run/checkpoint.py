@@ -1,4 +1,4 @@
-"""Training state on disk: everything that a run needs to go on as if it had never stopped.
+"""Training state on disk: everything that a run needs to continue as if it had never stopped.
 
 A checkpoint is a folder, `checkpoints/step-00000500/`. It holds tensors (weights, optimizer state, random state) in
 PyTorch's distributed format, each process writing its part and any number of processes reading them; `progress.json`,
@@ -65,7 +65,7 @@ Optimizers = Optimizer | list[Optimizer]
 _CHECKPOINTS, _MODEL = "checkpoints", "model"  # folders of a run
 _PREFIX = "step-"
 _STATE, _MANIFEST = "progress.json", "manifest.json"
-_REMEDY = "move the run to another disk, and go on with --resume; earlier checkpoints are untouched"
+_REMEDY = "move the run to another disk, and continue with --resume; earlier checkpoints are untouched"
 
 
 class _Manifest(TypedDict):
@@ -107,7 +107,7 @@ def read_state(folder: Path) -> TrainerState:
 
 
 def snapshot(model: nn.Module, optimizers: Optimizers) -> dict[str, Any]:
-    """Return a copy in host memory of all tensors that a checkpoint holds; training may go on while it is written."""
+    """Return a copy in host memory of all tensors that a checkpoint holds; training may go on meanwhile."""
     return _copied(_tensors(model, optimizers))
 
 
@@ -283,7 +283,7 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-# Saving while training goes on.
+# Saving while training continues.
 
 
 class Saver:

@@ -97,7 +97,7 @@ class CostMeter:
         return booked + time.perf_counter() - self._booked_until
 
     def begin(self, step: int = 0, useful: Work | None = None) -> None:
-        """Begin a run, or go on with one: what was done after the checkpoint is repeated.
+        """Begin a run, or continue one: what was done after the checkpoint is repeated.
 
         Args:
             step: that the checkpoint was written after; 0: the run begins

@@ -63,8 +63,8 @@ class Journal:
         out: the run's folder
         recipe: the run's recipe
         world: the processes
-        step: the step that the run goes on from
-        resumed: whether it goes on from a checkpoint; what was recorded after that is dropped
+        step: the step that the run continues from
+        resumed: whether it continues from a checkpoint; what was recorded after that is dropped
         again: whether it begins over an earlier beginning, which is removed
     """
 
@@ -96,7 +96,7 @@ class Journal:
 
     @contextmanager
     def optional(self, what: str, step: int) -> Iterator[None]:
-        """Report a failure in something that a run can do without, and go on."""
+        """Report a failure in something that a run can do without, and continue the run."""
         try:
             yield
         except Exception as error:
@@ -115,7 +115,7 @@ class Journal:
         estimate: MemoryEstimate,
         plan: BudgetPlan | None,
     ) -> None:
-        """Record that the run begins or goes on, and describe it in lines."""
+        """Record that the run begins or continues, and describe it in lines."""
         if resumed:
             self.write("resume", step)
             self.say(f"resuming {self.out} after step {step}")
@@ -148,7 +148,7 @@ class Journal:
         estimate: MemoryEstimate,
         plan: BudgetPlan | None,
     ) -> None:
-        """Say what the text, the network and the plan are and what the run will take; warn of what may be regretted."""
+        """Say what the text, the network and the plan are and what the run will take, and warn of likely mistakes."""
         world, training = self.world, self.recipe.training
         self.say(dataset.description)
         self._warn(dataset.warning())
@@ -282,7 +282,7 @@ class Display:
     """Shows steps, losses and speed on standard error: a bar in a terminal, a line now and then elsewhere.
 
     Args:
-        training: says how long the run is
+        training: says what ends the run
         step: steps taken before this start
         quiet: show nothing, as all processes but one do
     """
@@ -290,8 +290,8 @@ class Display:
     def __init__(self, training: TrainingConfig, step: int = 0, quiet: bool = False) -> None:
         self.console, self._quiet = Console(stderr=True, highlight=False, quiet=quiet), quiet
         self._printed = time.monotonic()
-        has_other_length = training.budget or training.seconds or training.tokens
-        self._steps = "" if has_other_length else f"/{training.steps}"
+        ends_by_steps = not (training.budget or training.seconds or training.tokens)
+        self._steps = f"/{training.steps}" if ends_by_steps else ""
         self._newest = dict[str, Any]()  # for the bar
         self._unprinted = dict[str, Any]()  # what no line has shown yet
         hidden = not self.console.is_terminal

@@ -1,7 +1,7 @@
 """One training run, from a recipe to a folder: a step, repeated, and what happens between steps.
 
-Between steps the run is logged, validated, saved and sampled. Whatever stops it, it goes on from the newest checkpoint
-bit for bit: weights, optimizer, random state and the position in the data are in it.
+Between steps the run is logged, validated, saved and sampled. Whatever stops it, it continues bit for bit from the
+newest checkpoint: weights, optimizer, random state and the position in the data are in it.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from gossamer.run.checkpoint import (
     saved_tokenizer,
 )
 from gossamer.run.cost import CostMeter
+from gossamer.run.lock import claimed
 from gossamer.run.log import Journal, RunningMean
 from gossamer.run.memory import MemoryEstimate, estimate_peak, require_weights
 from gossamer.run.profile import StepProfile
 from gossamer.run.samples import SampleWriter
-from gossamer.run.start import claimed
 from gossamer.run.stop import NOTHING_YET, Progress, StopRule, interruptible
 from gossamer.run.validate import Evaluation, Validator, validation_set
 from gossamer.streams import outliving_readers
@@ -64,7 +64,7 @@ def train(
     Args:
         recipe: all that decides the run
         out: its folder
-        resume: go on from the newest checkpoint there, or begin again if there is none
+        resume: continue from the newest checkpoint there, or begin again if there is none
         profile: write a trace of a few steps of the main process there, too
         sized_by_budget: first choose the size, the batch and the learning rate for the recipe's budget
         began: when the command began, by `time.perf_counter`, if that was before this call
@@ -92,7 +92,7 @@ def train(
         run = _Run(recipe, out, dataset, world, began)
         run.begin(checkpoint, plan, again=resume and checkpoint is None)
         stopped_by = run.train(profile, on_step or (lambda progress: None))
-        run.tell_what_next(report, stopped_by)
+        run.report(report, stopped_by)
     if stopped_by == signal.SIGINT:
         raise KeyboardInterrupt
 
@@ -147,7 +147,7 @@ class _Run:
     # Beginning.
 
     def begin(self, checkpoint: Path | None, plan: BudgetPlan | None, again: bool) -> None:
-        """Open the run's folder, and go on from a checkpoint if there is one.
+        """Open the run's folder, and continue from a checkpoint if there is one.
 
         Args:
             checkpoint: the checkpoint's folder
@@ -164,13 +164,14 @@ class _Run:
             if self.progress.is_complete and state.progress.is_complete:
                 amount, name = self.stop.setting
                 raise UserError(
-                    f"{self.out} is complete, it has taken its {amount} {name}; a larger --training.{name} goes on"
+                    f"{self.out} is complete, it has taken its {amount} {name}; "
+                    f"continue it with a larger --training.{name}"
                 )
         resumed, step = checkpoint is not None, self.progress.step
         self.journal = Journal(self.out, self.recipe, self.world, step, resumed, again)
         self.journal.begin(resumed, step, self.dataset, self.learner, self.costs, self.estimate, plan)
         if self.samples.words:
-            self.journal.say(f"samples go on from held-out words: {self.samples.words!r}")
+            self.journal.say(f"samples continue held-out words: {self.samples.words!r}")
         self.costs.begin(step, state.ledger if checkpoint is not None else None)
 
     def _restore(self, checkpoint: Path) -> TrainerState:
@@ -183,7 +184,8 @@ class _Run:
         """Take the steps that are left, then validate, save and sample. Return the signal that ended it, or 0."""
         training = self.recipe.training
         with self.journal, self.costs, self.saver, self._profile(profile) as profiler, interruptible() as signals:
-            if not self.progress.is_complete and _is_due(self.progress, training.sample_every) and self._lacks_sample():
+            is_sample_due = not self.progress.is_complete and _is_due(self.progress, training.sample_every)
+            if is_sample_due and self._is_sample_missing():
                 self._sample()  # the run was ended between a save and its sample
             if self.progress.step == 0 and training.bigram_steps:
                 self._start_from_bigrams()
@@ -208,7 +210,7 @@ class _Run:
             if stopped_by:
                 self._save(wait=True)
                 step = self.progress.step
-                self.journal.say(f"stopped after step {step}; gossamer train --resume --out {self.out} goes on")
+                self.journal.say(f"stopped after step {step}; continue with gossamer train --resume --out {self.out}")
             else:
                 self._finish()
             self.journal.say(self.costs.summary())
@@ -232,9 +234,7 @@ class _Run:
         self.costs.book_work({"head": found.flops})
         self._advance(seconds=seconds)
         self.journal.write("pairs", self.progress.step, loss=found.loss, seconds=seconds)
-        self.journal.say(
-            f"{steps} steps on {found.bigrams:,} pairs of tokens: loss {found.loss:.4f} in {duration(seconds)}"
-        )
+        self.journal.say(f"{steps} steps on {found.bigrams:,} bigrams: loss {found.loss:.4f} in {duration(seconds)}")
 
     def _step(self) -> StepResult:
         """Take one step of the optimizer; after it, `progress` is as of that step."""
@@ -258,7 +258,7 @@ class _Run:
     def _skip(self, result: StepResult) -> None:
         """Log a step that was not taken; after too many in a row go back to the newest checkpoint.
 
-        Time and data go on: what was lost has been paid for, and the same batches would fail again.
+        Time and data do not go back: what was lost has been paid for, and the same batches would fail again.
         """
         step, norm, loss = self.progress.step, float(result.values["grad_norm"]), float(result.values["loss"])
         self.journal.write("skip", step, reason=f"gradient norm {norm}, loss {loss}")
@@ -328,7 +328,7 @@ class _Run:
         seconds, share = self.costs.book("evaluation"), self.validator.share_of_last(tokens)
         self.stop.record_pause("validation", seconds, share)
 
-    def _lacks_sample(self) -> bool:
+    def _is_sample_missing(self) -> bool:
         """Whether the newest step, if there was one, has no sample yet."""
         step = self.progress.step
         return step > 0 and self.world.call_on_main(lambda: self.journal.sampled_step != step)
@@ -367,7 +367,7 @@ class _Run:
         self.costs.update(self.progress.fraction, write=True)
         self.journal.end(self.progress, last, self.plan)
 
-    def tell_what_next(self, report: Callable[[Path], Path] | None, stopped_by: int) -> None:
+    def report(self, report: Callable[[Path], Path] | None, stopped_by: int) -> None:
         """Write the report, and say which command shows what the run has learned."""
         if not self.world.is_main:
             return
@@ -376,7 +376,7 @@ class _Run:
             with self.journal.optional("report", step):
                 self.journal.say(f"report: {report(self.out)}")
         if not stopped_by:
-            with self.journal.optional("word on what comes next", step):
+            with self.journal.optional("hint at the next command", step):
                 self.journal.suggest(self.samples.suggested_prompt())
 
 

@@ -83,17 +83,17 @@ class MemoryEstimate(StepMemory):
         """Bytes that the device must have: on a CPU the copies of a checkpoint add to the total."""
         return self.total + (self.checkpoint if self.device_type == "cpu" else 0)
 
-    def fits(self, device: torch.device, processes: int = 1) -> bool:
+    def fits(self, device: torch.device, ranks_per_device: int = 1) -> bool:
         """Return whether the device has enough memory for so many processes like this one."""
-        return self.needed * processes <= devices.memory_bytes(device)
+        return self.needed * ranks_per_device <= devices.memory_bytes(device)
 
-    def require(self, device: torch.device, processes: int = 1) -> None:
+    def require(self, device: torch.device, ranks_per_device: int = 1) -> None:
         """Refuse what the device cannot hold however wrong the estimate is.
 
         Raises:
             UserError: So many processes like this one need more memory than the device has.
         """
-        _require("about", self.needed * processes, device)
+        _require("about", self.needed * ranks_per_device, device)
 
     def describe(self) -> str:
         """Return one line for people."""
@@ -105,21 +105,21 @@ class MemoryEstimate(StepMemory):
         return line
 
 
-def require_weights(config: ModelConfig, world_size: int, device: torch.device, processes: int = 1) -> None:
+def require_weights(config: ModelConfig, world_size: int, device: torch.device, ranks_per_device: int = 1) -> None:
     """Refuse a network whose weights, gradients and running means alone exceed the device's memory.
 
     This takes no time, while `estimate_peak` lays the network out first: half a minute for some thousand layers.
 
     Args:
         config: The network.
-        world_size: All processes, which share the network.
+        world_size: How many processes share the network.
         device: The device of this process.
-        processes: How many of the processes share this device.
+        ranks_per_device: How many of them share this device.
 
     Raises:
         UserError: The device has too little memory.
     """
-    _require("more than", 3 * _FLOAT32 * count_network(config).parameters // world_size * processes, device)
+    _require("more than", 3 * _FLOAT32 * count_network(config).parameters // world_size * ranks_per_device, device)
 
 
 def _require(about: str, needed: int, device: torch.device) -> None:
@@ -132,8 +132,8 @@ def _require(about: str, needed: int, device: torch.device) -> None:
         )
 
 
-def estimate_peak(recipe: Recipe, device: torch.device, processes: int = 1) -> MemoryEstimate:
-    """Estimate the peak memory of one of `processes` that train by `recipe` on `device`.
+def estimate_peak(recipe: Recipe, device: torch.device, world_size: int = 1) -> MemoryEstimate:
+    """Estimate the peak memory of one of `world_size` processes that train by `recipe` on `device`.
 
     On a CPU, call it before the network is built: the process as it stands is taken to be the base.
 
@@ -152,18 +152,18 @@ def estimate_peak(recipe: Recipe, device: torch.device, processes: int = 1) -> M
     mtp_steps = training.mtp_steps if model.mtp is not None and training.mtp_loss_weight else 0
     if model.mtp is not None and not mtp_steps:
         model.mtp.requires_grad_(False)
-    resident = _resident_bytes(model, recipe.optimizer.kind, device, processes)
+    resident = _resident_bytes(model, recipe.optimizer.kind, device, world_size)
 
     itemsize = devices.compute_dtype(device, training.precision).itemsize
     native = frozenset(name for name, operation in OPERATIONS.items() if operation.choose(device).name == "native")
-    layout = Layout(processes, rows=max(1, training.batch_size // processes), recompute=training.recompute)
+    layout = Layout(world_size, rows=max(1, training.batch_size // world_size), recompute=training.recompute)
     step = StepSpec(
         MicroBatchShape(layout.rows, training.sequence_length, itemsize, native),
         recompute=training.recompute,
         accumulates=training.gradient_accumulation > 1,
         mtp_steps=mtp_steps,
         mtp_trunk_gradient=training.mtp_trunk_gradient,
-        casts=processes == 1,  # several processes gather weights in the computing type
+        casts=world_size == 1,  # several processes gather weights in the computing type
     )
     timeline = trace_step(recipe.model, layout, step)
     return MemoryEstimate(
@@ -175,18 +175,18 @@ def estimate_peak(recipe: Recipe, device: torch.device, processes: int = 1) -> M
     )
 
 
-def _resident_bytes(model: CausalLM, optimizer: str, device: torch.device, processes: int) -> ResidentBytes:
+def _resident_bytes(model: CausalLM, optimizer: str, device: torch.device, world_size: int) -> ResidentBytes:
     """What one process holds of a network on the meta device, and what its optimizer's update takes."""
     splits = matrix_splits(model) if optimizer == "muon" else {}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    gradients = _bytes(trained) // processes
+    gradients = _bytes(trained) // world_size
     # Muon keeps a running mean of each matrix, AdamW a running mean and a running square of all else.
     matrices = [parameter for parameter in trained if parameter in splits]
     return ResidentBytes(
-        weights=_bytes(model.parameters()) // processes,
+        weights=_bytes(model.parameters()) // world_size,
         gradients=gradients,
-        optimizer=2 * gradients - _bytes(matrices) // processes,
-        update=(max((_muon_workspace(matrix, splits[matrix], device, processes) for matrix in matrices), default=0),),
+        optimizer=2 * gradients - _bytes(matrices) // world_size,
+        update=(max((_muon_workspace(matrix, splits[matrix], device, world_size) for matrix in matrices), default=0),),
     )
 
 
@@ -199,9 +199,9 @@ def _slack(moments: Iterable[MemoryMoment]) -> int:
     return int(_HOLES * sum(largest.values()))
 
 
-def _muon_workspace(parameter: Tensor, split: Split, device: torch.device, processes: int) -> int:
+def _muon_workspace(parameter: Tensor, split: Split, device: torch.device, world_size: int) -> int:
     """Bytes that Muon's update of a parameter takes: the update, and the iterations on one of its parts at a time."""
-    shared = processes if parameter.ndim > 2 else 1  # experts are spread as wholes, a matrix is gathered
+    shared = world_size if parameter.ndim > 2 else 1  # experts are spread as wholes, a matrix is gathered
     native = OPERATIONS["orthogonalize"].choose(device).name == "native"  # iterates within the caches of the threads
     itemsize = devices.compute_dtype(device, "auto").itemsize
     largest = 0

@@ -10,7 +10,10 @@ These are the events; a reader can rely on `step` only. `tokens` and `elapsed` (
     start       time, gossamer, torch, device, parameters, active_parameters (that one token passes; both with the
                 multi-token-prediction head), mtp_parameters, mtp_active_parameters (of that head),
                 flops_per_token, tokens_per_step, steps, corpus
-    pairs       loss, seconds (of the embedding and the head, which learned by themselves before the first step)
+    plan        width, tokens, epochs, bits_per_byte (predicted), error (of the prediction, relative), extrapolated,
+                tokens_per_second, measured (widths): what was chosen for a budget (`gossamer.run.budget.BudgetPlan`)
+    pairs       loss, seconds (of the embedding and the head, which learned from the text's bigrams before the first
+                step)
     train       tokens, elapsed, loss, mtp_loss, aux_loss, z_loss, grad_norm, learning_rate, tokens_per_second,
                 mfu (share of the device's measured peak), memory (peak bytes)
     eval, end   tokens, elapsed, set (name of the validation text; one event for each), eval_tokens (how many of it were
@@ -21,7 +24,7 @@ These are the events; a reader can rely on `step` only. `tokens` and `elapsed` (
     experts     tokens; for each layer with experts, the head's last: max_over_mean, dead (count), entropy (0 to 1),
                 load (of each expert, mean 1)
     sample      text
-    checkpoint  seconds (that training stood still), best
+    checkpoint  seconds (that training stood still)
     skip        reason (a step whose update was not taken)
     rollback    to (the step that training went back to; what was measured after it is undone)
     resume      time
@@ -82,7 +85,7 @@ class MetricsWriter:
 
     Args:
         run_dir: the run's folder; made if it is not there
-        resume_step: the step of the checkpoint that the run goes on from, None for a new run; events after that step
+        resume_step: the step of the checkpoint that the run continues from, None for a new run; events after that step
             are dropped from the records, so that no curve has double points (Weights & Biases keeps them)
         wandb_project: name of a Weights & Biases project that the numbers are sent to; None: none
 
@@ -280,7 +283,7 @@ class TensorBoard:
 
     Args:
         run_dir: the run's folder
-        resume_step: the step that the run goes on from; None for a new run
+        resume_step: the step that the run continues from; None for a new run
     """
 
     def __init__(self, run_dir: Path, resume_step: int | None) -> None:
@@ -318,7 +321,7 @@ class WeightsAndBiases:
     """Shows a run in a Weights & Biases project, under the name of the run's folder; its files go to `wandb/` there.
 
     Everything that the package reads from its environment holds: with `WANDB_MODE=offline` nothing is sent until
-    `wandb sync`. A resumed run goes on in the same curves. These cannot forget: steps that a resume or a rollback
+    `wandb sync`. A resumed run continues the same curves. These cannot forget: steps that a resume or a rollback
     repeats appear there twice.
 
     Raises:

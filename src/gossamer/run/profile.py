@@ -23,7 +23,7 @@ class StepProfile:
     Args:
         out: the run's folder
         device: where the steps run
-        step: the step that the run goes on from
+        step: the step that the run continues from
         say: called with a line about where the trace is, or why there is none
     """
 

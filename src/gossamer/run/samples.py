@@ -1,8 +1,8 @@
-"""What the network in training writes: a text that goes on from a prompt or from unread words.
+"""What the network in training writes: a text that continues a prompt or held-out words.
 
 A recipe's own prompt is meant for the recipe's own text. Without one a sample begins a document, as rows of training
 do. Where documents are few and long, their beginnings are hardly ever seen, and what the model makes of one says
-nothing; there a sample goes on from words of the held-out text.
+nothing; there a sample continues words of the held-out text.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class SampleWriter:
     """Writes a run's samples.
 
     Args:
-        training: says which prompt they go on from, how long they are, and the seed
+        training: says which prompt they continue, how long they are, and the seed
         dataset: the text that the run learns from
 
     Attributes:
@@ -45,7 +45,7 @@ class SampleWriter:
         self.words = "" if self.prompt else held_out_words(dataset, training.sequence_length)
 
     def write(self, model: CausalLM) -> str:
-        """Return a sample, the text that it goes on from included."""
+        """Return a sample, with the text that it continues."""
         sampling = SamplingParams(self.training.sample_tokens, seed=self.training.seed, **sampling_for_readers({}))
         prompt = self.prompt or self.words
         return prompt + "".join(sample_text(model, self.dataset.tokenizer, prompt, sampling))

@@ -1,29 +1,19 @@
-"""What a run begins or goes on with: its recipe, decided before anything is written, and its folder.
-
-A run has one trainer: it holds a lock in the folder, which the operating system releases when its holder ends in
-whatever way. Where there are no such locks, on Windows and on some file systems, nobody is kept out.
-"""
+"""The recipe and the folder of a run that begins or is resumed, decided before anything is written."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any
 
 from gossamer.data.sources import HUB_PREFIX
 from gossamer.errors import UserError
-from gossamer.files import sweep, try_lock
 from gossamer.hub.find import RUN_CONFIG
-from gossamer.reading import MissingFile, open_to_append, open_to_read, user_path
+from gossamer.reading import user_path
+from gossamer.run.lock import require_unclaimed
 from gossamer.train.recipe import Recipe, flatten, load_recipe, recipe_file, recipe_options
-
-if TYPE_CHECKING:
-    from gossamer.train.world import World
-
-_LOCK = ".lock"
 
 
 def require_undecided(recipe: str | None, overrides: Mapping[str, Any]) -> None:
@@ -45,12 +35,12 @@ def require_undecided(recipe: str | None, overrides: Mapping[str, Any]) -> None:
             raise UserError(f"--budget decides --{key}; leave one of them out, or {own}")
 
 
-def run_folder(recipe: str | None, chosen: str, paths: Sequence[str]) -> Path:
+def run_folder(recipe: str | None, recipe_name: str, paths: Sequence[str]) -> Path:
     """Return the folder of a run that was given none: the name of its recipe or, if only text was given, of the text.
 
     Args:
         recipe: the recipe that the command names, if it names one
-        chosen: the recipe that it trains by
+        recipe_name: name or path of the recipe that it trains by
         paths: the text that it gives
     """
     text = ""
@@ -59,7 +49,7 @@ def run_folder(recipe: str | None, chosen: str, paths: Sequence[str]) -> Path:
         name = paths[0] if paths[0].startswith(HUB_PREFIX) else first.resolve().name
         # The kind of a file says nothing; the dots of a folder's name may.
         text = re.sub(r"[^\w.-]+", "-", name.removesuffix(first.suffix) if first.is_file() else name).strip("-.")
-    return Path("runs") / (text or Path(chosen).stem)
+    return Path("runs") / (text or Path(recipe_name).stem)
 
 
 def fresh_recipe(folder: Path, name: str, overrides: Mapping[str, Any]) -> Recipe:
@@ -76,7 +66,7 @@ def fresh_recipe(folder: Path, name: str, overrides: Mapping[str, Any]) -> Recip
     recipe = _with_absolute_paths(load_recipe(name, overrides))
     if (folder / RUN_CONFIG).exists():
         require_unclaimed(folder)
-        raise UserError(f"{folder} already holds a run; --resume goes on with it, --out DIR begins another")
+        raise UserError(f"{folder} already holds a run; continue it with --resume, or begin another with --out DIR")
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; choose a folder with --out DIR")
     # A start that was killed leaves hidden files.
@@ -98,7 +88,7 @@ def _require_text(paths: Iterable[str], recipe: Path) -> None:
 
 
 def resumed_recipe(folder: Path, name: str | None, overrides: Mapping[str, Any]) -> Recipe:
-    """Return the recipe of a run that goes on, with overrides of what may still change.
+    """Return the recipe of a run that is resumed, with overrides of what may still change.
 
     Overrides that repeat the run's own values are accepted, so that a command can be repeated with --resume at its end.
 
@@ -152,59 +142,3 @@ def _with_absolute_paths(recipe: Recipe) -> Recipe:
             tokenizer=corpus.tokenizer if corpus.tokenizer in ("bpe", "char") else absolute(corpus.tokenizer),
         ),
     )
-
-
-# The folder.
-
-
-@contextmanager
-def claimed(run: Path, world: World) -> Iterator[None]:
-    """Hold a run's folder, which is made if need be; if nothing is begun there meanwhile, it is left as it was.
-
-    Raises:
-        UserError: another trainer holds it; on every process.
-    """
-    with ExitStack() as held:
-        world.call_on_main(lambda: held.enter_context(_locked(run)))
-        yield
-
-
-def require_unclaimed(run: Path) -> None:
-    """Refuse a run's folder that a trainer holds.
-
-    Raises:
-        UserError: another process trains there.
-    """
-    with suppress(MissingFile), open_to_read(run / _LOCK, "remove it") as file:
-        _take(file, run, shared=True)
-
-
-@contextmanager
-def _locked(run: Path) -> Iterator[None]:
-    """Hold a run's lock on the main process, and remove what a killed trainer has left."""
-    is_new = not run.exists()
-    run.mkdir(parents=True, exist_ok=True)
-    with open_to_append(run / _LOCK) as file:
-        _take(file, run)
-        sweep(run, "model", age=0)  # nobody else writes a run's model
-        sweep(run)
-        try:
-            yield
-        finally:
-            if not (run / RUN_CONFIG).exists():
-                (run / _LOCK).unlink(missing_ok=True)
-                if is_new:
-                    with suppress(OSError):  # another process has put something there
-                        run.rmdir()
-
-
-def _take(file: BinaryIO, run: Path, shared: bool = False) -> None:
-    """Lock the open lock file of a run.
-
-    Raises:
-        UserError: another process holds it.
-    """
-    if not try_lock(file, shared):
-        raise UserError(
-            f"{run} is being trained by another process; wait for its end, or begin another run with --out DIR"
-        )

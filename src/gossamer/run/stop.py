@@ -60,13 +60,13 @@ class StopRule:
     """Decides how far a run has come, and so when it takes its last step.
 
     Args:
-        training: says how long the run is
+        training: says what ends the run
         costs: what the run has spent
         world: the processes, which must agree
 
     Attributes:
-        budget_seconds: seconds of the clock that the budget comes to; None: the run's length is not one of time
-        budget_flops: FLOPs that the budget comes to; None: the run's length is not one of FLOPs
+        budget_seconds: seconds of the clock that the budget comes to; None: no budget of time ends the run
+        budget_flops: FLOPs that the budget comes to; None: no budget of FLOPs ends the run
     """
 
     def __init__(self, training: TrainingConfig, costs: CostMeter, world: World) -> None:
@@ -81,7 +81,7 @@ class StopRule:
 
     @property
     def setting(self) -> tuple[str, str]:
-        """How long the run is, and the key in `training` that says so."""
+        """The amount that ends the run, and its key in `training`: budget if set, else seconds, tokens or steps."""
         name = next(name for name in ("budget", "seconds", "tokens", "steps") if getattr(self.training, name))
         value = getattr(self.training, name)
         return (value if name == "budget" else f"{value:,.10g}"), name

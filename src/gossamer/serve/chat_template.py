@@ -33,7 +33,7 @@ DEFAULT_TEMPLATE = """\
 {%- if add_generation_prompt -%}{{- "Assistant:" -}}{%- endif -%}
 """
 DEFAULT_STOP = ("\nUser:",)
-"""What ends an answer in the plain dialogue: a base model would go on and speak for the user, too."""
+"""What ends an answer in the plain dialogue: a base model would continue and speak for the user, too."""
 
 _OPEN_REASONING = re.compile(r"<think>\s*\Z")
 MAX_SECONDS = 5.0
@@ -55,10 +55,10 @@ class RenderedPrompt:
     """A prompt in tokens.
 
     Attributes:
-        ids: the tokens.
+        ids: the tokens
         boundaries: after how many tokens a message begins, in rising order: up to there the next request of the
-            conversation may still agree with this one.
-        thinking: whether the prompt ends in an open `<think>`.
+            conversation may still agree with this one
+        thinking: whether the prompt ends in an open `<think>`
     """
 
     ids: tuple[int, ...]
@@ -73,13 +73,13 @@ class ChatTemplate:
     begins one of another role, by writing `<|im_end|>` into a message.
 
     Args:
-        tokenizer: the tokenizer, with its chat template if the checkpoint has one.
+        tokenizer: the tokenizer, with its chat template if the checkpoint has one
 
     Attributes:
-        is_default: whether the checkpoint has no chat template, and messages become a plain dialogue.
-        stop: texts that end an answer.
-        thinks: whether the model may begin an answer with `<think>`.
-        tools: how the model writes tool calls; None if the template cannot offer tools.
+        is_default: whether the checkpoint has no chat template, and messages become a plain dialogue
+        stop: texts that end an answer
+        thinks: whether the model may begin an answer with `<think>`
+        tools: how the model writes tool calls; None if the template cannot offer tools
 
     Raises:
         UserError: the chat template of the checkpoint cannot be used.
@@ -114,9 +114,9 @@ class ChatTemplate:
         """Render the prompt that asks for the next message of an assistant.
 
         Args:
-            messages: messages of chat/completions, with `content` as text and `arguments` as JSON objects.
-            tools: tools of chat/completions.
-            template_kwargs: further variables for the template, such as `enable_thinking`.
+            messages: messages of chat/completions, with `content` as text and `arguments` as JSON objects
+            tools: tools of chat/completions
+            template_kwargs: further variables for the template, such as `enable_thinking`
 
         Raises:
             TemplateRefusal: the template refuses the messages or fails.
@@ -240,8 +240,8 @@ class _Renderer:
     """Renders templates in processes of their own, which are ended if they take too long; for several threads.
 
     Args:
-        plain: the source of the template for conversations without tools.
-        with_tools: the source of the template for conversations with tools.
+        plain: the source of the template for conversations without tools
+        with_tools: the source of the template for conversations with tools
     """
 
     def __init__(self, plain: str, with_tools: str) -> None:
@@ -259,8 +259,8 @@ class _Renderer:
         """Render a template.
 
         Args:
-            tools: whether to use the template for conversations with tools.
-            variables: the variables of the template.
+            tools: whether to use the template for conversations with tools
+            variables: the variables of the template
 
         Raises:
             Refused: the template refuses the variables or fails.

@@ -35,15 +35,15 @@ class ConnectionLimit:
     connections others hold open.
 
     Args:
-        max_connections: connections in all; fewer if the process may not have that many descriptors.
-        header_timeout: seconds until the header of a request must be complete.
+        max_connections: connections in all; fewer if the process may not have that many descriptors
+        header_timeout: seconds until the header of a request must be complete
 
     Attributes:
-        burst: connections that may be accepted before any of them is looked at.
-        max_connections: connections in all.
-        max_per_address: connections of one address.
-        header_timeout: as above.
-        lingering: number of connections that were refused and are not closed yet.
+        burst: connections that may be accepted before any of them is looked at
+        max_connections: connections in all
+        max_per_address: connections of one address
+        header_timeout: as above
+        lingering: number of connections that were refused and are not closed yet
     """
 
     def __init__(self, max_connections: int, header_timeout: float) -> None:
@@ -96,9 +96,9 @@ class LimitedProtocol(H11Protocol):
     """uvicorn's protocol with a limit on connections and a deadline for headers.
 
     Attributes:
-        limit: the limit that all connections share.
-        address: the address of the client.
-        idle_since: when the connection began to wait for a request.
+        limit: the limit that all connections share
+        address: the address of the client
+        idle_since: when the connection began to wait for a request
     """
 
     limit: ConnectionLimit

@@ -50,15 +50,15 @@ class EngineProcess:
     """The engine as the service sees it. All methods are called in the event loop's thread.
 
     Args:
-        build: makes the engine in its process; it can be pickled.
-        options: the limits.
-        metrics: counts tokens, times and restarts.
+        build: makes the engine in its process; it can be pickled
+        options: the limits
+        metrics: counts tokens, times and restarts
 
     Attributes:
-        state: loading (also after a death), ready, draining or stopped.
-        info: what is known about the model once it is loaded.
-        failure: why the engine cannot be started at all.
-        on_failure: is called when the engine cannot be started at all.
+        state: loading (also after a death), ready, draining or stopped
+        info: what is known about the model once it is loaded
+        failure: why the engine cannot be started at all
+        on_failure: is called when the engine cannot be started at all
     """
 
     def __init__(self, build: BuildEngine, options: ServeOptions, metrics: Metrics) -> None:
@@ -88,7 +88,7 @@ class EngineProcess:
         return len(self._generations)
 
     def start(self) -> None:
-        """Start the process; it loads the model while the event loop goes on."""
+        """Start the process; it loads the model while the event loop runs on."""
         self.state = "loading"
         self._loop = asyncio.get_running_loop()
         context = multiprocessing.get_context("spawn")
@@ -144,8 +144,8 @@ class EngineProcess:
         """Check that there is room for more requests; also called before any work is put into them.
 
         Args:
-            count: the number of requests.
-            field: the field of the client's request that asks for so many.
+            count: the number of requests
+            field: the field of the client's request that asks for so many
 
         Raises:
             ApiError: 503 while the engine loads or drains, 429 if the queue is full, 400 for more than ever fit.
@@ -295,8 +295,8 @@ class CrashRecord:
         """Record the requests that the engine had when it died or failed.
 
         Args:
-            requests: the requests.
-            by_itself: whether the engine crashed by itself, rather than being killed.
+            requests: the requests
+            by_itself: whether the engine crashed by itself, rather than being killed
         """
         digests = set(map(_digest, requests))
         points = 2 if by_itself and len(digests) == 1 else 1

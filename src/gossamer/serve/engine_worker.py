@@ -76,9 +76,9 @@ class ModelInfo:
     """What the service has to know about the model.
 
     Attributes:
-        max_model_len: tokens that prompt and answer may have together.
-        vocab_size: the number of token ids.
-        max_batch: the number of requests that run at once.
+        max_model_len: tokens that prompt and answer may have together
+        vocab_size: the number of token ids
+        max_batch: the number of requests that run at once
     """
 
     max_model_len: int
@@ -98,7 +98,7 @@ class EngineConfig:
 
     Attributes:
         device: auto, cpu, cuda, cuda:1, npu …
-        options: sizes and switches of the engine.
+        options: sizes and switches of the engine
     """
 
     device: str = "auto"
@@ -166,9 +166,9 @@ class Rejected:
     """The engine has refused a request.
 
     Attributes:
-        id: the request.
-        message: why it was refused.
-        fault: whose fault it is, "client" or "engine".
+        id: the request
+        message: why it was refused
+        fault: whose fault it is, "client" or "engine"
     """
 
     id: str
@@ -212,10 +212,10 @@ class _WorkerLoop:
     """Takes commands, runs the engine's steps and sends what they make.
 
     Args:
-        connection: the pipe to the service.
-        make: makes a fresh engine after a step that failed.
-        engine: the first engine.
-        max_with_grammar: requests with a grammar that the engine may have at a time, each of which has a process.
+        connection: the pipe to the service
+        make: makes a fresh engine after a step that failed
+        engine: the first engine
+        max_with_grammar: requests with a grammar that the engine may have at a time, each of which has a process
     """
 
     def __init__(self, connection: Connection, make: MakeEngine, engine: Engine, max_with_grammar: int) -> None:

@@ -30,14 +30,14 @@ class ApiError(Exception):
     """An error that a client receives instead of an answer.
 
     Args:
-        status: the HTTP status.
-        message: one line that names the thing and the remedy.
-        code: a word for programs; by default it follows from the status.
-        param: the field of the request at fault, dotted.
-        retry_after: seconds after which another try is worthwhile (header Retry-After).
+        status: the HTTP status
+        message: one line that names the thing and the remedy
+        code: a word for programs; by default it follows from the status
+        param: the field of the request at fault, dotted
+        retry_after: seconds after which another try is worthwhile (header Retry-After)
 
     Attributes:
-        headers: further headers of the response.
+        headers: further headers of the response
     """
 
     def __init__(

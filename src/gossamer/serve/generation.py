@@ -45,10 +45,10 @@ class Generation:
     Whoever gets one must close it, whatever happens, because that frees the slots of the engine.
 
     Args:
-        requests: the requests to the engine, one for each choice.
-        options: the time limits.
-        metrics: counts tokens and times.
-        release: called once for each request.
+        requests: the requests to the engine, one for each choice
+        options: the time limits
+        metrics: counts tokens and times
+        release: called once for each request
     """
 
     def __init__(self, requests: Sequence[Request], options: ServeOptions, metrics: Metrics, release: Release) -> None:
@@ -187,9 +187,9 @@ class EventStream(Response):
     """Sends events as they are made, and closes the generation however it ends: read, left or not read for too long.
 
     Args:
-        generation: what the events are made from.
-        events: yields the bytes to send; an `ApiError` that it raises becomes the last event.
-        write_timeout: seconds that a client may leave an event unread.
+        generation: what the events are made from
+        events: yields the bytes to send; an `ApiError` that it raises becomes the last event
+        write_timeout: seconds that a client may leave an event unread
     """
 
     media_type = "text/event-stream"

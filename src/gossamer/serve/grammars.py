@@ -32,9 +32,9 @@ class CallRules:
     """How the model may call tools.
 
     Attributes:
-        tools: the functions that may be called, as in chat/completions.
-        forced: whether the answer is a call and nothing else.
-        single: whether there is one call at most.
+        tools: the functions that may be called, as in chat/completions
+        forced: whether the answer is a call and nothing else
+        single: whether there is one call at most
     """
 
     tools: Sequence[Mapping[str, Any]]
@@ -51,9 +51,9 @@ def format_grammar(kind: GrammarKind, text: str, thinking: bool) -> Grammar | No
     """Return the grammar of a `response_format`.
 
     Args:
-        kind: what `text` is.
-        text: a schema, a pattern or a grammar.
-        thinking: whether the prompt ends in an open `<think>`.
+        kind: what `text` is
+        text: a schema, a pattern or a grammar
+        thinking: whether the prompt ends in an open `<think>`
 
     Returns:
         The grammar; None if no reasoning can come before it, as a Lark grammar has a start rule of its own.
@@ -77,9 +77,9 @@ def call_grammar(rules: CallRules, form: ToolFormat, thinking: bool) -> Grammar:
     the format "xml" they always have the names of the parameters, because the grammar cannot express anything else.
 
     Args:
-        rules: how the model may call tools.
-        form: how the model writes a call.
-        thinking: whether the prompt ends in an open `<think>`.
+        rules: how the model may call tools
+        form: how the model writes a call
+        thinking: whether the prompt ends in an open `<think>`
     """
     lines = [_TEXT, _PLAIN]
     if thinking:

@@ -25,8 +25,8 @@ def accepted_types(schema: Any, root: Mapping[str, Any]) -> frozenset[str]:
     `$ref` stands for another schema.
 
     Args:
-        schema: the schema of one value; it comes from the client and may hold anything.
-        root: the schema of all parameters, in which references are looked up.
+        schema: the schema of one value; it comes from the client and may hold anything
+        root: the schema of all parameters, in which references are looked up
     """
     return frozenset(_accepted(schema, root, [_MAX_STEPS]))
 

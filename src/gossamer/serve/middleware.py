@@ -48,11 +48,11 @@ class RequestMiddleware:
     whose name was made to point here (DNS rebinding) names another host.
 
     Args:
-        app: the application.
-        options: limits and the address of the service.
-        keys: the API keys; None if no key is needed.
-        metrics: counts requests and times.
-        routes: the routes that the metrics count apart.
+        app: the application
+        options: limits and the address of the service
+        keys: the API keys; None if no key is needed
+        metrics: counts requests and times
+        routes: the routes that the metrics count apart
     """
 
     def __init__(
@@ -139,7 +139,7 @@ class _ArrivingBodies:
     """The bodies that have not arrived completely.
 
     Args:
-        max_bytes: bytes that they may take together; beyond that, the oldest are given up.
+        max_bytes: bytes that they may take together; beyond that, the oldest are given up
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -207,7 +207,7 @@ class ApiKeys:
     never fail silently.
 
     Args:
-        path: the file.
+        path: the file
 
     Raises:
         UserError: at the start, the file cannot be read, holds no key, or holds one with fewer than 16 characters.

@@ -30,7 +30,7 @@ class ServeOptions:
         max_connections: maximum number of open connections, half of them from one address; where there are too many,
             an idle one is closed
         max_body: maximum size of a request
-        max_tokens: maximum length of an answer
+        max_tokens: largest max_tokens that a request may ask for; it bounds an answer to one that asks for none, too
         max_choices: maximum number of answers to one request, `n` times its prompts
         queue_timeout: maximum time from a request's arrival to its first token
         request_timeout: maximum time from a request's arrival to its end

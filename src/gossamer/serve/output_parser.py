@@ -60,14 +60,14 @@ class OutputParser:
     passed on as it was written: as content, or as reasoning if it stands within the reasoning.
 
     Args:
-        thinking: whether the prompt ended in an open `<think>`.
-        thinks: whether the model may begin with a `<think>` of its own.
-        reader: makes a reader of one call; None if the model has no tools, and the tags mean nothing.
-        trim: whether white space at the beginning is left out, as after the colon of a plain dialogue.
+        thinking: whether the prompt ended in an open `<think>`
+        thinks: whether the model may begin with a `<think>` of its own
+        reader: makes a reader of one call; None if the model has no tools, and the tags mean nothing
+        trim: whether white space at the beginning is left out, as after the colon of a plain dialogue
 
     Attributes:
-        thinking: whether the text is inside of the reasoning.
-        num_calls: number of calls so far.
+        thinking: whether the text is inside of the reasoning
+        num_calls: number of calls so far
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class OutputParser:
         """Return the events that were still held back when the text ended.
 
         Args:
-            cut: whether something else than the model ended the text.
+            cut: whether something else than the model ended the text
         """
         events = list(self._read(is_end=True))
         if self._reader is not None:
@@ -215,9 +215,9 @@ class OutputParser:
         """Take the text up to a tag, or as much as can be neither the beginning of a tag nor the white space before it.
 
         Args:
-            tags: the tags that may come.
-            is_end: whether nothing comes after the text.
-            keep_end: whether white space at the very end is part of the text if no tag follows.
+            tags: the tags that may come
+            is_end: whether nothing comes after the text
+            keep_end: whether white space at the very end is part of the text if no tag follows
         """
         ends = [index for tag in tags if (index := self._text.find(tag)) >= 0]
         end = min(ends, default=-1)

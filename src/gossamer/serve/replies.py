@@ -50,9 +50,9 @@ class Call:
     """A tool call in a reply.
 
     Attributes:
-        id: identifies the call in the message that brings the function's answer.
-        name: the function.
-        arguments: the text of a JSON object.
+        id: identifies the call in the message that brings the function's answer
+        name: the function
+        arguments: the text of a JSON object
     """
 
     id: str
@@ -65,14 +65,14 @@ class Reply:
     """One choice, as far as it has been generated.
 
     Attributes:
-        parser: turns the engine's text into reasoning, content and tool calls.
-        reasoning: the reasoning so far.
-        content: the answer proper so far.
-        calls: the tool calls so far.
-        logprobs: the log-probabilities of the tokens so far, if they were asked for.
-        finish_reason: the engine's, None until the end.
-        usage: the engine's, None until the end.
-        reasoning_tokens: number of tokens that were generated while the model was reasoning.
+        parser: turns the engine's text into reasoning, content and tool calls
+        reasoning: the reasoning so far
+        content: the answer proper so far
+        calls: the tool calls so far
+        logprobs: the log-probabilities of the tokens so far, if they were asked for
+        finish_reason: the engine's, None until the end
+        usage: the engine's, None until the end
+        reasoning_tokens: number of tokens that were generated while the model was reasoning
     """
 
     parser: OutputParser
@@ -112,8 +112,8 @@ class PreparedReplies:
     """The choices of one answer before and while they are generated.
 
     Attributes:
-        requests: the requests to the engine, one for each choice.
-        replies: the reply to each of them.
+        requests: the requests to the engine, one for each choice
+        replies: the reply to each of them
     """
 
     requests: list[Request]
@@ -129,8 +129,8 @@ def total_usage(groups: Sequence[Sequence[Any]], reasoning_tokens: int | None = 
     """Sum what the engine has counted, the `usage` of each item.
 
     Args:
-        groups: the choices, in groups that share a prompt.
-        reasoning_tokens: number of tokens of reasoning; None if the API does not report them.
+        groups: the choices, in groups that share a prompt
+        reasoning_tokens: number of tokens of reasoning; None if the API does not report them
     """
     counted = [[item.usage for item in group if item.usage is not None] for group in groups]
     prompt = sum(group[0].prompt_tokens for group in counted if group)
@@ -152,17 +152,17 @@ class ReplyRequest:
     """What an API asks for: the next message of a conversation, and how it is generated.
 
     Attributes:
-        messages: the conversation.
-        sampling: how tokens are sampled, and what ends the reply.
-        max_tokens: tokens that a reply may have; None for as many as fit.
-        num_choices: the number of replies.
-        tools: the functions that the model may call.
-        tool_choice: whether it may, must or must not call one, or which one it must call.
-        parallel_tool_calls: False allows one call at most.
-        response_format: the form that a reply must have.
-        logprobs: the number of alternatives to report with each token; None reports no log-probabilities.
-        template_kwargs: further variables for the chat template.
-        fields: what the API calls the fields that may ask for too much.
+        messages: the conversation
+        sampling: how tokens are sampled, and what ends the reply
+        max_tokens: tokens that a reply may have; None for as many as fit
+        num_choices: the number of replies
+        tools: the functions that the model may call
+        tool_choice: whether it may, must or must not call one, or which one it must call
+        parallel_tool_calls: False allows one call at most
+        response_format: the form that a reply must have
+        logprobs: the number of alternatives to report with each token; None reports no log-probabilities
+        template_kwargs: further variables for the chat template
+        fields: what the API calls the fields that may ask for too much
     """
 
     messages: Sequence[ChatMessage]

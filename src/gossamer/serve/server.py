@@ -79,8 +79,8 @@ class Server(uvicorn.Server):
     error of their own.
 
     Args:
-        service: what is served.
-        keys: the API keys; None if no key is needed.
+        service: what is served
+        keys: the API keys; None if no key is needed
     """
 
     def __init__(self, service: Service, keys: ApiKeys | None) -> None:

@@ -38,8 +38,8 @@ class FieldNames:
     """What a family of endpoints calls the fields that may ask for too much; errors name them.
 
     Attributes:
-        prompt: the field that holds the prompt.
-        max_tokens: the field that bounds the answer.
+        prompt: the field that holds the prompt
+        max_tokens: the field that bounds the answer
     """
 
     prompt: str = "messages"
@@ -54,15 +54,15 @@ class Service:
     """The model that is served, and everything that routes need to answer requests with it.
 
     Attributes:
-        options: limits and switches.
-        tokenizer: the tokenizer of the model.
-        template: turns messages into tokens.
-        engine: the engine in its process.
-        metrics: counters and times.
-        folder: the Hugging Face directory that is served.
-        created: when the service started (seconds since 1970).
-        defaults: sampling values of the checkpoint's generation_config.json.
-        ends: tokens that end an answer by the checkpoint's files, besides the tokenizer's end of text.
+        options: limits and switches
+        tokenizer: the tokenizer of the model
+        template: turns messages into tokens
+        engine: the engine in its process
+        metrics: counters and times
+        folder: the Hugging Face directory that is served
+        created: when the service started (seconds since 1970)
+        defaults: sampling values of the checkpoint's generation_config.json
+        ends: tokens that end an answer by the checkpoint's files, besides the tokenizer's end of text
     """
 
     options: ServeOptions
@@ -118,10 +118,10 @@ class Service:
         """Render the prompt of a conversation, in a thread because long ones take a while.
 
         Args:
-            messages: the conversation, as chat templates know it.
-            tools: the functions that the model is told about.
-            template_kwargs: further variables for the chat template.
-            field: the field of the request that is named if the template refuses the messages.
+            messages: the conversation, as chat templates know it
+            tools: the functions that the model is told about
+            template_kwargs: further variables for the chat template
+            field: the field of the request that is named if the template refuses the messages
 
         Raises:
             ApiError: 400 if the template refuses the messages.
@@ -150,15 +150,15 @@ class Service:
         """Return the requests to the engine for `count` answers to one prompt.
 
         Args:
-            sampling: how to sample; what it leaves open follows the checkpoint, then OpenAI.
-            prompt: the tokens of the prompt.
-            max_tokens: tokens that each answer may have; None for as many as fit.
-            count: the number of answers.
-            logprobs: the number of alternatives to report with each token; None reports no log-probabilities.
-            grammar: what the answers must match.
-            stop: texts that end the answer besides those of `sampling`.
-            boundaries: after how many tokens a message begins, see `RenderedPrompt`.
-            fields: the names of the fields, for errors.
+            sampling: how to sample; what it leaves open follows the checkpoint, then OpenAI
+            prompt: the tokens of the prompt
+            max_tokens: tokens that each answer may have; None for as many as fit
+            count: the number of answers
+            logprobs: the number of alternatives to report with each token; None reports no log-probabilities
+            grammar: what the answers must match
+            stop: texts that end the answer besides those of `sampling`
+            boundaries: after how many tokens a message begins, see `RenderedPrompt`
+            fields: the names of the fields, for errors
 
         Raises:
             ApiError: 400 for what does not fit the model or the limits.

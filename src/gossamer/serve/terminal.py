@@ -46,10 +46,10 @@ def chat(
     """Talk with the model of a run or a Hugging Face directory until the user leaves.
 
     Args:
-        run: the folder of the run, or the directory.
-        system: the system message; None for none.
-        max_tokens: tokens that an answer may have; None for a quarter of the context.
-        sampling: keywords of `SamplingParams`; what is None follows the checkpoint.
+        run: the folder of the run, or the directory
+        system: the system message; None for none
+        max_tokens: tokens that an answer may have; None for a quarter of the context
+        sampling: keywords of `SamplingParams`; what is None follows the checkpoint
         device: auto, cpu, cuda, cuda:1, npu …
 
     Returns:
@@ -189,7 +189,7 @@ class Dropped:
 
     Attributes:
         turns: number of the oldest turns, questions with their answers, that were dropped; 0 if it was the beginning of
-            the question.
+            the question
     """
 
     turns: int
@@ -200,14 +200,14 @@ class Conversation:
     """What has been said so far, kept within the context of the model, and the means to answer the last message.
 
     Attributes:
-        engine: the engine, in this process.
-        template: turns messages into tokens.
-        ends: tokens that end an answer besides the tokenizer's end of text.
-        max_model_len: tokens that prompt and answer may have together.
-        max_tokens: tokens that an answer may have; None for a quarter of `max_model_len`.
-        sampling: keywords of `SamplingParams`, without `max_tokens`.
-        system: the system message; None for none.
-        messages: questions and answers so far.
+        engine: the engine, in this process
+        template: turns messages into tokens
+        ends: tokens that end an answer besides the tokenizer's end of text
+        max_model_len: tokens that prompt and answer may have together
+        max_tokens: tokens that an answer may have; None for a quarter of `max_model_len`
+        sampling: keywords of `SamplingParams`, without `max_tokens`
+        system: the system message; None for none
+        messages: questions and answers so far
     """
 
     engine: Engine

@@ -59,9 +59,9 @@ class CallReader(Protocol):
     """Reads the calls between one `<tool_call>` and its `</tool_call>`.
 
     Attributes:
-        opens: what a call begins with after `<tool_call>` and white space; anything else is no call.
-        closed: whether `</tool_call>` has been read.
-        rest: the text after that tag, once it has been read.
+        opens: what a call begins with after `<tool_call>` and white space; anything else is no call
+        closed: whether `</tool_call>` has been read
+        rest: the text after that tag, once it has been read
     """
 
     opens: ClassVar[tuple[str, ...]]
@@ -76,7 +76,7 @@ class CallReader(Protocol):
         """Return what was held back when the text ended without the closing tag.
 
         Args:
-            cut: whether something else than the model ended the text.
+            cut: whether something else than the model ended the text
         """
         ...
 
@@ -301,7 +301,7 @@ class XmlCall:
     parameter or call, so what comes after one of them waits until that is known.
 
     Args:
-        schemas: the schema of the parameters of each function, by its name.
+        schemas: the schema of the parameters of each function, by its name
     """
 
     opens: ClassVar[tuple[str, ...]] = ("<function=",)
@@ -448,9 +448,9 @@ def coerce(raw: str, schema: Mapping[str, Any], root: Mapping[str, Any] | None =
     """Return the value that the text of a parameter stands for, by the schema's types, or else the text itself.
 
     Args:
-        raw: the text.
-        schema: the schema of the parameter.
-        root: the schema of all parameters, in which references are looked up.
+        raw: the text
+        schema: the schema of the parameter
+        root: the schema of all parameters, in which references are looked up
     """
     types = accepted_types(schema, root or schema)
     if types == {"string"}:

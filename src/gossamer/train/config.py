@@ -89,11 +89,12 @@ class TrainingConfig:
         batch_size: rows of a micro-batch, which pass the network together, over all processes
         gradient_accumulation: micro-batches whose gradients one optimizer step sums
         packing: split (rows of long documents first, the rest cut where a row ends) or best_fit (whole documents)
-        steps: length of the run, unless tokens, seconds or budget is set
-        tokens: length of the run in tokens; 0: steps decide
-        seconds: length of the run in seconds of training, whatever the machine's speed; 0: tokens or steps decide
-        budget: length of the run as 10m or 2h (of the clock, everything included), 5usd (at the price below) or
-            1e17flop (of training steps); empty: seconds, tokens or steps decide
+        steps: number of optimizer steps after which the run ends. Of the four that can end it, budget decides if it is
+            set, else seconds, else tokens, else steps
+        tokens: number of tokens after which the run ends; 0: steps decide
+        seconds: seconds of training after which the run ends, whatever the machine's speed; 0: tokens or steps decide
+        budget: what the run may spend before it ends: 10m or 2h (of the clock, everything included), 5usd (at the price
+            below) or 1e17flop (of training steps); empty: seconds, tokens or steps decide
         seed: seed of the initial weights and of the documents' order
         precision: auto (bf16 where an accelerator has it), bf16 (fp32 weights, products in bfloat16) or fp32
         recompute: keep only the input of each block and compute the block again in the backward pass, which takes less

@@ -15,7 +15,7 @@ export const SAMPLING = [
   { name: "seed", label: "Seed", min: -(2 ** 53 - 1), max: 2 ** 53 - 1, step: 1, help: "same seed, same answer" },
 ];
 const SHARE = 4; // an answer may take one part in so many of the context: a model that finds no end would fill it
-const TEXT_TOKENS = 256; // that a text goes on for, unless the user says otherwise: a base model finds no end itself
+const TEXT_TOKENS = 256; // of a continuation, unless the user says otherwise: a base model does not end by itself
 
 const UNSET = { ...Object.fromEntries(SAMPLING.map(({ name }) => [name, null])), stop: "", thinking: "", theme: "",
   system: "" };

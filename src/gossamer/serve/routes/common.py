@@ -132,10 +132,10 @@ def completion_logprobs(
     """Return the log-probabilities of an answer in the form of completions: parallel lists over the tokens.
 
     Args:
-        tokenizer: the tokenizer of the model.
-        tokens: the tokens of an answer, or of a part of it.
-        offset: number of characters before the answer.
-        stream: has decoded the tokens of the answer before these, and decodes these; None if these are the first.
+        tokenizer: the tokenizer of the model
+        tokens: the tokens of an answer, or of a part of it
+        offset: number of characters before the answer
+        stream: has decoded the tokens of the answer before these, and decodes these; None if these are the first
     """
     stream = tokenizer.stream() if stream is None else stream
     offsets = []

@@ -39,12 +39,12 @@ class _Text:
     """One choice, as far as it has been generated.
 
     Attributes:
-        echo: the prompt, until it has been echoed; empty if it is not.
-        stream: finds where in the text its tokens begin.
-        text: the text so far.
-        logprobs: the log-probabilities of its tokens, if they were asked for.
-        finish_reason: None until the end.
-        usage: the engine's, None until the end.
+        echo: the prompt, until it has been echoed; empty if it is not
+        stream: finds where in the text its tokens begin
+        text: the text so far
+        logprobs: the log-probabilities of its tokens, if they were asked for
+        finish_reason: None until the end
+        usage: the engine's, None until the end
     """
 
     echo: str

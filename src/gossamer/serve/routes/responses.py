@@ -296,7 +296,7 @@ class _OutputItems:
     """The output items of a response as they grow, and the events that report them.
 
     Attributes:
-        items: the finished items, in order.
+        items: the finished items, in order
     """
 
     def __init__(self) -> None:

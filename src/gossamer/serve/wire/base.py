@@ -93,7 +93,7 @@ class Sampling(Wire):
         None, description="texts that end the answer, not part of it"
     )
     stop_token_ids: Annotated[list[TokenId], Field(max_length=64)] | None = None
-    ignore_eos: bool | None = Field(None, description="go on to max_tokens")
+    ignore_eos: bool | None = Field(None, description="continue to max_tokens")
 
 
 class StreamOptions(Wire):
