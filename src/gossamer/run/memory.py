@@ -52,15 +52,15 @@ class MemoryEstimate(StepMemory):
     """What a process's memory holds at the fullest moment of a training step, in bytes.
 
     Attributes:
-        weights: The network in float32; of several processes, this one's part.
-        gradients: The gradients that are there at that moment.
-        optimizer: The optimizer's state.
-        activations: What the forward pass has saved for the backward pass.
-        workspace: Temporaries of the part that is at work, and weights gathered from other processes.
-        slack: Holes in the C library's heap, between tensors that stay; on a CPU alone.
-        base: The process without a network: Python, PyTorch, the tokenizer; on a CPU alone.
-        checkpoint: What a checkpoint takes beside all that in the host's memory while it is written.
-        device_type: Whose memory it is.
+        weights: the network in float32; of several processes, this one's part
+        gradients: the gradients that are there at that moment
+        optimizer: the optimizer's state
+        activations: what the forward pass has saved for the backward pass
+        workspace: temporaries of the part that is at work, and weights gathered from other processes
+        slack: holes in the C library's heap, between tensors that stay; on a CPU alone
+        base: the process without a network: Python, PyTorch, the tokenizer; on a CPU alone
+        checkpoint: what a checkpoint takes beside all that in the host's memory while it is written
+        device_type: whose memory it is
     """
 
     slack: int
@@ -91,7 +91,7 @@ class MemoryEstimate(StepMemory):
         """Refuse what the device cannot hold however wrong the estimate is.
 
         Raises:
-            UserError: So many processes like this one need more memory than the device has.
+            UserError: so many processes like this one need more memory than the device has.
         """
         _require("about", self.needed * ranks_per_device, device)
 
@@ -111,13 +111,13 @@ def require_weights(config: ModelConfig, world_size: int, device: torch.device, 
     This takes no time, while `estimate_peak` lays the network out first: half a minute for some thousand layers.
 
     Args:
-        config: The network.
-        world_size: How many processes share the network.
-        device: The device of this process.
-        ranks_per_device: How many of them share this device.
+        config: the network
+        world_size: how many processes share the network
+        device: the device of this process
+        ranks_per_device: how many of them share this device
 
     Raises:
-        UserError: The device has too little memory.
+        UserError: the device has too little memory.
     """
     _require("more than", 3 * _FLOAT32 * count_network(config).parameters // world_size * ranks_per_device, device)
 
@@ -138,7 +138,7 @@ def estimate_peak(recipe: Recipe, device: torch.device, world_size: int = 1) -> 
     On a CPU, call it before the network is built: the process as it stands is taken to be the base.
 
     Raises:
-        UserError: The device cannot compute in the recipe's precision, or the network is beyond every machine.
+        UserError: the device cannot compute in the recipe's precision, or the network is beyond every machine.
     """
     parameters = count_network(recipe.model).parameters
     if parameters > _MAX_PARAMETERS:
