@@ -219,5 +219,5 @@ def test_cache_and_state_are_those_of_the_decoder(config: ModelConfig) -> None:
     layers = [*network.layers, *network.mtp_layers]
     assert sum(layer.mixer.state_bytes for layer in layers) == pool.snapshot(0).nbytes
     for index, layer in enumerate(layers):
-        cached = sum(pages.nbytes for pages in pool.pages.get(index, ()))
+        cached = sum(pages.nbytes for pages in pool.kv_pages.get(index, ()))
         assert layer.mixer.kv_cache_bytes * page_size == cached

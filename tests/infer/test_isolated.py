@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from gossamer.infer.isolated import Exhausted, Handler, Isolated, Refused
+from gossamer.infer.isolated import Handler, IsolatedWorkers, RefusedError, WorkerFailedError
 
 MEMORY = 64 << 20
 
@@ -21,7 +21,7 @@ MEMORY = 64 << 20
 def troublesome(word: str) -> Callable[[], Handler]:
     """A handler that does what it is told."""
     if word == "refuse":
-        raise Refused("not with me")
+        raise RefusedError("not with me")
     if word == "die":
         os._exit(3)
 
@@ -43,7 +43,7 @@ def troublesome(word: str) -> Callable[[], Handler]:
                 case b"crash":
                     os.abort()
                 case b"refuse":
-                    raise Refused("no")
+                    raise RefusedError("no")
                 case b"fail":
                     raise ValueError("of all things")
                 case b"pid":
@@ -56,8 +56,8 @@ def troublesome(word: str) -> Callable[[], Handler]:
 
 
 @pytest.fixture(scope="module")
-def workers() -> Isolated:
-    return Isolated(troublesome, "hello ", memory=MEMORY)
+def workers() -> IsolatedWorkers:
+    return IsolatedWorkers(troublesome, "hello ", memory=MEMORY)
 
 
 def test_a_worker_remembers_and_another_knows_nothing_of_it(workers):
@@ -79,7 +79,7 @@ def test_a_worker_remembers_and_another_knows_nothing_of_it(workers):
 def test_what_takes_too_much_dies_alone(workers, message, reason):
     other, tried = workers.worker(), workers.worker()
     began = time.monotonic()
-    with pytest.raises(Exhausted, match=reason):
+    with pytest.raises(WorkerFailedError, match=reason):
         tried.ask(message, 0.2)
     assert time.monotonic() - began < 5
     assert other.ask(b"a", 1) == b"hello a" and workers.worker().ask(b"b", 1) == b"hello b"
@@ -88,7 +88,7 @@ def test_what_takes_too_much_dies_alone(workers, message, reason):
 @pytest.mark.parametrize(("message", "words"), [(b"refuse", "no"), (b"fail", "ValueError: of all things")])
 def test_what_is_refused_leaves_the_worker_as_it_was(workers, message, words):
     worker = workers.worker()
-    with pytest.raises(Refused) as refusal:
+    with pytest.raises(RefusedError) as refusal:
         worker.ask(message, 1)
     assert str(refusal.value) == words and worker.ask(b"a", 1) == b"hello " + message + b" a"
 
@@ -100,16 +100,16 @@ def test_the_time_of_one_answer_is_not_the_nexts(workers):
 
 
 def test_a_failed_preparation_is_told_to_each_who_asks():
-    refusing = Isolated(troublesome, "refuse", memory=MEMORY)
+    refusing = IsolatedWorkers(troublesome, "refuse", memory=MEMORY)
     for _ in range(2):
-        with pytest.raises(Refused, match="not with me"):
+        with pytest.raises(RefusedError, match="not with me"):
             refusing.worker()
-    with pytest.raises(Exhausted, match="has died"):
-        Isolated(troublesome, "die", memory=MEMORY).worker()
+    with pytest.raises(WorkerFailedError, match="has died"):
+        IsolatedWorkers(troublesome, "die", memory=MEMORY).worker()
 
 
 def test_a_preparation_that_was_killed_is_done_again():
-    workers = Isolated(troublesome, "hello ", memory=MEMORY)
+    workers = IsolatedWorkers(troublesome, "hello ", memory=MEMORY)
     workers.worker()
     for child in children(os.getpid()):
         if b"isolated" in Path(f"/proc/{child}/cmdline").read_bytes():
@@ -143,8 +143,8 @@ def children(pid: int) -> Iterator[int]:
 SCRIPT = """
 import os, signal
 from test_isolated import MEMORY, troublesome
-from gossamer.infer.isolated import Isolated
-workers = Isolated(troublesome, "", memory=MEMORY)
+from gossamer.infer.isolated import IsolatedWorkers
+workers = IsolatedWorkers(troublesome, "", memory=MEMORY)
 held = [workers.worker() for _ in range(3)]
 print(*(worker.ask(b"pid", 1).decode() for worker in held), flush=True)
 held[0].send(b"loop", 1)

@@ -11,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engines import tokenizer
-from gossamer.infer.drafter import DraftLength
-from gossamer.infer.prefix_cache import Entry, Pages, PrefixCache
+from gossamer.infer.draft_length import DraftLength
+from gossamer.infer.prefix_cache import Entry, PageAllocator, PrefixCache
 from gossamer.infer.running_request import StopStringFilter
-from gossamer.model.decode.pool import Snapshot
+from gossamer.model.decode.pool import StateSnapshot
 
 
 def test_a_page_is_free_when_nobody_holds_it() -> None:
-    pages = Pages(4)
+    pages = PageAllocator(4)
     first = pages.allocate(3)
     pages.share(first[:1])
     pages.release(first)
@@ -31,14 +31,14 @@ def test_a_page_is_free_when_nobody_holds_it() -> None:
         pages.allocate(5)
 
 
-def entry(pages: Pages, length: int) -> Entry:
+def entry(pages: PageAllocator, length: int) -> Entry:
     held = pages.allocate(1)
-    made = Entry(length, tuple(held), Snapshot((), (torch.zeros(25),)), length - 1, None)
+    made = Entry(length, tuple(held), StateSnapshot((), (torch.zeros(25),)), length - 1, None)
     return made
 
 
 def test_the_longest_beginning_is_found_and_the_least_used_given_up() -> None:
-    pages = Pages(8)
+    pages = PageAllocator(8)
     cache = PrefixCache(pages, capacity=3 * 100)
     entries = {length: entry(pages, length) for length in (2, 4, 6)}
     for length, one in entries.items():
@@ -54,7 +54,7 @@ def test_the_longest_beginning_is_found_and_the_least_used_given_up() -> None:
 
 
 def test_what_does_not_fit_is_not_kept() -> None:
-    pages = Pages(2)
+    pages = PageAllocator(2)
     cache = PrefixCache(pages, capacity=99)
     cache.add([1, 2], entry(pages, 2))
     assert len(cache) == 0 and not cache.evict()

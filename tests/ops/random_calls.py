@@ -30,8 +30,8 @@ from gossamer.model.decode.decoder import Decoder
 from gossamer.model.decode.drafts import DraftSampling
 from gossamer.model.decode.pool import StatePool
 from gossamer.model.mtp import MTPTraining
-from gossamer.ops.delta_step import DeltaMemory, DeltaWeights
-from gossamer.ops.matrix import Int8
+from gossamer.ops.delta_step import DeltaState, DeltaWeights
+from gossamer.ops.matrix import Int8Matrix
 from gossamer.ops.sequences import Sequences
 
 CPU = torch.device("cpu")
@@ -50,8 +50,9 @@ STRANGE: tuple[Any, ...] = (
     None, "1", 0.5, 3, True, float("nan"), [], (), {}, [1.0], (0, 1), torch.tensor(1.0), torch.zeros(0),
     torch.ones(2, 3, 4, 5, 6), torch.tensor([0, 1]), torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
     torch.quantize_per_tensor(torch.ones(2, 3), 0.1, 0, torch.qint8), torch.ones(2, 2, dtype=torch.int8),
-    Int8(torch.ones(32, dtype=torch.int8), torch.tensor(1.0)), Int8(torch.ones(2, 3, dtype=torch.int8), torch.ones(2)),
-    Int8(None, None),  # type: ignore[arg-type]
+    Int8Matrix(torch.ones(32, dtype=torch.int8), torch.tensor(1.0)),
+    Int8Matrix(torch.ones(2, 3, dtype=torch.int8), torch.ones(2)),
+    Int8Matrix(None, None),  # type: ignore[arg-type]
 )  # fmt: skip
 ODD = (-1, 0, 1, 2, 7, 100, 2**31, 2**40, -(2**63))
 
@@ -155,11 +156,11 @@ class Made:
         return x
 
     def spoilt_sequences(self, value: Sequences) -> Any:
-        field = self.random.choice(("slots", "accepted", "past", "lengths", "tables", "page_size"))
+        field = self.random.choice(("slots", "accepted", "past", "lengths", "page_tables", "page_size"))
         now = getattr(value, field)
         if field == "page_size":
             new: Any = self.random.choice((*ODD, *STRANGE))
-        elif field == "tables":
+        elif field == "page_tables":
             new = tuple(tuple(self.random.choice((*ODD, page)) for page in table) for table in now)
             odd = tuple((*table[1:], self.random.choice(STRANGE)) for table in now)
             new = self.random.choice((new, odd, tuple(table[:1] for table in now), now[1:]))
@@ -238,7 +239,7 @@ def orthogonalize(m: Made) -> tuple[Callable[..., Any], dict[str, Any]]:
 
 def small_linear(m: Made) -> tuple[Callable[..., Any], dict[str, Any]]:
     t, rows, width = m.whole(0, 70), m.whole(1, 20), m.whole(1, 40)
-    int8 = Int8(m.ids(100, rows, width).to(torch.int8), m.floats(rows))
+    int8 = Int8Matrix(m.ids(100, rows, width).to(torch.int8), m.floats(rows))
     return ops.small_linear, {"x": m.floats(t, width), "weight": m.random.choice((m.floats(rows, width), int8))}
 
 
@@ -265,13 +266,13 @@ def delta_step(m: Made) -> tuple[Callable[..., Any], dict[str, Any]]:
     sequences = m.sequences(slots, 12, 4, max_tokens)
     tokens = sum(sequences.lengths)
     weights = DeltaWeights(m.floats(channels, kernel_size), m.floats(hv), m.floats(hv), m.floats(dv), 1e-6)
-    memory = DeltaMemory(
+    state = DeltaState(
         m.floats(slots, kernel_size - 1 + max_tokens, channels), m.floats(slots, hv, dk, dv),
         m.floats(slots, max_tokens, hk, dk), m.floats(slots, max_tokens, hv, dv),
         -m.floats(slots, max_tokens, hv).abs(),
     )  # fmt: skip
     made = {"qkvz": m.floats(tokens, 2 * (hk * dk + hv * dv)), "ba": m.floats(tokens, 2 * hv)}
-    return ops.delta_step, made | {"weights": weights, "memory": memory, "sequences": sequences}
+    return ops.delta_step, made | {"weights": weights, "state": state, "sequences": sequences}
 
 
 def _decoder() -> Decoder:
@@ -305,11 +306,15 @@ def draft_tokens(m: Made) -> tuple[Callable[..., Any], dict[str, Any]]:
     parts = ("embed_tokens", "pre_fc_norm_embedding", "pre_fc_norm_hidden", "fc", "lm_head")
     m.comparable = False
 
-    def call(following: Any, hidden: Any, sequences: Any, sampling: Any, **changed: Any) -> Any:
-        return decode.draft_tokens(following, hidden, replace(head, **changed), sequences, sampling)
+    def call(next_token_ids: Any, hidden: Any, sequences: Any, sampling: Any, **changed: Any) -> Any:
+        return decode.draft_tokens(next_token_ids, hidden, replace(head, **changed), sequences, sampling)
 
     tokens = sum(sequences.lengths)
-    made = {"following": m.ids(VOCAB, tokens), "hidden": m.floats(tokens, CONFIG.hidden_size), "sequences": sequences}
+    made = {
+        "next_token_ids": m.ids(VOCAB, tokens),
+        "hidden": m.floats(tokens, CONFIG.hidden_size),
+        "sequences": sequences,
+    }
     return call, made | {"sampling": sampling} | {part: getattr(head, part) for part in parts}
 
 

@@ -21,7 +21,7 @@ from gossamer.model.decode.decoder import Decoder
 from gossamer.model.decode.drafts import DraftSampling, draft_tokens
 from gossamer.model.decode.layers import OPTIONAL
 from gossamer.model.decode.pool import StatePool
-from gossamer.ops.matrix import Int8
+from gossamer.ops.matrix import Int8Matrix
 from gossamer.ops.sequences import Sequences
 
 CALLS = Path(__file__).parent / "random_calls.py"
@@ -82,7 +82,7 @@ def test_only_a_matrix_is_of_int8(decoder: Decoder) -> None:
     """The kernel would read the numbers of anything else as float32, which is four times as long."""
     trunk, head = decoder._trunk, decoder._head
     assert head is not None
-    narrow = Int8(torch.ones(CONFIG.hidden_size, dtype=torch.int8), torch.tensor(1.0))
+    narrow = Int8Matrix(torch.ones(CONFIG.hidden_size, dtype=torch.int8), torch.tensor(1.0))
     for name in ("input_layernorm", "post_attention_layernorm"):
         with pytest.raises(UserError, match=f"{name} must be a dense tensor of floating-point numbers"):
             replace(trunk, tensors=(trunk.tensors[0]._replace(**{name: narrow}), *trunk.tensors[1:]))
@@ -94,9 +94,9 @@ def test_only_a_matrix_is_of_int8(decoder: Decoder) -> None:
 @pytest.mark.parametrize("wrong", [0.5, True, None, "1", float("nan")])
 def test_counts_and_places_are_whole_numbers(decoder: Decoder, wrong: Any) -> None:
     """A tensor made of other numbers would have another dtype than the kernel reads."""
-    whole: dict[str, Any] = dict(slots=(0,), accepted=(0,), past=(0,), lengths=(1,), tables=((0,),), page_size=4)
+    whole: dict[str, Any] = dict(slots=(0,), accepted=(0,), past=(0,), lengths=(1,), page_tables=((0,),), page_size=4)
     for name in whole:
-        bad = {"page_size": wrong, "tables": ((wrong,),)}.get(name, (wrong,))
+        bad = {"page_size": wrong, "page_tables": ((wrong,),)}.get(name, (wrong,))
         with pytest.raises(UserError, match="must be whole numbers"):
             Sequences(**whole | {name: bad})
     assert decoder._head is not None

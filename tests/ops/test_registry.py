@@ -18,9 +18,9 @@ CPU = torch.device("cpu")
 def operation() -> Iterator[Operation]:
     """An operation with one implementation that only another device can run."""
     operation = Operation("for_this_test")
-    operation.register("elsewhere", lambda device: "needs a chip" if device.type == "cpu" else "")(lambda: "elsewhere")
-    operation.register("fast")(lambda: "fast")
-    operation.register("plain")(lambda: "plain")
+    operation.register("elsewhere", lambda: "elsewhere", lambda device: "needs a chip" if device.type == "cpu" else "")
+    operation.register("fast", lambda: "fast")
+    operation.register("plain", lambda: "plain")
     yield operation
     del OPERATIONS["for_this_test"]
 
@@ -32,8 +32,8 @@ def test_the_first_that_can_run_is_chosen(operation: Operation) -> None:
 
 def test_an_implementation_that_is_no_default_runs_only_when_forced() -> None:
     operation = Operation("for_this_test")
-    operation.register("elsewhere", is_default=lambda device: device.type != "cpu")(lambda: "elsewhere")
-    operation.register("plain")(lambda: "plain")
+    operation.register("elsewhere", lambda: "elsewhere", is_default=lambda device: device.type != "cpu")
+    operation.register("plain", lambda: "plain")
     try:
         assert operation(CPU) == "plain"
         assert operation.choose(torch.device("meta")).name == "elsewhere"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from decoding import assert_close
 from exactness import DEVICE, implementations, normal, seeds
 from gossamer import ops
-from gossamer.ops.matrix import Int8
+from gossamer.ops.matrix import Int8Matrix
 
 
 @pytest.mark.parametrize("implementation", implementations("small_linear", but="reference"))
@@ -20,7 +20,9 @@ def test_small_linear(implementation: str, is_int8: bool, tokens: int, rows: int
     random = normal(seed)
     x, weight = random(tokens, width).to(DEVICE, torch.float32), random(rows, width).to(DEVICE, torch.float32)
     matrix = (
-        Int8((weight * 30).round().clamp(-127, 127).to(torch.int8), weight[:, 0].contiguous()) if is_int8 else weight
+        Int8Matrix((weight * 30).round().clamp(-127, 127).to(torch.int8), weight[:, 0].contiguous())
+        if is_int8
+        else weight
     )
     with ops.forced(small_linear="reference"):
         expected = ops.small_linear(x, matrix)
@@ -39,6 +41,6 @@ def test_small_linear_of_one_vector_are_those_of_many(
     random = normal(seed)
     x, weight = random(tokens, width).float(), random(rows, width).float()
     values = (weight * 30).round().clamp(-127, 127).to(torch.int8)
-    matrix = Int8(values, weight[:, 0].contiguous()) if is_int8 else weight
+    matrix = Int8Matrix(values, weight[:, 0].contiguous()) if is_int8 else weight
     one_by_one = torch.cat([ops.small_linear(row[None], matrix) for row in x])
     assert torch.equal(ops.small_linear(x, matrix), one_by_one)

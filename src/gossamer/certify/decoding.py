@@ -230,7 +230,7 @@ def _drafts(model: CausalLM) -> list[list[int]]:
     decoder = Decoder(model, pool)
     prompts = Sequences(slots, none, none, (length,) * rows, tables, PAGE_SIZE)
     hidden = decoder.forward(ids[:, :-1].flatten(), prompts, speculative=False).view(rows, length, -1)
-    # The head's keys and values of all positions but the newest are computed apart, as those of a long prompt are.
+    # The MTP head's keys and values of all positions but the newest are computed apart, as those of a long prompt are.
     before = Sequences(slots, none, none, (length - 1,) * rows, tables, PAGE_SIZE)
     decoder.fill_draft_cache(ids[:, 1:-1].flatten(), hidden[:, :-1].flatten(0, 1), before)
     newest = Sequences(slots, none, (length - 1,) * rows, (1,) * rows, tables, PAGE_SIZE)

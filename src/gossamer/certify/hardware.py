@@ -132,7 +132,7 @@ def measured_peak(preset: str, device: torch.device) -> dict[str, int]:
     """Measure the peak of two training steps of a preset on a device, in bytes, and estimate it."""
     recipe = preset_recipe(preset)
     estimate = estimate_peak(recipe, device).total
-    devices.forget_peak_memory(device)
+    devices.reset_peak_memory_stats(device)
     learner = Learner(CausalLM(recipe.model).to(device), recipe)
     for batches in synthetic_batches(recipe, 2):
         learner.step(batches, 1e-4)
@@ -186,7 +186,7 @@ def _fill(device: torch.device, total: int) -> str:
         return "" if is_out_of_memory(error) else f"the error does not say that memory ran out: {exception_line(error)}"
     finally:
         blocks.clear()
-        devices.forget_peak_memory(device)
+        devices.reset_peak_memory_stats(device)
     return f"gave {'a petabyte' if device.type == 'cpu' else '1.25 times the memory that it has'}"
 
 

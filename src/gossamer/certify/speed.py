@@ -105,7 +105,7 @@ def _training(preset: str, device: torch.device, quick: bool, measured: Measured
     except Exception as error:
         return Check("speed", name, "fail", exception_line(error), named(dtype), where="src/gossamer/train/step.py")
     finally:
-        devices.forget_peak_memory(device)
+        devices.reset_peak_memory_stats(device)
     speed = tokens / seconds
     # The machine may have been busy when its rate was measured: another moment, and steps that beat it, raise it.
     peak = max(peak, devices.peak_rate(device, dtype, again=True), speed * each)

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from gossamer.model.config import LINEAR, ModelConfig
-from gossamer.ops.delta_rule import CHUNK
+from gossamer.ops.delta_rule import CHUNK_SIZE
 from gossamer.ops.grouped_mlp import runs_natively
 from gossamer.ops.linear_cross_entropy import CHUNK_BYTES
 
@@ -101,7 +101,7 @@ def linear_attention(config: ModelConfig, shape: MicroBatchShape) -> Activations
     released = [*float32(value), *compute(value)]  # o and what the norm makes of it
     saved += [
         *float32(conv + value + 2 * value_heads),  # the projections
-        *float32(conv, state / CHUNK, value_heads),  # q, k and v; the states before each chunk; the norm's factors
+        *float32(conv, state / CHUNK_SIZE, value_heads),  # q, k and v; the states before each chunk; the norm's factors
         *released,
     ]
     # Gradients of o, of all inputs, and of the states at the rows' ends.
@@ -115,7 +115,7 @@ def _chunked_linear_attention(
     """Linear attention through PyTorch's functions, on all chunks at once, with what both ways have in common."""
     key, value = config.linear_key_dim, config.linear_value_dim
     key_heads, value_heads = config.linear_num_key_heads, config.linear_num_value_heads
-    chunk = min(CHUNK, 1 << (shape.length - 1).bit_length())
+    chunk = min(CHUNK_SIZE, 1 << (shape.length - 1).bit_length())
     slots = -(-shape.length // chunk) * chunk / shape.length  # places of the chunks, for each token
     scores, shared_scores = value_heads * chunk * slots, key_heads * chunk * slots
     keys, key_side, value_side = value_heads * config.linear_key_head_dim * slots, key * slots, value * slots

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from gossamer.model.config import FULL, LINEAR
 from gossamer.model.layer_spec import LayerSpec
-from gossamer.ops.delta_rule import CHUNK
+from gossamer.ops.delta_rule import CHUNK_SIZE
 
 __all__ = ["FeedForward", "Layer", "Mixer", "Product", "delta_rule_backward_flops", "delta_rule_flops", "layer_of"]
 
@@ -171,7 +171,7 @@ def _linear_attention(spec: LayerSpec) -> Mixer:
     conv_inputs = spec.linear_conv_dim * (spec.linear_conv_kernel_dim - 1)  # those before a token's own
     # Chunk by chunk, for each value head (the kernels of gossamer.ops.delta_rule): k and q are read four times, v, U
     # and Ṽ written and read, A twice; the state before each chunk is written and read once.
-    rule = value_heads * (4 * dk + 5 * dv + 4 * CHUNK + 2 * dk * dv / CHUNK)
+    rule = value_heads * (4 * dk + 5 * dv + 4 * CHUNK_SIZE + 2 * dk * dv / CHUNK_SIZE)
     return Mixer(
         kind=LINEAR,
         products=products,
@@ -200,7 +200,7 @@ def _feed_forward(spec: LayerSpec) -> FeedForward:
     )
 
 
-def delta_rule_flops(key_heads: int, value_heads: int, key_dim: int, value_dim: int, chunk: int = CHUNK) -> float:
+def delta_rule_flops(key_heads: int, value_heads: int, key_dim: int, value_dim: int, chunk: int = CHUNK_SIZE) -> float:
     """Return the forward FLOPs per token of the chunked gated delta rule: within a chunk, its inverse, and the state.
 
     Args:
@@ -218,7 +218,7 @@ def delta_rule_flops(key_heads: int, value_heads: int, key_dim: int, value_dim: 
 
 
 def delta_rule_backward_flops(
-    key_heads: int, value_heads: int, key_dim: int, value_dim: int, chunk: int = CHUNK
+    key_heads: int, value_heads: int, key_dim: int, value_dim: int, chunk: int = CHUNK_SIZE
 ) -> float:
     """Return the backward FLOPs per token of the chunked gated delta rule, recomputation included (docs/delta-rule.md).
 

@@ -108,7 +108,7 @@ def module_of(device: torch.device) -> Any:
         return None
 
 
-def call(device: torch.device, name: str, otherwise: str = "") -> Any:
+def _call_device_module(device: torch.device, name: str, otherwise: str = "") -> Any:
     """Call `name` of the device's module, or else `otherwise` (by default the same name) of torch.accelerator."""
     function = getattr(torch.get_device_module(device), name, None)
     return (function or getattr(torch.accelerator, otherwise or name))(device)
@@ -117,7 +117,7 @@ def call(device: torch.device, name: str, otherwise: str = "") -> Any:
 def synchronize(device: torch.device) -> None:
     """Wait until an accelerator has finished all work that it was given; a CPU never has to be waited for."""
     if is_accelerator(device):
-        call(device, "synchronize")
+        _call_device_module(device, "synchronize")
 
 
 def product_name(device: torch.device) -> str:
@@ -148,14 +148,14 @@ def device_key(device: torch.device) -> str:
 def memory_bytes(device: torch.device) -> int:
     """Return the device's total memory in bytes."""
     if is_accelerator(device):
-        return int(call(device, "mem_get_info", otherwise="get_memory_info")[1])
+        return int(_call_device_module(device, "mem_get_info", otherwise="get_memory_info")[1])
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def peak_memory(device: torch.device) -> int:
     """Return the peak memory in bytes, of the process on a CPU and of the allocator on an accelerator."""
     if is_accelerator(device):
-        return int(call(device, "max_memory_allocated"))
+        return int(_call_device_module(device, "max_memory_allocated"))
     try:  # the kernel's own mark for this program; ru_maxrss starts from that of the program that started it
         with open("/proc/self/status") as lines:
             return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM:"))
@@ -167,12 +167,12 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def forget_peak_memory(device: torch.device) -> None:
+def reset_peak_memory_stats(device: torch.device) -> None:
     """Let an accelerator return the memory that it caches, and measure its peak memory from here on."""
     if is_accelerator(device):
         with suppress(RuntimeError, AttributeError):  # a chip whose plug-in does not count memory
             torch.get_device_module(device).empty_cache()
-            call(device, "reset_peak_memory_stats")
+            _call_device_module(device, "reset_peak_memory_stats")
 
 
 def seed_everything(seed: int) -> None:
@@ -180,7 +180,7 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def random_state(device: torch.device) -> dict[str, torch.Tensor]:
+def get_rng_state(device: torch.device) -> dict[str, torch.Tensor]:
     """Return the state of the generators that a training step may use, as CPU tensors of bytes."""
     state = {"cpu": torch.get_rng_state()}
     if device.type != "cpu":
@@ -188,8 +188,8 @@ def random_state(device: torch.device) -> dict[str, torch.Tensor]:
     return state
 
 
-def set_random_state(state: dict[str, torch.Tensor], device: torch.device) -> None:
-    """Restore what `random_state` returned; the state of another device type is ignored."""
+def set_rng_state(state: dict[str, torch.Tensor], device: torch.device) -> None:
+    """Restore what `get_rng_state` returned; the state of another device type is ignored."""
     torch.set_rng_state(state["cpu"])
     if device.type != "cpu" and device.type in state:
         torch.get_device_module(device).set_rng_state(state[device.type], device)

@@ -17,17 +17,16 @@ class Backend:
     """One family of devices.
 
     Attributes:
-        name: of the family
-        device_type: PyTorch's name for it
+        name: the family's name
+        device_type: PyTorch's name for the type of its devices
         collective: library for communication between devices; empty for the one that the plug-in registers
-        fp64: whether it has float64 natively
-        int64: whether it has int64 natively, in which kernels compute addresses
+        fp64: whether the family has float64 natively
+        int64: whether the family has int64 natively, in which kernels compute addresses
         triton: whether Triton's kernels are known to work
-        compile: whether `torch.compile` is known to work
         grouped_mm: whether PyTorch's own grouped matrix product is known to work
-        has_tf32: whether its matrix units take float32 with 10 bits of the fraction
-        plugin: module that registers it with PyTorch
-        words: lower-case words of which the product's name contains at least one
+        has_tf32: whether the family's matrix units take float32 with 10 bits of the fraction
+        plugin: module that registers the family with PyTorch
+        words: lower-case words of which a product's name contains at least one
         marks: attributes of `torch` of which the family's build of PyTorch sets at least one
     """
 
@@ -37,7 +36,6 @@ class Backend:
     fp64: bool = False
     int64: bool = True
     triton: bool = True
-    compile: bool = False
     grouped_mm: bool = False
     has_tf32: bool = False
     plugin: str = ""
@@ -51,21 +49,21 @@ class Backend:
 # Hygon and MetaX have float64 is also a guess. GOSSAMER_DEVICE_FLAGS corrects what is wrong. Triton's compilers differ
 # from vendor to vendor; whether one is installed is checked separately.
 BACKENDS = (
-    Backend("cpu", "cpu", "gloo", fp64=True, compile=True, grouped_mm=True),
+    Backend("cpu", "cpu", "gloo", fp64=True, grouped_mm=True),
     # Disguised as cuda; the first row that fits counts.
     Backend("hygon", "cuda", "nccl", fp64=True, words=("hygon", "dcu", "k100")),
-    Backend("amd", "cuda", "nccl", fp64=True, compile=True, grouped_mm=True, marks=("version.hip",)),
+    Backend("amd", "cuda", "nccl", fp64=True, grouped_mm=True, marks=("version.hip",)),
     Backend("metax", "cuda", "nccl", fp64=True, words=("metax",), marks=("version.maca",)),
     Backend("iluvatar", "cuda", "nccl", words=("iluvatar",), marks=("corex",)),
     Backend("kunlunxin", "cuda", "nccl", words=("kunlun", "p800")),
     Backend("t-head", "cuda", "nccl", words=("ppu", "zw810", "zhenwu")),
     Backend(
-        "nvidia", "cuda", "nccl", fp64=True, compile=True, grouped_mm=True, has_tf32=True,
+        "nvidia", "cuda", "nccl", fp64=True, grouped_mm=True, has_tf32=True,
         words=("nvidia", "tesla", "quadro", "geforce"),
     ),
     Backend("like cuda", "cuda", "nccl"),
     # Under names of their own.
-    Backend("intel", "xpu", "xccl", fp64=True, compile=True, grouped_mm=True),
+    Backend("intel", "xpu", "xccl", fp64=True, grouped_mm=True),
     Backend("apple", "mps", "gloo", triton=False),
     Backend("ascend", "npu", "hccl", int64=False, plugin="torch_npu"),
     Backend("cambricon", "mlu", "cncl", plugin="torch_mlu"),

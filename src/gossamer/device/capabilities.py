@@ -24,7 +24,7 @@ from gossamer.device.accelerator import (
 from gossamer.device.backends import backend_of
 from gossamer.errors import UserError, did_you_mean
 
-VARIABLE = "GOSSAMER_DEVICE_FLAGS"
+FLAGS_VARIABLE = "GOSSAMER_DEVICE_FLAGS"
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,6 @@ class Capabilities:
         bf16: products in bfloat16 in hardware; emulated ones can be a hundred times slower
         int64: 64-bit addresses in kernels
         triton: Triton's kernels, if a Triton with a compiler for the device is installed
-        compile: torch.compile
         grouped_mm: PyTorch's grouped matrix product
         fused_adamw: AdamW over all parameters in one kernel
         collective: name of the back end of torch.distributed
@@ -46,7 +45,6 @@ class Capabilities:
     bf16: bool
     int64: bool
     triton: bool
-    compile: bool
     grouped_mm: bool
     fused_adamw: bool
     collective: str
@@ -58,7 +56,7 @@ def capabilities(device: torch.device) -> Capabilities:
     Raises:
         UserError: The variable holds an unknown flag or a value that the flag cannot have.
     """
-    return _capabilities(device, os.environ.get(VARIABLE, ""))
+    return _capabilities(device, os.environ.get(FLAGS_VARIABLE, ""))
 
 
 @lru_cache
@@ -70,7 +68,6 @@ def _capabilities(device: torch.device, overrides: str) -> Capabilities:
         bf16=_has_bfloat16(device),
         int64=row.int64,
         triton=row.triton,
-        compile=row.compile,
         grouped_mm=row.grouped_mm and hasattr(torch.nn.functional, "grouped_mm"),
         fused_adamw=_has_fused_adamw(device),
         collective=row.collective or _registered_collective(device),
@@ -113,14 +110,14 @@ def _parse(text: str) -> dict[str, Any]:
     for pair in filter(None, (part.strip() for part in text.split(","))):
         name, _, value = (part.strip() for part in pair.partition("="))
         if name not in kinds:
-            raise UserError(f"{VARIABLE}: no flag {name!r}{did_you_mean(name, kinds)}; flags: {', '.join(kinds)}")
+            raise UserError(f"{FLAGS_VARIABLE}: no flag {name!r}{did_you_mean(name, kinds)}; flags: {', '.join(kinds)}")
         if name == "collective" and value:
             overrides[name] = value
         elif name != "collective" and value in ("yes", "no"):
             overrides[name] = value == "yes"
         else:
             expected = "the name of a back end" if name == "collective" else "yes or no"
-            raise UserError(f"{VARIABLE}: {name} is {value!r}; it must be {expected}")
+            raise UserError(f"{FLAGS_VARIABLE}: {name} is {value!r}; it must be {expected}")
     return overrides
 
 
@@ -160,7 +157,7 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
     return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
 
 
-def current(device: torch.device) -> AbstractContextManager[Any]:
+def device_context(device: torch.device) -> AbstractContextManager[Any]:
     """Make this the device on which Triton kernels are launched; PyTorch's own functions do not need it."""
     return nullcontext() if device.index is None else torch.accelerator.device_index(device.index)
 

@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import torch
 
-from gossamer.device.accelerator import forget_peak_memory, synchronize
+from gossamer.device.accelerator import reset_peak_memory_stats, synchronize
 
 _MEASUREMENTS, _PAUSE = 3, 0.05  # measurements of the first call, and seconds between them
 _BEST: dict[tuple[torch.device, torch.dtype, int], float] = {}
@@ -22,7 +22,7 @@ def peak_rate(device: torch.device, dtype: torch.dtype, again: bool = False) -> 
 
     Args:
         device: where the matrices are
-        dtype: of the matrices
+        dtype: dtype of the matrices
         again: whether to measure once more if the rate is known already
     """
     key = device, dtype, torch.get_num_threads()
@@ -48,7 +48,7 @@ def _measured_rate(device: torch.device, dtype: torch.dtype) -> float:
     repeats = max(1, int(0.01 / seconds))  # in a row: an accelerator gets the next product during the last one
     best = min(seconds, *(_seconds_of_product(a, repeats) for _ in range(3)))
     del a
-    forget_peak_memory(device)  # so that the peak memory of training is measured without these matrices
+    reset_peak_memory_stats(device)  # so that the peak memory of training is measured without these matrices
     return 2.0 * size**3 / best
 
 

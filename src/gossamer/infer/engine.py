@@ -17,7 +17,8 @@ from torch import Tensor
 
 from gossamer.data.tokenizer import Tokenizer
 from gossamer.errors import UserError, exception_line, shorten
-from gossamer.infer.drafter import Drafter, DraftLength
+from gossamer.infer.draft_length import DraftLength
+from gossamer.infer.drafter import Drafter
 from gossamer.infer.grammar import GrammarError, Grammars, Matcher
 from gossamer.infer.options import EngineOptions, EngineStats
 from gossamer.infer.request import Delta, ErrorCause, FinishReason, Grammar, Request
@@ -256,7 +257,7 @@ class Engine:
         decoding = [request for request in running if request.is_decoding]
         length = self._draft_length.length(len(decoding)) if decoding else 0
         is_typical = length and all(
-            request.num_computed - request.num_head_computed <= length + 1 for request in decoding
+            request.num_computed - request.num_mtp_computed <= length + 1 for request in decoding
         )
         try:
             self._drafter.propose(length)
@@ -276,7 +277,7 @@ class Engine:
             accepted=tuple(request.num_to_replay for request in group),
             past=tuple(request.num_computed for request in group),
             lengths=tuple(len(ids) for ids in tokens),
-            tables=tuple(tuple(request.pages) for request in group),
+            page_tables=tuple(tuple(request.pages) for request in group),
             page_size=self._options.page_size,
         )
         packed = torch.tensor([token for ids in tokens for token in ids], device=self._device)
@@ -312,7 +313,7 @@ class Engine:
         A draft is accepted if it is the token that the model itself samples in that place.
 
         Args:
-            request: whose answer
+            request: the request whose answer grows
             drafts: what was proposed
             sampled: the token that the model samples in the place of each draft, and the one behind them
             logits: [1 + drafts, V], which the tokens are sampled from
@@ -328,7 +329,7 @@ class Engine:
         """Append the next token to a request's answer.
 
         Args:
-            request: whose answer
+            request: the request whose answer grows
             token: sampled from the logits as they are
             logits: [V], which are changed if the request is constrained
 

@@ -28,7 +28,7 @@ def sample_text(
 
     Args:
         model: what continues the prompt
-        tokenizer: the model's
+        tokenizer: the tokenizer of the model
         prompt: the beginning of a document
         sampling: how tokens are chosen
         begin: ids before the prompt; None: the delimiter that documents begin with in training
@@ -60,8 +60,8 @@ def generate(model: CausalLM, tokenizer: Tokenizer, prompt: str = "", max_tokens
     """Generate the continuation of a prompt, whole; see `Engine` for many at once and for streams.
 
     Args:
-        model: as `gossamer.load` gives it
-        tokenizer: the model's
+        model: the model, as `gossamer.load` returns it
+        tokenizer: the tokenizer of the model
         prompt: the beginning of a document
         max_tokens: the largest number of tokens of the continuation
         sampling: keywords of `SamplingParams`; where temperature and top_p are not given, they are 0.8 and 0.95, as for

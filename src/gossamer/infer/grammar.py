@@ -17,7 +17,7 @@ from torch import Tensor
 from gossamer.data.tokenizer import Tokenizer
 from gossamer.errors import UserError
 from gossamer.infer.grammar_worker import ENDED, MASK, SECONDS, prepare_matching
-from gossamer.infer.isolated import Exhausted, Isolated, Refused, Worker
+from gossamer.infer.isolated import IsolatedWorkers, RefusedError, Worker, WorkerFailedError
 from gossamer.infer.request import Grammar
 
 __all__ = ["GrammarError", "Grammars", "Matcher"]
@@ -43,15 +43,15 @@ class Grammars:
 
     Args:
         tokenizer: its tokens are allowed or forbidden
-        vocab_size: the model's, not less than the tokenizer's
+        vocab_size: the model's number of tokens, not less than the tokenizer's
     """
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
         self._tokenizer, self._vocab_size = tokenizer, vocab_size
 
     @cached_property
-    def _processes(self) -> Isolated:
-        return Isolated(prepare_matching, self._tokenizer, self._vocab_size, memory=MEMORY)
+    def _processes(self) -> IsolatedWorkers:
+        return IsolatedWorkers(prepare_matching, self._tokenizer, self._vocab_size, memory=MEMORY)
 
     def matcher(self, grammar: Grammar) -> Matcher:
         """Make a matcher at the beginning of a text.
@@ -75,7 +75,7 @@ class Grammars:
             worker.send(text, COMPILE_SECONDS)
             worker.send(MASK, COMPILE_SECONDS)
             return Matcher(worker, self._vocab_size)
-        except (Refused, Exhausted) as error:
+        except (RefusedError, WorkerFailedError) as error:
             raise GrammarError(f"grammar: {grammar.kind} cannot be used: {error}") from error
 
 
@@ -84,11 +84,11 @@ class Matcher:
 
     Args:
         worker: it has been asked to read the grammar, and for the tokens that may come first
-        vocab_size: the model's
+        vocab_size: the model's number of tokens
 
     Raises:
-        Refused: The worker cannot read the grammar.
-        Exhausted: The worker has reached a limit or crashed.
+        RefusedError: The worker cannot read the grammar.
+        WorkerFailedError: The worker has reached a limit or crashed.
     """
 
     def __init__(self, worker: Worker, vocab_size: int) -> None:
@@ -137,7 +137,7 @@ class Matcher:
         try:
             self._worker.send(b"%d" % token, TOKEN_SECONDS)
             self._worker.send(MASK, TOKEN_SECONDS)
-        except Exhausted as error:
+        except WorkerFailedError as error:
             raise GrammarError(f"grammar: {error}") from error
         self._unread += self._read_end, self._read_mask
 
@@ -166,7 +166,7 @@ class Matcher:
         """Read the worker's next answer; a failure is raised when the tokens are asked for."""
         try:
             self._unread.popleft()()
-        except (Refused, Exhausted) as error:
+        except (RefusedError, WorkerFailedError) as error:
             self._unread.clear()
             self._failure = GrammarError(f"grammar: {error}")
             self._failure.__cause__ = error

@@ -13,7 +13,7 @@ import llguidance
 
 from gossamer.data.tokenizer import Tokenizer
 from gossamer.errors import shorten
-from gossamer.infer.isolated import Handler, Refused
+from gossamer.infer.isolated import Handler, RefusedError
 
 __all__ = ["ENDED", "MASK", "SECONDS", "prepare_matching"]
 
@@ -32,7 +32,7 @@ def prepare_matching(tokenizer: Tokenizer, vocab_size: int) -> Callable[[], Hand
     Args:
         tokenizer: its tokens are allowed or forbidden; text that a grammar forces is allowed as it splits it into
             tokens
-        vocab_size: the model's, not less than the tokenizer's
+        vocab_size: the model's number of tokens, not less than the tokenizer's
 
     Returns:
         A function that makes the handler of one text. The handler takes the kind and the text of the grammar, in two
@@ -53,7 +53,7 @@ def prepare_matching(tokenizer: Tokenizer, vocab_size: int) -> Callable[[], Hand
             elif message == MASK:
                 return _mask(matcher)
             elif not matcher.consume_token(int(message)):
-                raise Refused(_in_one_line(matcher.get_error()))
+                raise RefusedError(_in_one_line(matcher.get_error()))
             return ENDED if matcher.is_stopped() else GOES_ON
 
         return handle
@@ -65,7 +65,7 @@ def _mask(matcher: llguidance.LLMatcher) -> bytes:
     start = time.perf_counter()
     mask = matcher.compute_bitmask()
     if matcher.is_error():
-        raise Refused(_in_one_line(matcher.get_error()))
+        raise RefusedError(_in_one_line(matcher.get_error()))
     return SECONDS.pack(time.perf_counter() - start) + mask
 
 
@@ -81,9 +81,9 @@ def _compile(vocabulary: llguidance.LLTokenizer, kind: str, text: str) -> llguid
         limits = llguidance.LLParserLimits(verbose_errors=False)
         matcher = make(vocabulary, grammar, log_level=0, limits=limits)
     except ValueError as error:
-        raise Refused(_in_one_line(str(error))) from error
+        raise RefusedError(_in_one_line(str(error))) from error
     if matcher.is_error():
-        raise Refused(_in_one_line(matcher.get_error()))
+        raise RefusedError(_in_one_line(matcher.get_error()))
     return matcher
 
 

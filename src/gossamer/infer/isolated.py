@@ -26,10 +26,10 @@ from typing import Any
 
 from gossamer.errors import UserError
 
-__all__ = ["Exhausted", "Handler", "Isolated", "Refused", "Worker"]
+__all__ = ["Handler", "IsolatedWorkers", "RefusedError", "Worker", "WorkerFailedError"]
 
 Handler = Callable[[bytes], bytes]
-"""The work of a worker: bytes to bytes. It may raise `Refused`."""
+"""The work of a worker: bytes to bytes. It may raise `RefusedError`."""
 PREPARATION_SECONDS = 120.0
 """The longest time that the preparation may take, in seconds."""
 _SLACK = 8.0  # an answer is waited for this many times its processor time: other processes take their share
@@ -37,15 +37,15 @@ _DONE, _REFUSED, _MEMORY = b"\0", b"\1", b"\2"
 _MAIN = "from gossamer.infer.isolated import _main; _main()"
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """The error of a question that a worker refuses, in its own words; the worker goes on."""
 
 
-class Exhausted(Exception):
+class WorkerFailedError(Exception):
     """The error of a worker that has reached a limit or crashed, and has ended."""
 
 
-class Isolated:
+class IsolatedWorkers:
     """A source of workers, which are forked from one process that is prepared.
 
     Args:
@@ -70,8 +70,8 @@ class Isolated:
         """Start a worker.
 
         Raises:
-            Refused: The preparation failed, in its own words.
-            Exhausted: The preparation took too long or crashed.
+            RefusedError: The preparation failed, in its own words.
+            WorkerFailedError: The preparation took too long or crashed.
         """
         with self._lock:
             for attempt in range(2):
@@ -108,10 +108,10 @@ class Isolated:
         try:
             connection.send_bytes(self._task)
             if not connection.poll(PREPARATION_SECONDS):
-                raise Exhausted(f"not prepared within {PREPARATION_SECONDS:g} seconds")
+                raise WorkerFailedError(f"not prepared within {PREPARATION_SECONDS:g} seconds")
             _unwrap(connection.recv_bytes())
         except (EOFError, OSError):
-            raise Exhausted("the process that prepares it has died") from None
+            raise WorkerFailedError("the process that prepares it has died") from None
         finally:
             connection.close()
         return ours
@@ -151,8 +151,8 @@ class Worker:
             seconds: processor time that the answer may take
 
         Raises:
-            Refused: The handler refuses the question.
-            Exhausted: The worker has died of it.
+            RefusedError: The handler refuses the question.
+            WorkerFailedError: The worker has died of it.
         """
         self.send(message, seconds)
         return self.receive()
@@ -164,7 +164,7 @@ class Worker:
         try:
             self._connection.send_bytes(float(seconds).hex().encode() + b"\n" + message)
         except OSError:
-            raise Exhausted("the process that worked on it has died") from None
+            raise WorkerFailedError("the process that worked on it has died") from None
 
     def has_answered(self) -> bool:
         """Return whether `receive` has something to give at once, be it the worker's death."""
@@ -183,14 +183,16 @@ class Worker:
             remaining = self._sent + self._seconds * _SLACK + 1 - time.monotonic()
             if not self._connection.poll(max(0.0, remaining)):
                 self.close()
-                raise Exhausted(f"not done in {self._seconds:g} seconds")
+                raise WorkerFailedError(f"not done in {self._seconds:g} seconds")
             answer = self._connection.recv_bytes(self._max_answer)
         except (EOFError, OSError):
             seconds = time.monotonic() - self._sent
             self.close()
             if seconds >= self._seconds:
-                raise Exhausted(f"not done in {self._seconds:g} seconds") from None
-            raise Exhausted("too much memory, or nested too deeply, for the process that worked on it") from None
+                raise WorkerFailedError(f"not done in {self._seconds:g} seconds") from None
+            raise WorkerFailedError(
+                "too much memory, or nested too deeply, for the process that worked on it"
+            ) from None
         return _unwrap(answer)
 
     def close(self) -> None:
@@ -202,8 +204,8 @@ def _unwrap(answer: bytes) -> bytes:
     if answer[:1] == _DONE:
         return answer[1:]
     if answer[:1] == _MEMORY:
-        raise Exhausted("too much memory")
-    raise Refused(answer[1:].decode())
+        raise WorkerFailedError("too much memory")
+    raise RefusedError(answer[1:].decode())
 
 
 # What follows runs in the process that prepares, and in workers.
@@ -258,7 +260,7 @@ def _work(connection: Connection, make: Callable[[], Handler], memory: int) -> N
 def _wrap_error(error: Exception) -> bytes:
     if isinstance(error, MemoryError):
         return _MEMORY
-    text = str(error) if isinstance(error, Refused) else f"{type(error).__name__}: {error}"
+    text = str(error) if isinstance(error, RefusedError) else f"{type(error).__name__}: {error}"
     return _REFUSED + text[:2000].encode(errors="replace")
 
 

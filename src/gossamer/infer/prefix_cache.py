@@ -16,10 +16,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from gossamer.model.decode.pool import Snapshot
+from gossamer.model.decode.pool import StateSnapshot
 
 
-class Pages:
+class PageAllocator:
     """The holders of each of `total` pages of keys and values, counted; a page without a holder is free."""
 
     def __init__(self, total: int) -> None:
@@ -61,14 +61,14 @@ class Entry:
         length: number of tokens
         pages: their keys and values; the last page may be filled in part
         snapshot: the recurrent states behind them
-        num_head_computed: tokens whose keys and values in the multi-token-prediction head hold whatever comes next
-        hidden: [length − num_head_computed, hidden] final hidden states of the others; None without that head
+        num_mtp_computed: tokens whose keys and values in the multi-token-prediction head hold whatever comes next
+        hidden: [length − num_mtp_computed, hidden] final hidden states of the others; None without that head
     """
 
     length: int
     pages: tuple[int, ...]
-    snapshot: Snapshot
-    num_head_computed: int
+    snapshot: StateSnapshot
+    num_mtp_computed: int
     hidden: Tensor | None
 
     @property
@@ -81,15 +81,15 @@ class PrefixCache:
     """Entries by their tokens; the least recently used is given up first.
 
     Args:
-        pages: where the entries' pages are held
+        pages: the allocator of the entries' pages
         capacity: the largest number of bytes that snapshots may take; 0 keeps nothing
 
     Attributes:
-        capacity: as given
+        capacity: the largest number of bytes that snapshots may take
         nbytes: bytes that snapshots take
     """
 
-    def __init__(self, pages: Pages, capacity: int) -> None:
+    def __init__(self, pages: PageAllocator, capacity: int) -> None:
         self._pages, self.capacity = pages, capacity
         self._entries: OrderedDict[bytes, Entry] = OrderedDict()
         self._lengths: Counter[int] = Counter()

@@ -16,8 +16,8 @@ class RunningRequest:
     """A request from its submission to its end, with the memory that it has while it runs.
 
     Attributes:
-        id: the request's
-        prompt: the request's, as ids
+        id: name of the request, as its client gave it
+        prompt: ids of the prompt's tokens
         sampling: how its tokens are chosen
         boundaries: positions of the prompt behind which the state is worth keeping
         tokens: prompt and answer
@@ -28,7 +28,7 @@ class RunningRequest:
         num_to_replay: tokens of the last step that are accepted, which the next step takes into the states
         is_decoding: whether the prompt is computed; then each step has one token and its drafts
         drafts: tokens that the multi-token-prediction head expects behind `tokens`
-        num_head_computed: positions whose keys and values the multi-token-prediction head has
+        num_mtp_computed: positions whose keys and values the multi-token-prediction head has
         pending_hidden: final hidden states of the positions that the head has yet to see, in parts [n, hidden] that are
             joined when the head runs; empty without the head
         last_hidden: [1, hidden] of the last computed position, for the prefix cache; None without the head
@@ -64,7 +64,7 @@ class RunningRequest:
 
     def reset(self) -> None:
         """Go back to before the first token was computed; tokens and text stay."""
-        self.num_computed = self.num_to_replay = self.num_head_computed = 0
+        self.num_computed = self.num_to_replay = self.num_mtp_computed = 0
         self.is_decoding = False
         self.drafts: list[int] = []
         self.pending_hidden: list[Tensor] = []

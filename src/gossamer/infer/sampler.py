@@ -31,8 +31,8 @@ class Sampler:
         prompt: the request's tokens, which the repetition penalty counts
 
     Attributes:
-        params: as given
-        seed: of the random numbers
+        params: how tokens are chosen
+        seed: seed of the random numbers
         truncates: whether tokens are left out for being unlikely
     """
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from gossamer.infer.options import EngineOptions
-from gossamer.infer.prefix_cache import Entry, Pages, PrefixCache
+from gossamer.infer.prefix_cache import Entry, PageAllocator, PrefixCache
 from gossamer.infer.running_request import RunningRequest
 from gossamer.model.decode.decoder import Decoder
 
@@ -30,8 +30,8 @@ class Scheduler:
     """The queue, the running requests, and the slots and pages that each of them holds.
 
     Args:
-        decoder: whose memory is given out
-        options: the engine's
+        decoder: the decoder whose memory is given out
+        options: the options of the engine
         total_pages: pages of the decoder's memory
         uses_drafts: whether the multi-token-prediction head is used
 
@@ -48,7 +48,7 @@ class Scheduler:
 
     def __init__(self, decoder: Decoder, options: EngineOptions, total_pages: int, uses_drafts: bool) -> None:
         self._decoder, self._pool, self._options, self._uses_drafts = decoder, decoder.pool, options, uses_drafts
-        self.pages = Pages(total_pages)
+        self.pages = PageAllocator(total_pages)
         self.cache = PrefixCache(self.pages, options.prefix_cache_bytes)
         self.waiting: deque[RunningRequest] = deque()
         self.running: list[RunningRequest] = []
@@ -110,9 +110,9 @@ class Scheduler:
             request.num_to_replay = 0
         hidden = torch.cat(request.pending_hidden) if request.pending_hidden else request.last_hidden
         pages = tuple(request.pages[: self._num_pages(length)])
-        num_head_computed = min(request.num_head_computed, length - 1)
+        num_mtp_computed = min(request.num_mtp_computed, length - 1)
         snapshot = self._pool.snapshot(request.slot)
-        self.cache.add(tokens, Entry(length, pages, snapshot, num_head_computed, hidden))
+        self.cache.add(tokens, Entry(length, pages, snapshot, num_mtp_computed, hidden))
 
     def _num_pages(self, tokens: int) -> int:
         return -(-tokens // self._options.page_size)
@@ -130,8 +130,8 @@ class Scheduler:
         """Start a request with a slot and pages for its tokens and the next one; False if there are not enough."""
         shared: tuple[int, ...] = ()
         if entry is not None:
-            # The head's keys and values of later positions are computed anew, for this request's own next token.
-            valid = entry.num_head_computed if self._uses_drafts else entry.length
+            # The MTP head's keys and values of later positions are computed anew, for this request's own next token.
+            valid = entry.num_mtp_computed if self._uses_drafts else entry.length
             shared = entry.pages[: valid // self._options.page_size]
             self.pages.share(entry.pages)  # so that making room does not free them
         needed = self._num_pages(len(request.tokens) + 1) - len(shared)
@@ -159,7 +159,7 @@ class Scheduler:
             self._pool.restore(request.slot, entry.snapshot)
             request.num_computed = entry.length
             if self._uses_drafts:
-                request.num_head_computed = entry.num_head_computed
+                request.num_mtp_computed = entry.num_mtp_computed
                 request.pending_hidden = [] if entry.hidden is None else [entry.hidden]
         request.snapshot_points = self._snapshot_points(request)
         if request.num_cached is None:

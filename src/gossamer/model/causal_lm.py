@@ -174,14 +174,14 @@ class CausalLM(nn.Module):
         losses, steps = [], []
         for step, weight in enumerate(mtp.weights(), start=1):
             # A document's last tokens stand in for the ones after its end, where nothing is predicted.
-            following = _ahead(input_ids, documents.lengths, step, fill=None)
+            next_token_ids = _ahead(input_ids, documents.lengths, step, fill=None)
             if documents.token_mask is not None:  # padding lies behind the end, too
                 is_text = _ahead(documents.token_mask.view_as(input_ids), documents.lengths, step, fill=False)
-                following = torch.where(is_text, following, input_ids)
-            embedding = self.model.embed_tokens(following)
+                next_token_ids = torch.where(is_text, next_token_ids, input_ids)
+            embedding = self.model.embed_tokens(next_token_ids)
             if not mtp.trunk_gradient:
                 embedding = embedding.detach()
-            hidden, routing = self.mtp(embedding, hidden, *documents[1:])
+            hidden, routing = self.mtp(embedding, hidden, documents.rotary, documents.cu_seqlens, documents.token_mask)
             targets = targets_ahead(labels, documents.lengths, step + 1)
             losses.append(weight * _loss(hidden, head, targets, divisors[step] if divisors else None, vocabulary))
             out.drafts += (hidden,)

@@ -48,9 +48,33 @@ _Every = Annotated[int, Range(1, 1 << 20)]
 _Coefficient = Annotated[float, Range(0, 1_000_000)]
 
 
+class LinearAttentionSizes:
+    """The sizes that follow from the heads of linear attention, for a configuration and for one of its layers."""
+
+    linear_num_key_heads: int
+    linear_num_value_heads: int
+    linear_key_head_dim: int
+    linear_value_head_dim: int
+
+    @property
+    def linear_key_dim(self) -> int:
+        """Width of all key heads together in linear attention."""
+        return self.linear_num_key_heads * self.linear_key_head_dim
+
+    @property
+    def linear_value_dim(self) -> int:
+        """Width of all value heads together in linear attention."""
+        return self.linear_num_value_heads * self.linear_value_head_dim
+
+    @property
+    def linear_conv_dim(self) -> int:
+        """Channels of the short convolution: [q | k | v]."""
+        return 2 * self.linear_key_dim + self.linear_value_dim
+
+
 @reject_unknown_fields
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(LinearAttentionSizes):
     """A Qwen3-Next network.
 
     Attributes:
@@ -187,21 +211,6 @@ class ModelConfig:
     def rotary_dim(self) -> int:
         """Dimensions of a full-attention head that rotate."""
         return int(self.head_dim * self.partial_rotary_factor)
-
-    @property
-    def linear_key_dim(self) -> int:
-        """Width of all key heads together in linear attention."""
-        return self.linear_num_key_heads * self.linear_key_head_dim
-
-    @property
-    def linear_value_dim(self) -> int:
-        """Width of all value heads together in linear attention."""
-        return self.linear_num_value_heads * self.linear_value_head_dim
-
-    @property
-    def linear_conv_dim(self) -> int:
-        """Channels of the short convolution: [q | k | v]."""
-        return 2 * self.linear_key_dim + self.linear_value_dim
 
     # To and from Hugging Face's config.json.
 

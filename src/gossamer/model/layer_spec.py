@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gossamer.model.config import FULL, LINEAR, ModelConfig
+from gossamer.model.config import FULL, LINEAR, LinearAttentionSizes, ModelConfig
 
 _COMMON = ("hidden_size", "rms_norm_eps")
 _FULL_ATTENTION = ("num_attention_heads", "num_key_value_heads", "head_dim", "rotary_dim", "attention_bias")
@@ -30,7 +30,7 @@ _DENSE = ("intermediate_size",)
 
 
 @dataclass(frozen=True)
-class LayerSpec:
+class LayerSpec(LinearAttentionSizes):
     """A layer of the network: a token mixer and a feed-forward part.
 
     Sizes have the names that config.json gives them. They are 0 for a part that the layer does not have.
@@ -88,21 +88,6 @@ class LayerSpec:
     def is_sparse(self) -> bool:
         """Whether the feed-forward part is a mixture of experts."""
         return self.num_experts > 0
-
-    @property
-    def linear_key_dim(self) -> int:
-        """Width of all key heads of linear attention together."""
-        return self.linear_num_key_heads * self.linear_key_head_dim
-
-    @property
-    def linear_value_dim(self) -> int:
-        """Width of all value heads of linear attention together."""
-        return self.linear_num_value_heads * self.linear_value_head_dim
-
-    @property
-    def linear_conv_dim(self) -> int:
-        """Channels of the short convolution, [q | k | v]."""
-        return 2 * self.linear_key_dim + self.linear_value_dim
 
 
 def layer_specs(config: ModelConfig) -> tuple[LayerSpec, ...]:

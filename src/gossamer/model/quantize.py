@@ -7,14 +7,14 @@ from torch import Tensor, nn
 
 from gossamer.model.causal_lm import CausalLM
 from gossamer.model.experts import Experts
-from gossamer.ops.matrix import Int8
+from gossamer.ops.matrix import Int8Matrix
 
 # Small layers whose results are passed through a steep function.
 _NOT_QUANTIZED = ("shared_expert_gate", "in_proj_ba")
 
 
 @torch.no_grad()
-def quantize_to_int8(model: CausalLM) -> dict[Tensor, Int8]:
+def quantize_to_int8(model: CausalLM) -> dict[Tensor, Int8Matrix]:
     """Round a model's matrices to 255 steps a row, in place.
 
     These are the rows of every projection, of the experts and of the output head. Routers, gates, convolutions, norms
@@ -24,7 +24,7 @@ def quantize_to_int8(model: CausalLM) -> dict[Tensor, Int8]:
     Returns:
         The rounded parameters with their int8 numbers and scales.
     """
-    quantized: dict[Tensor, Int8] = {}
+    quantized: dict[Tensor, Int8Matrix] = {}
     for name, module in model.named_modules():
         if isinstance(module, Experts):
             parameters: list[Tensor] = [module.gate_up_proj, module.down_proj]
@@ -39,7 +39,7 @@ def quantize_to_int8(model: CausalLM) -> dict[Tensor, Int8]:
     return quantized
 
 
-def _quantize(weight: Tensor) -> Int8:
+def _quantize(weight: Tensor) -> Int8Matrix:
     wide = weight.float()
     scales = wide.abs().amax(-1).clamp(min=torch.finfo(torch.float32).tiny) / 127
-    return Int8((wide / scales.unsqueeze(-1)).round().to(torch.int8), scales)
+    return Int8Matrix((wide / scales.unsqueeze(-1)).round().to(torch.int8), scales)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gossamer.errors import UserError
 from gossamer.ops import native as kernels
-from gossamer.ops.checks import check_floats, check_same_dtype, first_order, shape
+from gossamer.ops.checks import check_floats, check_same_dtype, once_differentiable, shape
 from gossamer.ops.native.layout import rows_in_place
 from gossamer.ops.packing import document_lengths, lengths_tensor
 from gossamer.ops.registry import Operation
@@ -135,7 +135,7 @@ class _NativeAttention(torch.autograd.Function):
         return o
 
     @staticmethod
-    @first_order("attention")
+    @once_differentiable("attention")
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, o, lse = ctx.saved_tensors
         dq, dk, dv = (x.new_empty(x.shape) for x in (q, k, v))
@@ -144,6 +144,6 @@ class _NativeAttention(torch.autograd.Function):
         return dq, dk, dv, None
 
 
-ATTENTION.register("native", kernels.obstacle)(native)
-ATTENTION.register("sdpa")(sdpa)
-ATTENTION.register("reference")(reference)
+ATTENTION.register("native", native, kernels.obstacle)
+ATTENTION.register("sdpa", sdpa)
+ATTENTION.register("reference", reference)

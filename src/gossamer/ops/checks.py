@@ -28,10 +28,10 @@ P = ParamSpec("P")
 
 FLOATS = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
 INTEGERS = frozenset((torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64))
-LIMIT = 1 << 31  # sizes and positions are below it
+MAX_SIZE = (1 << 31) - 1  # of sizes and positions
 
 
-def given(**tensors: Tensor | None) -> dict[str, Tensor]:
+def not_none(**tensors: Tensor | None) -> dict[str, Tensor]:
     """Return the tensors that are not None, as arguments for `check_floats`."""
     return {name: x for name, x in tensors.items() if x is not None}
 
@@ -146,7 +146,7 @@ def check_number(operation: str, name: str, value: float) -> float:
     return float(value)
 
 
-def first_order(operation: str) -> Callable[[Callable[P, Any]], Callable[P, Any]]:
+def once_differentiable(operation: str) -> Callable[[Callable[P, Any]], Callable[P, Any]]:
     """Make a hand-written backward pass refuse to be differentiated again.
 
     Autograd does not see what it computes, so the gradient of its result would silently be zero.

@@ -46,7 +46,7 @@ class DeltaWeights(NamedTuple):
     eps: float
 
 
-class DeltaMemory(NamedTuple):
+class DeltaState(NamedTuple):
     """State of a linear-attention layer for every slot, changed in place; a step has at most W tokens of a sequence.
 
     Attributes:
@@ -64,7 +64,7 @@ class DeltaMemory(NamedTuple):
     gates: Tensor
 
 
-def delta_step(qkvz: Tensor, ba: Tensor, weights: DeltaWeights, memory: DeltaMemory, sequences: Sequences) -> Tensor:
+def delta_step(qkvz: Tensor, ba: Tensor, weights: DeltaWeights, state: DeltaState, sequences: Sequences) -> Tensor:
     """Replay the accepted tokens of the last step, then compute these tokens and store them as the last step.
 
     It has no gradient. A sequence may have no token here; then only its last step is replayed.
@@ -73,7 +73,7 @@ def delta_step(qkvz: Tensor, ba: Tensor, weights: DeltaWeights, memory: DeltaMem
         qkvz: [T, 2·Hk·dk + 2·Hv·dv], the projections, for each key head [q | k | r·v | r·z] with r = Hv / Hk
         ba: [T, 2·Hv], for each key head [r·b | r·a]
         weights: the layer's weights
-        memory: the layer's state, which is changed in place
+        state: the layer's state, which is changed in place
         sequences: the sequences to which the tokens belong
 
     Returns:
@@ -83,35 +83,35 @@ def delta_step(qkvz: Tensor, ba: Tensor, weights: DeltaWeights, memory: DeltaMem
         UserError: The shapes, dtypes, devices or positions do not fit.
     """
     check_kind("delta_step", "weights", weights, DeltaWeights)
-    check_kind("delta_step", "memory", memory, DeltaMemory)
+    check_kind("delta_step", "state", state, DeltaState)
     check_kind("delta_step", "sequences", sequences, Sequences)
-    _check(qkvz, ba, weights, memory)
+    _check(qkvz, ba, weights, state)
     weights = weights._replace(eps=float(weights.eps))
-    (slots, value_heads, key_dim, value_dim), (_, max_tokens, key_heads, _) = memory.recurrent.shape, memory.keys.shape
+    (slots, value_heads, key_dim, value_dim), (_, max_tokens, key_heads, _) = state.recurrent.shape, state.keys.shape
     tokens, width = sum(sequences.lengths), 2 * (key_heads * key_dim + value_heads * value_dim)
     if qkvz.shape != (tokens, width) or ba.shape != (tokens, 2 * value_heads):
         raise UserError(f"delta_step: qkvz {shape(qkvz)} and ba {shape(ba)} do not fit {tokens} tokens")
     if max(sequences.lengths, default=0) > max_tokens:
         raise UserError(
-            f"delta_step: a sequence has {max(sequences.lengths)} tokens, but the memory has room for {max_tokens}"
+            f"delta_step: a sequence has {max(sequences.lengths)} tokens, but the state has room for {max_tokens}"
         )
-    sequences.check("delta_step", tokens, slots, 0, 0, max_tokens)
-    y: Tensor = DELTA_STEP(qkvz.device, qkvz, ba, weights, memory, sequences)
+    sequences.check("delta_step", tokens, slots, pages=0, page_size=0, max_accepted=max_tokens)
+    y: Tensor = DELTA_STEP(qkvz.device, qkvz, ba, weights, state, sequences)
     return y
 
 
-def _check(qkvz: Tensor, ba: Tensor, weights: DeltaWeights, memory: DeltaMemory) -> None:
-    """Refuse weights and memory that do not belong to the same layer (UserError)."""
-    parts = {f"memory.{name}": x for name, x in memory._asdict().items()}
+def _check(qkvz: Tensor, ba: Tensor, weights: DeltaWeights, state: DeltaState) -> None:
+    """Refuse weights and state that do not belong to the same layer (UserError)."""
+    parts = {f"state.{name}": x for name, x in state._asdict().items()}
     check_floats("delta_step", qkvz=qkvz, ba=ba, **dict(zip(weights._fields[:-1], weights[:-1], strict=True)), **parts)
     check_same_dtype("delta_step", qkvz=qkvz, ba=ba)
-    _, *states = memory
-    check_same_dtype("delta_step", **dict(zip(memory._fields[1:], states, strict=True)))
+    _, *states = state
+    check_same_dtype("delta_step", **dict(zip(state._fields[1:], states, strict=True)))
     check_number("delta_step", "eps", weights.eps)
-    conv, recurrent, keys = memory.conv, memory.recurrent, memory.keys
+    conv, recurrent, keys = state.conv, state.recurrent, state.keys
     if conv.ndim != 3 or recurrent.ndim != 4 or keys.ndim != 4 or weights.conv.ndim != 2:
         raise UserError(
-            f"delta_step: memory with conv {shape(conv)}, recurrent {shape(recurrent)} and keys {shape(keys)} and "
+            f"delta_step: state with conv {shape(conv)}, recurrent {shape(recurrent)} and keys {shape(keys)} and "
             f"weights with conv {shape(weights.conv)} do not fit"
         )
     (slots, value_heads, key_dim, value_dim), (_, max_tokens, key_heads, _) = recurrent.shape, keys.shape
@@ -119,10 +119,10 @@ def _check(qkvz: Tensor, ba: Tensor, weights: DeltaWeights, memory: DeltaMemory)
     if not min(*recurrent.shape, *keys.shape, conv_kernel_size) or value_heads % key_heads:
         raise UserError(f"delta_step: recurrent {shape(recurrent)} and keys {shape(keys)} do not fit")
     expected = {
-        "memory.conv": (conv, (slots, conv_kernel_size - 1 + max_tokens, channels)),
-        "memory.keys": (keys, (slots, max_tokens, key_heads, key_dim)),
-        "memory.updates": (memory.updates, (slots, max_tokens, value_heads, value_dim)),
-        "memory.gates": (memory.gates, (slots, max_tokens, value_heads)),
+        "state.conv": (conv, (slots, conv_kernel_size - 1 + max_tokens, channels)),
+        "state.keys": (keys, (slots, max_tokens, key_heads, key_dim)),
+        "state.updates": (state.updates, (slots, max_tokens, value_heads, value_dim)),
+        "state.gates": (state.gates, (slots, max_tokens, value_heads)),
         "conv": (weights.conv, (2 * key_heads * key_dim + value_heads * value_dim, conv_kernel_size)),
         "A_log": (weights.A_log, (value_heads,)),
         "dt_bias": (weights.dt_bias, (value_heads,)),
@@ -131,40 +131,40 @@ def _check(qkvz: Tensor, ba: Tensor, weights: DeltaWeights, memory: DeltaMemory)
     for name, (x, size) in expected.items():
         if tuple(x.shape) != size:
             raise UserError(f"delta_step: {name} {shape(x)} must be {list(size)}")
-    if not all(x.is_contiguous() for x in (*memory, *weights[:-1])):
-        raise UserError("delta_step: weights and memory must be contiguous")
+    if not all(x.is_contiguous() for x in (*state, *weights[:-1])):
+        raise UserError("delta_step: weights and state must be contiguous")
 
 
-def reference(qkvz: Tensor, ba: Tensor, weights: DeltaWeights, memory: DeltaMemory, sequences: Sequences) -> Tensor:
+def reference(qkvz: Tensor, ba: Tensor, weights: DeltaWeights, state: DeltaState, sequences: Sequences) -> Tensor:
     """Compute one sequence after the other, token by token."""
-    _, value_heads, key_dim, value_dim = memory.recurrent.shape
-    key_heads, repeats, before = memory.keys.shape[2], value_heads // memory.keys.shape[2], weights.conv.shape[1] - 1
+    _, value_heads, key_dim, value_dim = state.recurrent.shape
+    key_heads, repeats, before = state.keys.shape[2], value_heads // state.keys.shape[2], weights.conv.shape[1] - 1
     qkv, z = _split_projection(qkvz, key_heads, [key_dim, key_dim, repeats * value_dim])
     b, a = _split_projection(ba, key_heads, [repeats])
-    dtype = memory.recurrent.dtype
+    dtype = state.recurrent.dtype
     beta = b.to(dtype).sigmoid()
     g = -weights.A_log.to(dtype).exp() * F.softplus(a.to(dtype) + weights.dt_bias.to(dtype))
 
     outputs, first_token = [], 0
     for slot, accepted, length in zip(sequences.slots, sequences.accepted, sequences.lengths, strict=True):
-        conv, replayed = memory.conv[slot], memory.recurrent[slot]
+        conv, replayed = state.conv[slot], state.recurrent[slot]
         for i in range(accepted):
-            k, update = memory.keys[slot, i].repeat_interleave(repeats, 0), memory.updates[slot, i]
-            replayed.mul_(memory.gates[slot, i].exp()[:, None, None]).add_(k[:, :, None] * update[:, None, :])
+            k, update = state.keys[slot, i].repeat_interleave(repeats, 0), state.updates[slot, i]
+            replayed.mul_(state.gates[slot, i].exp()[:, None, None]).add_(k[:, :, None] * update[:, None, :])
         conv[:before] = conv[accepted : accepted + before].clone()
-        state = replayed.clone()
+        recurrent = replayed.clone()
         for i, t in enumerate(range(first_token, first_token + length)):
             conv[before + i] = qkv[t]
             mixed = F.silu((conv[i : i + before + 1].to(dtype) * weights.conv.mT.to(dtype)).sum(0))
             q, k, v = mixed.split([key_heads * key_dim, key_heads * key_dim, value_heads * value_dim])
             q, k = (l2norm(x.view(key_heads, key_dim)) for x in (q, k))
-            memory.keys[slot, i], memory.gates[slot, i] = k, g[t]
+            state.keys[slot, i], state.gates[slot, i] = k, g[t]
             q, k = (x.repeat_interleave(repeats, 0) for x in (q * key_dim**-0.5, k))
-            state = g[t].exp()[:, None, None] * state
-            update = beta[t, :, None] * (v.view(value_heads, value_dim) - torch.einsum("hkv,hk->hv", state, k))
-            memory.updates[slot, i] = update
-            state = state + k[:, :, None] * update[:, None, :]
-            outputs.append(torch.einsum("hkv,hk->hv", state, q))
+            recurrent = g[t].exp()[:, None, None] * recurrent
+            update = beta[t, :, None] * (v.view(value_heads, value_dim) - torch.einsum("hkv,hk->hv", recurrent, k))
+            state.updates[slot, i] = update
+            recurrent = recurrent + k[:, :, None] * update[:, None, :]
+            outputs.append(torch.einsum("hkv,hk->hv", recurrent, q))
         first_token += length
     if not outputs:
         return qkvz.new_empty(0, value_heads * value_dim)
@@ -182,25 +182,25 @@ def _split_projection(x: Tensor, key_heads: int, widths: list[int]) -> tuple[Ten
     return torch.cat([part.flatten(1) for part in parts], dim=1), rest.flatten(1)
 
 
-def padded(qkvz: Tensor, ba: Tensor, weights: DeltaWeights, memory: DeltaMemory, sequences: Sequences) -> Tensor:
+def padded(qkvz: Tensor, ba: Tensor, weights: DeltaWeights, state: DeltaState, sequences: Sequences) -> Tensor:
     """Compute all sequences at once with PyTorch's functions, the shorter ones padded to the length of the longest."""
     device = qkvz.device
-    slots, accepted, _, lengths = sequences.steps.to(device)
-    state = _replay(memory, slots, accepted, max(sequences.accepted, default=0))
-    window = _shift(memory.conv, slots, accepted, weights.conv.shape[1] - 1)
+    slots, accepted, _, lengths = sequences.step_metadata.to(device)
+    recurrent = _replay(state, slots, accepted, max(sequences.accepted, default=0))
+    window = _shift(state.conv, slots, accepted, weights.conv.shape[1] - 1)
     longest = max(sequences.lengths, default=0)
     if not longest:
-        return qkvz.new_empty(0, memory.recurrent.shape[1] * memory.recurrent.shape[3])
+        return qkvz.new_empty(0, state.recurrent.shape[1] * state.recurrent.shape[3])
 
-    _, value_heads, key_dim, value_dim = memory.recurrent.shape
-    key_heads, repeats = memory.keys.shape[2], value_heads // memory.keys.shape[2]
+    _, value_heads, key_dim, value_dim = state.recurrent.shape
+    key_heads, repeats = state.keys.shape[2], value_heads // state.keys.shape[2]
     qkv, z = _split_projection(qkvz, key_heads, [key_dim, key_dim, repeats * value_dim])
     b, a = _split_projection(ba, key_heads, [repeats])
-    dtype, offsets = state.dtype, torch.arange(longest, device=device)
+    dtype, offsets = recurrent.dtype, torch.arange(longest, device=device)
     is_token = offsets < lengths[:, None]
     tokens = (sequences.cu_seqlens[:-1].to(device)[:, None] + offsets).clamp(max=len(qkvz) - 1)  # [N, longest]
     inputs = qkv[tokens]
-    memory.conv[slots[:, None], window.shape[1] + offsets] = inputs.to(memory.conv.dtype)
+    state.conv[slots[:, None], window.shape[1] + offsets] = inputs.to(state.conv.dtype)
     window = torch.cat([window.to(inputs.dtype), inputs], dim=1).to(dtype)
     kernel = weights.conv.to(dtype).mT
     mixed = F.silu(sum(window[:, i : i + longest] * weight for i, weight in enumerate(kernel)))
@@ -210,30 +210,30 @@ def padded(qkvz: Tensor, ba: Tensor, weights: DeltaWeights, memory: DeltaMemory,
     v, q = v.unflatten(2, (value_heads, value_dim)), q * key_dim**-0.5
     beta = b[tokens].to(dtype).sigmoid()
     g = -weights.A_log.to(dtype).exp() * F.softplus(a[tokens].to(dtype) + weights.dt_bias.to(dtype))
-    memory.keys[slots, :longest], memory.gates[slots, :longest] = k, g
+    state.keys[slots, :longest], state.gates[slots, :longest] = k, g
     q, k = (x.repeat_interleave(repeats, dim=2) for x in (q, k))
     outputs = []
     for i in range(longest):
-        state = g[:, i].exp()[:, :, None, None] * state
-        update = beta[:, i, :, None] * (v[:, i] - torch.einsum("nhkv,nhk->nhv", state, k[:, i]))
-        memory.updates[slots, i] = update
-        state = state + k[:, i, :, :, None] * update[:, :, None, :]
-        outputs.append(torch.einsum("nhkv,nhk->nhv", state, q[:, i]))
+        recurrent = g[:, i].exp()[:, :, None, None] * recurrent
+        update = beta[:, i, :, None] * (v[:, i] - torch.einsum("nhkv,nhk->nhv", recurrent, k[:, i]))
+        state.updates[slots, i] = update
+        recurrent = recurrent + k[:, i, :, :, None] * update[:, :, None, :]
+        outputs.append(torch.einsum("nhkv,nhk->nhv", recurrent, q[:, i]))
     o = torch.stack(outputs, dim=1)[is_token].to(qkvz.dtype)
     return plain_gated_rms_norm(o, z.view(o.shape), weights.norm, weights.eps).flatten(1)
 
 
-def _replay(memory: DeltaMemory, slots: Tensor, accepted: Tensor, max_accepted: int) -> Tensor:
-    """Bring the slots' states up to the accepted tokens of their last steps, in memory as well; return them."""
-    state = memory.recurrent[slots]
-    repeats = memory.updates.shape[2] // memory.keys.shape[2]
+def _replay(state: DeltaState, slots: Tensor, accepted: Tensor, max_accepted: int) -> Tensor:
+    """Bring the slots' states up to the accepted tokens of their last steps, in `state` as well; return them."""
+    recurrent = state.recurrent[slots]
+    repeats = state.updates.shape[2] // state.keys.shape[2]
     for i in range(max_accepted):
-        k, update = memory.keys[slots, i].repeat_interleave(repeats, dim=1), memory.updates[slots, i]
-        after = memory.gates[slots, i].exp()[:, :, None, None] * state + k[..., None] * update[:, :, None, :]
-        state = torch.where((i < accepted)[:, None, None, None], after, state)
+        k, update = state.keys[slots, i].repeat_interleave(repeats, dim=1), state.updates[slots, i]
+        after = state.gates[slots, i].exp()[:, :, None, None] * recurrent + k[..., None] * update[:, :, None, :]
+        recurrent = torch.where((i < accepted)[:, None, None, None], after, recurrent)
     if max_accepted:
-        memory.recurrent[slots] = state
-    return state
+        state.recurrent[slots] = recurrent
+    return recurrent
 
 
 def _shift(conv: Tensor, slots: Tensor, accepted: Tensor, before: int) -> Tensor:
@@ -248,20 +248,20 @@ def _shift(conv: Tensor, slots: Tensor, accepted: Tensor, before: int) -> Tensor
     return window
 
 
-def native(qkvz: Tensor, ba: Tensor, weights: DeltaWeights, memory: DeltaMemory, sequences: Sequences) -> Tensor:
+def native(qkvz: Tensor, ba: Tensor, weights: DeltaWeights, state: DeltaState, sequences: Sequences) -> Tensor:
     """Sweep once over each state (ops/native/delta_step.cpp); dtypes other than float32 go to `padded`."""
-    if any(x.dtype != torch.float32 for x in (qkvz, ba, *weights[:-1], *memory)):
-        return padded(qkvz, ba, weights, memory, sequences)
-    _, value_heads, key_dim, value_dim = memory.recurrent.shape
-    _, max_tokens, key_heads, _ = memory.keys.shape
+    if any(x.dtype != torch.float32 for x in (qkvz, ba, *weights[:-1], *state)):
+        return padded(qkvz, ba, weights, state, sequences)
+    _, value_heads, key_dim, value_dim = state.recurrent.shape
+    _, max_tokens, key_heads, _ = state.keys.shape
     y = qkvz.new_empty(len(qkvz), value_heads * value_dim)
     qkvz, ba = qkvz.contiguous(), ba.contiguous()
     heads = len(sequences.slots), key_heads, value_heads // key_heads, key_dim, value_dim
     sizes = *heads, weights.conv.shape[1], max_tokens
-    kernels.call("delta_step", qkvz, ba, *weights[:-1], *memory, sequences.steps, y, *sizes, weights.eps)
+    kernels.call("delta_step", qkvz, ba, *weights[:-1], *state, sequences.step_metadata, y, *sizes, weights.eps)
     return y
 
 
-DELTA_STEP.register("native", kernels.obstacle)(native)
-DELTA_STEP.register("padded")(padded)
-DELTA_STEP.register("reference")(reference)
+DELTA_STEP.register("native", native, kernels.obstacle)
+DELTA_STEP.register("padded", padded)
+DELTA_STEP.register("reference", reference)

@@ -11,7 +11,7 @@ from torch import Tensor
 from gossamer import device as devices
 from gossamer.errors import UserError
 from gossamer.ops import native as kernels
-from gossamer.ops.checks import check_floats, check_number, first_order, shape
+from gossamer.ops.checks import check_floats, check_number, once_differentiable, shape
 from gossamer.ops.registry import Operation, deferred
 
 GATED_RMS_NORM = Operation("gated_rms_norm")
@@ -88,7 +88,7 @@ class _NativeGatedRMSNorm(torch.autograd.Function):
         return y
 
     @staticmethod
-    @first_order("gated_rms_norm")
+    @once_differentiable("gated_rms_norm")
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, gate, weight, inverse_rms = ctx.saved_tensors
         gate, rows, heads, stride = _gate_rows(gate)
@@ -99,9 +99,12 @@ class _NativeGatedRMSNorm(torch.autograd.Function):
         return dx, dgate, dweight, None
 
 
-GATED_RMS_NORM.register("native", kernels.obstacle)(native)
-GATED_RMS_NORM.register("triton", devices.triton_obstacle, devices.is_accelerator)(
-    deferred("gossamer.ops.triton.gated_rms_norm", "gated_rms_norm")
+GATED_RMS_NORM.register("native", native, kernels.obstacle)
+GATED_RMS_NORM.register(
+    "triton",
+    deferred("gossamer.ops.triton.gated_rms_norm", "gated_rms_norm"),
+    devices.triton_obstacle,
+    devices.is_accelerator,
 )
-GATED_RMS_NORM.register("plain")(plain)
-GATED_RMS_NORM.register("reference")(reference)
+GATED_RMS_NORM.register("plain", plain)
+GATED_RMS_NORM.register("reference", reference)

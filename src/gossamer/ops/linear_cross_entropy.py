@@ -12,7 +12,7 @@ from torch import Tensor
 from gossamer import device as devices
 from gossamer.errors import UserError
 from gossamer.ops import native as kernels
-from gossamer.ops.checks import check_floats, check_indices, first_order, given, shape
+from gossamer.ops.checks import check_floats, check_indices, not_none, once_differentiable, shape
 from gossamer.ops.registry import Operation, autocast_input, deferred
 
 __all__ = ["CHUNK_BYTES", "IGNORED", "linear_cross_entropy"]
@@ -39,7 +39,7 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, bias: T
     Raises:
         UserError: The shapes, dtypes or devices do not fit, or a label is not a row of the weight.
     """
-    check_floats("linear_cross_entropy", hidden=hidden, weight=weight, **given(bias=bias))
+    check_floats("linear_cross_entropy", hidden=hidden, weight=weight, **not_none(bias=bias))
     fit = hidden.ndim == 2 and weight.ndim == 2 and hidden.shape[1] == weight.shape[1]
     if not fit or not min(weight.shape) or (bias is not None and bias.shape != weight.shape[:1]):
         and_bias = "" if bias is None else f", bias {shape(bias)}"
@@ -73,7 +73,7 @@ def loss_in_chunks(
     labels: Tensor,
     bias: Tensor | None,
     softmax_loss: Callable[[Tensor, Tensor], Tensor],
-    narrow: bool = False,
+    cast_to_input_dtype: bool = False,
 ) -> Tensor:
     """Compute the loss chunk by chunk with `softmax_loss`, which turns a chunk of logits into their gradient.
 
@@ -87,11 +87,11 @@ def loss_in_chunks(
         labels: [N] int64
         bias: [V] or None
         softmax_loss: takes logits [rows, V] and labels [rows] and works as the function of that name below
-        narrow: whether it takes the logits in the dtype of hidden, as the product gives them, and not in float32
+        cast_to_input_dtype: whether `softmax_loss` takes the logits in the dtype of hidden and not in float32
     """
     if not torch.is_grad_enabled():  # otherwise `needs_input_grad` would still ask for the weight's gradient
         hidden, weight = hidden.detach(), weight.detach()
-    loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, labels, bias, softmax_loss, narrow)
+    loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, labels, bias, softmax_loss, cast_to_input_dtype)
     return loss
 
 
@@ -119,7 +119,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         labels: Tensor,
         bias: Tensor | None,
         softmax_loss: Callable[[Tensor, Tensor], Tensor],
-        narrow: bool,
+        cast_to_input_dtype: bool,
     ) -> Tensor:
         dtype = torch.promote_types(hidden.dtype, torch.float32)
         total = hidden.new_zeros((), dtype=dtype)
@@ -133,7 +133,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, len(hidden), rows):
             chunk = slice(start, start + rows)
             h = hidden[chunk]
-            logits = (h @ w.mT if b is None else torch.addmm(b, h, w.mT)).to(hidden.dtype if narrow else dtype)
+            logits = (h @ w.mT if b is None else torch.addmm(b, h, w.mT)).to(
+                hidden.dtype if cast_to_input_dtype else dtype
+            )
             total += softmax_loss(logits, labels[chunk])
             dlogits = logits.to(hidden.dtype)
             if dhidden is not None:
@@ -149,7 +151,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
-    @first_order("linear_cross_entropy")
+    @once_differentiable("linear_cross_entropy")
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         dhidden, dweight = ctx.saved_tensors
         scale = grads[0]
@@ -177,9 +179,12 @@ def _native_softmax_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return losses.sum()
 
 
-LINEAR_CROSS_ENTROPY.register("native", kernels.obstacle)(native)
-LINEAR_CROSS_ENTROPY.register("triton", devices.triton_obstacle, devices.is_accelerator)(
-    deferred("gossamer.ops.triton.linear_cross_entropy", "linear_cross_entropy")
+LINEAR_CROSS_ENTROPY.register("native", native, kernels.obstacle)
+LINEAR_CROSS_ENTROPY.register(
+    "triton",
+    deferred("gossamer.ops.triton.linear_cross_entropy", "linear_cross_entropy"),
+    devices.triton_obstacle,
+    devices.is_accelerator,
 )
-LINEAR_CROSS_ENTROPY.register("chunked")(chunked)
-LINEAR_CROSS_ENTROPY.register("reference")(reference)
+LINEAR_CROSS_ENTROPY.register("chunked", chunked)
+LINEAR_CROSS_ENTROPY.register("reference", reference)

@@ -11,7 +11,7 @@ from gossamer.errors import UserError
 from gossamer.ops.checks import describe, is_dense, shape
 
 
-class Int8(NamedTuple):
+class Int8Matrix(NamedTuple):
     """A matrix, or several stacked, whose rows are int8 numbers times a scale.
 
     Attributes:
@@ -23,7 +23,7 @@ class Int8(NamedTuple):
     scales: Tensor
 
 
-Matrix = Tensor | Int8
+Matrix = Tensor | Int8Matrix
 
 
 def check_matrix(operation: str, name: str, matrix: Matrix) -> None:
@@ -32,7 +32,7 @@ def check_matrix(operation: str, name: str, matrix: Matrix) -> None:
     Raises:
         UserError: The message names the operation, the argument and what does not fit.
     """
-    if not isinstance(matrix, Int8):
+    if not isinstance(matrix, Int8Matrix):
         return
     values, scales = matrix
     if not is_dense(values) or values.dtype != torch.int8:
@@ -48,11 +48,11 @@ def check_matrix(operation: str, name: str, matrix: Matrix) -> None:
 
 def values_and_scales(matrix: Matrix | None) -> tuple[Tensor | None, Tensor | None]:
     """Return the numbers of a matrix and, if it is of int8, its scales."""
-    return (matrix.values, matrix.scales) if isinstance(matrix, Int8) else (matrix, None)
+    return (matrix.values, matrix.scales) if isinstance(matrix, Int8Matrix) else (matrix, None)
 
 
 def is_readable_by_kernels(matrix: Matrix) -> bool:
     """Whether the native kernels can read a matrix: contiguous, of float32 or of int8 with scales."""
-    dtype = torch.int8 if isinstance(matrix, Int8) else torch.float32
+    dtype = torch.int8 if isinstance(matrix, Int8Matrix) else torch.float32
     values, _ = values_and_scales(matrix)
     return values is not None and values.dtype == dtype and values.is_contiguous()

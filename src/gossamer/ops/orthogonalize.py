@@ -91,6 +91,6 @@ def native(matrices: Tensor) -> Tensor:
     return result
 
 
-ORTHOGONALIZE.register("native", kernels.obstacle)(native)
-ORTHOGONALIZE.register("batched")(batched)
-ORTHOGONALIZE.register("reference")(reference)
+ORTHOGONALIZE.register("native", native, kernels.obstacle)
+ORTHOGONALIZE.register("batched", batched)
+ORTHOGONALIZE.register("reference", reference)

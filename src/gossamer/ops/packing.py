@@ -103,7 +103,7 @@ class ChunkLayout:
 
     @property
     def num_chunks(self) -> int:
-        """Return the number of chunks of all documents together."""
+        """The number of chunks of all documents together."""
         return sum(self.active)
 
 

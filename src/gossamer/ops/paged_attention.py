@@ -41,7 +41,9 @@ def paged_attention(q: Tensor, k_pages: Tensor, v_pages: Tensor, sequences: Sequ
     if not (k_pages.is_contiguous() and v_pages.is_contiguous()):
         raise UserError("paged_attention: pages must be contiguous")
     check_kind("paged_attention", "sequences", sequences, Sequences)
-    sequences.check("paged_attention", len(q), 0, len(k_pages), k_pages.shape[1], 0)
+    sequences.check(
+        "paged_attention", tokens=len(q), slots=0, pages=len(k_pages), page_size=k_pages.shape[1], max_accepted=0
+    )
     y: Tensor = PAGED_ATTENTION(q.device, q, k_pages, v_pages, sequences)
     return y
 
@@ -82,12 +84,12 @@ def native(q: Tensor, k_pages: Tensor, v_pages: Tensor, sequences: Sequences) ->
     if q.dtype != torch.float32 or k_pages.dtype != torch.float32 or page_size > MAX_PAGE_SIZE:
         return sdpa(q, k_pages, v_pages, sequences)
     q, o = q.contiguous(), q.new_empty(q.shape)
-    table = sequences.page_table
+    table = sequences.padded_page_tables
     sizes = table.shape[0], table.shape[1], page_size, kv_heads, q.shape[1] // kv_heads, width
-    kernels.call("paged_attention", q, k_pages, v_pages, sequences.steps, table, o, *sizes)
+    kernels.call("paged_attention", q, k_pages, v_pages, sequences.step_metadata, table, o, *sizes)
     return o
 
 
-PAGED_ATTENTION.register("native", kernels.obstacle)(native)
-PAGED_ATTENTION.register("sdpa")(sdpa)
-PAGED_ATTENTION.register("reference")(reference)
+PAGED_ATTENTION.register("native", native, kernels.obstacle)
+PAGED_ATTENTION.register("sdpa", sdpa)
+PAGED_ATTENTION.register("reference", reference)

@@ -27,7 +27,7 @@ class Implementation:
     """One way to compute an operation.
 
     Attributes:
-        name: of the implementation, as `forced` and `GOSSAMER_OPS` take it
+        name: the implementation's name, as `forced` and `GOSSAMER_OPS` take it
         function: computes the operation
         obstacle: says why the implementation cannot run on a device, or "" if it can
         is_default: whether it may be chosen on a device; where this is false, it runs there only when it is forced
@@ -48,9 +48,9 @@ class Operation:
     """A named operation with its implementations, best first.
 
     Attributes:
-        name: of the operation
-        has_gradient: whether it has one, as the operations of training have
-        implementations: in the order of preference
+        name: the operation's name
+        has_gradient: whether the operation has a gradient, as those of training have
+        implementations: the operation's implementations in the order of preference
     """
 
     def __init__(self, name: str, has_gradient: bool = True) -> None:
@@ -61,16 +61,12 @@ class Operation:
     def register(
         self,
         name: str,
+        function: Callable[..., Any],
         obstacle: Callable[[torch.device], str] = no_obstacle,
         is_default: Callable[[torch.device], bool] = lambda device: True,
-    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    ) -> None:
         """Add an implementation after those already registered; see `Implementation` for the arguments."""
-
-        def add(function: Callable[..., Any]) -> Callable[..., Any]:
-            self.implementations.append(Implementation(name, function, obstacle, is_default))
-            return function
-
-        return add
+        self.implementations.append(Implementation(name, function, obstacle, is_default))
 
     def choose(self, device: torch.device) -> Implementation:
         """Return the implementation that runs on `device`.
@@ -86,9 +82,11 @@ class Operation:
         for candidate in self.implementations:
             if candidate.name == wanted:
                 if reason := candidate.obstacle(device):
-                    raise UserError(f"{self.name} cannot run as {wanted!r} on {device}: {reason}; able here: {names}")
+                    raise UserError(
+                        f"{self.name} cannot run as {wanted!r} on {device}: {reason}; available here: {names}"
+                    )
                 return candidate
-        raise UserError(f"{self.name} has no implementation {wanted!r}; able here: {names}")
+        raise UserError(f"{self.name} has no implementation {wanted!r}; available here: {names}")
 
     def pytorch_implementation(self) -> Implementation:
         """Return the best implementation that needs nothing but PyTorch."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gossamer.errors import UserError
 from gossamer.ops import native as kernels
-from gossamer.ops.checks import check_floats, check_number, first_order, shape
+from gossamer.ops.checks import check_floats, check_number, once_differentiable, shape
 from gossamer.ops.registry import Operation
 
 RMS_NORM = Operation("rms_norm")
@@ -72,7 +72,7 @@ class _NativeRMSNorm(torch.autograd.Function):
         return y
 
     @staticmethod
-    @first_order("rms_norm")
+    @once_differentiable("rms_norm")
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, inverse_rms = ctx.saved_tensors
         dy, dx, dweight = grads[0].contiguous(), torch.empty_like(x), torch.empty_like(weight)
@@ -80,6 +80,6 @@ class _NativeRMSNorm(torch.autograd.Function):
         return dx, dweight, None
 
 
-RMS_NORM.register("native", kernels.obstacle)(native)
-RMS_NORM.register("plain")(plain)
-RMS_NORM.register("reference")(reference)
+RMS_NORM.register("native", native, kernels.obstacle)
+RMS_NORM.register("plain", plain)
+RMS_NORM.register("reference", reference)

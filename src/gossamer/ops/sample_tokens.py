@@ -93,5 +93,5 @@ def native(logits: Tensor, temperatures: Tensor, keys: Tensor) -> Tensor:
     return tokens
 
 
-SAMPLE_TOKENS.register("native", kernels.obstacle)(native)
-SAMPLE_TOKENS.register("reference")(reference)
+SAMPLE_TOKENS.register("native", native, kernels.obstacle)
+SAMPLE_TOKENS.register("reference", reference)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gossamer.errors import UserError
-from gossamer.ops.checks import LIMIT, are_integers
+from gossamer.ops.checks import MAX_SIZE, are_integers
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Sequences:
         accepted: how many tokens of its last step were accepted (the others were rejected drafts); 0 after a prefill
         past: the number of tokens before these, whose keys and values are stored
         lengths: the number of each sequence's tokens in the batch
-        tables: the pages of each sequence's keys and values, in order, with room for past + length tokens
+        page_tables: the pages of each sequence's keys and values, in order, with room for past + length tokens
         page_size: tokens per page
 
     Raises:
@@ -33,24 +33,26 @@ class Sequences:
     accepted: tuple[int, ...]
     past: tuple[int, ...]
     lengths: tuple[int, ...]
-    tables: tuple[tuple[int, ...], ...]
+    page_tables: tuple[tuple[int, ...], ...]
     page_size: int
 
     def __post_init__(self) -> None:
         parts = (self.slots, self.accepted, self.past, self.lengths, (self.page_size,))
-        if not isinstance(self.tables, (tuple, list)) or not all(map(are_integers, (*parts, *self.tables))):
-            raise UserError("sequences: slots, accepted, past, lengths, tables and page_size must be whole numbers")
+        if not isinstance(self.page_tables, (tuple, list)) or not all(map(are_integers, (*parts, *self.page_tables))):
+            raise UserError(
+                "sequences: slots, accepted, past, lengths, page_tables and page_size must be whole numbers"
+            )
         count = len(self.slots)
-        if not len(self.accepted) == len(self.past) == len(self.lengths) == len(self.tables) == count:
+        if not len(self.accepted) == len(self.past) == len(self.lengths) == len(self.page_tables) == count:
             raise UserError(
                 f"sequences: there must be as many slots ({count}) as values of accepted ({len(self.accepted)}), past "
-                f"({len(self.past)}) and lengths ({len(self.lengths)}), and as tables ({len(self.tables)})"
+                f"({len(self.past)}) and lengths ({len(self.lengths)}), and as page_tables ({len(self.page_tables)})"
             )
         if len(set(self.slots)) != count:
             raise UserError(f"sequences: slots {self.slots} must differ")
         numbers = (self.page_size, *self.slots, *self.accepted, *self.past, *self.lengths)
-        if min(numbers) < 0 or max(numbers) >= LIMIT:
-            raise UserError(f"sequences: slots, accepted, past, lengths and page_size must be from 0 to {LIMIT - 1}")
+        if min(numbers) < 0 or max(numbers) > MAX_SIZE:
+            raise UserError(f"sequences: slots, accepted, past, lengths and page_size must be from 0 to {MAX_SIZE}")
 
     def check(self, operation: str, tokens: int, slots: int, pages: int, page_size: int, max_accepted: int) -> None:
         """Refuse sequences that have another number of tokens, or slots and pages outside the memory.
@@ -76,7 +78,7 @@ class Sequences:
         if pages:
             if self.page_size != page_size:
                 raise UserError(f"{operation}: a page has {page_size} tokens, not {self.page_size}")
-            for table, past, length in zip(self.tables, self.past, self.lengths, strict=True):
+            for table, past, length in zip(self.page_tables, self.past, self.lengths, strict=True):
                 if past + length > len(table) * page_size:
                     raise UserError(
                         f"{operation}: {past} + {length} tokens of a sequence need more than its {len(table)} pages of "
@@ -88,11 +90,11 @@ class Sequences:
 
     @cached_property
     def _page_bounds(self) -> tuple[int, int]:
-        """Return the smallest and the largest page in all tables."""
-        tables = [table for table in self.tables if table]
+        """The smallest and the largest page in all tables."""
+        tables = [table for table in self.page_tables if table]
         if len(tables) < 4:  # making a tensor would take longer
             return min(map(min, tables), default=0), max(map(max, tables), default=0)
-        low, high = torch.aminmax(self.page_table)
+        low, high = torch.aminmax(self.padded_page_tables)
         return int(low), int(high)
 
     @cached_property
@@ -101,15 +103,17 @@ class Sequences:
         return torch.tensor([0, *accumulate(self.lengths)], dtype=torch.int64)
 
     @cached_property
-    def steps(self) -> Tensor:
+    def step_metadata(self) -> Tensor:
         """Slots, accepted, past and lengths, [4, N] int64 on the CPU."""
         return torch.tensor([self.slots, self.accepted, self.past, self.lengths], dtype=torch.int64)
 
     @cached_property
-    def page_table(self) -> Tensor:
+    def padded_page_tables(self) -> Tensor:
         """The tables of all sequences, [N, max pages] int64 on the CPU, with rows padded by page 0."""
-        max_pages = max((len(table) for table in self.tables), default=0)
-        return torch.tensor([[*table, *[0] * (max_pages - len(table))] for table in self.tables], dtype=torch.int64)
+        max_pages = max((len(table) for table in self.page_tables), default=0)
+        return torch.tensor(
+            [[*table, *[0] * (max_pages - len(table))] for table in self.page_tables], dtype=torch.int64
+        )
 
     @cached_property
     def positions(self) -> Tensor:
@@ -121,7 +125,7 @@ class Sequences:
     @cached_property
     def new_kv_indices(self) -> Tensor:
         """Where the key and value of each token lie, counted in tokens over all pages, [T] int64 on the CPU."""
-        rows = zip(self.tables, self.past, self.lengths, strict=True)
+        rows = zip(self.page_tables, self.past, self.lengths, strict=True)
         size = self.page_size
         indices = [
             table[position // size] * size + position % size
@@ -137,6 +141,6 @@ class Sequences:
             [past + length] int64 on the CPU, counted in tokens over all pages.
         """
         end = self.past[number] + self.lengths[number]
-        pages = torch.tensor(self.tables[number][: -(-end // self.page_size)], dtype=torch.int64)
+        pages = torch.tensor(self.page_tables[number][: -(-end // self.page_size)], dtype=torch.int64)
         indices = pages[:, None] * self.page_size + torch.arange(self.page_size)
         return indices.flatten()[:end]

@@ -11,7 +11,7 @@ from torch import Tensor
 from gossamer import device as devices
 from gossamer.errors import UserError
 from gossamer.ops import native as kernels
-from gossamer.ops.checks import check_floats, first_order, given, shape
+from gossamer.ops.checks import check_floats, not_none, once_differentiable, shape
 from gossamer.ops.native.layout import rows_in_place
 from gossamer.ops.packing import cached_layout, document_lengths, lengths_tensor
 from gossamer.ops.registry import Operation, deferred
@@ -37,7 +37,7 @@ def short_conv(
     Raises:
         UserError: The shapes, dtypes or devices do not fit.
     """
-    check_floats("short_conv", x=x, weight=weight, **given(initial_state=initial_state))
+    check_floats("short_conv", x=x, weight=weight, **not_none(initial_state=initial_state))
     if x.ndim != 3 or weight.ndim != 2 or weight.shape[0] != x.shape[-1] or not min(weight.shape):
         raise UserError(f"short_conv: x {shape(x)} and weight {shape(weight)} do not fit")
     lengths = document_lengths(x.shape[0], x.shape[1], cu_seqlens)
@@ -119,7 +119,7 @@ class _ShiftedConv(torch.autograd.Function):
         return y.view(x.shape), padded.index_select(0, last).view(initial.shape)
 
     @staticmethod
-    @first_order("short_conv")
+    @once_differentiable("short_conv")
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad_y, grad_state = grads
         padded, weight, tokens, before, last = ctx.saved_tensors
@@ -174,7 +174,7 @@ class _NativeShortConv(torch.autograd.Function):
         return y, last_inputs
 
     @staticmethod
-    @first_order("short_conv")
+    @once_differentiable("short_conv")
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, transposed, initial = ctx.saved_tensors
         dy, dlast_inputs = (grad.contiguous() for grad in grads)
@@ -184,9 +184,9 @@ class _NativeShortConv(torch.autograd.Function):
         return dx, dweight.mT, dinitial, None
 
 
-SHORT_CONV.register("native", kernels.obstacle)(native)
-SHORT_CONV.register("triton", devices.triton_obstacle, devices.is_accelerator)(
-    deferred("gossamer.ops.triton.short_conv", "short_conv")
+SHORT_CONV.register("native", native, kernels.obstacle)
+SHORT_CONV.register(
+    "triton", deferred("gossamer.ops.triton.short_conv", "short_conv"), devices.triton_obstacle, devices.is_accelerator
 )
-SHORT_CONV.register("shifted")(shifted)
-SHORT_CONV.register("reference")(reference)
+SHORT_CONV.register("shifted", shifted)
+SHORT_CONV.register("reference", reference)

@@ -9,7 +9,7 @@ from torch import Tensor
 from gossamer.errors import UserError
 from gossamer.ops import native as kernels
 from gossamer.ops.checks import check_floats, shape
-from gossamer.ops.matrix import Int8, Matrix, check_matrix
+from gossamer.ops.matrix import Int8Matrix, Matrix, check_matrix
 from gossamer.ops.registry import Operation
 
 SMALL_LINEAR = Operation("small_linear", has_gradient=False)
@@ -30,7 +30,7 @@ def small_linear(x: Tensor, weight: Matrix) -> Tensor:
         UserError: The shapes, dtypes or devices do not fit.
     """
     check_matrix("small_linear", "weight", weight)
-    values, floats = (weight.values, weight.scales) if isinstance(weight, Int8) else (weight, weight)
+    values, floats = (weight.values, weight.scales) if isinstance(weight, Int8Matrix) else (weight, weight)
     check_floats("small_linear", x=x, weight=floats)
     if x.ndim != 2 or values.ndim != 2 or x.shape[1] != values.shape[1] or not min(values.shape):
         raise UserError(f"small_linear: x {shape(x)} and weight {shape(values)} do not fit")
@@ -42,7 +42,7 @@ def small_linear(x: Tensor, weight: Matrix) -> Tensor:
 
 def reference(x: Tensor, weight: Matrix) -> Tensor:
     """Multiply by the whole matrix in x's dtype, after int8 numbers have been multiplied by their scales."""
-    if isinstance(weight, Int8):
+    if isinstance(weight, Int8Matrix):
         weight = weight.values.to(x.dtype) * weight.scales.to(x.dtype).unsqueeze(-1)
     return F.linear(x, weight)
 
@@ -52,7 +52,7 @@ def native(x: Tensor, weight: Matrix) -> Tensor:
 
     Dtypes other than float32 and int8, and more than `MAX_VECTORS` vectors, go to `reference`.
     """
-    values, scales = (weight.values, weight.scales) if isinstance(weight, Int8) else (weight, None)
+    values, scales = (weight.values, weight.scales) if isinstance(weight, Int8Matrix) else (weight, None)
     supported = x.dtype == torch.float32 and values.dtype in (torch.float32, torch.int8) and values.is_contiguous()
     if not supported or len(x) > MAX_VECTORS:
         return reference(x, weight)
@@ -61,5 +61,5 @@ def native(x: Tensor, weight: Matrix) -> Tensor:
     return out
 
 
-SMALL_LINEAR.register("native", kernels.obstacle)(native)
-SMALL_LINEAR.register("reference")(reference)
+SMALL_LINEAR.register("native", native, kernels.obstacle)
+SMALL_LINEAR.register("reference", reference)

@@ -193,7 +193,7 @@ def load_checkpoint(
         raise UserError(f"checkpoint {folder} is of another model: {reason}") from error
     with _quiet():
         set_state_dict(model, optimizers, model_state_dict=tensors["model"], optim_state_dict=tensors["optimizer"])
-    devices.set_random_state(tensors["random"], _device(model))
+    devices.set_rng_state(tensors["random"], _device(model))
     return read_state(folder)
 
 
@@ -230,7 +230,7 @@ def _checkpoints(run: Path) -> list[Path]:
 def _tensors(model: nn.Module, optimizers: Optimizers) -> dict[str, Any]:
     """Return all tensors of a checkpoint, in memory shared with the training."""
     weights, moments = get_state_dict(model, optimizers)
-    return {"model": weights, "optimizer": moments, "random": devices.random_state(_device(model))}
+    return {"model": weights, "optimizer": moments, "random": devices.get_rng_state(_device(model))}
 
 
 def _copied(value: Any) -> Any:

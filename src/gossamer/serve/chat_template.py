@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from gossamer.data.tokenizer import Tokenizer
 from gossamer.errors import UserError
-from gossamer.infer.isolated import Exhausted, Isolated, Refused, Worker
+from gossamer.infer.isolated import IsolatedWorkers, RefusedError, Worker, WorkerFailedError
 from gossamer.serve.template_process import rendering
 
 __all__ = ["ChatTemplate", "RenderedPrompt", "TemplateRefusal", "ToolFormat"]
@@ -102,7 +102,7 @@ class ChatTemplate:
         self._renderer = _Renderer(DEFAULT_TEMPLATE if self.is_default else plain, with_tools)
         try:
             self._turn_token = self._find_turn_token()
-        except (Refused, Exhausted) as error:
+        except (RefusedError, WorkerFailedError) as error:
             raise UserError(f"chat template of the checkpoint: {error}; mend chat_template.jinja") from error
 
     def render(
@@ -131,7 +131,7 @@ class ChatTemplate:
             raise TemplateRefusal("nested too deeply") from error
         try:
             text = self._text(variables[0], variables[1], variables[2], add_generation_prompt=True)
-        except (Refused, Exhausted) as error:
+        except (RefusedError, WorkerFailedError) as error:
             raise TemplateRefusal(str(error)) from error
         ids: list[int] = []
         for index, part in enumerate(self._split_marked(text, mark)):
@@ -168,14 +168,14 @@ class ChatTemplate:
         """Find the special token that begins a message, as it does in the prompt for an answer; None if there is none.
 
         Raises:
-            Refused: the text is no template.
-            Exhausted: the template takes too much time or memory for the shortest of conversations.
+            RefusedError: the text is no template.
+            WorkerFailedError: the template takes too much time or memory for the shortest of conversations.
         """
         messages = [{"role": "user", "content": "a"}]
         self._renderer.check()
         try:
             bare, prompted = (self._text(messages, None, {}, is_prompt) for is_prompt in (False, True))
-        except Refused:
+        except RefusedError:
             return None
         begin = prompted[len(bare) :] if prompted.startswith(bare) else ""
         token = next((token for token in self._special if begin.startswith(token)), None)
@@ -263,14 +263,14 @@ class _Renderer:
             variables: the variables of the template
 
         Raises:
-            Refused: the template refuses the variables or fails.
-            Exhausted: it takes too much time or memory.
+            RefusedError: the template refuses the variables or fails.
+            WorkerFailedError: it takes too much time or memory.
         """
         try:
             name = "with tools" if tools and self._are_different else "plain"
             message = json.dumps({"template": name, "variables": variables}).encode()
         except RecursionError as error:
-            raise Refused("nested too deeply") from error
+            raise RefusedError("nested too deeply") from error
         with self._slots:
             try:
                 worker = self._idle.pop()
@@ -278,10 +278,10 @@ class _Renderer:
                 worker = self._start_worker()
             try:
                 text = worker.ask(message, MAX_SECONDS)
-            except Exhausted:
+            except WorkerFailedError:
                 worker.close()
                 raise
-            except Refused:
+            except RefusedError:
                 self._idle.append(worker)
                 raise
             if worker.num_questions < MAX_WORKER_PROMPTS:
@@ -297,5 +297,5 @@ class _Renderer:
 
 
 @cache
-def _processes() -> Isolated:
-    return Isolated(rendering, memory=MAX_MEMORY)
+def _processes() -> IsolatedWorkers:
+    return IsolatedWorkers(rendering, memory=MAX_MEMORY)

@@ -28,8 +28,8 @@ from gossamer.infer.request import Delta, Grammar, Request
 __all__ = [
     "Abort",
     "BuildEngine",
-    "Engine",
     "EngineConfig",
+    "EngineLike",
     "ModelInfo",
     "Ready",
     "Rejected",
@@ -48,7 +48,7 @@ NUM_COMPILERS = 2
 log = logging.getLogger("gossamer.serve")
 
 
-class Engine(Protocol):
+class EngineLike(Protocol):
     """What this process needs of `infer.engine.Engine`."""
 
     @property
@@ -86,7 +86,7 @@ class ModelInfo:
     max_batch: int
 
 
-MakeEngine = Callable[[], tuple[Engine, ModelInfo]]
+MakeEngine = Callable[[], tuple[EngineLike, ModelInfo]]
 """Makes a fresh engine on weights that are loaded."""
 BuildEngine = Callable[[], MakeEngine]
 """Loads the weights once, and returns what makes engines on them."""
@@ -114,14 +114,14 @@ def build_engine(folder: Path, config: EngineConfig) -> MakeEngine:
     from gossamer import device as devices
     from gossamer import hub
     from gossamer.data.tokenizer import Tokenizer
-    from gossamer.infer.engine import Engine as InferEngine
+    from gossamer.infer.engine import Engine
 
     devices.keep_freed_memory()
     model = hub.load(folder, device=devices.resolve(config.device)).eval()
     tokenizer = Tokenizer.load(folder)
 
-    def make() -> tuple[Engine, ModelInfo]:
-        engine = InferEngine(model, tokenizer, config.options)
+    def make() -> tuple[EngineLike, ModelInfo]:
+        engine = Engine(model, tokenizer, config.options)
         return engine, ModelInfo(engine.max_length, model.config.vocab_size, config.options.max_batch)
 
     return make
@@ -218,7 +218,7 @@ class _WorkerLoop:
         max_with_grammar: requests with a grammar that the engine may have at a time, each of which has a process
     """
 
-    def __init__(self, connection: Connection, make: MakeEngine, engine: Engine, max_with_grammar: int) -> None:
+    def __init__(self, connection: Connection, make: MakeEngine, engine: EngineLike, max_with_grammar: int) -> None:
         self._connection = connection
         self._make = make
         self._engine = engine

@@ -17,7 +17,7 @@ from jinja2.parser import Parser
 from jinja2.runtime import Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from gossamer.infer.isolated import Handler, Refused
+from gossamer.infer.isolated import Handler, RefusedError
 
 __all__ = ["MAX_PROMPT", "rendering"]
 
@@ -45,9 +45,9 @@ def rendering() -> Callable[[], Handler]:
                     return b""
                 return _text(templates[values["template"]], values["variables"]).encode(errors="surrogatepass")
             except RecursionError as error:
-                raise Refused("nested too deeply") from error
+                raise RefusedError("nested too deeply") from error
             except TemplateError as error:
-                raise Refused(_error_text(error)) from error
+                raise RefusedError(_error_text(error)) from error
 
         return handle
 
@@ -59,7 +59,7 @@ def _text(template: Template, variables: Mapping[str, Any]) -> str:
     for part in template.generate(variables):
         size += len(part)
         if size > MAX_PROMPT:
-            raise Refused(f"it makes a prompt of more than {MAX_PROMPT:,} characters")
+            raise RefusedError(f"it makes a prompt of more than {MAX_PROMPT:,} characters")
         parts.append(part)
     return "".join(parts)
 

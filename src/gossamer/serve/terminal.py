@@ -19,7 +19,7 @@ from gossamer.errors import UserError
 from gossamer.infer.defaults import generation_config, sampling_for_readers
 from gossamer.infer.request import Request, SamplingParams
 from gossamer.serve.chat_template import ChatTemplate, RenderedPrompt, TemplateRefusal
-from gossamer.serve.engine_worker import Engine
+from gossamer.serve.engine_worker import EngineLike
 from gossamer.serve.output_parser import Content, Event, OutputParser, Reasoning
 from gossamer.serve.replies import Reply
 
@@ -210,7 +210,7 @@ class Conversation:
         messages: questions and answers so far
     """
 
-    engine: Engine
+    engine: EngineLike
     template: ChatTemplate
     ends: tuple[int, ...]
     max_model_len: int

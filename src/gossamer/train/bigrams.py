@@ -132,13 +132,13 @@ def learn_bigrams(
     embedding, head, loss = model.model.embed_tokens.weight, model.lm_head.weight, 0.0
     table = table.to(embedding)
     for step in range(steps):
-        vectors = _whole(embedding).detach().requires_grad_()
+        vectors = _full_tensor(embedding).detach().requires_grad_()
         states = ops.rms_norm(vectors[table.contexts], torch.ones_like(vectors[0]), model.config.rms_norm_eps)
-        loss, dstates, dhead = loss_and_gradients(states.detach(), _whole(head).detach(), table)
+        loss, dstates, dhead = loss_and_gradients(states.detach(), _full_tensor(head).detach(), table)
         states.backward(dstates)
         assert vectors.grad is not None
-        embedding.grad = _spread(vectors.grad, embedding)
-        head.grad = _spread(dhead, head) if head is not embedding else embedding.grad + _spread(dhead, head)
+        embedding.grad = _sharded_like(vectors.grad, embedding)
+        head.grad = _sharded_like(dhead, head) if head is not embedding else embedding.grad + _sharded_like(dhead, head)
         set_learning_rate(optimizers, learning_rate * min(1.0, (1 - step / steps) / (1 - _STEADY)))
         for optimizer in optimizers:
             optimizer.step()
@@ -167,13 +167,13 @@ def loss_and_gradients(states: Tensor, head: Tensor, table: BigramTable) -> tupl
     return float(loss), dstates, dhead
 
 
-def _whole(parameter: Tensor) -> Tensor:
-    """Return all of a parameter that may be spread over processes."""
+def _full_tensor(parameter: Tensor) -> Tensor:
+    """Return all of a parameter that may be sharded over processes."""
     return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
 
 
-def _spread(gradient: Tensor, parameter: Tensor) -> Tensor:
-    """Return a gradient that every process has, spread over them as the parameter is."""
+def _sharded_like(gradient: Tensor, parameter: Tensor) -> Tensor:
+    """Shard a gradient that every process has as the parameter is sharded."""
     if not isinstance(parameter, DTensor):
         return gradient
     return distribute_tensor(gradient, parameter.device_mesh, parameter.placements, src_data_rank=None)

@@ -18,7 +18,8 @@ from torch.distributed.tensor import Shard, distribute_tensor
 
 from gossamer import ops
 from gossamer.model.experts import Experts
-from gossamer.ops.checks import first_order
+from gossamer.ops.checks import once_differentiable
+from gossamer.ops.grouped_mlp.sorted import sum_by_token
 from gossamer.train.world import to_local
 
 
@@ -52,18 +53,18 @@ class SpreadExperts(Experts):
         dist.all_to_all_single(arriving, counts, group=self.group)
         send, receive = torch.stack([counts.sum(1), arriving.sum(1)]).tolist()  # the one read-back from the device
 
-        rows = _Exchange.apply(_Spread.apply(x, order, rank, top_k), send, receive, self.group)
-        row_weights = _Exchange.apply(weights.flatten()[order], send, receive, self.group)
+        rows = _AllToAll.apply(_RowsByExpert.apply(x, order, rank, top_k), send, receive, self.group)
+        row_weights = _AllToAll.apply(weights.flatten()[order], send, receive, self.group)
         here = torch.arange(arriving.shape[1], device=x.device).repeat(processes)
         ids = here.repeat_interleave(arriving.flatten(), output_size=sum(receive))
         out = ops.grouped_mlp(
             rows, ids.unsqueeze(1), row_weights.unsqueeze(1), to_local(self.gate_up_proj), to_local(self.down_proj)
         )
-        y: Tensor = _Collect.apply(_Exchange.apply(out, receive, send, self.group), order, rank, top_k)
+        y: Tensor = _SumByToken.apply(_AllToAll.apply(out, receive, send, self.group), order, rank, top_k)
         return y
 
 
-class _Exchange(torch.autograd.Function):
+class _AllToAll(torch.autograd.Function):
     """An all-to-all of rows: [Σ send, …], in blocks of `send` rows, becomes [Σ receive, …]; backward it is reversed."""
 
     @staticmethod
@@ -72,47 +73,43 @@ class _Exchange(torch.autograd.Function):
         return _all_to_all(rows, send, receive, group)
 
     @staticmethod
-    @first_order("grouped_mlp")
+    @once_differentiable("grouped_mlp")
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         return _all_to_all(grads[0], *ctx.back), None, None, None
 
 
-class _Spread(torch.autograd.Function):
+class _RowsByExpert(torch.autograd.Function):
     """Copies each token's row once for each of its experts, sorted: [N, hidden] → [N·k, hidden]."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, order: Tensor, rank: Tensor, top_k: int) -> Tensor:
         ctx.save_for_backward(rank)
         ctx.top_k = top_k
-        return _rows_of_assignments(x, order, top_k)
+        return _rows_by_expert(x, order, top_k)
 
     @staticmethod
-    @first_order("grouped_mlp")
+    @once_differentiable("grouped_mlp")
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return _sum_of_assignments(grads[0], ctx.saved_tensors[0], ctx.top_k), None, None, None
+        return sum_by_token(grads[0], ctx.saved_tensors[0], ctx.top_k), None, None, None
 
 
-class _Collect(torch.autograd.Function):
-    """Adds up each token's rows: [N·k, hidden], sorted → [N, hidden]. It is the transpose of `_Spread`."""
+class _SumByToken(torch.autograd.Function):
+    """Adds up each token's rows: [N·k, hidden], sorted → [N, hidden]. It is the transpose of `_RowsByExpert`."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, order: Tensor, rank: Tensor, top_k: int) -> Tensor:
         ctx.save_for_backward(order)
         ctx.top_k = top_k
-        return _sum_of_assignments(rows, rank, top_k)
+        return sum_by_token(rows, rank, top_k)
 
     @staticmethod
-    @first_order("grouped_mlp")
+    @once_differentiable("grouped_mlp")
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return _rows_of_assignments(grads[0], ctx.saved_tensors[0], ctx.top_k), None, None, None
+        return _rows_by_expert(grads[0], ctx.saved_tensors[0], ctx.top_k), None, None, None
 
 
-def _rows_of_assignments(x: Tensor, order: Tensor, top_k: int) -> Tensor:
+def _rows_by_expert(x: Tensor, order: Tensor, top_k: int) -> Tensor:
     return x.index_select(0, order // top_k)
-
-
-def _sum_of_assignments(rows: Tensor, rank: Tensor, top_k: int) -> Tensor:
-    return rows.index_select(0, rank).view(-1, top_k, rows.shape[1]).sum(1)
 
 
 def _all_to_all(rows: Tensor, send: list[int], receive: list[int], group: dist.ProcessGroup) -> Tensor:

@@ -48,25 +48,26 @@ def matrix_splits(model: nn.Module) -> dict[Tensor, Split]:
                 repeats, key, value = module.value_heads // module.key_heads, module.key_dim, module.value_dim
                 rows = [key, key, *[value] * (2 * repeats)]
                 splits[module.in_proj_qkvz.weight] = _heads(module.key_heads, rows)
-                splits[module.out_proj.weight] = _whole
+                splits[module.out_proj.weight] = _unsplit
             case GatedAttention():
                 width = module.head_dim
                 splits[module.q_proj.weight] = _heads(module.q_proj.out_features // (2 * width), [width, width])
                 for projection in (module.k_proj, module.v_proj):
                     splits[projection.weight] = _heads(projection.out_features // width, [width])
-                splits[module.o_proj.weight] = _whole
+                splits[module.o_proj.weight] = _unsplit
             case Experts():
                 splits[module.gate_up_proj] = lambda weight: list(weight.chunk(2, dim=1))
-                splits[module.down_proj] = _whole
+                splits[module.down_proj] = _unsplit
             case SwiGLU():
                 for linear in (module.gate_proj, module.up_proj, module.down_proj):
-                    splits[linear.weight] = _whole
+                    splits[linear.weight] = _unsplit
             case MultiTokenPrediction():
                 splits[module.fc.weight] = lambda weight: list(weight.chunk(2, dim=1))
     return splits
 
 
-def _whole(weight: Tensor) -> list[Tensor]:
+def _unsplit(weight: Tensor) -> list[Tensor]:
+    """Return a weight as the one matrix that it is, or one for each expert."""
     return [weight]
 
 
@@ -104,20 +105,20 @@ class Muon(EagerOptimizer):
         if not state:
             state["momentum_buffer"] = torch.zeros_like(parameter)
         average = state["momentum_buffer"].lerp_(gradient, 1 - momentum)
-        update = _whole_matrices(gradient.lerp(average, momentum))
+        update = _gathered_matrices(gradient.lerp(average, momentum))
         for matrices in self.splits[parameter](update):
             matrices.copy_(ops.orthogonalize(matrices)).mul_(_SCALE * max(matrices.shape[-2:]) ** 0.5)
         parameter.mul_(1 - lr * weight_decay)
         to_local(parameter).sub_(_own_part(update, parameter), alpha=lr)
 
 
-def _whole_matrices(tensor: Tensor) -> Tensor:
+def _gathered_matrices(tensor: Tensor) -> Tensor:
     """Return what this process needs of a tensor to orthogonalise its part: all of a matrix, its own of the experts."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) and tensor.ndim == 2 else to_local(tensor)
 
 
 def _own_part(update: Tensor, parameter: Tensor) -> Tensor:
-    """Return the part of an update of `_whole_matrices` that belongs to what this process holds of the parameter."""
+    """Return the part of an update of `_gathered_matrices` that belongs to what this process holds of the parameter."""
     if not isinstance(parameter, DTensor) or parameter.ndim > 2:
         return update
     return distribute_tensor(update, parameter.device_mesh, parameter.placements, src_data_rank=None).to_local()

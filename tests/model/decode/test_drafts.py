@@ -42,17 +42,17 @@ def test_draft_tokens(implementation: str, config: ModelConfig, data: st.DataObj
     sampling = DraftSampling(
         tuple(wanted), temperatures, torch.randint(-(2**62), 2**62, (count, max(wanted)), generator=generator)
     )
-    following = torch.randint(config.vocab_size, (sum(lengths),), generator=generator)
+    next_token_ids = torch.randint(config.vocab_size, (sum(lengths),), generator=generator)
     hidden = torch.randn(sum(lengths), config.hidden_size, generator=generator)
     held = torch.randn(2, room * count, page_size, config.num_key_value_heads, config.head_dim, generator=generator)
     found = []
     for name in ("reference", implementation):
         pool = StatePool(config, count, room * count, page_size, 4, torch.device("cpu"), torch.float32)
-        head_pages = pool.pages[len(config.mixers)]
+        head_pages = pool.kv_pages[len(config.mixers)]
         for pages, values in zip(head_pages, held, strict=True):
             pages.copy_(values)
         with ops.forced(draft_tokens=name):
-            drafts = Decoder(model, pool).propose(following, hidden, sequences, sampling)
+            drafts = Decoder(model, pool).propose(next_token_ids, hidden, sequences, sampling)
         assert [len(tokens) for tokens in drafts] == wanted
         found.append((drafts, head_pages))
     assert found[0][0] == found[1][0]
@@ -69,14 +69,14 @@ def test_a_filled_draft_cache_has_the_keys_and_values_of_a_forward_pass() -> Non
     )  # fmt: skip
     model = CausalLM(config).eval().requires_grad_(False)
     sequences = Sequences((0, 1), (0, 0), (3, 0), (9, 4), ((2, 0, 4), (3,)), 4)
-    following, hidden = torch.randint(50, (13,)), torch.randn(13, 48)
+    next_token_ids, hidden = torch.randint(50, (13,)), torch.randn(13, 48)
     pages = []
     for fills in (False, True):
         pool = StatePool(config, 2, 5, 4, 4, torch.device("cpu"), torch.float32)
         decoder = Decoder(model, pool)
         assert decoder._head is not None
-        (decoder.fill_draft_cache if fills else decoder._head.forward)(following, hidden, sequences)
-        pages.append(torch.stack(pool.pages[2]))
+        (decoder.fill_draft_cache if fills else decoder._head.forward)(next_token_ids, hidden, sequences)
+        pages.append(torch.stack(pool.kv_pages[2]))
     assert float(pages[0].abs().max()) > 0
     torch.testing.assert_close(*pages, rtol=1e-5, atol=1e-5)
 
@@ -84,11 +84,11 @@ def test_a_filled_draft_cache_has_the_keys_and_values_of_a_forward_pass() -> Non
 @pytest.mark.parametrize("implementation", implementations("draft_tokens"))
 def test_tokens_that_lie_apart_in_memory_are_read_where_they_lie(implementation: str) -> None:
     model = network()
-    following, hidden = torch.arange(8).view(4, 2), torch.randn(4, 2, model.config.hidden_size)
+    next_token_ids, hidden = torch.arange(8).view(4, 2), torch.randn(4, 2, model.config.hidden_size)
     sequences = Sequences(tuple(range(4)), (0,) * 4, (0,) * 4, (1,) * 4, tuple((n,) for n in range(4)), 4)
     sampling = DraftSampling((2,) * 4, torch.zeros(4), torch.zeros(4, 2, dtype=torch.int64))
     drafts = []
-    for ids, states in ((following[:, 1], hidden[:, 1]), (following[:, 1].clone(), hidden[:, 1].clone())):
+    for ids, states in ((next_token_ids[:, 1], hidden[:, 1]), (next_token_ids[:, 1].clone(), hidden[:, 1].clone())):
         pool = StatePool(model.config, 4, 4, 4, 4, torch.device("cpu"), torch.float32)
         with ops.forced(draft_tokens=implementation):
             drafts.append(Decoder(model, pool).propose(ids, states, sequences, sampling))

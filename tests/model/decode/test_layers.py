@@ -48,11 +48,13 @@ def test_decode_layers(implementation: str, config: ModelConfig, speculative: bo
     for name in ("reference", implementation):
         pool = StatePool(config, 6, 20, sequences.page_size, MAX_STEP, torch.device("cpu"), torch.float32)
         generator = torch.Generator().manual_seed(seed)
-        states = [x for memory in pool.memory.values() for x in memory] + [x for kv in pool.pages.values() for x in kv]
+        states = [x for state in pool.delta_states.values() for x in state] + [
+            x for kv in pool.kv_pages.values() for x in kv
+        ]
         for x in states:
             x.copy_(torch.randn(x.shape, generator=generator) * 0.3)
-        for memory in pool.memory.values():
-            memory.gates.abs_().neg_()
+        for state in pool.delta_states.values():
+            state.gates.abs_().neg_()
         decoder = Decoder(model, pool)
         ids = torch.randint(config.vocab_size, (sum(sequences.lengths),), generator=generator)
         with ops.forced(decode_layers=name), torch.inference_mode():
@@ -61,11 +63,11 @@ def test_decode_layers(implementation: str, config: ModelConfig, speculative: bo
                 assert decoder._head is not None
                 hidden.append(decoder._head.forward(ids, hidden[0], sequences))
         places = sequences.new_kv_indices
-        kept = [x.flatten(0, 1)[places] for kv in pool.pages.values() for x in kv]
-        found.append([*hidden, *kept, *(memory.recurrent for memory in pool.memory.values())])
+        kept = [x.flatten(0, 1)[places] for kv in pool.kv_pages.values() for x in kv]
+        found.append([*hidden, *kept, *(state.recurrent for state in pool.delta_states.values())])
         before = config.linear_conv_kernel_dim - 1
         window = before + (min(sequences.lengths) if speculative else 0)  # what a later step may read
-        found[-1] += [memory.conv[list(sequences.slots), :window] for memory in pool.memory.values()]
+        found[-1] += [state.conv[list(sequences.slots), :window] for state in pool.delta_states.values()]
     for expected, actual in zip(*found, strict=True):
         close(actual, expected)
 

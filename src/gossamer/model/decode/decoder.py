@@ -19,7 +19,7 @@ from gossamer.model.mtp import MultiTokenPrediction
 from gossamer.model.norm import RMSNorm
 from gossamer.model.rotary import rotary_tables
 from gossamer.model.trunk import Block
-from gossamer.ops.matrix import Int8, Matrix
+from gossamer.ops.matrix import Int8Matrix, Matrix
 from gossamer.ops.sequences import Sequences
 
 
@@ -32,7 +32,7 @@ class Decoder:
         int8: parameters of the model that are to be read as int8 (see `quantize_to_int8`)
     """
 
-    def __init__(self, model: CausalLM, pool: StatePool, int8: Mapping[Tensor, Int8] | None = None) -> None:
+    def __init__(self, model: CausalLM, pool: StatePool, int8: Mapping[Tensor, Int8Matrix] | None = None) -> None:
         self.model, self.pool, self._int8 = model, pool, int8 or {}
         self._lm_head = self._matrix(model.lm_head.weight)
         self._trunk = self._layers(model.model.layers, range(len(model.model.layers)), model.model.norm)
@@ -45,7 +45,7 @@ class Decoder:
 
         Args:
             tokens: [T] ids
-            sequences: whose tokens these are
+            sequences: the sequences to which the tokens belong
             speculative: whether the next step may forget some of them again (`Sequences.accepted`); there are then only
                 a few tokens of each sequence. Otherwise there may be any number.
 
@@ -61,27 +61,27 @@ class Decoder:
 
     @torch.inference_mode()
     def propose(
-        self, following: Tensor, hidden: Tensor, sequences: Sequences, sampling: DraftSampling
+        self, next_token_ids: Tensor, hidden: Tensor, sequences: Sequences, sampling: DraftSampling
     ) -> list[list[int]]:
         """Draft tokens of each sequence by the multi-token-prediction head; see `draft_tokens`."""
         assert self._head is not None
-        return draft_tokens(following, hidden, self._head, sequences, sampling)
+        return draft_tokens(next_token_ids, hidden, self._head, sequences, sampling)
 
     @torch.inference_mode()
-    def fill_draft_cache(self, following: Tensor, hidden: Tensor, sequences: Sequences) -> None:
+    def fill_draft_cache(self, next_token_ids: Tensor, hidden: Tensor, sequences: Sequences) -> None:
         """Add the keys and values of the multi-token-prediction head at these positions, and compute nothing else.
 
         Args:
-            following: [T] ids, the token after each position
+            next_token_ids: [T] ids, the token after each position
             hidden: [T, hidden] after the trunk's final norm
-            sequences: whose positions these are
+            sequences: the sequences to which the positions belong
         """
         assert self._head is not None
         layers, config = self._head.layers, self.model.config
         [block], [index] = layers.blocks, layers.indices
         kv_cache = cast(KVCache, self.pool.state(index, sequences, speculative=False))
         rotary = rotary_tables(sequences.positions.to(hidden.device).unsqueeze(0), config.rotary_dim, config.rope_theta)
-        x = block.input_layernorm(self._head.join(following, hidden)).unsqueeze(0)
+        x = block.input_layernorm(self._head.join(next_token_ids, hidden)).unsqueeze(0)
         block.self_attn.fill(x, rotary, kv_cache)
 
     @torch.inference_mode()
@@ -94,11 +94,11 @@ class Decoder:
         """
         none, config = (0,) * len(slots), self.model.config
         sequences = Sequences(slots, accepted, none, none, ((),) * len(slots), self.pool.page_size)
-        for index, memory in self.pool.memory.items():
-            qkvz = memory.conv.new_empty(0, 2 * (config.linear_key_dim + config.linear_value_dim))
-            ba = memory.conv.new_empty(0, 2 * config.linear_num_value_heads)
+        for index, state in self.pool.delta_states.items():
+            qkvz = state.conv.new_empty(0, 2 * (config.linear_key_dim + config.linear_value_dim))
+            ba = state.conv.new_empty(0, 2 * config.linear_num_value_heads)
             weights = cast(Block, self.model.model.layers[index]).linear_attn.step_weights
-            ops.delta_step(qkvz, ba, weights, memory, sequences)
+            ops.delta_step(qkvz, ba, weights, state, sequences)
 
     def _draft_head(self, mtp: MultiTokenPrediction) -> DraftHead:
         trunk = self.model.model

@@ -19,7 +19,7 @@ from gossamer.errors import UserError
 from gossamer.model.decode.layers import MAX_TOKENS, DecoderLayers, decode_layers
 from gossamer.ops import native as kernels
 from gossamer.ops.checks import are_integers, check_floats, check_indices, check_kind, describe, is_dense, shape
-from gossamer.ops.matrix import Int8, Matrix, check_matrix, is_readable_by_kernels, values_and_scales
+from gossamer.ops.matrix import Int8Matrix, Matrix, check_matrix, is_readable_by_kernels, values_and_scales
 from gossamer.ops.registry import Operation
 from gossamer.ops.sample_tokens import check_sampling
 from gossamer.ops.sequences import Sequences
@@ -41,7 +41,7 @@ class DraftHead:
         layers: its one layer and the norm behind it
         embed_tokens: [V, hidden], the embedding of tokens
         pre_fc_norm_embedding: [hidden], what is multiplied with in the norm of a token's embedding
-        pre_fc_norm_hidden: [hidden], likewise for a hidden state
+        pre_fc_norm_hidden: [hidden], what is multiplied with in the norm of a hidden state
         fc: [hidden, 2 · hidden], the projection that joins the two
         lm_head: [V, hidden], the output head
     """
@@ -63,7 +63,7 @@ class DraftHead:
         shapes |= {"fc": (hidden, 2 * hidden), "lm_head": (vocab, hidden)}
         for name, expected in shapes.items():
             matrix = values = floats = getattr(self, name)
-            if name in ("fc", "lm_head") and isinstance(matrix, Int8):
+            if name in ("fc", "lm_head") and isinstance(matrix, Int8Matrix):
                 check_matrix("draft_tokens", name, matrix)
                 values, floats = matrix
             check_floats("draft_tokens", **{"final_norm": self.layers.final_norm, name: floats})
@@ -76,22 +76,22 @@ class DraftHead:
         matrices = self.embed_tokens, self.pre_fc_norm_embedding, self.pre_fc_norm_hidden, self.fc, self.lm_head
         return self.layers.is_readable_by_kernels and all(map(is_readable_by_kernels, matrices))
 
-    def join(self, following: Tensor, hidden: Tensor) -> Tensor:
+    def join(self, next_token_ids: Tensor, hidden: Tensor) -> Tensor:
         """Join tokens [T] and hidden states [T, hidden] to what the head's layer reads, [T, hidden]."""
-        return self.mtp.join(F.embedding(following, self.embed_tokens), hidden)
+        return self.mtp.join(F.embedding(next_token_ids, self.embed_tokens), hidden)
 
-    def forward(self, following: Tensor, hidden: Tensor, sequences: Sequences) -> Tensor:
+    def forward(self, next_token_ids: Tensor, hidden: Tensor, sequences: Sequences) -> Tensor:
         """Apply the head once, and add its keys and values to the cache.
 
         Args:
-            following: [T] ids, the token after each position
+            next_token_ids: [T] ids, the token after each position
             hidden: [T, hidden] after the trunk's final norm, or what this gave for the position before
-            sequences: whose positions these are
+            sequences: the sequences to which the positions belong
 
         Returns:
-            [T, hidden], after the head's norm: the output head reads the token after `following` from it.
+            [T, hidden], after the head's norm: the output head reads the token after `next_token_ids` from it.
         """
-        return decode_layers(self.join(following, hidden), self.layers, sequences, speculative=True)
+        return decode_layers(self.join(next_token_ids, hidden), self.layers, sequences, speculative=True)
 
 
 class DraftSampling(NamedTuple):
@@ -109,21 +109,22 @@ class DraftSampling(NamedTuple):
 
 
 def draft_tokens(
-    following: Tensor, hidden: Tensor, head: DraftHead, sequences: Sequences, sampling: DraftSampling
+    next_token_ids: Tensor, hidden: Tensor, head: DraftHead, sequences: Sequences, sampling: DraftSampling
 ) -> list[list[int]]:
     """Draft tokens of each sequence. There is no gradient.
 
-    The head's keys and values of these positions, and of the drafts but the last, are written.
+    The MTP head's keys and values of these positions, and of the drafts but the last, are written.
 
     Args:
-        following: [T] ids, the token after each position
+        next_token_ids: [T] ids, the token after each position
         hidden: [T, hidden] after the trunk's final norm
         head: the head with its weights and memory
-        sequences: whose positions these are, at least one of each; their pages must have room for the drafts as well
+        sequences: the sequences to which the positions belong, at least one of each;
+            their pages must have room for the drafts as well
         sampling: how many drafts are wanted, and how they are sampled
 
     Returns:
-        For each sequence as many drafts as are wanted, which follow the last token of its `following`.
+        For each sequence as many drafts as are wanted, which follow the last token of its `next_token_ids`.
 
     Raises:
         UserError: Shapes, types, devices, ids or positions do not fit.
@@ -134,11 +135,13 @@ def draft_tokens(
     check_kind("draft_tokens", "sampling", sampling, DraftSampling)
     head.layers.check("draft_tokens", hidden, sequences)
     vocab = len(head.embed_tokens)
-    following = check_indices("draft_tokens", "following", following, vocab, hidden.device, of="vocabulary")
-    if following.shape != hidden.shape[:1]:
-        raise UserError(f"draft_tokens: following must be [{len(hidden)}] ids, not {describe(following)}")
+    next_token_ids = check_indices(
+        "draft_tokens", "next_token_ids", next_token_ids, vocab, hidden.device, of="vocabulary"
+    )
+    if next_token_ids.shape != hidden.shape[:1]:
+        raise UserError(f"draft_tokens: next_token_ids must be [{len(hidden)}] ids, not {describe(next_token_ids)}")
     _check_counts(sequences, sampling)
-    drafts: list[list[int]] = DRAFT_TOKENS(hidden.device, following, hidden, head, sequences, sampling)
+    drafts: list[list[int]] = DRAFT_TOKENS(hidden.device, next_token_ids, hidden, head, sequences, sampling)
     return drafts
 
 
@@ -156,38 +159,37 @@ def _check_counts(sequences: Sequences, sampling: DraftSampling) -> None:
     if min(counts, default=0) < 0 or max(counts, default=0) > keys.shape[1]:
         raise UserError(f"draft_tokens: counts {counts} do not fit keys {list(keys.shape)}")
     check_sampling("draft_tokens", sampling.temperatures, keys, (len(counts), keys.shape[1]))
-    spans = zip(sequences.tables, sequences.past, sequences.lengths, counts, strict=True)
+    spans = zip(sequences.page_tables, sequences.past, sequences.lengths, counts, strict=True)
     if any(past + length + count - 1 > len(table) * sequences.page_size for table, past, length, count in spans):
         raise UserError("draft_tokens: the sequences' pages have no room for their drafts")
 
 
-@DRAFT_TOKENS.register("native", kernels.obstacle)
 def native(
-    following: Tensor, hidden: Tensor, head: DraftHead, sequences: Sequences, sampling: DraftSampling
+    next_token_ids: Tensor, hidden: Tensor, head: DraftHead, sequences: Sequences, sampling: DraftSampling
 ) -> list[list[int]]:
     """Make all drafts in one call; other types than float32 and int8, and many positions, go step by step."""
-    if not head.is_readable_by_kernels or len(following) > MAX_TOKENS:
-        return reference(following, hidden, head, sequences, sampling)
-    counts, layers, table = torch.tensor(sampling.counts), head.layers, sequences.page_table
+    if not head.is_readable_by_kernels or len(next_token_ids) > MAX_TOKENS:
+        return reference(next_token_ids, hidden, head, sequences, sampling)
+    counts, layers, table = torch.tensor(sampling.counts), head.layers, sequences.padded_page_tables
     tokens = torch.empty(sampling.keys.shape, dtype=torch.int64)
     kernels.call(
-        "draft_tokens", tokens, following.contiguous(), hidden.contiguous(), head.embed_tokens,
-        head.pre_fc_norm_embedding, head.pre_fc_norm_hidden, *values_and_scales(head.fc), layers.rows, sequences.steps,
-        table, layers.frequencies, layers.final_norm, *values_and_scales(head.lm_head), len(head.embed_tokens), counts,
-        sampling.temperatures, sampling.keys, sampling.keys.shape[1], *table.shape, layers.norm.eps,
+        "draft_tokens", tokens, next_token_ids.contiguous(), hidden.contiguous(), head.embed_tokens,
+        head.pre_fc_norm_embedding, head.pre_fc_norm_hidden, *values_and_scales(head.fc), layers.rows,
+        sequences.step_metadata, table, layers.frequencies, layers.final_norm, *values_and_scales(head.lm_head),
+        len(head.embed_tokens), counts, sampling.temperatures, sampling.keys, sampling.keys.shape[1],
+        *table.shape, layers.norm.eps,
     )  # fmt: skip
     rows: list[list[int]] = tokens.tolist()
     return [row[:count] for row, count in zip(rows, sampling.counts, strict=True)]
 
 
-@DRAFT_TOKENS.register("reference")
 def reference(
-    following: Tensor, hidden: Tensor, head: DraftHead, sequences: Sequences, sampling: DraftSampling
+    next_token_ids: Tensor, hidden: Tensor, head: DraftHead, sequences: Sequences, sampling: DraftSampling
 ) -> list[list[int]]:
     """Apply the head again and again, a draft of every sequence at a time."""
     drafts: list[list[int]] = [[] for _ in sampling.counts]
     last = [end - 1 for end in accumulate(sequences.lengths)]
-    hidden = head.forward(following, hidden, sequences)[last]
+    hidden = head.forward(next_token_ids, hidden, sequences)[last]
     group = list(range(len(drafts)))  # the sequences whose hidden states these are
     while True:
         rows = [row for row, number in enumerate(group) if len(drafts[number]) < sampling.counts[number]]
@@ -209,5 +211,9 @@ def _next_positions(sequences: Sequences, group: list[int], drafts: int) -> Sequ
     """Return one position of each sequence of the group, behind so many drafts."""
     past = tuple(sequences.past[number] + sequences.lengths[number] + drafts - 1 for number in group)
     slots = tuple(sequences.slots[number] for number in group)
-    tables = tuple(sequences.tables[number] for number in group)
+    tables = tuple(sequences.page_tables[number] for number in group)
     return Sequences(slots, (0,) * len(group), past, (1,) * len(group), tables, sequences.page_size)
+
+
+DRAFT_TOKENS.register("native", native, kernels.obstacle)
+DRAFT_TOKENS.register("reference", reference)

@@ -21,7 +21,7 @@ from gossamer.model.layer_spec import LayerSpec
 from gossamer.model.rotary import rotary_frequencies, rotary_tables
 from gossamer.ops import native as kernels
 from gossamer.ops.checks import check_floats, check_kind, describe, shape
-from gossamer.ops.matrix import Int8, Matrix, check_matrix, is_readable_by_kernels, values_and_scales
+from gossamer.ops.matrix import Int8Matrix, Matrix, check_matrix, is_readable_by_kernels, values_and_scales
 from gossamer.ops.paged_attention import MAX_PAGE_SIZE
 from gossamer.ops.registry import Operation
 from gossamer.ops.sequences import Sequences
@@ -99,7 +99,7 @@ class DecoderLayers:
         norm: the norm behind the last of them
         indices: the layers' indices in the pool
         pool: the memory of the sequences' states
-        tensors: of each layer
+        tensors: the weights and states of each layer
         final_norm: [hidden], what is multiplied with in the norm behind the layers
         rope_theta: base of the rotary frequencies
 
@@ -138,7 +138,7 @@ class DecoderLayers:
             expected = f"[tokens, {hidden}] of {dtype} on {device}".replace("torch.", "")
             raise UserError(f"{operation}: hidden states must be {expected}, not {describe(x)}")
         pool = self.pool
-        sequences.check(operation, len(x), self.slots, self.pages, pool.page_size, pool.max_step_tokens)
+        sequences.check(operation, len(x), self.num_slots, self.num_pages, pool.page_size, pool.max_step_tokens)
 
     @cached_property
     def rotary_dim(self) -> int:
@@ -146,13 +146,13 @@ class DecoderLayers:
         return max(block.spec.rotary_dim for block in self.blocks)
 
     @cached_property
-    def slots(self) -> int:
-        """Slots of the memory; 0 if no layer has any."""
+    def num_slots(self) -> int:
+        """Number of slots in the memory; 0 if no layer has any."""
         return next((len(layer.recurrent) for layer in self.tensors if layer.recurrent is not None), 0)
 
     @cached_property
-    def pages(self) -> int:
-        """Pages of the memory; 0 if no layer has any."""
+    def num_pages(self) -> int:
+        """Number of pages in the memory; 0 if no layer has any."""
         return next((len(layer.k_pages) for layer in self.tensors if layer.k_pages is not None), 0)
 
     @cached_property
@@ -192,7 +192,7 @@ def decode_layers(x: Tensor, layers: DecoderLayers, sequences: Sequences, specul
     Args:
         x: [T, hidden], which may be changed in place
         layers: the layers with their weights and memory
-        sequences: whose tokens these are
+        sequences: the sequences to which the tokens belong
         speculative: whether the next step may forget the tokens again; there are then at most
             `pool.max_step_tokens` of each sequence. Otherwise there may be any number.
 
@@ -208,26 +208,24 @@ def decode_layers(x: Tensor, layers: DecoderLayers, sequences: Sequences, specul
     check_kind("decode_layers", "speculative", speculative, bool)
     layers.check("decode_layers", x, sequences)
     longest, longest_step = max(sequences.lengths, default=0), layers.pool.max_step_tokens
-    if speculative and layers.slots and longest > longest_step:
+    if speculative and layers.num_slots and longest > longest_step:
         raise UserError(f"decode_layers: {longest} tokens of a sequence; a step has at most {longest_step}")
     y: Tensor = DECODE_LAYERS(x.device, x, layers, sequences, speculative)
     return y
 
 
-@DECODE_LAYERS.register("native", kernels.obstacle)
 def native(x: Tensor, layers: DecoderLayers, sequences: Sequences, speculative: bool) -> Tensor:
     """Pass tokens through all layers in one call; other types than float32 and int8, and many tokens, take modules."""
     if not layers.is_readable_by_kernels or len(x) > (MAX_TOKENS if speculative else MAX_PROMPT_TOKENS):
         return layers.forward(x, sequences, speculative)
-    x, table = x.contiguous(), sequences.page_table
+    x, table = x.contiguous(), sequences.padded_page_tables
     kernels.call(
-        "decode_layers", x, layers.rows, len(layers.rows), sequences.steps, table, layers.frequencies,
+        "decode_layers", x, layers.rows, len(layers.rows), sequences.step_metadata, table, layers.frequencies,
         layers.final_norm, *table.shape, int(speculative), layers.norm.eps,
     )  # fmt: skip
     return x
 
 
-@DECODE_LAYERS.register("reference")
 def reference(x: Tensor, layers: DecoderLayers, sequences: Sequences, speculative: bool) -> Tensor:
     """Pass tokens through the network's own modules."""
     return layers.forward(x, sequences, speculative)
@@ -265,7 +263,7 @@ def _check_layer(where: str, spec: LayerSpec, layer: LayerTensors, states: Mappi
 def _check_entry(where: str, entry: Matrix, is_matrix: bool, norm: Tensor) -> None:
     """Refuse what are no numbers on the norm's device, and int8 that is no matrix (UserError)."""
     values = floats = cast(Tensor, entry)
-    if is_matrix and isinstance(entry, Int8):
+    if is_matrix and isinstance(entry, Int8Matrix):
         check_matrix("decode_layers", where, entry)
         values, floats = entry
     check_floats("decode_layers", **{"final_norm": norm, where: floats})
@@ -304,3 +302,7 @@ def _shapes(spec: LayerSpec) -> dict[str, tuple[int, ...]]:
 def _check_shape(name: str, x: Tensor, expected: tuple[int, ...]) -> None:
     if tuple(x.shape) != tuple(expected):
         raise UserError(f"decode_layers: {name} {shape(x)} must be {list(expected)}")
+
+
+DECODE_LAYERS.register("native", native, kernels.obstacle)
+DECODE_LAYERS.register("reference", reference)

@@ -19,12 +19,12 @@ from torch import Tensor
 from gossamer import ops
 from gossamer.model.config import ModelConfig
 from gossamer.model.layer_spec import layer_specs
-from gossamer.ops.delta_step import DeltaMemory, DeltaWeights
+from gossamer.ops.delta_step import DeltaState, DeltaWeights
 from gossamer.ops.sequences import Sequences
 
 
 @dataclass(frozen=True)
-class Snapshot:
+class StateSnapshot:
     """A sequence's states of linear attention after some number of tokens, copied out of its slot.
 
     Attributes:
@@ -42,28 +42,28 @@ class Snapshot:
 
 
 class StatePool:
-    """Memory for the states of up to `slots` sequences.
+    """Memory for the states of up to `num_slots` sequences.
 
     Args:
         config: the network's configuration
-        slots: the largest number of sequences at the same time
-        pages: pages of keys and values, of all sequences together
+        num_slots: the largest number of sequences at the same time
+        num_pages: the number of pages of keys and values, for all sequences together
         page_size: tokens in a page
         max_step_tokens: the largest number of tokens that a step may have of one sequence, drafts included
         device: where the network is
-        dtype: the network's; recurrent states are in float32 at least
+        dtype: the network's dtype; recurrent states are in float32 at least
 
     Attributes:
-        memory: the states of linear-attention layers, by the layer's index
-        pages: keys and values, [pages, page_size, Hkv, D] each, of full-attention layers by the layer's index; the
-            multi-token-prediction head's comes behind the trunk's
+        delta_states: the states of linear-attention layers, by the layer's index
+        kv_pages: keys and values, [num_pages, page_size, Hkv, D] each, of full-attention layers by the layer's index;
+            that of the multi-token-prediction head comes behind the trunk's
     """
 
     def __init__(
         self,
         config: ModelConfig,
-        slots: int,
-        pages: int,
+        num_slots: int,
+        num_pages: int,
         page_size: int,
         max_step_tokens: int,
         device: torch.device,
@@ -76,56 +76,56 @@ class StatePool:
         def zeros(*shape: int, dtype: torch.dtype = wide) -> Tensor:
             return torch.zeros(shape, dtype=dtype, device=device)
 
-        self.memory: dict[int, DeltaMemory] = {}
-        self.pages: dict[int, tuple[Tensor, Tensor]] = {}
+        self.delta_states: dict[int, DeltaState] = {}
+        self.kv_pages: dict[int, tuple[Tensor, Tensor]] = {}
         for index, spec in enumerate(layer_specs(config)):
             if spec.is_linear:
                 heads = spec.linear_num_value_heads
-                self.memory[index] = DeltaMemory(
-                    conv=zeros(slots, self._conv_window + max_step_tokens, spec.linear_conv_dim, dtype=dtype),
-                    recurrent=zeros(slots, heads, spec.linear_key_head_dim, spec.linear_value_head_dim),
-                    keys=zeros(slots, max_step_tokens, spec.linear_num_key_heads, spec.linear_key_head_dim),
-                    updates=zeros(slots, max_step_tokens, heads, spec.linear_value_head_dim),
-                    gates=zeros(slots, max_step_tokens, heads),
+                self.delta_states[index] = DeltaState(
+                    conv=zeros(num_slots, self._conv_window + max_step_tokens, spec.linear_conv_dim, dtype=dtype),
+                    recurrent=zeros(num_slots, heads, spec.linear_key_head_dim, spec.linear_value_head_dim),
+                    keys=zeros(num_slots, max_step_tokens, spec.linear_num_key_heads, spec.linear_key_head_dim),
+                    updates=zeros(num_slots, max_step_tokens, heads, spec.linear_value_head_dim),
+                    gates=zeros(num_slots, max_step_tokens, heads),
                 )
             else:
-                shape = pages, page_size, spec.num_key_value_heads, spec.head_dim
-                self.pages[index] = zeros(*shape, dtype=dtype), zeros(*shape, dtype=dtype)
+                shape = num_pages, page_size, spec.num_key_value_heads, spec.head_dim
+                self.kv_pages[index] = zeros(*shape, dtype=dtype), zeros(*shape, dtype=dtype)
 
     def tensors(self, index: int) -> dict[str, Tensor]:
         """Return a layer's part of the memory by the names of its tensors."""
-        if index in self.memory:
-            return self.memory[index]._asdict()
-        return dict(zip(("k_pages", "v_pages"), self.pages[index], strict=True))
+        if index in self.delta_states:
+            return self.delta_states[index]._asdict()
+        return dict(zip(("k_pages", "v_pages"), self.kv_pages[index], strict=True))
 
     def state(self, index: int, sequences: Sequences, speculative: bool) -> RecurrentState | KVCache:
         """Return a layer's part of the memory, for the sequences of a forward pass."""
-        if index in self.memory:
-            return RecurrentState(self.memory[index], sequences, speculative)
-        return KVCache(*self.pages[index], sequences)
+        if index in self.delta_states:
+            return RecurrentState(self.delta_states[index], sequences, speculative)
+        return KVCache(*self.kv_pages[index], sequences)
 
     def clear(self, slot: int) -> None:
         """Make a slot the state before the first token."""
-        for memory in self.memory.values():
-            memory.conv[slot].zero_()
-            memory.recurrent[slot].zero_()
+        for state in self.delta_states.values():
+            state.conv[slot].zero_()
+            state.recurrent[slot].zero_()
 
-    def snapshot(self, slot: int) -> Snapshot:
+    def snapshot(self, slot: int) -> StateSnapshot:
         """Copy a slot's states; the tokens of its last step must have been replayed (`Decoder.replay`)."""
-        return Snapshot(
-            tuple(memory.conv[slot, : self._conv_window].clone() for memory in self.memory.values()),
-            tuple(memory.recurrent[slot].clone() for memory in self.memory.values()),
+        return StateSnapshot(
+            tuple(state.conv[slot, : self._conv_window].clone() for state in self.delta_states.values()),
+            tuple(state.recurrent[slot].clone() for state in self.delta_states.values()),
         )
 
-    def restore(self, slot: int, snapshot: Snapshot) -> None:
+    def restore(self, slot: int, snapshot: StateSnapshot) -> None:
         """Put a snapshot into a slot; the next step accepts 0 tokens of a last one."""
-        for memory, conv, recurrent in zip(self.memory.values(), snapshot.conv, snapshot.recurrent, strict=True):
-            memory.conv[slot, : self._conv_window] = conv
-            memory.recurrent[slot] = recurrent
+        for state, conv, recurrent in zip(self.delta_states.values(), snapshot.conv, snapshot.recurrent, strict=True):
+            state.conv[slot, : self._conv_window] = conv
+            state.recurrent[slot] = recurrent
 
     def copy_page(self, source: int, target: int) -> None:
         """Copy a page's keys and values, in every layer."""
-        for k, v in self.pages.values():
+        for k, v in self.kv_pages.values():
             k[target] = k[source]
             v[target] = v[source]
 
@@ -134,8 +134,8 @@ class RecurrentState:
     """A linear-attention layer's state, for the sequences of a forward pass.
 
     Args:
-        memory: the layer's, of all slots
-        sequences: whose tokens come, and in which slots their states lie
+        state: the layer's state in all slots
+        sequences: the sequences of the tokens, and the slots of their states
         speculative: whether the next step may forget the tokens again; there are then only a few of each sequence
 
     Attributes:
@@ -143,32 +143,32 @@ class RecurrentState:
         recurrent: [N, Hv, dk, dv]
     """
 
-    def __init__(self, memory: DeltaMemory, sequences: Sequences, speculative: bool) -> None:
-        self.memory, self.sequences, self.speculative = memory, sequences, speculative
-        self._slots = sequences.steps[0].to(memory.conv.device)
-        self._conv_window = memory.conv.shape[1] - memory.keys.shape[1]
+    def __init__(self, state: DeltaState, sequences: Sequences, speculative: bool) -> None:
+        self.state, self.sequences, self.speculative = state, sequences, speculative
+        self._slots = sequences.step_metadata[0].to(state.conv.device)
+        self._conv_window = state.conv.shape[1] - state.keys.shape[1]
 
     @property
     def conv(self) -> Tensor:
-        """Return the newest inputs of the convolution, in the layout of the pool."""
-        return self.memory.conv[self._slots, : self._conv_window]
+        """The newest inputs of the convolution, in the layout of the pool."""
+        return self.state.conv[self._slots, : self._conv_window]
 
     @conv.setter
     def conv(self, value: Tensor) -> None:
-        self.memory.conv[self._slots, : self._conv_window] = value
+        self.state.conv[self._slots, : self._conv_window] = value
 
     @property
     def recurrent(self) -> Tensor:
-        """Return the recurrent states of the sequences."""
-        return self.memory.recurrent[self._slots]
+        """The recurrent states of the sequences."""
+        return self.state.recurrent[self._slots]
 
     @recurrent.setter
     def recurrent(self, value: Tensor) -> None:
-        self.memory.recurrent[self._slots] = value
+        self.state.recurrent[self._slots] = value
 
     def step(self, qkvz: Tensor, ba: Tensor, weights: DeltaWeights) -> Tensor:
         """Go on by a few tokens that may be forgotten again; see `ops.delta_step`."""
-        return ops.delta_step(qkvz, ba, weights, self.memory, self.sequences)
+        return ops.delta_step(qkvz, ba, weights, self.state, self.sequences)
 
 
 class KVCache:
@@ -176,8 +176,8 @@ class KVCache:
 
     Args:
         k_pages: [pages, page_size, Hkv, D]
-        v_pages: likewise
-        sequences: whose tokens come, and in which pages their keys and values lie
+        v_pages: [pages, page_size, Hkv, D]
+        sequences: the sequences of the tokens, and the pages of their keys and values
     """
 
     def __init__(self, k_pages: Tensor, v_pages: Tensor, sequences: Sequences) -> None:
@@ -189,7 +189,7 @@ class KVCache:
         Args:
             q: [1, T, H, D], of all sequences, packed
             k: [1, T, Hkv, D]
-            v: likewise
+            v: [1, T, Hkv, D]
 
         Returns:
             [1, T, H, D]

@@ -15,14 +15,14 @@ from torch import Tensor
 from gossamer import device as devices
 from gossamer.errors import UserError
 from gossamer.ops import native as kernels
-from gossamer.ops.checks import check_floats, check_same_dtype, first_order, given, shape
-from gossamer.ops.delta_rule.chunked import CHUNK, chunked
+from gossamer.ops.checks import check_floats, check_same_dtype, not_none, once_differentiable, shape
+from gossamer.ops.delta_rule.chunked import CHUNK_SIZE, chunked
 from gossamer.ops.delta_rule.reference import reference
 from gossamer.ops.native.layout import rows_in_place
 from gossamer.ops.packing import document_lengths, lengths_tensor
 from gossamer.ops.registry import Operation, deferred
 
-__all__ = ["CHUNK", "delta_rule"]
+__all__ = ["CHUNK_SIZE", "delta_rule"]
 
 DELTA_RULE = Operation("delta_rule")
 
@@ -56,7 +56,7 @@ def delta_rule(
     Raises:
         UserError: The shapes, dtypes or devices do not fit.
     """
-    check_floats("delta_rule", q=q, k=k, v=v, g=g, beta=beta, **given(initial_state=initial_state))
+    check_floats("delta_rule", q=q, k=k, v=v, g=g, beta=beta, **not_none(initial_state=initial_state))
     check_same_dtype("delta_rule", q=q, k=k, v=v)
     fit = q.ndim == v.ndim == 4 and k.shape == q.shape and v.shape[:2] == q.shape[:2]
     if not fit or not min(*q.shape[2:], *v.shape[2:]) or v.shape[2] % q.shape[2]:
@@ -106,11 +106,11 @@ class _NativeDeltaRule(torch.autograd.Function):
         value_heads, value_dim = v.shape[2:]
         states = None
         if any(ctx.needs_input_grad):
-            chunks = sum(-(-length // CHUNK) for length in lengths)
+            chunks = sum(-(-length // CHUNK_SIZE) for length in lengths)
             states = v.new_empty(chunks, value_heads, key_dim, value_dim)
         o, final = v.new_empty(v.shape), torch.empty_like(initial)
         heads = key_heads, value_heads // key_heads, key_dim, value_dim
-        sizes = len(lengths), *heads, CHUNK, q_stride, k_stride, v_stride
+        sizes = len(lengths), *heads, CHUNK_SIZE, q_stride, k_stride, v_stride
         documents = lengths_tensor(lengths)
         kernels.call("delta_rule", q, k, v, g, beta, initial, documents, o, final, states, *sizes)
         if states is not None:
@@ -119,7 +119,7 @@ class _NativeDeltaRule(torch.autograd.Function):
         return o, final
 
     @staticmethod
-    @first_order("delta_rule")
+    @once_differentiable("delta_rule")
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, g, beta, states = ctx.saved_tensors
         grad_o = grads[0].contiguous()
@@ -130,10 +130,10 @@ class _NativeDeltaRule(torch.autograd.Function):
         return dq, dk, dv, dg, dbeta, dstate, None
 
 
-DELTA_RULE.register("native", kernels.obstacle)(native)
-DELTA_RULE.register("fla", devices.fla_obstacle)(deferred("gossamer.ops.delta_rule.fla", "fla"))
-DELTA_RULE.register("triton", devices.triton_obstacle, devices.is_accelerator)(
-    deferred("gossamer.ops.triton.delta_rule", "delta_rule")
+DELTA_RULE.register("native", native, kernels.obstacle)
+DELTA_RULE.register("fla", deferred("gossamer.ops.delta_rule.fla", "fla"), devices.fla_obstacle)
+DELTA_RULE.register(
+    "triton", deferred("gossamer.ops.triton.delta_rule", "delta_rule"), devices.triton_obstacle, devices.is_accelerator
 )
-DELTA_RULE.register("chunked")(chunked)
-DELTA_RULE.register("reference")(reference)
+DELTA_RULE.register("chunked", chunked)
+DELTA_RULE.register("reference", reference)

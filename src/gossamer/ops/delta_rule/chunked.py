@@ -20,10 +20,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gossamer.ops.checks import first_order
+from gossamer.ops.checks import once_differentiable
 from gossamer.ops.packing import ChunkLayout, chunk_layout
 
-CHUNK = 64
+CHUNK_SIZE = 64
 
 
 def chunked(
@@ -37,7 +37,7 @@ def chunked(
         return torch.zeros_like(v), initial_state.to(dtype)
     if max(lengths) == min(lengths) == 1 and not torch.is_grad_enabled():
         return _one_token(q, k, v, g, beta, initial_state.to(dtype))
-    chunk = min(CHUNK, 1 << (max(lengths) - 1).bit_length())  # no larger than short documents need
+    chunk = min(CHUNK_SIZE, 1 << (max(lengths) - 1).bit_length())  # no larger than short documents need
     layout = chunk_layout(lengths, chunk, q.device)
     o, state = _Chunked.apply(q, k, v, g, beta, initial_state, layout)
     return o, state
@@ -99,19 +99,19 @@ def _to_chunks(x: Tensor, layout: ChunkLayout, heads: tuple[int, int], dtype: to
     return split.movedim(1, 3).to(dtype=dtype, memory_format=torch.contiguous_format, copy=False).contiguous()
 
 
-class _Form(NamedTuple):
+class _TensorSpec(NamedTuple):
     """Shape and dtype of an input, which is all that the backward pass needs to know of it."""
 
     shape: torch.Size
     dtype: torch.dtype
 
 
-def _from_chunks(x: Tensor, layout: ChunkLayout, form: _Form) -> Tensor:
+def _from_chunks(x: Tensor, layout: ChunkLayout, spec: _TensorSpec) -> Tensor:
     """Join chunks to rows, the inverse of `_to_chunks`: [n, h, r, C, …] → [B, T, h·r, …]."""
-    flat = x.movedim(3, 1).reshape(layout.num_chunks * layout.chunk, *form.shape[2:])
+    flat = x.movedim(3, 1).reshape(layout.num_chunks * layout.chunk, *spec.shape[2:])
     if layout.slots is not None:
         flat = flat.index_select(0, layout.slots)
-    return flat.view(form.shape).to(form.dtype)
+    return flat.view(spec.shape).to(spec.dtype)
 
 
 def _bmm(a: Tensor, b: Tensor) -> Tensor:
@@ -123,7 +123,7 @@ def invert_unit_lower(lower: Tensor) -> Tensor:
     """Invert I + L for strictly lower triangular L [batch, C, C], where C is a power of two.
 
     The blocks double in size: the inverse of [[X, 0], [Y, Z]] is [[X⁻¹, 0], [−Z⁻¹ Y X⁻¹, Z⁻¹]]. Unlike the series
-    Π (I + L^(2^i)), this never forms powers of L, which overflow float32 when keys repeat.
+    Π (I + L^(2^i)), this never specs powers of L, which overflow float32 when keys repeat.
     """
     batch, size, _ = lower.shape
     inverse = torch.eye(size, dtype=lower.dtype, device=lower.device).repeat(batch, 1, 1)
@@ -173,18 +173,18 @@ class _Chunked(torch.autograd.Function):
         O = _bmm(P, V_new) + _bmm(Q * decay.before, states)
 
         ctx.save_for_backward(Q, K, V, b, c, A, V_new, states, q_inverse, k_inverse)
-        ctx.layout, ctx.forms = layout, [_Form(x.shape, x.dtype) for x in (q, k, v, g, beta, initial)]
+        ctx.layout, ctx.specs = layout, [_TensorSpec(x.shape, x.dtype) for x in (q, k, v, g, beta, initial)]
         final_states = torch.empty_like(final)
         final_states[list(layout.order)] = final
-        return _from_chunks(O, layout, _Form(v.shape, v.dtype)), final_states.view(initial.shape)
+        return _from_chunks(O, layout, _TensorSpec(v.shape, v.dtype)), final_states.view(initial.shape)
 
     @staticmethod
-    @first_order("delta_rule")
+    @once_differentiable("delta_rule")
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad_o, grad_final = grads
         Q, K, V, b, c, A, V_new, states, q_inverse, k_inverse = ctx.saved_tensors
         layout: ChunkLayout = ctx.layout
-        q, k, v, g, beta, initial = ctx.forms
+        q, k, v, g, beta, initial = ctx.specs
         key_heads, repeats = Q.shape[1], V.shape[2]
         value_grid = (key_heads, repeats)
         decay = _decay(c)

@@ -11,7 +11,7 @@ from torch import Tensor
 from gossamer import device as devices
 from gossamer.errors import UserError
 from gossamer.ops import native as kernels
-from gossamer.ops.checks import check_floats, check_indices, first_order, shape
+from gossamer.ops.checks import check_floats, check_indices, once_differentiable, shape
 from gossamer.ops.grouped_mlp.grouped_mm import grouped_mm
 from gossamer.ops.grouped_mlp.sorted import sorted_by_expert
 from gossamer.ops.registry import Operation, autocast_input
@@ -109,7 +109,7 @@ class _NativeGroupedMLP(torch.autograd.Function):
         return y
 
     @staticmethod
-    @first_order("grouped_mlp")
+    @once_differentiable("grouped_mlp")
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, order, rank, offsets, weights, gate_up, down, inner = ctx.saved_tensors
         dy = grads[0].contiguous()
@@ -120,7 +120,7 @@ class _NativeGroupedMLP(torch.autograd.Function):
         return dx, None, dweights, dgate_up, ddown
 
 
-GROUPED_MLP.register("native", kernels.obstacle)(native)
-GROUPED_MLP.register("grouped_mm", devices.grouped_mm_obstacle, devices.is_accelerator)(grouped_mm)
-GROUPED_MLP.register("sorted")(sorted_by_expert)
-GROUPED_MLP.register("reference")(reference)
+GROUPED_MLP.register("native", native, kernels.obstacle)
+GROUPED_MLP.register("grouped_mm", grouped_mm, devices.grouped_mm_obstacle, devices.is_accelerator)
+GROUPED_MLP.register("sorted", sorted_by_expert)
+GROUPED_MLP.register("reference", reference)

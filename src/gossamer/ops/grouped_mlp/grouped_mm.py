@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gossamer import device as devices
-from gossamer.ops.checks import first_order
+from gossamer.ops.checks import once_differentiable
 from gossamer.ops.grouped_mlp.sorted import sorted_by_expert, sum_by_token
 
 ALIGNMENT = 16  # bytes
@@ -56,7 +56,7 @@ class _GroupedMM(torch.autograd.Function):
         return sum_by_token(scaled, rank, top_k)
 
     @staticmethod
-    @first_order("grouped_mlp")
+    @once_differentiable("grouped_mlp")
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         rows, hidden, inner, token, order, rank, weights, gate_up, down, ends, is_idle = ctx.saved_tensors
         gate, up = hidden.chunk(2, dim=1)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gossamer.ops.checks import first_order
+from gossamer.ops.checks import once_differentiable
 
 
 def sorted_by_expert(
@@ -61,7 +61,7 @@ class _SortedMLP(torch.autograd.Function):
         return sum_by_token(scaled, rank, top_k)
 
     @staticmethod
-    @first_order("grouped_mlp")
+    @once_differentiable("grouped_mlp")
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         rows, hidden, inner, token, order, rank, weights, gate_up, down = ctx.saved_tensors
         gate, up = hidden.chunk(2, dim=1)

@@ -27,10 +27,10 @@ struct HeadGradient {
         const int D = layout.width, max_rows = layout.repeats * QUERIES;
         const int64_t out = layout.out_stride(), kv = int64_t(layout.kv_heads) * D;
         Scratch scratch(int64_t(max_rows) * (3 * D + 2 * KEYS + 2));
-        float *Q = scratch.take(int64_t(max_rows) * D), *dO = scratch.take(int64_t(max_rows) * D),
-              *dQ = scratch.take(int64_t(max_rows) * D), *P = scratch.take(int64_t(max_rows) * KEYS),
-              *dP = scratch.take(int64_t(max_rows) * KEYS), *inner = scratch.take(max_rows),
-              *log_sum = scratch.take(max_rows);
+        float *Q = scratch.allocate(int64_t(max_rows) * D), *dO = scratch.allocate(int64_t(max_rows) * D),
+              *dQ = scratch.allocate(int64_t(max_rows) * D), *P = scratch.allocate(int64_t(max_rows) * KEYS),
+              *dP = scratch.allocate(int64_t(max_rows) * KEYS), *inner = scratch.allocate(max_rows),
+              *log_sum = scratch.allocate(max_rows);
         for (int64_t t = from; write_dk && t < to; t++) {
             std::memset(dk + t * kv, 0, sizeof(float) * D);
             std::memset(dv + t * kv, 0, sizeof(float) * D);
@@ -106,15 +106,16 @@ void gossamer_attention(const float *q, const float *k, const float *v, const in
     });
 }
 
-// q and o [tokens, H, D]; k and v [pages, page_size, Hkv, D]; steps [4, sequences]: slots, accepted, past, lengths;
-// table [sequences, max_pages]. The queries of each sequence are the last `length` of its past + length positions.
-void gossamer_paged_attention(const float *q, const float *k, const float *v, const int64_t *steps,
+// q and o [tokens, H, D]; k and v [pages, page_size, Hkv, D]; step_metadata [4, sequences]: slots, accepted, past,
+// lengths; table [sequences, max_pages]. The queries of each sequence are the last `length` of its past + length
+// positions.
+void gossamer_paged_attention(const float *q, const float *k, const float *v, const int64_t *step_metadata,
                               const int64_t *table, float *o, int64_t sequences, int64_t max_pages, int64_t page_size,
                               int64_t kv_heads, int64_t repeats, int64_t width) {
     const int64_t stride = kv_heads * width;
     const AttentionLayout layout{int(kv_heads), int(repeats), int(width), stride * repeats, stride, stride,
                                  1.0f / std::sqrt(float(width))};
-    const int64_t *past = steps + 2 * sequences, *lengths = steps + 3 * sequences;
+    const int64_t *past = step_metadata + 2 * sequences, *lengths = step_metadata + 3 * sequences;
     struct Block {
         int64_t sequence, at, first;
         int queries, head;
@@ -164,7 +165,7 @@ void gossamer_attention_backward(const float *q, const float *k, const float *v,
         double work;
     };
     std::vector<Task> tasks;
-    const bool whole_heads = unevenness(work, omp_get_max_threads()) <= 7.0 / 5.0;
+    const bool whole_heads = imbalance(work, omp_get_max_threads()) <= 7.0 / 5.0;
     for (const HeadGradient &head : heads) {
         const int64_t length = head.length;
         if (whole_heads) {

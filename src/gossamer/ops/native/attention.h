@@ -36,7 +36,7 @@ inline int visible(int64_t first, int i, int64_t key, int keys) {
     return static_cast<int>(count < 0 ? 0 : (count < keys ? count : keys));
 }
 
-// A head's keys and values, `block` of them at a time, one after the other in memory …
+// A head's keys and values, one after the other in memory; they are read `block` of them at a time.
 struct ContiguousKeys {
     const float *k, *v;
     const AttentionLayout &layout;
@@ -45,7 +45,7 @@ struct ContiguousKeys {
     const float *values(int64_t key) const { return v + key * layout.v_stride; }
 };
 
-// … or in pages of `size` tokens, numbered by a table.
+// A head's keys and values in pages of `size` tokens, which a table numbers; they are read a page at a time.
 struct PagedKeys {
     const float *k, *v;
     const AttentionLayout &layout;
@@ -63,8 +63,8 @@ void forward_block(const AttentionLayout &layout, const float *q, const Keys &pa
                    float *lse) {
     const int D = layout.width, rows = layout.repeats * n;
     Scratch scratch(int64_t(rows) * (2 * D + KEYS + 2));
-    float *Q = scratch.take(int64_t(rows) * D), *O = scratch.take(int64_t(rows) * D),
-          *S = scratch.take(int64_t(rows) * KEYS), *row_max = scratch.take(rows), *sum = scratch.take(rows);
+    float *Q = scratch.allocate(int64_t(rows) * D), *O = scratch.allocate(int64_t(rows) * D),
+          *S = scratch.allocate(int64_t(rows) * KEYS), *row_max = scratch.allocate(rows), *sum = scratch.allocate(rows);
     gather_queries(Q, q, layout.q_stride, layout, n, layout.scale);
     std::memset(O, 0, sizeof(float) * rows * D);
     for (int row = 0; row < rows; row++) row_max[row] = -INFINITY, sum[row] = 0.0f;

@@ -21,11 +21,11 @@ namespace gossamer {
 
 constexpr int MAX_CHUNK = 64;  // tokens in a chunk; a multiple of LANES
 
-struct Shape {
+struct ChunkShape {
     int key_heads, repeats, key_dim, value_dim, chunk;
     int64_t q_stride, k_stride, v_stride;  // floats from one token to the next; the heads of a token are contiguous
     float scale;                           // of q
-    Shape(int64_t Hk, int64_t r, int64_t dk, int64_t dv, int64_t C, int64_t q, int64_t k, int64_t v)
+    ChunkShape(int64_t Hk, int64_t r, int64_t dk, int64_t dv, int64_t C, int64_t q, int64_t k, int64_t v)
         : key_heads(Hk), repeats(r), key_dim(dk), value_dim(dv), chunk(C), q_stride(q), k_stride(k), v_stride(v),
           scale(1.0f / std::sqrt(static_cast<float>(dk))) {}
     int value_heads() const { return key_heads * repeats; }
@@ -63,10 +63,11 @@ struct Chunk {
     float *Ab;                     // [n, C]: A with its columns scaled by β
     float whole;                   // e^(c_C)
 
-    static size_t floats(const Shape &shape) { return 4 * shape.square() + 3 * shape.chunk + 7 * PADDING; }
+    static size_t floats(const ChunkShape &shape) { return 4 * shape.square() + 3 * shape.chunk + 7 * PADDING; }
     Chunk(Scratch &scratch, int C)
-        : M(scratch.take(C * C)), A(scratch.take(C * C)), L(scratch.take(C * C)), before(scratch.take(C)),
-          after(scratch.take(C)), beta(scratch.take(C)), Ab(scratch.take(C * C)) {}
+        : M(scratch.allocate(C * C)), A(scratch.allocate(C * C)), L(scratch.allocate(C * C)),
+          before(scratch.allocate(C)), after(scratch.allocate(C)), beta(scratch.allocate(C)),
+          Ab(scratch.allocate(C * C)) {}
 
     // g and b are this head's gates, with `heads` floats from one token to the next.
     void set(const float *g, const float *b, int heads, const float *KK, int n, int C) {
@@ -125,15 +126,16 @@ struct Keys {
     float *Q, *K, *q_inverse, *k_inverse;  // [n, dk] of unit length (Q times the scale), and the inverse former length
     float *KK, *QK;                        // [n, C]: K Kᵀ and Q Kᵀ up to the diagonal
 
-    static size_t floats(const Shape &shape) {
+    static size_t floats(const ChunkShape &shape) {
         return 2 * shape.keys() + 2 * shape.chunk + 2 * shape.square() + 6 * PADDING;
     }
-    Keys(Scratch &scratch, const Shape &shape)
-        : Q(scratch.take(shape.keys())), K(scratch.take(shape.keys())), q_inverse(scratch.take(shape.chunk)),
-          k_inverse(scratch.take(shape.chunk)), KK(scratch.take(shape.square())), QK(scratch.take(shape.square())) {}
+    Keys(Scratch &scratch, const ChunkShape &shape)
+        : Q(scratch.allocate(shape.keys())), K(scratch.allocate(shape.keys())),
+          q_inverse(scratch.allocate(shape.chunk)), k_inverse(scratch.allocate(shape.chunk)),
+          KK(scratch.allocate(shape.square())), QK(scratch.allocate(shape.square())) {}
 
     // q and k point to this head in the chunk's first token.
-    void set(const Shape &shape, const float *q, const float *k, int n) {
+    void set(const ChunkShape &shape, const float *q, const float *k, int n) {
         const int dk = shape.key_dim, C = shape.chunk;
         normalize(q, shape.q_stride, n, dk, shape.scale, Q, q_inverse);
         normalize(k, shape.k_stride, n, dk, 1.0f, K, k_inverse);
@@ -149,16 +151,16 @@ struct Link {
     float *P;            // [n, C]: Q Kᵀ ∘ M, zero above the diagonal
     float whole;         // e^(c_C)
 
-    static size_t floats(const Shape &shape) {
+    static size_t floats(const ChunkShape &shape) {
         return 3 * shape.keys() + shape.values() + shape.square() + 5 * PADDING;
     }
-    Link(Scratch &scratch, const Shape &shape)
-        : W(scratch.take(shape.keys())), Qc(scratch.take(shape.keys())), Kr(scratch.take(shape.keys())),
-          N(scratch.take(shape.values())), P(scratch.take(shape.square())) {}
+    Link(Scratch &scratch, const ChunkShape &shape)
+        : W(scratch.allocate(shape.keys())), Qc(scratch.allocate(shape.keys())), Kr(scratch.allocate(shape.keys())),
+          N(scratch.allocate(shape.values())), P(scratch.allocate(shape.square())) {}
 
     // Computes all that does not depend on the state. v points to this head in the chunk's first token; Kc [n, dk] is
     // workspace.
-    void prepare(const Shape &shape, const Keys &keys, const Chunk &chunk, const float *v, int n, float *Kc) {
+    void prepare(const ChunkShape &shape, const Keys &keys, const Chunk &chunk, const float *v, int n, float *Kc) {
         const int dk = shape.key_dim, dv = shape.value_dim, C = shape.chunk;
         scale_rows(Kc, chunk.before, keys.K, n, dk);
         gemm(PLAIN, PLAIN, n, dk, n, chunk.Ab, C, Kc, dk, W, dk, 1.0f, 0.0f, LOWER_LEFT);
@@ -175,7 +177,7 @@ struct Link {
 
     // Passes columns `from` to `to` of the state through the chunk: S is saved in `before` and becomes the state after
     // it.
-    void carry(const Shape &shape, float *S, float *before, int n, int from, int to) {
+    void carry(const ChunkShape &shape, float *S, float *before, int n, int from, int to) {
         const int dk = shape.key_dim, dv = shape.value_dim;
         for (int d = 0; d < dk; d++)
             std::memcpy(before + d * dv + from, S + d * dv + from, sizeof(float) * (to - from));
@@ -184,7 +186,7 @@ struct Link {
     }
 
     // out_i = Qc_i S + P_i N for rows that are out_stride floats apart.
-    void output(const Shape &shape, const float *before, float *out, int64_t out_stride, int n) const {
+    void output(const ChunkShape &shape, const float *before, float *out, int64_t out_stride, int n) const {
         const int dk = shape.key_dim, dv = shape.value_dim;
         gemm(PLAIN, PLAIN, n, dv, dk, Qc, dk, before, dv, out, out_stride);
         gemm(PLAIN, PLAIN, n, dv, n, P, shape.chunk, N, dv, out, out_stride, 1.0f, 1.0f, LOWER_LEFT);
@@ -196,16 +198,16 @@ struct LinkGradients {
     float *dN, *dP, *OS;  // [n, dv]; dO Nᵀ [n, C]; dO Sᵀ [n, dk]
     float *dS;            // [dk, dv]: gradient of the state after the chunk
 
-    static size_t floats(const Shape &shape) {
+    static size_t floats(const ChunkShape &shape) {
         return shape.values() + shape.square() + shape.keys() + shape.state_size() + 4 * PADDING;
     }
-    LinkGradients(Scratch &scratch, const Shape &shape)
-        : dN(scratch.take(shape.values())), dP(scratch.take(shape.square())), OS(scratch.take(shape.keys())),
-          dS(scratch.take(shape.state_size())) {}
+    LinkGradients(Scratch &scratch, const ChunkShape &shape)
+        : dN(scratch.allocate(shape.values())), dP(scratch.allocate(shape.square())),
+          OS(scratch.allocate(shape.keys())), dS(scratch.allocate(shape.state_size())) {}
 
     // Computes all that does not depend on the state's gradient, after it has corrected the values in `link` by the
     // state S before the chunk.
-    void prepare(const Shape &shape, const Link &link, const float *S, const float *dO, int64_t stride, int n) {
+    void prepare(const ChunkShape &shape, const Link &link, const float *S, const float *dO, int64_t stride, int n) {
         const int dk = shape.key_dim, dv = shape.value_dim, C = shape.chunk;
         gemm(PLAIN, PLAIN, n, dv, dk, link.W, dk, S, dv, link.N, dv, -1.0f, 1.0f);
         gemm(TRANSPOSED, PLAIN, n, dv, n, link.P, C, dO, stride, dN, dv, 1.0f, 0.0f, UPPER_LEFT);
@@ -215,8 +217,8 @@ struct LinkGradients {
 
     // Passes columns `from` to `to` of the state's gradient back through the chunk: dstate is saved in dS and becomes
     // the gradient of the state before it.
-    void carry(const Shape &shape, const Link &link, const float *dO, int64_t stride, float *dstate, int n, int from,
-               int to) {
+    void carry(const ChunkShape &shape, const Link &link, const float *dO, int64_t stride, float *dstate, int n,
+               int from, int to) {
         const int dk = shape.key_dim, dv = shape.value_dim, columns = to - from;
         for (int d = 0; d < dk; d++) std::memcpy(dS + d * dv + from, dstate + d * dv + from, sizeof(float) * columns);
         gemm(PLAIN, PLAIN, n, columns, dk, link.Kr, dk, dstate + from, dv, dN + from, dv, 1.0f, 1.0f);
@@ -230,15 +232,15 @@ struct KeyGradients {
     float *dQ, *dK, *G, *E;  // [n, dk] twice, [n, C] twice
     float *X, *Y, *NS, *dL;  // [n, dv], [n, dk] twice, [n, C]
 
-    static size_t floats(const Shape &shape) {
+    static size_t floats(const ChunkShape &shape) {
         return 4 * shape.keys() + 3 * shape.square() + shape.values() + 8 * PADDING;
     }
-    KeyGradients(Scratch &scratch, const Shape &shape)
-        : dQ(scratch.take(shape.keys())), dK(scratch.take(shape.keys())), G(scratch.take(shape.square())),
-          E(scratch.take(shape.square())), X(scratch.take(shape.values())), Y(scratch.take(shape.keys())),
-          NS(scratch.take(shape.keys())), dL(scratch.take(shape.square())) {}
+    KeyGradients(Scratch &scratch, const ChunkShape &shape)
+        : dQ(scratch.allocate(shape.keys())), dK(scratch.allocate(shape.keys())), G(scratch.allocate(shape.square())),
+          E(scratch.allocate(shape.square())), X(scratch.allocate(shape.values())), Y(scratch.allocate(shape.keys())),
+          NS(scratch.allocate(shape.keys())), dL(scratch.allocate(shape.square())) {}
 
-    void clear(const Shape &shape) {
+    void clear(const ChunkShape &shape) {
         std::memset(dQ, 0, sizeof(float) * shape.keys());
         std::memset(dK, 0, sizeof(float) * shape.keys());
         std::memset(G, 0, sizeof(float) * shape.square());
@@ -247,8 +249,8 @@ struct KeyGradients {
 
     // Adds one value head's share. S is the state before the chunk; v, dv_, dg and dbeta point to this head in the
     // chunk's first token.
-    void add(const Shape &shape, const Keys &keys, const Chunk &chunk, const Link &link, const LinkGradients &grads,
-             const float *S, const float *v, float *dv_, float *dg, float *dbeta, int n) {
+    void add(const ChunkShape &shape, const Keys &keys, const Chunk &chunk, const Link &link,
+             const LinkGradients &grads, const float *S, const float *v, float *dv_, float *dg, float *dbeta, int n) {
         const int dk = shape.key_dim, dv = shape.value_dim, C = shape.chunk, Hv = shape.value_heads();
         gemm(TRANSPOSED, PLAIN, n, dv, n, chunk.A, C, grads.dN, dv, X, dv, 1.0f, 0.0f, UPPER_LEFT);
         gemm(PLAIN, TRANSPOSED, n, dk, dv, X, dv, S, dv, Y, dk, -1.0f);
@@ -298,7 +300,8 @@ struct KeyGradients {
 
     // Adds what all value heads share, dQ += G K and dK += Gᵀ Q + (E + Eᵀ) K with E = Σ b H, and then computes the
     // gradient of the normalization.
-    void finish(const Shape &shape, const Keys &keys, const float *q, const float *k, float *dq, float *dk_, int n) {
+    void finish(const ChunkShape &shape, const Keys &keys, const float *q, const float *k, float *dq, float *dk_,
+                int n) {
         const int dk = shape.key_dim, C = shape.chunk;
         gemm(PLAIN, PLAIN, n, dk, n, G, C, keys.K, dk, dQ, dk, 1.0f, 1.0f, LOWER_LEFT);
         gemm(TRANSPOSED, PLAIN, n, dk, n, G, C, keys.Q, dk, dK, dk, 1.0f, 1.0f, UPPER_LEFT);

@@ -91,14 +91,14 @@ struct PassPlan {
     std::vector<Round> rounds;        // empty for walks
     int round_size = 0;               // the largest number of chunks in a round
 
-    PassPlan(const Shape &shape, const int64_t *lengths, int64_t count)
+    PassPlan(const ChunkShape &shape, const int64_t *lengths, int64_t count)
         : documents(documents_of(lengths, count, shape.chunk)) {
         const int threads = omp_get_max_threads();
         std::stable_sort(documents.begin(), documents.end(),
                          [](const Document &a, const Document &b) { return a.length > b.length; });
         std::vector<double> walks;
         for (const Document &document : documents) walks.insert(walks.end(), shape.key_heads, double(document.chunks));
-        if (unevenness(walks, threads) <= ROUNDS_COST) return;
+        if (imbalance(walks, threads) <= ROUNDS_COST) return;
         round_size = std::max(1, CHUNKS_PER_THREAD * threads / shape.key_heads);
         rounds = rounds_of(documents, round_size, shape.chunk);
     }
@@ -106,7 +106,7 @@ struct PassPlan {
 
 // The input tensors of a pass, and the positions of a head's share of a chunk in them.
 struct Inputs {
-    const Shape shape;
+    const ChunkShape shape;
     const float *q, *k, *v, *g, *beta;
     const float *q_at(const Place &place, int head) const {
         return q + place.token * shape.q_stride + head * shape.key_dim;
@@ -135,13 +135,13 @@ struct ForwardPass {
     int64_t out_stride() const { return int64_t(in.shape.value_heads()) * in.shape.value_dim; }
 
     void walk(const Document &document, int head) const {
-        const Shape &shape = in.shape;
+        const ChunkShape &shape = in.shape;
         Scratch scratch(Keys::floats(shape) + Chunk::floats(shape) + Link::floats(shape) + shape.keys() +
                         shape.state_size());
         Keys keys(scratch, shape);
         Chunk chunk(scratch, shape.chunk);
         Link link(scratch, shape);
-        float *Kc = scratch.take(shape.keys()), *own = scratch.take(shape.state_size());
+        float *Kc = scratch.allocate(shape.keys()), *own = scratch.allocate(shape.state_size());
         for (int64_t number = 0; number < document.chunks; number++) {
             const Place place = place_of(document, number, shape.chunk);
             keys.set(shape, in.q_at(place, head), in.k_at(place, head), place.n);
@@ -156,7 +156,7 @@ struct ForwardPass {
     }
 
     void run_in_rounds(const std::vector<Round> &rounds, int round_size) const {
-        const Shape &shape = in.shape;
+        const ChunkShape &shape = in.shape;
         const int Hv = shape.value_heads();
         const size_t link_size = Link::floats(shape) + (states ? 0 : shape.state_size() + PADDING);
         Block block(link_size * round_size * Hv);
@@ -165,7 +165,7 @@ struct ForwardPass {
         std::vector<float *> befores;
         for (int i = 0; i < round_size * Hv; i++) {
             links.emplace_back(memory, shape);
-            befores.push_back(states ? nullptr : memory.take(shape.state_size()));
+            befores.push_back(states ? nullptr : memory.allocate(shape.state_size()));
         }
         auto before = [&](const Place &place, int number, int h) {
             return states ? states + in.state(place.number, h) : befores[number * Hv + h];
@@ -182,7 +182,7 @@ struct ForwardPass {
                     Scratch scratch(Keys::floats(shape) + Chunk::floats(shape) + shape.keys());
                     Keys keys(scratch, shape);
                     Chunk chunk(scratch, shape.chunk);
-                    float *Kc = scratch.take(shape.keys());
+                    float *Kc = scratch.allocate(shape.keys());
                     keys.set(shape, in.q_at(place, head), in.k_at(place, head), place.n);
                     for (int h = head * shape.repeats; h < (head + 1) * shape.repeats; h++) {
                         in.set(chunk, keys, place, h);
@@ -224,10 +224,10 @@ struct BackwardPass {
         Chunk chunk;
         Link link;
         LinkGradients grads;
-        static size_t floats(const Shape &shape) {
+        static size_t floats(const ChunkShape &shape) {
             return Chunk::floats(shape) + Link::floats(shape) + LinkGradients::floats(shape);
         }
-        Head(Scratch &scratch, const Shape &shape)
+        Head(Scratch &scratch, const ChunkShape &shape)
             : chunk(scratch, shape.chunk), link(scratch, shape), grads(scratch, shape) {}
     };
 
@@ -255,12 +255,12 @@ struct BackwardPass {
     }
 
     void walk(const Document &document, int head) const {
-        const Shape &shape = in.shape;
+        const ChunkShape &shape = in.shape;
         Scratch scratch(Keys::floats(shape) + Head::floats(shape) + KeyGradients::floats(shape) + shape.keys());
         Keys keys(scratch, shape);
         Head own(scratch, shape);
         KeyGradients sums(scratch, shape);
-        float *Kc = scratch.take(shape.keys());
+        float *Kc = scratch.allocate(shape.keys());
         for (int64_t number = document.chunks - 1; number >= 0; number--) {
             const Place place = place_of(document, number, shape.chunk);
             keys.set(shape, in.q_at(place, head), in.k_at(place, head), place.n);
@@ -275,7 +275,7 @@ struct BackwardPass {
     }
 
     void run_in_rounds(const std::vector<Round> &rounds, int round_size) const {
-        const Shape &shape = in.shape;
+        const ChunkShape &shape = in.shape;
         const int Hk = shape.key_heads, Hv = shape.value_heads(), R = shape.repeats;
         Block block((Keys::floats(shape) * Hk + Head::floats(shape) * Hv) * round_size);
         Scratch memory(block.floats());
@@ -293,7 +293,7 @@ struct BackwardPass {
                     const int number = task / Hk, head = task % Hk;
                     const Place &place = round->chunks[number];
                     Scratch scratch(shape.keys());
-                    float *Kc = scratch.take(shape.keys());
+                    float *Kc = scratch.allocate(shape.keys());
                     all_keys[task].set(shape, in.q_at(place, head), in.k_at(place, head), place.n);
                     for (int h = head * R; h < (head + 1) * R; h++)
                         prepare(all_keys[task], heads[number * Hv + h], place, h, Kc);
@@ -343,7 +343,7 @@ void gossamer_delta_rule(const float *q, const float *k, const float *v, const f
                          const float *initial, const int64_t *lengths, float *o, float *final_state, float *states,
                          int64_t documents, int64_t key_heads, int64_t repeats, int64_t key_dim, int64_t value_dim,
                          int64_t chunk, int64_t q_stride, int64_t k_stride, int64_t v_stride) {
-    const Shape shape(key_heads, repeats, key_dim, value_dim, chunk, q_stride, k_stride, v_stride);
+    const ChunkShape shape(key_heads, repeats, key_dim, value_dim, chunk, q_stride, k_stride, v_stride);
     std::memcpy(final_state, initial, sizeof(float) * documents * shape.value_heads() * shape.state_size());
     execute(ForwardPass{{shape, q, k, v, g, beta}, o, final_state, states}, lengths, documents);
 }
@@ -355,7 +355,7 @@ void gossamer_delta_rule_backward(const float *q, const float *k, const float *v
                                   float *dq, float *dk, float *dv, float *dg, float *dbeta, int64_t documents,
                                   int64_t key_heads, int64_t repeats, int64_t key_dim, int64_t value_dim, int64_t chunk,
                                   int64_t q_stride, int64_t k_stride, int64_t v_stride) {
-    const Shape shape(key_heads, repeats, key_dim, value_dim, chunk, q_stride, k_stride, v_stride);
+    const ChunkShape shape(key_heads, repeats, key_dim, value_dim, chunk, q_stride, k_stride, v_stride);
     execute(BackwardPass{{shape, q, k, v, g, beta}, states, grad_o, dstate, dq, dk, dv, dg, dbeta}, lengths, documents);
 }
 

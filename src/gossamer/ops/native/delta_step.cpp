@@ -10,17 +10,17 @@ namespace gossamer {
 namespace {
 
 // For `n` channels from `first` on, moves the old inputs to the front of the window, stores the new ones after them,
-// and convolves. x is the head's part of the first token's projection, with tokens x_stride apart; mixed [T, n].
-void convolve(const Step &s, float *conv, int64_t first, int n, int accepted, int T, const float *x, int64_t x_stride,
-              const float *weight, float *mixed) {
+// and convolves. x is the head's part of the first token's projection, with tokens x_stride apart; convolved [T, n].
+void convolve(const DeltaStepSizes &s, float *conv, int64_t first, int n, int accepted, int T, const float *x,
+              int64_t x_stride, const float *weight, float *convolved) {
     const int64_t row = s.channels();
     conv += first;
-    for (int i = 0; accepted && i < s.before(); i++)
+    for (int i = 0; accepted && i < s.conv_window(); i++)
         std::memcpy(conv + i * row, conv + (accepted + i) * row, sizeof(float) * n);
-    for (int t = 0; t < T; t++) std::memcpy(conv + (s.before() + t) * row, x + t * x_stride, sizeof(float) * n);
+    for (int t = 0; t < T; t++) std::memcpy(conv + (s.conv_window() + t) * row, x + t * x_stride, sizeof(float) * n);
     weight += first * s.conv_kernel_size;
     for (int t = 0; t < T; t++) {
-        float *out = mixed + t * n;
+        float *out = convolved + t * n;
         for (int i = 0; i < n; i++) out[i] = weight[i * s.conv_kernel_size] * conv[t * row + i];
         for (int k = 1; k < s.conv_kernel_size; k++)
             for (int i = 0; i < n; i++) out[i] += weight[i * s.conv_kernel_size + k] * conv[(t + k) * row + i];
@@ -104,18 +104,19 @@ float softplus(float x) { return x > 20.0f ? x : std::log1p(std::exp(x)); }
 
 }  // namespace
 
-void step_head(const Step &s, const Memory &m, int64_t slot, int accepted, int T, int head, const float *qkvz,
-               const float *ba, const float *conv_weight, const float *A_log, const float *dt_bias, const float *norm,
-               float *y) {
+void step_head(const DeltaStepSizes &s, const DeltaState &m, int64_t slot, int accepted, int T, int head,
+               const float *qkvz, const float *ba, const float *conv_weight, const float *A_log, const float *dt_bias,
+               const float *norm, float *y) {
     const int dk = s.key_dim, dv = s.value_dim, R = s.repeats, Hv = s.value_heads(), W = s.max_tokens;
     const int64_t x_stride = s.key_heads * s.projected(), ba_stride = 2 * Hv;
     Scratch scratch(size_t(T) * (2 * dk + R * dv + 2 * dv + 2 * T + 3) + size_t(accepted) * (2 * dk + dv) + 16);
-    float *Q = scratch.take(T * dk), *K = scratch.take(T * dk), *V = scratch.take(T * R * dv);
-    float *U = scratch.take(T * dv), *O = scratch.take(T * dv), *KK = scratch.take(T * T), *QK = scratch.take(T * T);
-    float *old_keys = scratch.take(accepted * dk), *decayed = scratch.take(accepted * dk);
-    float *old_updates = scratch.take(accepted * dv), *c = scratch.take(T);
+    float *Q = scratch.allocate(T * dk), *K = scratch.allocate(T * dk), *V = scratch.allocate(T * R * dv);
+    float *U = scratch.allocate(T * dv), *O = scratch.allocate(T * dv), *KK = scratch.allocate(T * T),
+          *QK = scratch.allocate(T * T);
+    float *old_keys = scratch.allocate(accepted * dk), *decayed = scratch.allocate(accepted * dk);
+    float *old_updates = scratch.allocate(accepted * dv), *c = scratch.allocate(T);
 
-    float *conv = m.conv + slot * (s.before() + W) * s.channels();
+    float *conv = m.conv + slot * (s.conv_window() + W) * s.channels();
     const float *x = qkvz + head * s.projected();
     convolve(s, conv, head * dk, dk, accepted, T, x, x_stride, conv_weight, Q);
     convolve(s, conv, (s.key_heads + head) * dk, dk, accepted, T, x + dk, x_stride, conv_weight, K);
@@ -161,7 +162,7 @@ void step_head(const Step &s, const Memory &m, int64_t slot, int accepted, int T
             std::memcpy(updates + int64_t(j) * Hv * dv, delta, sizeof(float) * dv);
             scale_into(o, before, o, dv);
             for (int i = 0; i <= j; i++) add_scaled(o, std::exp(c[j] - c[i]) * QK[j * T + i], U + i * dv, dv);
-            const float n = 1.0f / std::sqrt(dot(o, o, dv) / dv + s.eps);
+            const float n = inverse_rms(o, dv, s.eps);
             const float *z = x + j * x_stride + 2 * dk + (R + r) * dv;
             float *out = y + (int64_t(j) * Hv + hv) * dv;
 #pragma omp simd
@@ -170,25 +171,26 @@ void step_head(const Step &s, const Memory &m, int64_t slot, int accepted, int T
     }
 }
 
-void step_head_final(const Step &s, const Memory &m, int64_t slot, int T, int head, const float *qkvz, const float *ba,
-                     const float *conv_weight, const float *A_log, const float *dt_bias, const float *norm, float *y) {
+void step_head_final(const DeltaStepSizes &s, const DeltaState &m, int64_t slot, int T, int head, const float *qkvz,
+                     const float *ba, const float *conv_weight, const float *A_log, const float *dt_bias,
+                     const float *norm, float *y) {
     const int64_t row = s.channels(), Hv = s.value_heads(), dk = s.key_dim, dv = s.value_dim, values = s.repeats * dv;
-    const int64_t window = (s.before() + T) * row;
+    const int64_t window = (s.conv_window() + T) * row;
     thread_local std::vector<float> workspace;  // the step itself uses the thread's Scratch
     workspace.resize(window + T * (s.key_heads * dk + Hv * dv + Hv));
     float *conv = workspace.data(), *keys = conv + window, *updates = keys + T * s.key_heads * dk;
     float *gates = updates + T * Hv * dv;
-    float *stored_conv = m.conv + slot * (s.before() + s.max_tokens) * row;
+    float *stored_conv = m.conv + slot * (s.conv_window() + s.max_tokens) * row;
     const int64_t parts[3][2] = {
         {head * dk, dk}, {(s.key_heads + head) * dk, dk}, {2 * s.key_heads * dk + head * values, values}};
     const auto copy = [&](float *to, const float *from) {
         for (const auto &[first, count] : parts)
-            for (int i = 0; i < s.before(); i++)
+            for (int i = 0; i < s.conv_window(); i++)
                 std::memcpy(to + i * row + first, from + i * row + first, sizeof(float) * count);
     };
-    Step wide = s;
+    DeltaStepSizes wide = s;
     wide.max_tokens = T;
-    const Memory temporary{conv, m.recurrent + slot * Hv * dk * dv, keys, updates, gates};
+    const DeltaState temporary{conv, m.recurrent + slot * Hv * dk * dv, keys, updates, gates};
     copy(conv, stored_conv);
     step_head(wide, temporary, 0, 0, T, head, qkvz, ba, conv_weight, A_log, dt_bias, norm, y);
     step_head(wide, temporary, 0, T, 0, head, qkvz, ba, conv_weight, A_log, dt_bias, norm, y);  // replays them
@@ -201,23 +203,25 @@ using namespace gossamer;
 
 extern "C" {
 
-// qkvz [T, Hk, dk | dk | r·dv | r·dv], ba [T, Hk, r | r], y [T, Hv·dv]; the memory's tensors are those of DeltaMemory
-// in ops/delta_step.py, with `max_tokens` tokens per slot; steps [4, sequences]: slots, accepted, past, lengths.
+// qkvz [T, Hk, dk | dk | r·dv | r·dv], ba [T, Hk, r | r], y [T, Hv·dv]; the state's tensors are those of DeltaState
+// in ops/delta_step.py, with `max_tokens` tokens per slot; step_metadata [4, sequences]: slots, accepted, past,
+// lengths.
 void gossamer_delta_step(const float *qkvz, const float *ba, const float *conv_weight, const float *A_log,
                          const float *dt_bias, const float *norm, float *conv, float *recurrent, float *keys,
-                         float *updates, float *gates, const int64_t *steps, float *y, int64_t sequences,
+                         float *updates, float *gates, const int64_t *step_metadata, float *y, int64_t sequences,
                          int64_t key_heads, int64_t repeats, int64_t key_dim, int64_t value_dim,
                          int64_t conv_kernel_size, int64_t max_tokens, float eps) {
-    const Step s{int(key_heads), int(repeats), int(key_dim), int(value_dim), int(conv_kernel_size), int(max_tokens),
-                 eps};
-    const Memory memory{conv, recurrent, keys, updates, gates};
-    const int64_t *slots = steps, *accepted = steps + sequences, *lengths = steps + 3 * sequences;
+    const DeltaStepSizes s{int(key_heads), int(repeats), int(key_dim), int(value_dim), int(conv_kernel_size),
+                           int(max_tokens), eps};
+    const DeltaState state{conv, recurrent, keys, updates, gates};
+    const int64_t *slots = step_metadata, *accepted = step_metadata + sequences,
+                   *lengths = step_metadata + 3 * sequences;
     std::vector<int64_t> starts(1, 0);
     for (int64_t n = 0; n < sequences; n++) starts.push_back(starts.back() + lengths[n]);
     const int64_t work = (sequences + starts.back()) * s.value_heads() * key_dim * value_dim;
     parallel_for(sequences * key_heads, !is_small(work / 4), [&](int64_t task) {
         const int64_t n = task / key_heads, at = starts[n];
-        step_head(s, memory, slots[n], int(accepted[n]), int(lengths[n]), int(task % key_heads),
+        step_head(s, state, slots[n], int(accepted[n]), int(lengths[n]), int(task % key_heads),
                   qkvz + at * key_heads * s.projected(), ba + at * 2 * s.value_heads(), conv_weight, A_log, dt_bias,
                   norm, y + at * s.value_heads() * value_dim);
     });

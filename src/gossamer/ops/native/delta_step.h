@@ -13,28 +13,29 @@
 namespace gossamer {
 
 // Sizes of a layer and of a step, which has at most max_tokens of a sequence.
-struct Step {
+struct DeltaStepSizes {
     int key_heads, repeats, key_dim, value_dim, conv_kernel_size, max_tokens;
     float eps;
     int value_heads() const { return key_heads * repeats; }
-    int before() const { return conv_kernel_size - 1; }
+    int conv_window() const { return conv_kernel_size - 1; }
     int64_t channels() const { return 2 * int64_t(key_heads) * key_dim + int64_t(value_heads()) * value_dim; }
     int64_t projected() const { return 2 * key_dim + 2 * int64_t(repeats) * value_dim; }  // of one key head
 };
 
-// The tensors of DeltaMemory in ops/delta_step.py.
-struct Memory {
+// The tensors of DeltaState in ops/delta_step.py.
+struct DeltaState {
     float *conv, *recurrent, *keys, *updates, *gates;
 };
 
 // Computes all T tokens of one sequence for one key head, after it has replayed the accepted tokens of the last step.
-// qkvz, ba and y point to the sequence's first token, and `slot` is its slot in the memory.
-void step_head(const Step &s, const Memory &m, int64_t slot, int accepted, int T, int head, const float *qkvz,
-               const float *ba, const float *conv_weight, const float *A_log, const float *dt_bias, const float *norm,
-               float *y);
+// qkvz, ba and y point to the sequence's first token, and `slot` is its slot in the state.
+void step_head(const DeltaStepSizes &s, const DeltaState &m, int64_t slot, int accepted, int T, int head,
+               const float *qkvz, const float *ba, const float *conv_weight, const float *A_log, const float *dt_bias,
+               const float *norm, float *y);
 
 // Does the same for any number of tokens that are final: the state afterwards includes them, and none can be rejected.
-void step_head_final(const Step &s, const Memory &m, int64_t slot, int T, int head, const float *qkvz, const float *ba,
-                     const float *conv_weight, const float *A_log, const float *dt_bias, const float *norm, float *y);
+void step_head_final(const DeltaStepSizes &s, const DeltaState &m, int64_t slot, int T, int head, const float *qkvz,
+                     const float *ba, const float *conv_weight, const float *A_log, const float *dt_bias,
+                     const float *norm, float *y);
 
 }  // namespace gossamer

@@ -51,7 +51,7 @@ void gossamer_experts(const float *x, const int64_t *order, const int64_t *rank,
     {
         const FlushSubnormals flush;
         Scratch scratch(int64_t(BLOCK) * (hidden + width));
-        float *rows = scratch.take(int64_t(BLOCK) * hidden), *activated = scratch.take(int64_t(BLOCK) * width);
+        float *rows = scratch.allocate(int64_t(BLOCK) * hidden), *activated = scratch.allocate(int64_t(BLOCK) * width);
 #pragma omp for schedule(dynamic, 1)
         for (int e = 0; e < experts; e++) {
             for (int64_t first = offsets[e]; first < offsets[e + 1]; first += BLOCK) {
@@ -86,9 +86,10 @@ void gossamer_experts_backward(const float *dy, const float *x, const int64_t *o
     {
         const FlushSubnormals flush;
         Scratch scratch(int64_t(BLOCK) * (2 * hidden + 4 * width));
-        float *rows = scratch.take(int64_t(BLOCK) * hidden), *grads = scratch.take(int64_t(BLOCK) * hidden);
-        float *activated = scratch.take(int64_t(BLOCK) * width), *dactivated = scratch.take(int64_t(BLOCK) * width);
-        float *dboth = scratch.take(int64_t(BLOCK) * 2 * width);
+        float *rows = scratch.allocate(int64_t(BLOCK) * hidden), *grads = scratch.allocate(int64_t(BLOCK) * hidden);
+        float *activated = scratch.allocate(int64_t(BLOCK) * width),
+              *dactivated = scratch.allocate(int64_t(BLOCK) * width);
+        float *dboth = scratch.allocate(int64_t(BLOCK) * 2 * width);
 #pragma omp for schedule(dynamic, 1)
         for (int e = 0; e < experts; e++) {
             float *dgate_up_e = dgate_up + e * up_size, *ddown_e = ddown + e * down_size;

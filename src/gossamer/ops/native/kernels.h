@@ -7,6 +7,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <functional>
@@ -45,7 +46,7 @@ inline float sigmoid(float x) { return 1.0f / (1.0f + exp_(-x)); }
 
 // How much longer the threads take for tasks of these amounts of work, starting with the largest, than they would if
 // the work could be divided evenly; 1 means that it is even already.
-inline double unevenness(std::vector<double> tasks, int threads) {
+inline double imbalance(std::vector<double> tasks, int threads) {
     std::sort(tasks.begin(), tasks.end(), std::greater<double>());
     std::priority_queue<double, std::vector<double>, std::greater<double>> busy;  // until when each thread is busy
     for (int i = 0; i < threads; i++) busy.push(0.0);
@@ -93,7 +94,7 @@ class Scratch {
     explicit Scratch(float *memory) : next_(memory) {}
     Scratch(const Scratch &) = delete;
     Scratch &operator=(const Scratch &) = delete;
-    float *take(size_t count) {
+    float *allocate(size_t count) {
         float *memory = next_;
         next_ += (count + PADDING - 1) / PADDING * PADDING;
         return memory;
@@ -102,6 +103,19 @@ class Scratch {
   private:
     float *next_;
 };
+
+// 1 / √(mean x² + ε)
+inline float inverse_rms(const float *x, int width, float eps) {
+    return 1.0f / std::sqrt(dot(x, x, width) / width + eps);
+}
+
+// y = x · n · w with n = inverse_rms(x), which it returns; y may be x.
+inline float rms_norm(float *y, const float *x, const float *w, int width, float eps) {
+    const float n = inverse_rms(x, width, eps);
+#pragma omp simd
+    for (int i = 0; i < width; i++) y[i] = x[i] * n * w[i];
+    return n;
+}
 
 // y += a · x
 inline void add_scaled(float *y, float a, const float *x, int64_t n) {

@@ -32,8 +32,8 @@ void gossamer_orthogonalize(const float *x, float *y, int64_t count, int64_t row
     const int64_t size = int64_t(shorter) * longer;
     parallel_for<DYNAMIC>(count, !is_small(count * size), [&](int64_t number) {
         Scratch scratch(2 * size + 2 * int64_t(shorter) * shorter);
-        float *X = scratch.take(size), *next = scratch.take(size);
-        float *G = scratch.take(int64_t(shorter) * shorter), *H = scratch.take(int64_t(shorter) * shorter);
+        float *X = scratch.allocate(size), *next = scratch.allocate(size);
+        float *G = scratch.allocate(int64_t(shorter) * shorter), *H = scratch.allocate(int64_t(shorter) * shorter);
         const float *from = x + number * matrix_stride;
         double square = 0.0;
         for (int64_t i = 0; i < rows; i++) {

@@ -14,9 +14,9 @@
 
 namespace gossamer {
 
-// A barrier at which the threads of a parallel region meet between two stages.
+// A barrier at which the threads of a parallel region wait for each other between two stages.
 //
-// The work between two meetings is too short to sleep, so a waiting thread first spins for about ten microseconds. The
+// The work between two barriers is too short to sleep, so a waiting thread first spins for about ten microseconds. The
 // thread that it waits for may have lost its core, to another program, to the host of a virtual machine, or because the
 // container's time is used up. Spinning longer would then keep the core from that thread or use up the container's
 // time. The waiting thread therefore yields its core for a while and finally sleeps until it is woken.
@@ -24,7 +24,7 @@ class Team {
   public:
     int threads = 1;
 
-    void meet() {
+    void arrive_and_wait() {
         const int32_t now = phase_.load(std::memory_order_relaxed);
         if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == threads) {
             arrived_.store(0, std::memory_order_relaxed);

@@ -23,8 +23,8 @@ import triton
 from torch import Tensor
 
 from gossamer import device as devices
-from gossamer.ops.checks import first_order
-from gossamer.ops.delta_rule.chunked import CHUNK, chunked
+from gossamer.ops.checks import once_differentiable
+from gossamer.ops.delta_rule.chunked import CHUNK_SIZE, chunked
 from gossamer.ops.packing import cached_layout
 from gossamer.ops.triton import delta_rule_backward, delta_rule_forward
 from gossamer.ops.triton.tiles import accumulator, padded, token_rows
@@ -81,8 +81,8 @@ class Chunks:
 
 @cached_layout
 def _chunks(lengths: tuple[int, ...], device: torch.device) -> Chunks:
-    """Cut documents of these lengths into chunks, which are smaller than `CHUNK` if all documents are."""
-    size = min(CHUNK, padded(max(lengths), MIN_SIDE))
+    """Cut documents of these lengths into chunks, which are smaller than `CHUNK_SIZE` if all documents are."""
+    size = min(CHUNK_SIZE, padded(max(lengths), MIN_SIDE))
     first, count, edges, token = [], [], [0], 0
     for length in lengths:
         offsets = range(0, length, size)
@@ -115,7 +115,7 @@ class _DeltaRule(torch.autograd.Function):
         o = torch.empty(v.shape, dtype=v.dtype, device=q.device)
         table, compiled = (chunks.first, chunks.count), {"C": size, **shape}
         strides = (q_rows.stride(0), k_rows.stride(0), v_rows.stride(0))
-        with devices.current(q.device):
+        with devices.device_context(q.device):
             delta_rule_forward.prepare[(n, heads)](
                 k_rows, v_rows, g_rows, b_rows, c, A, W, V_new, *table, *strides[1:], **compiled, num_stages=1
             )
@@ -132,7 +132,7 @@ class _DeltaRule(torch.autograd.Function):
         return o, final
 
     @staticmethod
-    @first_order("delta_rule")
+    @once_differentiable("delta_rule")
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q_rows, k_rows, v_rows, b_rows, c, A, V_new, states = ctx.saved_tensors
         chunks, shape = ctx.chunks, ctx.shape
@@ -144,7 +144,7 @@ class _DeltaRule(torch.autograd.Function):
         do, dfinal = grads[0].contiguous(), grads[1].contiguous()
         table, compiled = (chunks.first, chunks.count), {"C": size, **shape}
         strides = (q_rows.stride(0), k_rows.stride(0), v_rows.stride(0))
-        with devices.current(c.device):
+        with devices.device_context(c.device):
             delta_rule_backward.local[(n, heads)](
                 q_rows, k_rows, b_rows, c, A, do, W, dV_new, *table, *strides[:2], **compiled, num_stages=1
             )

@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from gossamer import device as devices
-from gossamer.ops.checks import first_order
+from gossamer.ops.checks import once_differentiable
 from gossamer.ops.triton.tiles import accumulator, padded
 
 TILE = 4096  # elements that a program holds at once
@@ -33,12 +33,12 @@ class _GatedRMSNorm(torch.autograd.Function):
         ctx.eps = eps
         if y.numel():
             grid, shape = _launch(x, eps)
-            with devices.current(x.device):
+            with devices.device_context(x.device):
                 _forward[grid](x, gate, weight.contiguous(), y, x.numel() // x.shape[-1], **shape)
         return y
 
     @staticmethod
-    @first_order("gated_rms_norm")
+    @once_differentiable("gated_rms_norm")
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, gate, weight = ctx.saved_tensors
         dx, dgate = torch.empty_like(x), torch.empty_like(gate)
@@ -47,7 +47,7 @@ class _GatedRMSNorm(torch.autograd.Function):
         grid, shape = _launch(x, ctx.eps)
         dtype = torch.promote_types(x.dtype, torch.float32)
         parts = torch.empty(*grid, x.shape[-1], dtype=dtype, device=x.device)
-        with devices.current(x.device):
+        with devices.device_context(x.device):
             _backward[grid](
                 x, gate, weight.contiguous(), grads[0].contiguous(), dx, dgate, parts, x.numel() // x.shape[-1], **shape
             )

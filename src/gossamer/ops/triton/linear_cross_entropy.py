@@ -20,14 +20,14 @@ BLOCK = 4096  # logits that a program holds at once
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None = None) -> Tensor:
     """Compute the loss in chunks; the arguments are those of `gossamer.ops.linear_cross_entropy`."""
-    return loss_in_chunks(hidden, weight, labels, bias, softmax_loss, narrow=True)
+    return loss_in_chunks(hidden, weight, labels, bias, softmax_loss, cast_to_input_dtype=True)
 
 
 def softmax_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Do what `softmax_loss` of the operation does, for logits of any dtype."""
     losses = torch.empty(len(logits), dtype=torch.promote_types(logits.dtype, torch.float32), device=logits.device)
     block = min(BLOCK, padded(logits.shape[1]))
-    with devices.current(logits.device):
+    with devices.device_context(logits.device):
         _softmax_loss[(len(logits),)](
             logits, labels.contiguous(), losses, logits.shape[1], BLOCK=block, ACC=accumulator(logits.dtype)
         )

@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from gossamer import device as devices
-from gossamer.ops.checks import first_order
+from gossamer.ops.checks import once_differentiable
 from gossamer.ops.packing import cached_layout
 from gossamer.ops.triton.tiles import accumulator, token_rows
 
@@ -96,12 +96,12 @@ class _ShortConv(torch.autograd.Function):
         y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         grid, shape = _launch(x, weight)
         positions = _positions(lengths, x.device)
-        with devices.current(x.device):
+        with devices.device_context(x.device):
             _forward[grid](x, weight.contiguous(), initial, y, *positions, len(x), x.stride(0), **shape)
         return y
 
     @staticmethod
-    @first_order("short_conv")
+    @once_differentiable("short_conv")
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, initial = ctx.saved_tensors
         grid, shape = _launch(x, weight)
@@ -110,7 +110,7 @@ class _ShortConv(torch.autograd.Function):
         dtype = torch.promote_types(x.dtype, torch.float32)
         parts = torch.empty(grid[0], *weight.shape, dtype=dtype, device=x.device)
         w, dy = weight.contiguous(), grads[0].contiguous()
-        with devices.current(x.device):
+        with devices.device_context(x.device):
             _backward_activation[grid](x, w, initial, dy, dz, parts, *positions, len(x), x.stride(0), **shape)
             _backward_input[grid](dz, w, dx, positions[1], len(x), **shape)
         dinitial = None if initial is None else _initial_gradient(dz, w.to(dtype), initial, ctx.lengths)
