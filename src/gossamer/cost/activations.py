@@ -255,6 +255,6 @@ def loss_forward(config: ModelConfig, shape: MicroBatchShape) -> list[int]:
 
 
 def _norm(config: ModelConfig, shape: MicroBatchShape) -> list[int]:
-    """What a norm keeps: its input, which is the residual stream, its length, and through PyTorch their quotient."""
+    """Tensors that a norm saves: its input, the residual stream; its length; and through PyTorch their quotient."""
     hidden = config.hidden_size
     return shape.float32(hidden, 1) if "rms_norm" in shape.native else shape.float32(hidden, 1, hidden)

@@ -3,7 +3,7 @@
 Every device-second is booked once, on one account:
 
     useful       steps that led to the weights as they are now
-    repeated     steps whose outcome a stop lost, so that they had to be taken again
+    repeated     steps whose outcome a stop lost, so that they were repeated
     failed       steps that were skipped because their gradient was not finite, and steps that a rollback undid
     start        loading PyTorch, reading data, building the network, loading a checkpoint
     evaluation, samples, checkpoints    time in which training stood still
@@ -50,7 +50,7 @@ _KWH = 3.6e6  # joules
 
 @dataclass
 class Work:
-    """What was spent on one account.
+    """The work and the time that were booked on one account.
 
     Attributes:
         steps: optimizer steps
@@ -96,7 +96,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run will have spent when it is over.
+    """The estimate of everything that a run will have spent when it is over.
 
     Attributes:
         tokens: tokens of all steps, repeated and failed ones included
@@ -166,16 +166,16 @@ class Ledger:
 
     # Booking.
 
-    def book_step(self, taken: bool, tokens: int, flops: Mapping[str, float], seconds: float) -> None:
+    def book_step(self, is_taken: bool, tokens: int, flops: Mapping[str, float], seconds: float) -> None:
         """Book a step.
 
         Args:
-            taken: whether the step changed the weights
+            is_taken: whether the step changed the weights
             tokens: its tokens
             flops: FLOPs per token, by part of the network
             seconds: seconds of the clock
         """
-        account = "useful" if taken else "failed"
+        account = "useful" if is_taken else "failed"
         own = {part: tokens * each for part, each in flops.items()}
         self.accounts[account] += Work(1, tokens, own, *self._time(seconds))
 
@@ -193,10 +193,10 @@ class Ledger:
             self.joules = (self.joules or 0.0) + joules
             self.joules_seconds += seconds * self.devices
 
-    def rewind(self, to: Work, account: Literal["repeated", "failed"]) -> None:
-        """Move the useful work beyond `to` to another account: training goes on from the weights `to` led to."""
-        self.accounts[account] += self.accounts["useful"].beyond(to)
-        self.accounts["useful"] = to
+    def rewind(self, useful: Work, account: Literal["repeated", "failed"]) -> None:
+        """Move the work beyond `useful` to another account: training goes on from the weights that `useful` led to."""
+        self.accounts[account] += self.accounts["useful"].beyond(useful)
+        self.accounts["useful"] = useful
 
     def _time(self, seconds: float) -> tuple[float, float]:
         device_seconds = seconds * self.devices

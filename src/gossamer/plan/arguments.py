@@ -100,7 +100,7 @@ def training_plans(network: Network, chosen: ChosenChips, count: int, tokens: fl
     Args:
         network: the network
         chosen: the chips
-        count: chips of each kind
+        count: number of chips of each kind
         tokens: tokens of the whole run
         job: what a step is made of
 
@@ -120,7 +120,7 @@ def serving_plans(network: Network, chosen: ChosenChips, count: int, batch: int,
     Args:
         network: the network
         chosen: the chips
-        count: chips of each kind; 0 means as few as hold the network
+        count: number of chips of each kind; 0 means as few as hold the network
         batch: sequences that are decoded together
         context: tokens of each sequence so far
 

@@ -24,7 +24,7 @@ class ClusterPlan:
     Attributes:
         network: the network
         chip: the kind of chip
-        count: chips
+        count: number of chips
         job: what a step is made of
         tokens: tokens of the whole run
         layouts: the fastest layouts that fit, fastest first
@@ -76,7 +76,7 @@ class ClusterPlan:
 
     @property
     def mfu_by_parameters(self) -> float:
-        """The same share by 6·N·D, or 4·N·D for adapters, with N the active parameters: for comparison with others."""
+        """MFU by 6·N·D FLOPs, or 4·N·D for adapters, with N the active parameters, as others count them."""
         flops = 2 * self.passes * self.network.active_parameters * self.tokens_per_second()
         return flops / (self.count * self.chip.flops.value)
 
@@ -100,14 +100,14 @@ class ClusterPlan:
         """US dollars of the whole run; None if the price is not known."""
         return None if self.price is None else self.device_hours * self.price
 
-    def uncertainty_range(self, value: float, more: float = 0.0) -> tuple[float, float]:
+    def uncertainty_range(self, value: float, extra_error: float = 0.0) -> tuple[float, float]:
         """Return the range that a value in proportion to the time may lie in.
 
         Args:
             value: the value
-            more: a further error, as a share of the value
+            extra_error: a further error, as a share of the value
         """
-        width = math.exp(math.hypot(self.time_error, math.log1p(more)))
+        width = math.exp(math.hypot(self.time_error, math.log1p(extra_error)))
         return value / width, value * width
 
     def to_dict(self) -> dict[str, Any]:
@@ -161,7 +161,7 @@ def make_plan(
     Args:
         network: the network
         chip: the kind of chip
-        count: chips
+        count: number of chips
         job: what a step is made of
         tokens: tokens of the whole run
         efficiency: shares of the chip's figures that are reached, with their error
@@ -206,7 +206,7 @@ def _does_not_fit(network: Network, chip: Chip, count: int, job: Job) -> UserErr
 
 
 def _sensitivities(timer: StepTimer, found: list[FittingLayout], efficiency: FittedEfficiency) -> list[float]:
-    """How much longer a step takes, as a logarithm, with each figure at the lower end of what its grade allows.
+    """Logarithms of how much longer a step takes with each figure at the lower end of what its grade allows.
 
     The layout may then be another of those found, for whoever has the chip will choose by what it does.
     """

@@ -67,7 +67,7 @@ class Efficiency:
 
 @dataclass(frozen=True)
 class FittedEfficiency:
-    """What efficiency.yaml holds.
+    """The shares that were fitted to published runs, with their error, as efficiency.yaml has them.
 
     Attributes:
         rates: the shares

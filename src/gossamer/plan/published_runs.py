@@ -32,7 +32,7 @@ class PublishedRun:
         role: `fit`, `held-out` or `shown`
         network: the network
         chip: the chip that it ran on
-        count: chips
+        count: number of chips
         job: what a step was made of
         measured: tokens per second and chip
         is_over_all_hours: whether `measured` counts all the run's hours, not its steps alone

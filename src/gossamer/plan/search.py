@@ -22,7 +22,7 @@ MIN_PART = 2048
 
 _POWERS = (1, 2, 4, 8, 16, 32, 64)
 _BFLOAT16, _FLOAT32 = 2, 4  # bytes of a number
-_MOMENTS = 2  # numbers of AdamW's state per parameter
+_ADAMW_MOMENTS = 2  # numbers of AdamW's state per parameter
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def fitting_layouts(timer: StepTimer, count: int, max_layouts: int = 5) -> list[
 
     Args:
         timer: the network, the chip and the job
-        count: chips
+        count: number of chips
         max_layouts: the largest number of layouts to return
 
     Returns:
@@ -123,7 +123,7 @@ def all_layouts(network: Network, chips: int, node: int, length: int, batch: int
 
     Args:
         network: the network
-        chips: chips
+        chips: number of chips
         node: chips that the fast link joins; tensor parallelism stays within it
         length: tokens of a row
         batch: tokens of an optimizer step
@@ -202,7 +202,7 @@ def chip_memory(
 
 
 def _resident_bytes(network: Network, layout: Layout, trained: float) -> ResidentBytes:
-    """What a chip holds of the network, its gradients and AdamW's state.
+    """Bytes that a chip holds of the network, its gradients and AdamW's state.
 
     Weights and gradients are in float32 where they are spread. Where every copy holds them all, the weights are in
     bfloat16, and their float32 original lies with the optimizer's state, which is spread over the copies.
@@ -212,8 +212,8 @@ def _resident_bytes(network: Network, layout: Layout, trained: float) -> Residen
     spread, whole = dense / layout.copies + experts / layout.expert_copies, dense + experts
     if layout.spread_weights:
         weights = spread * (_FLOAT32 if trained == 1 else _BFLOAT16 + _FLOAT32 * trained)
-        optimizer, gradients = spread * _FLOAT32 * _MOMENTS * trained, spread * _FLOAT32 * trained
+        optimizer, gradients = spread * _FLOAT32 * _ADAMW_MOMENTS * trained, spread * _FLOAT32 * trained
     else:
-        weights, optimizer = whole * _BFLOAT16, spread * _FLOAT32 * (_MOMENTS + 1) * trained
+        weights, optimizer = whole * _BFLOAT16, spread * _FLOAT32 * (_ADAMW_MOMENTS + 1) * trained
         gradients = whole * _FLOAT32 * trained
     return ResidentBytes(int(weights), int(gradients), int(optimizer))

@@ -35,7 +35,7 @@ class Serving:
     Attributes:
         network: the network
         chip: the kind of chip
-        chips: chips
+        chips: number of chips
         batch: sequences that are decoded together
         context: tokens of each sequence so far
         weights: bytes of the weights, on all chips together
@@ -177,5 +177,5 @@ def _prompt_speed(network: Network, chip: Chip, chips: int, context: int, rates:
 
 
 def _touched(experts: int, top_k: int, batch: int) -> float:
-    """How many experts of a layer a batch reaches on average if each token is sent to `top_k` of them at random."""
+    """Mean number of experts of a layer that a batch reaches if each token is sent to `top_k` of them at random."""
     return experts * (1 - (1 - top_k / experts) ** batch) if experts else 0.0

@@ -31,7 +31,7 @@ PARTS = (
 
 @dataclass(frozen=True)
 class Job:
-    """What a training step is made of.
+    """The shape of a training step: its tokens, its precision and what it trains.
 
     Attributes:
         length: tokens of a row, which is one document
@@ -227,7 +227,7 @@ class StepTimer:
     def _between(self, chips: int) -> float:
         return self._link if chips <= self.chip.node.value else self._network
 
-    # Once a step.
+    # Once per step.
 
     def _optimizer(self, layout: Layout) -> float:
         """Weights, gradients and both moments are read, all but the gradients written."""
@@ -241,7 +241,7 @@ class StepTimer:
 
 
 def _reached(places: float, top_k: int) -> float:
-    """How many different places a token reaches on average when it chooses among `places` so many times at random."""
+    """Mean number of different places that a token reaches when it chooses among `places` so many times at random."""
     return places * (1 - (1 - 1 / places) ** top_k)
 
 

@@ -373,7 +373,7 @@ _ROWS: dict[str, Callable[[ComparedRun], Cell]] = {
 
 
 def _to_loss(runs: list[ComparedRun]) -> Iterator[Row]:
-    """How soon each run reached the loss that all of them reached: the fairest measure of how fast they learn."""
+    """Rows that say when each run reached the loss that all reached: the fairest measure of how fast they learn."""
     lowest = [
         min((event["loss"] for event in run.evaluations if is_number(event["loss"])), default=None) for run in runs
     ]

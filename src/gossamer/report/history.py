@@ -44,7 +44,7 @@ _UNNAMED = "held-out"
 
 @dataclass(frozen=True)
 class History:
-    """What happened in a run.
+    """The events of a run; those that a rollback undid are kept apart.
 
     Attributes:
         events: the events in the order of their writing, without those that were undone
