@@ -66,7 +66,7 @@ def test_a_whole_run(tiny_recipe, tmp_path, capsys):
 
 
 def test_work_that_a_kill_loses_is_repeated(tiny_recipe, tmp_path, monkeypatch):
-    """Killed after step 8, gone on with from the checkpoint after step 5."""
+    """Killed after step 8, continued from the checkpoint after step 5."""
     run = tmp_path / "run"
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit):

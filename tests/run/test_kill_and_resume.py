@@ -1,4 +1,4 @@
-"""The real trainer, killed again and again at any moment and gone on with, ends where an undisturbed one ends."""
+"""The real trainer, killed again and again at any moment and resumed, ends where an undisturbed one ends."""
 
 import json
 import os

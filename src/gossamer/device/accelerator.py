@@ -35,7 +35,7 @@ def resolve(name: str = "auto") -> torch.device:
     """Turn a user's word (`auto`, `cpu`, `cuda`, `cuda:1`, `npu` …) into a device of this machine.
 
     Raises:
-        UserError: The word names no device type or a device that is not on this machine, or GOSSAMER_PLUGIN is wrong.
+        UserError: the word names no device type or a device that is not on this machine, or GOSSAMER_PLUGIN is wrong.
     """
     if name == "auto":
         return default_device()
@@ -74,7 +74,7 @@ def load_plugins() -> None:
     is not in the table.
 
     Raises:
-        UserError: The module that GOSSAMER_PLUGIN names cannot be imported. Other plug-ins that fail are skipped with a
+        UserError: the module that GOSSAMER_PLUGIN names cannot be imported. Other plug-ins that fail are skipped with a
             warning.
     """
     if name := os.environ.get("GOSSAMER_PLUGIN"):

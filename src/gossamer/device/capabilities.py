@@ -54,7 +54,7 @@ def capabilities(device: torch.device) -> Capabilities:
     """Return what this device can do; `GOSSAMER_DEVICE_FLAGS="fp64=no,triton=no,collective=gloo"` overrides it.
 
     Raises:
-        UserError: The variable holds an unknown flag or a value that the flag cannot have.
+        UserError: the variable holds an unknown flag or a value that the flag cannot have.
     """
     return _capabilities(device, os.environ.get(FLAGS_VARIABLE, ""))
 

@@ -104,7 +104,7 @@ class Engine:
         """Compile a grammar ahead of `submit`: that may take seconds, and any thread may ask for it.
 
         Raises:
-            UserError: The grammar cannot be read, or takes more time or memory than it may.
+            UserError: the grammar cannot be read, or takes more time or memory than it may.
         """
         return self._grammars.matcher(grammar)
 
@@ -116,7 +116,7 @@ class Engine:
             matcher: the request's grammar, if it is compiled already
 
         Raises:
-            UserError: It could never be answered: the prompt is empty, a token lies outside the vocabulary, there are
+            UserError: it could never be answered: the prompt is empty, a token lies outside the vocabulary, there are
                 more tokens than the model or the cache holds, the grammar cannot be read, or the id is in use.
         """
         prompt, sampling, vocab = request.prompt, request.sampling, self._model.config.vocab_size

@@ -34,7 +34,7 @@ def sample_text(
         begin: ids before the prompt; None: the delimiter that documents begin with in training
 
     Raises:
-        UserError: The text would outgrow the model's max_position_embeddings, or the model breaks off.
+        UserError: the text would outgrow the model's max_position_embeddings, or the model breaks off.
     """
     ids = (*((tokenizer.eot_id,) if begin is None else begin), *tokenizer.encode(prompt)) or (tokenizer.eot_id,)
     size = EngineOptions.page_size
@@ -68,7 +68,7 @@ def generate(model: CausalLM, tokenizer: Tokenizer, prompt: str = "", max_tokens
             `gossamer sample` with a checkpoint that recommends nothing
 
     Raises:
-        UserError: There is no such keyword, or the text would outgrow the model's context.
+        UserError: there is no such keyword, or the text would outgrow the model's context.
     """
     params = SamplingParams(max_tokens, **sampling_for_readers({}, sampling))
     return "".join(sample_text(model, tokenizer, prompt, params))

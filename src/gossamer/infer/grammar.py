@@ -57,7 +57,7 @@ class Grammars:
         """Make a matcher at the beginning of a text.
 
         Raises:
-            GrammarError: The grammar cannot be read, or takes more time or memory than it may.
+            GrammarError: the grammar cannot be read, or takes more time or memory than it may.
         """
         if len(grammar.text) > MAX_CHARACTERS:
             raise GrammarError(
@@ -87,8 +87,8 @@ class Matcher:
         vocab_size: the model's number of tokens
 
     Raises:
-        RefusedError: The worker cannot read the grammar.
-        WorkerFailedError: The worker has reached a limit or crashed.
+        RefusedError: the worker cannot read the grammar.
+        WorkerFailedError: the worker has reached a limit or crashed.
     """
 
     def __init__(self, worker: Worker, vocab_size: int) -> None:
@@ -117,7 +117,7 @@ class Matcher:
         """Return which tokens may come next, [V] bool.
 
         Raises:
-            GrammarError: That cannot be found out within the limits.
+            GrammarError: that cannot be found out within the limits.
         """
         self._read_all()
         return torch.from_numpy(self._mask)
@@ -126,8 +126,8 @@ class Matcher:
         """Append a token to the text.
 
         Raises:
-            ValueError: The grammar does not allow the token.
-            GrammarError: That cannot be found out within the limits.
+            ValueError: the grammar does not allow the token.
+            GrammarError: that cannot be found out within the limits.
         """
         self._read_all()
         if not self._mask[token]:

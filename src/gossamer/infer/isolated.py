@@ -70,8 +70,8 @@ class IsolatedWorkers:
         """Start a worker.
 
         Raises:
-            RefusedError: The preparation failed, in its own words.
-            WorkerFailedError: The preparation took too long or crashed.
+            RefusedError: the preparation failed, in its own words.
+            WorkerFailedError: the preparation took too long or crashed.
         """
         with self._lock:
             for attempt in range(2):
@@ -151,8 +151,8 @@ class Worker:
             seconds: processor time that the answer may take
 
         Raises:
-            RefusedError: The handler refuses the question.
-            WorkerFailedError: The worker has died of it.
+            RefusedError: the handler refuses the question.
+            WorkerFailedError: the worker has died of it.
         """
         self.send(message, seconds)
         return self.receive()

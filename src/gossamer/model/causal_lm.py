@@ -108,7 +108,7 @@ class CausalLM(nn.Module):
             vocabulary: with labels, the only tokens that get a logit; all labels are among them
 
         Raises:
-            UserError: An id or a label lies outside the vocabulary, or shapes, types or devices do not fit.
+            UserError: an id or a label lies outside the vocabulary, or shapes, types or devices do not fit.
         """
         input_ids = self._check_ids("input_ids", input_ids)
         batch, length = input_ids.shape

@@ -53,7 +53,7 @@ class SampledVocabulary:
             The tokens' rows [K, hidden]; the targets as indices into the tokens; what is added to the logits, [K].
 
         Raises:
-            UserError: On a CPU, a target is not among the tokens, or a token has no row.
+            UserError: on a CPU, a target is not among the tokens, or a token has no row.
         """
         tokens = self.tokens.to(head.device)
         indices = torch.searchsorted(tokens, targets.clamp(min=0)).clamp(max=len(tokens) - 1)

@@ -32,7 +32,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor | None = None)
         [B, T, H, D] in q's dtype.
 
     Raises:
-        UserError: The shapes, dtypes or devices do not fit.
+        UserError: the shapes, dtypes or devices do not fit.
     """
     check_floats("attention", q=q, k=k, v=v)
     check_same_dtype("attention", q=q, k=k, v=v)

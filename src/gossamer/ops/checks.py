@@ -40,7 +40,7 @@ def check_kind(operation: str, name: str, x: object, kind: type) -> None:
     """Refuse an argument that is not an instance of `kind`.
 
     Raises:
-        UserError: The message names the operation, the argument and its type.
+        UserError: the message names the operation, the argument and its type.
     """
     if not isinstance(x, kind):
         raise UserError(f"{operation}: {name} must be of type {kind.__name__}, not {describe(x)}")
@@ -60,7 +60,7 @@ def check_floats(operation: str, **tensors: Tensor) -> None:
     """Refuse arguments that are not dense floating-point tensors on the device of the first one.
 
     Raises:
-        UserError: The message names the operation, the argument, and its shape, dtype and device.
+        UserError: the message names the operation, the argument, and its shape, dtype and device.
     """
     device, first = None, ""
     for name, x in tensors.items():
@@ -78,7 +78,7 @@ def check_same_dtype(operation: str, **tensors: Tensor) -> None:
     """Refuse tensors of different dtypes.
 
     Raises:
-        UserError: The message names the operation and each argument's dtype.
+        UserError: the message names the operation and each argument's dtype.
     """
     if len({x.dtype for x in tensors.values()}) > 1:
         found = ", ".join(f"{name} of {_name(x.dtype)}" for name, x in tensors.items())
@@ -109,7 +109,7 @@ def check_indices(
         x in int64.
 
     Raises:
-        UserError: The message names the operation, the argument, and its shape, dtype and device or the first wrong
+        UserError: the message names the operation, the argument, and its shape, dtype and device or the first wrong
             index.
     """
     if not is_dense(x) or x.dtype not in INTEGERS:
@@ -139,7 +139,7 @@ def check_number(operation: str, name: str, value: float) -> float:
     """Refuse an argument that is not a finite number of at least 0, and return it as a float.
 
     Raises:
-        UserError: The message names the operation and the argument.
+        UserError: the message names the operation and the argument.
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
         raise UserError(f"{operation}: {name} must be a finite number of 0 or more, not {value!r}")

@@ -80,7 +80,7 @@ def delta_step(qkvz: Tensor, ba: Tensor, weights: DeltaWeights, state: DeltaStat
         [T, Hv·dv], RMS(o) · w ⊙ SiLU(z), in qkvz's dtype.
 
     Raises:
-        UserError: The shapes, dtypes, devices or positions do not fit.
+        UserError: the shapes, dtypes, devices or positions do not fit.
     """
     check_kind("delta_step", "weights", weights, DeltaWeights)
     check_kind("delta_step", "state", state, DeltaState)

@@ -30,7 +30,7 @@ def gated_rms_norm(x: Tensor, gate: Tensor, weight: Tensor, eps: float) -> Tenso
         […, width] in the gate's dtype.
 
     Raises:
-        UserError: The shapes, dtypes or devices do not fit.
+        UserError: the shapes, dtypes or devices do not fit.
     """
     check_floats("gated_rms_norm", x=x, gate=gate, weight=weight)
     eps = check_number("gated_rms_norm", "eps", eps)

@@ -37,7 +37,7 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, bias: T
         The sum, a scalar in float32, or in float64 if hidden is.
 
     Raises:
-        UserError: The shapes, dtypes or devices do not fit, or a label is not a row of the weight.
+        UserError: the shapes, dtypes or devices do not fit, or a label is not a row of the weight.
     """
     check_floats("linear_cross_entropy", hidden=hidden, weight=weight, **not_none(bias=bias))
     fit = hidden.ndim == 2 and weight.ndim == 2 and hidden.shape[1] == weight.shape[1]

@@ -30,7 +30,7 @@ def check_matrix(operation: str, name: str, matrix: Matrix) -> None:
     """Refuse an int8 matrix whose numbers and scales do not belong together.
 
     Raises:
-        UserError: The message names the operation, the argument and what does not fit.
+        UserError: the message names the operation, the argument and what does not fit.
     """
     if not isinstance(matrix, Int8Matrix):
         return

@@ -34,7 +34,7 @@ def orthogonalize(matrices: Tensor) -> Tensor:
         […, m, n] in the dtype of `matrices`; zero where they are zero.
 
     Raises:
-        UserError: There are fewer than two dimensions, one of the last two is 0, or the dtype is no floating-point one.
+        UserError: there are fewer than two dimensions, one of the last two is 0, or the dtype is no floating-point one.
     """
     check_floats("orthogonalize", matrices=matrices)
     if matrices.ndim < 2 or not min(matrices.shape[-2:]):

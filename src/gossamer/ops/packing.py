@@ -42,7 +42,7 @@ def document_lengths(batch: int, length: int, cu_seqlens: Tensor | None) -> tupl
     """Return the lengths of the documents in a batch of `batch` rows of `length` tokens.
 
     Raises:
-        UserError: The batch has no row, or `cu_seqlens` is not a row of integers that rises from 0 to batch · length.
+        UserError: the batch has no row, or `cu_seqlens` is not a row of integers that rises from 0 to batch · length.
     """
     if not batch:
         raise UserError("a batch must have at least one row")

@@ -31,7 +31,7 @@ def paged_attention(q: Tensor, k_pages: Tensor, v_pages: Tensor, sequences: Sequ
         [T, H, D] in q's dtype.
 
     Raises:
-        UserError: The shapes, dtypes, devices or positions do not fit.
+        UserError: the shapes, dtypes, devices or positions do not fit.
     """
     check_floats("paged_attention", q=q, k_pages=k_pages, v_pages=v_pages)
     check_same_dtype("paged_attention", q=q, k_pages=k_pages, v_pages=v_pages)

@@ -72,7 +72,7 @@ class Operation:
         """Return the implementation that runs on `device`.
 
         Raises:
-            UserError: The forced implementation is unknown or cannot run there.
+            UserError: the forced implementation is unknown or cannot run there.
         """
         able = [candidate for candidate in self.implementations if not candidate.obstacle(device)]
         wanted = _FORCED.get(self.name) or _from_environment().get(self.name)

@@ -28,7 +28,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
         […, width] in x's dtype.
 
     Raises:
-        UserError: The shapes, dtypes or devices do not fit.
+        UserError: the shapes, dtypes or devices do not fit.
     """
     check_floats("rms_norm", x=x, weight=weight)
     eps = check_number("rms_norm", "eps", eps)

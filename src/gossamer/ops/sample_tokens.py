@@ -33,7 +33,7 @@ def sample_tokens(logits: Tensor, temperatures: Tensor, keys: Tensor) -> Tensor:
         [R] int64 on the CPU; −1 for a row whose largest logit is not finite.
 
     Raises:
-        UserError: The shapes, dtypes or devices do not fit.
+        UserError: the shapes, dtypes or devices do not fit.
     """
     check_floats("sample_tokens", logits=logits)
     if logits.ndim != 2 or not logits.shape[1] or logits.dtype != torch.float32:
@@ -47,7 +47,7 @@ def check_sampling(operation: str, temperatures: Tensor, keys: Tensor, sizes: tu
     """Refuse temperatures that are not of shape `sizes[:1]` and keys that are not of shape `sizes`.
 
     Raises:
-        UserError: The message names the argument and its shape, dtype and device.
+        UserError: the message names the argument and its shape, dtype and device.
     """
     for name, x, expected, dtype in (
         ("temperatures", temperatures, sizes[:1], torch.float32),

@@ -26,7 +26,7 @@ class Sequences:
         page_size: tokens per page
 
     Raises:
-        UserError: The tuples differ in length, a slot occurs twice, or a value is not an integer of at least 0.
+        UserError: the tuples differ in length, a slot occurs twice, or a value is not an integer of at least 0.
     """
 
     slots: tuple[int, ...]
@@ -66,7 +66,7 @@ class Sequences:
             max_accepted: the largest number of tokens in a sequence's last step
 
         Raises:
-            UserError: The message names the operation and what does not fit.
+            UserError: the message names the operation and what does not fit.
         """
         if sum(self.lengths) != tokens:
             raise UserError(f"{operation}: {tokens} tokens do not fit sequences of {list(self.lengths)}")

@@ -35,7 +35,7 @@ def short_conv(
         y [B, T, channels] in x's dtype, and the last K − 1 inputs of each document [N, K − 1, channels].
 
     Raises:
-        UserError: The shapes, dtypes or devices do not fit.
+        UserError: the shapes, dtypes or devices do not fit.
     """
     check_floats("short_conv", x=x, weight=weight, **not_none(initial_state=initial_state))
     if x.ndim != 3 or weight.ndim != 2 or weight.shape[0] != x.shape[-1] or not min(weight.shape):

@@ -27,7 +27,7 @@ def small_linear(x: Tensor, weight: Matrix) -> Tensor:
         [T, rows] in x's dtype.
 
     Raises:
-        UserError: The shapes, dtypes or devices do not fit.
+        UserError: the shapes, dtypes or devices do not fit.
     """
     check_matrix("small_linear", "weight", weight)
     values, floats = (weight.values, weight.scales) if isinstance(weight, Int8Matrix) else (weight, weight)

@@ -127,7 +127,7 @@ def draft_tokens(
         For each sequence as many drafts as are wanted, which follow the last token of its `next_token_ids`.
 
     Raises:
-        UserError: Shapes, types, devices, ids or positions do not fit.
+        UserError: shapes, types, devices, ids or positions do not fit.
     """
     check_floats("draft_tokens", hidden=hidden)
     check_kind("draft_tokens", "head", head, DraftHead)

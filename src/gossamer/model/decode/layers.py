@@ -104,7 +104,7 @@ class DecoderLayers:
         rope_theta: base of the rotary frequencies
 
     Raises:
-        UserError: The tensors of a layer do not have the shapes that its description says, or lie on several devices.
+        UserError: the tensors of a layer do not have the shapes that its description says, or lie on several devices.
     """
 
     blocks: Sequence[Block]
@@ -200,7 +200,7 @@ def decode_layers(x: Tensor, layers: DecoderLayers, sequences: Sequences, specul
         [T, hidden]
 
     Raises:
-        UserError: Shapes, types, devices or positions do not fit.
+        UserError: shapes, types, devices or positions do not fit.
     """
     check_floats("decode_layers", x=x)
     check_kind("decode_layers", "layers", layers, DecoderLayers)

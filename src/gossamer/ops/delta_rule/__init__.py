@@ -54,7 +54,7 @@ def delta_rule(
         o [B, T, Hv, dv] in v's dtype, and the final states [N, Hv, dk, dv] in the dtype of the computation.
 
     Raises:
-        UserError: The shapes, dtypes or devices do not fit.
+        UserError: the shapes, dtypes or devices do not fit.
     """
     check_floats("delta_rule", q=q, k=k, v=v, g=g, beta=beta, **not_none(initial_state=initial_state))
     check_same_dtype("delta_rule", q=q, k=k, v=v)

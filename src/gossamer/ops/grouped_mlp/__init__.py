@@ -39,7 +39,7 @@ def grouped_mlp(
         y [N, hidden] in x's dtype, or in autocast's dtype under autocast.
 
     Raises:
-        UserError: The shapes, dtypes or devices do not fit, or an index belongs to no expert.
+        UserError: the shapes, dtypes or devices do not fit, or an index belongs to no expert.
     """
     check_floats("grouped_mlp", x=x, expert_weights=expert_weights, gate_up_proj=gate_up_proj, down_proj=down_proj)
     if gate_up_proj.ndim != 3 or gate_up_proj.shape[1] % 2 or not min(gate_up_proj.shape):

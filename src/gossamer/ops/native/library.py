@@ -71,7 +71,7 @@ def address(x: Tensor | None) -> int:
     """Return the address of a tensor's data, or 0 for None.
 
     Raises:
-        UserError: A kernel cannot read the data, or the tensor is a view that negates them.
+        UserError: a kernel cannot read the data, or the tensor is a view that negates them.
     """
     if x is None:
         return 0
