@@ -47,8 +47,12 @@ struct ThreadContext {
     int64_t share_end(int64_t count) const { return count * (thread + 1) / team->threads; }
 };
 
-void rms_norm_rows(float *y, const float *x, const float *w, int64_t rows, int width, float eps) {
-    for (int64_t row = 0; row < rows; row++) rms_norm(y + row * width, x + row * width, w, width, eps);
+void rms_norm(float *y, const float *x, const float *w, int64_t rows, int width, float eps) {
+    for (int64_t row = 0; row < rows; row++, x += width, y += width) {
+        const float n = 1.0f / std::sqrt(dot(x, x, width) / width + eps);
+#pragma omp simd
+        for (int i = 0; i < width; i++) y[i] = x[i] * n * w[i];
+    }
 }
 
 void set_rows(std::vector<const float *> &rows, const float *x, int64_t count, int64_t width) {
@@ -124,12 +128,12 @@ void attend(const Layer &l, const Batch &batch, int64_t n, int64_t head, float *
         const int64_t position = batch.past[n] + t - first_token;
         const int64_t at = (pages[position / l.page_size] * l.page_size + position % l.page_size) * row + head * D;
         float *k = kv + t * 2 * row + head * D;
-        rms_norm(l.k_pages + at, k, l.k_norm, int(D), eps);
+        rms_norm(l.k_pages + at, k, l.k_norm, 1, int(D), eps);
         rotate(l.k_pages + at, cos, sin, half);
         std::memcpy(l.v_pages + at, k + row, sizeof(float) * D);
         for (int64_t r = head * R; r < (head + 1) * R; r++) {
             float *query = q + (t * H + r) * 2 * D;
-            rms_norm(query, query, l.q_norm, int(D), eps);
+            rms_norm(query, query, l.q_norm, 1, int(D), eps);
             rotate(query, cos, sin, half);
         }
     }
@@ -202,7 +206,7 @@ void full_attention(const Layer &l, const Batch &batch, float eps, Buffers &buff
 
 // The token mixer: x += Mixer(Norm x).
 void mix(const Layer &l, const Batch &batch, float eps, Buffers &buffers, ThreadContext &context, float *x) {
-    rms_norm_rows(context.normed.data(), x, l.input_layernorm, batch.num_tokens, int(l.hidden_size), eps);
+    rms_norm(context.normed.data(), x, l.input_layernorm, batch.num_tokens, int(l.hidden_size), eps);
     set_rows(context.rows, context.normed.data(), batch.num_tokens, l.hidden_size);
     if (l.in_proj_qkvz)
         linear_attention(l, batch, eps, buffers, context, x);
@@ -262,7 +266,7 @@ void feed_forward(const Layer &l, const Batch &batch, float eps, Buffers &buffer
     const int64_t T = batch.num_tokens, hidden = l.hidden_size, E = l.num_experts, k = l.num_experts_per_tok;
     const int64_t ldl = E + 1, I = l.moe_intermediate_size, J = l.shared_dim();
     float *activations = buffers.activations.data(), *shared_activations = activations + T * k * I;
-    rms_norm_rows(context.normed.data(), x, l.post_attention_layernorm, T, int(hidden), eps);
+    rms_norm(context.normed.data(), x, l.post_attention_layernorm, T, int(hidden), eps);
     set_rows(context.rows, context.normed.data(), T, hidden);
     std::vector<float> shared_weights(T, 1.0f);
     if (E) {
@@ -388,7 +392,7 @@ void gossamer_decode_layers(float *x, const int64_t *layers, int64_t num_layers,
             feed_forward(*l, batch, eps, buffers, context, x);
         }
         for (int64_t t = context.thread; t < T; t += team.threads)
-            rms_norm(x + t * hidden, x + t * hidden, final_norm, int(hidden), eps);
+            rms_norm(x + t * hidden, x + t * hidden, final_norm, 1, int(hidden), eps);
     }
 }
 

@@ -162,7 +162,7 @@ void step_head(const DeltaStepSizes &s, const DeltaState &m, int64_t slot, int a
             std::memcpy(updates + int64_t(j) * Hv * dv, delta, sizeof(float) * dv);
             scale_into(o, before, o, dv);
             for (int i = 0; i <= j; i++) add_scaled(o, std::exp(c[j] - c[i]) * QK[j * T + i], U + i * dv, dv);
-            const float n = inverse_rms(o, dv, s.eps);
+            const float n = 1.0f / std::sqrt(dot(o, o, dv) / dv + s.eps);
             const float *z = x + j * x_stride + 2 * dk + (R + r) * dv;
             float *out = y + (int64_t(j) * Hv + hv) * dv;
 #pragma omp simd

@@ -1,6 +1,7 @@
 // Drafts of a multi-token-prediction head: what joins a token and a hidden state, the head's layer, the output head and
 // the choice of a token, again and again, in one call from model/decode/drafts.py.
 
+#include <cmath>
 #include <numeric>
 
 #include "layer.h"
@@ -17,6 +18,16 @@ void gossamer_small_linear(const float *x, const void *w, const float *scales, f
 void gossamer_sample_tokens(const float *logits, const float *temperatures, const int64_t *keys, int64_t *tokens,
                             int64_t rows, int64_t count);
 }
+
+namespace {
+
+void norm_into(float *y, const float *x, const float *w, int64_t width, float eps) {
+    const float n = 1.0f / std::sqrt(dot(x, x, int(width)) / width + eps);
+#pragma omp simd
+    for (int64_t i = 0; i < width; i++) y[i] = x[i] * n * w[i];
+}
+
+}  // namespace
 
 extern "C" {
 
@@ -43,8 +54,8 @@ void gossamer_draft_tokens(int64_t *tokens, const int64_t *next_token_ids, const
                              int64_t count, int64_t sequences) {
         for (int64_t t = 0; t < count; t++) {
             float *input = joined.data() + t * 2 * width;
-            rms_norm(input, embedding + ids[t] * width, embedding_norm, int(width), eps);
-            rms_norm(input + width, from + t * width, hidden_norm, int(width), eps);
+            norm_into(input, embedding + ids[t] * width, embedding_norm, width, eps);
+            norm_into(input + width, from + t * width, hidden_norm, width, eps);
         }
         gossamer_small_linear(joined.data(), fc, fc_scales, states.data(), count, width, 2 * width);
         gossamer_decode_layers(states.data(), layer, 1, metadata, page_tables, frequencies, final_norm, sequences,

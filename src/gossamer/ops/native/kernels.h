@@ -7,7 +7,6 @@
 #pragma once
 
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <functional>
@@ -103,19 +102,6 @@ class Scratch {
   private:
     float *next_;
 };
-
-// 1 / √(mean x² + ε)
-inline float inverse_rms(const float *x, int width, float eps) {
-    return 1.0f / std::sqrt(dot(x, x, width) / width + eps);
-}
-
-// y = x · n · w with n = inverse_rms(x), which it returns; y may be x.
-inline float rms_norm(float *y, const float *x, const float *w, int width, float eps) {
-    const float n = inverse_rms(x, width, eps);
-#pragma omp simd
-    for (int i = 0; i < width; i++) y[i] = x[i] * n * w[i];
-    return n;
-}
 
 // y += a · x
 inline void add_scaled(float *y, float a, const float *x, int64_t n) {

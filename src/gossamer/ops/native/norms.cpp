@@ -16,6 +16,8 @@ using namespace gossamer;
 
 namespace {
 
+float inverse_rms(const float *x, int width, float eps) { return 1.0f / std::sqrt(dot(x, x, width) / width + eps); }
+
 // The number of blocks of rows, one for each thread. Each block has its own row of dw, so that the sums do not depend
 // on the order in which threads run.
 int blocks_of(int64_t rows, int64_t width) {
@@ -35,7 +37,12 @@ extern "C" {
 void gossamer_rms_norm(const float *x, const float *w, float *y, float *inverse, int64_t rows, int64_t width,
                        float eps) {
     parallel_for(rows, !is_small(rows * width), [&](int64_t row) {
-        inverse[row] = rms_norm(y + row * width, x + row * width, w, int(width), eps);
+        const float *in = x + row * width;
+        float *out = y + row * width;
+        const float n = inverse_rms(in, width, eps);
+        inverse[row] = n;
+#pragma omp simd
+        for (int i = 0; i < width; i++) out[i] = in[i] * n * w[i];
     });
 }
 
