@@ -105,7 +105,7 @@ def _train(arguments: argparse.Namespace, changes: dict[str, Any]) -> dict[str, 
         "acceptance": list(result.mtp_acceptance),
         "cpu_milliseconds_a_step": 1000 * statistics.median(times),
         "memory_mib": memory / 2**20,
-        "utilisation": batches.utilisation,
+        "utilization": batches.utilization,
     }
 
 

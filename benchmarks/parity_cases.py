@@ -85,8 +85,8 @@ CASES = [
         {"num_experts": 0, "tie_word_embeddings": True, "partial_rotary_factor": 0.5, "rope_theta": 1e7},
     ),
     Case(
-        "not-renormalised",
-        "top-k weights not renormalised, 4 value heads per key head, one key head for all queries, rotary whole heads",
+        "not-renormalized",
+        "top-k weights not renormalized, 4 value heads per key head, one key head for all queries, rotary whole heads",
         {
             "norm_topk_prob": False,
             "num_experts_per_tok": 3,

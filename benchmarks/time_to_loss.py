@@ -260,15 +260,15 @@ def plot(records: list[dict[str, Any]], file: Path) -> None:
 
     figure, panels = plt.subplots(1, len(records), figsize=(6.5 * len(records), 4.5), squeeze=False)
     for record, panel in zip(records, panels[0], strict=True):
-        colours = iter(plt.get_cmap("tab10").colors)
-        ours = next(colours)
+        colors = iter(plt.get_cmap("tab10").colors)
+        ours = next(colors)
         for name, points in record["results"].items():
             mine = name.startswith(f"{OURS}, seed")
             label = (OURS if name.endswith(" 0") else None) if mine else name
             panel.plot(
                 [point["seconds"] for point in points],
                 [point["loss"] for point in points],
-                color=ours if mine else next(colours),
+                color=ours if mine else next(colors),
                 linewidth=2 if mine else 1.2,
                 label=label,
             )

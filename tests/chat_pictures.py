@@ -54,7 +54,7 @@ So the price of a long context is paid only in the few layers that still attend.
     + """It loses *exact recall*: a matrix of fixed size cannot hold every pair of key and value apart. \
 That is why every fourth layer is ordinary attention:
 
-> Three layers that summarise, then one that looks things up.
+> Three layers that summarize, then one that looks things up.
 
 The tests in `tests/ops` compare both forms, the step above and the chunked one, with float64.""",
     "def read_table": """

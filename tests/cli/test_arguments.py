@@ -1,4 +1,4 @@
-"""Options of a verb: how they may be spelt, and values of a recipe among them."""
+"""Options of a verb: how they may be spelled, and values of a recipe among them."""
 
 import pytest
 
@@ -7,19 +7,19 @@ from gossamer.data.config import SetConfig
 from stand_in import Calls, replace
 
 
-@pytest.mark.parametrize("spelt", ["1.5M", "1.5m", "1500K", "0.0015B"])
-def test_counts_may_be_written_short(spelt: str, training: Calls) -> None:
-    words = ["--training.tokens", spelt, f"--training.eval_tokens={spelt}", "--training.sample_prompt", spelt]
+@pytest.mark.parametrize("spelled", ["1.5M", "1.5m", "1500K", "0.0015B"])
+def test_counts_may_be_written_short(spelled: str, training: Calls) -> None:
+    words = ["--training.tokens", spelled, f"--training.eval_tokens={spelled}", "--training.sample_prompt", spelled]
     assert main(["train", *words]) == 0
     (((recipe, *_), _),) = training
     assert (recipe.training.tokens, recipe.training.eval_tokens) == (1_500_000, 1_500_000)
-    assert recipe.training.sample_prompt == spelt
+    assert recipe.training.sample_prompt == spelled
 
 
 def test_a_short_count_that_is_none(training: Calls, capsys: pytest.CaptureFixture[str]) -> None:
-    for spelt in ("1.0005K", "15X", "K", "-5K"):
-        assert main(["train", f"--training.tokens={spelt}"]) == 2
-        assert capsys.readouterr().err.startswith(f"gossamer: --training.tokens {spelt}: expected a whole number")
+    for spelled in ("1.0005K", "15X", "K", "-5K"):
+        assert main(["train", f"--training.tokens={spelled}"]) == 2
+        assert capsys.readouterr().err.startswith(f"gossamer: --training.tokens {spelled}: expected a whole number")
 
 
 def test_options_take_dashes_for_underscores(training: Calls, run: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ import pytest
 import gossamer
 from gossamer.data import dataset as module
 from gossamer.data import token_files as token_files_module
-from gossamer.data import tokenise
+from gossamer.data import tokenize
 from gossamer.data.config import CorpusConfig, SetConfig
 from gossamer.data.dataset import Dataset, prepare, prepare_for_evaluation
 from gossamer.data.token_files import TokenFile
@@ -75,7 +75,7 @@ def test_documents_become_tokens(corpus: Path) -> None:
 def test_the_second_start_does_nothing_again(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = prepare(config(corpus), progress=False)
     monkeypatch.setattr(module, "train_bpe", never)
-    monkeypatch.setattr(tokenise, "_tokenise", never)
+    monkeypatch.setattr(tokenize, "_tokenize", never)
     monkeypatch.setattr("gossamer.data.corpus._scan", never)
     second = prepare(config(corpus), progress=False)
     assert isinstance(train_of(second).tokens, np.memmap)
@@ -191,7 +191,7 @@ def test_progress_lines(corpus: Path, capsys: pytest.CaptureFixture[str]) -> Non
         "reading 6.9 kB of text",
         "training a bpe tokenizer",
         "learning 300 tokens from it",
-        "tokenising 5.4 kB",
+        "tokenizing 5.4 kB",
     ]
     prepare(config(corpus))
     assert capsys.readouterr() == ("", "")
@@ -268,12 +268,12 @@ def test_one_file_of_everything(corpus: Path) -> None:
     )
 
 
-def test_large_documents_are_tokenised_in_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_documents_are_tokenized_in_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.txt"
     text = "some words of text\n" * 500
     path.write_text(text)
     whole = prepare(config(path), progress=False)
-    monkeypatch.setattr(tokenise, "_BATCH", 100)
+    monkeypatch.setattr(tokenize, "_BATCH", 100)
     monkeypatch.setattr("gossamer.data.documents.MAX_CHUNK", 64)
     parts = prepare(config(path, cache_dir=str(tmp_path / "b")), whole.tokenizer, progress=False)
     assert texts(train_of(parts), whole.tokenizer) == [text[: len(text) * 9 // 10]]
@@ -304,7 +304,7 @@ def test_of_several_processes_one_does_the_work(corpus: Path) -> None:
         "reading 6.9 kB of text",
         "training a bpe tokenizer",
         "learning 300 tokens from it",
-        "tokenising 5.4 kB",
+        "tokenizing 5.4 kB",
     ]
     left = [path.name for path in (corpus.parent / "both").rglob(".tmp-*")]
     assert left == []

@@ -45,9 +45,9 @@ def spec_of(decoder: Any) -> dict[str, Any]:
     return json.loads(decoder.__getstate__())
 
 
-def streamed(decoder: Any, spelt: list[str]) -> str:
+def streamed(decoder: Any, spelled: list[str]) -> str:
     made = Detokenizer(spec_of(decoder))
-    text = "".join(map(made.push, spelt)) + made.finish()
+    text = "".join(map(made.push, spelled)) + made.finish()
     assert made.finish() == ""
     return text
 
@@ -56,18 +56,18 @@ def streamed(decoder: Any, spelt: list[str]) -> str:
 @settings(max_examples=400, deadline=None)
 @example([STEPS[3], STEPS[0], STEPS[1], STEPS[5]], ["\u2581", "<0x60>", "<0x86>", "a"])  # Llama's chain
 @example([STEPS[0], STEPS[7]], ["<0xE6>", "<0x97>", "<0xA5>", "<0xFF>"])
-def test_any_chain_gives_what_the_library_gives(chain: list[Any], spelt: list[str]) -> None:
+def test_any_chain_gives_what_the_library_gives(chain: list[Any], spelled: list[str]) -> None:
     decoder = decoders.Sequence(chain)
-    assert streamed(decoder, spelt) == (decoder.decode(spelt) if spelt else "")
+    assert streamed(decoder, spelled) == (decoder.decode(spelled) if spelled else "")
 
 
 @given(st.lists(st.sampled_from(HARD), max_size=12))
 @settings(max_examples=300, deadline=None)
 def test_bytes_of_any_kind(data: list[int]) -> None:
-    spelt = [BYTES[byte] for byte in data]
+    spelled = [BYTES[byte] for byte in data]
     assert (
-        streamed(decoders.ByteLevel(), spelt)
-        == decoders.ByteLevel().decode(spelt)
+        streamed(decoders.ByteLevel(), spelled)
+        == decoders.ByteLevel().decode(spelled)
         == bytes(data).decode(errors="replace")
     )
 
@@ -89,8 +89,8 @@ def test_text_comes_as_soon_as_nothing_can_change_it() -> None:
     assert pushed == ["a", "", "", "日", "", REPLACEMENT + "a", REPLACEMENT]
     fallback = Detokenizer(spec_of(decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])))
     # The library undoes a whole run for one wrong byte, so that a right one is certain at its end only.
-    spelt = ["<0xE6>", "<0x97>", "<0xA5>", "a", "<0xE6>", "<0xFF>", "<0x41>", "a"]
-    assert [fallback.push(token) for token in spelt] == ["", "", "", "日a", "", "\ufffd" * 2, "\ufffd", "a"]
+    spelled = ["<0xE6>", "<0x97>", "<0xA5>", "a", "<0xE6>", "<0xFF>", "<0x41>", "a"]
+    assert [fallback.push(token) for token in spelled] == ["", "", "", "日a", "", "\ufffd" * 2, "\ufffd", "a"]
 
 
 @pytest.mark.parametrize("data", [b"\xc3" * 40_000, "日".encode() * 13_000, bytes(range(256)) * 150])
@@ -99,9 +99,9 @@ def test_time_is_linear(data: bytes, chain: str) -> None:
     decoder = (
         decoders.ByteLevel() if chain == "bytes" else decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
     )
-    spelt = [BYTES[byte] if chain == "bytes" else f"<0x{byte:02X}>" for byte in data]
+    spelled = [BYTES[byte] if chain == "bytes" else f"<0x{byte:02X}>" for byte in data]
     began = time.perf_counter()
-    streamed(decoder, spelt)
+    streamed(decoder, spelled)
     # About 0.1 s. The library's own stream takes minutes for the first of these.
     assert time.perf_counter() - began < 5
 

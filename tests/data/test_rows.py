@@ -108,10 +108,10 @@ def test_best_fit_uses_nearly_every_position(
     monkeypatch.setattr(module, "_WINDOW", window)
     token_file = numbered_tokens(sizes)
     batches = TrainBatches(mixture_of(token_file), 1, length, 0, "best_fit")
-    assert batches.utilisation == 1.0
+    assert batches.utilization == 1.0
     while batches.state_dict()["sets"]["train"]["position"]["rest_epoch"] == 0:  # an epoch
         batches._next_row()
-    assert 0.99 < batches.utilisation < 1.0
+    assert 0.99 < batches.utilization < 1.0
 
 
 def test_best_fit_on_the_standard_library() -> None:
@@ -119,13 +119,13 @@ def test_best_fit_on_the_standard_library() -> None:
     batches = TrainBatches(mixture_of(numbered_tokens([size for size in sizes if size])), 1, 512, 0, "best_fit")
     while batches.state_dict()["sets"]["train"]["position"]["rest_epoch"] == 0:
         batches._next_row()
-    assert batches.utilisation > 0.99
+    assert batches.utilization > 0.99
 
 
-def test_utilisation_counts_padding() -> None:
+def test_utilization_counts_padding() -> None:
     batches = TrainBatches(mixture_of(numbered_tokens([6, 6, 6])), 3, 10, 0, "best_fit")
     batch = next(batches)
-    assert batches.utilisation == pytest.approx(float((batch.labels != IGNORED).float().mean())) == pytest.approx(0.6)
+    assert batches.utilization == pytest.approx(float((batch.labels != IGNORED).float().mean())) == pytest.approx(0.6)
 
 
 def test_best_fit_keeps_documents_whole() -> None:

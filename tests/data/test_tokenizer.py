@@ -33,7 +33,7 @@ def char() -> Tokenizer:
 
 
 def qwen_core() -> tokenizers.Tokenizer:
-    """Built like Qwen's: normalised, byte-level, special and plain added tokens behind the vocabulary."""
+    """Built like Qwen's: normalized, byte-level, special and plain added tokens behind the vocabulary."""
     core = tokenizers.Tokenizer(models.BPE())
     core.normalizer = normalizers.NFC()
     core.pre_tokenizer = pre_tokenizers.Sequence(

@@ -227,7 +227,7 @@ def test_speculation_leaves_the_distribution_as_it_is() -> None:
     assert chi2 < freedom + 4 * (2 * freedom) ** 0.5  # four standard deviations
 
 
-def test_a_request_does_not_see_its_neighbours() -> None:
+def test_a_request_does_not_see_its_neighbors() -> None:
     asked = request("x", tokens(25, seed=2), 20, temperature=0.9, seed=7)
     alone = ids(run(engine(), [asked])["x"])
     for seed in range(4):

@@ -115,11 +115,11 @@ def test_a_bias_is_added_to_the_logits(implementation: str, problem: Inputs, chu
 @pytest.mark.parametrize("frozen", ["hidden", "weight"])
 def test_one_input_may_be_frozen(implementation: str, frozen: str) -> None:
     inputs = cast(inputs_of(), torch.float64)
-    learnt = inputs["weight" if frozen == "hidden" else "hidden"].requires_grad_()
+    learned = inputs["weight" if frozen == "hidden" else "hidden"].requires_grad_()
     gradients = []
     for name in (implementation, "reference"):
         with ops.forced(linear_cross_entropy=name):
-            gradients += torch.autograd.grad(ops.linear_cross_entropy(**inputs), learnt)
+            gradients += torch.autograd.grad(ops.linear_cross_entropy(**inputs), learned)
     torch.testing.assert_close(*gradients)
 
 

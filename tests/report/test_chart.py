@@ -65,7 +65,7 @@ def test_a_curve_of_what_a_function_finds_in_its_unit() -> None:
     np.testing.assert_array_equal(found.values, [1.5])
 
 
-def test_colours_of_curves_are_told_apart_by_day_and_by_night() -> None:
+def test_colors_of_curves_are_told_apart_by_day_and_by_night() -> None:
     for shade in (0, 1):
         assert len({colors[shade] for colors in PALETTE.values()}) == len(PALETTE)
         for name in SERIES:

@@ -128,7 +128,7 @@ def test_a_run_given_twice_too_many_or_none_are_refused(tmp_path: Path) -> None:
     page = Page((tmp_path / "comparison.html").read_text())
     looks = [value for name, value in page.attributes if name == "style"]
     assert len(looks) == 12
-    assert page.html.count('<span class="dashed"') == 6, "six colours, whole and dashed"
+    assert page.html.count('<span class="dashed"') == 6, "six colors, whole and dashed"
 
 
 def test_a_page_lies_beside_its_first_run_wherever_one_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

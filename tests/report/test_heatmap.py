@@ -1,4 +1,4 @@
-"""Heat maps: a pixel a cell, of the colour that stands for its load."""
+"""Heat maps: a pixel a cell, of the color that stands for its load."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def color(name: str, shade: int = 0) -> list[int]:
     return [*bytes.fromhex(HEAT[name][shade][1:]), 255]
 
 
-def test_every_load_has_its_colour_by_day_and_by_night() -> None:
+def test_every_load_has_its_color_by_day_and_by_night() -> None:
     load = [[1.0, 4.0, 0.25, 0.0], [1000.0, 1e-9, 2.0, None]]
     found = latest_load(History([event(1, load=[[1.0]]), event(2, load=load)], []), ["0", "MTP"])
     assert found is not None

@@ -42,7 +42,7 @@ def test_a_strange_rollback_undoes_nothing(tmp_path: Path) -> None:
     assert [event["what"] for event in history.incidents()] == ["rolled back"] * 2
 
 
-def test_an_event_without_a_place_lies_between_its_neighbours(tmp_path: Path) -> None:
+def test_an_event_without_a_place_lies_between_its_neighbors(tmp_path: Path) -> None:
     skip, saved = {"event": "skip", "step": 3}, {"event": "checkpoint", "step": 2, "seconds": 1.0, "elapsed": None}
     experts = {"event": "experts", "step": 3, "tokens": 5}
     history = read(tmp_path, train(2), train(4), skip, saved, experts, {"event": "sample", "step": 9})

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not at all, and recognised when damaged."""
+"""Checkpoints: whole or not at all, and recognized when damaged."""
 
 import errno
 import json

@@ -159,7 +159,7 @@ def check_process(name: str, changes: dict) -> None:
     assert measured["total"] == pytest.approx(measured["peak"], rel=0.15)
 
 
-LINUX = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the heap is modelled after Linux's glibc")
+LINUX = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the heap is modeled after Linux's glibc")
 
 
 @LINUX

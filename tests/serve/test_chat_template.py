@@ -133,7 +133,7 @@ def test_a_template_that_hangs_or_eats_while_it_is_loaded_names_the_file(tokeniz
         ChatTemplate(Tokenizer(tokenizer._core, tokenizer.eot, None, source))
 
 
-def test_what_is_learnt_from_is_marked_for_training_and_means_nothing_here(tokenizer, folder):
+def test_what_is_learned_from_is_marked_for_training_and_means_nothing_here(tokenizer, folder):
     plain = (folder / "chat_template.jinja").read_text()
     marked = plain.replace("{{ message.content }}", "{%- generation -%}{{ message.content }}{%- endgeneration -%}")
     assert marked != plain
@@ -170,12 +170,12 @@ SHAPES = {
     "\ufdd0\ufdd1\ufdd07\ufdd1{{ said }}\ue000": lambda text: f"\ufdd0\ufdd1\ufdd07\ufdd1{text}\ue000",
     "{{ '\\ufdd0' ~ said ~ '\\ufdd1' }}": lambda text: f"\ufdd0{text}\ufdd1",
 }
-spelt = st.lists(
+spelled = st.lists(
     st.sampled_from([*SPECIAL, "a", "<", "|", "im_end|>", "\ufdd0", "\ufdd00\ufdd1", "\\ufdd0", "\ue000"]), max_size=8
 )
 
 
-@given(spelt.map("".join), st.sampled_from(list(SHAPES)))
+@given(spelled.map("".join), st.sampled_from(list(SHAPES)))
 def test_whatever_a_template_does_to_a_message_no_special_token_comes_of_it(shaped, tokenizer, content, source):
     made = shaped[source].render([{"role": "user", "content": content}]).ids
     assert not set(made) & set(tokenizer.special_tokens.values())

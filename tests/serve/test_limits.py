@@ -26,7 +26,7 @@ REFUSED = [
     (CHAT, {"messages": []}, "messages", None),
     (CHAT, {}, "messages", "missing"),
     (CHAT, {"messages": [{"role": "nobody", "content": "a"}]}, "messages.0", None),
-    (CHAT, {"messages": [{"role": "user", "content": "a", "colour": 1}]}, "messages.0.colour", "unsupported_field"),
+    (CHAT, {"messages": [{"role": "user", "content": "a", "color": 1}]}, "messages.0.color", "unsupported_field"),
     (CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0.content.0.type", None),
     (CHAT, {"messages": [{"role": "user", "content": "\ud800"}]}, None, None),
     (CHAT, {"messages": HI, "temperature": -1}, "temperature", None),

@@ -47,7 +47,7 @@ def test_a_bias_spreads_tokens_without_a_loss(tiny_config):
     torch.manual_seed(0)
     config = replace(tiny_config, num_nextn_predict_layers=0, num_hidden_layers=1, num_experts_per_tok=1)
     model = CausalLM(config)
-    model.model.layers[0].mlp.gate.weight.data[0] += 0.3  # one expert is everybody's favourite
+    model.model.layers[0].mlp.gate.weight.data[0] += 0.3  # one expert is everybody's favorite
     balance = LoadBalance(model, TrainingConfig(balance="bias", balance_rate=0.005))
     ids = torch.randint(64, (4, 64))
 

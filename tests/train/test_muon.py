@@ -1,4 +1,4 @@
-"""Muon: what it orthogonalises, and the step it takes."""
+"""Muon: what it orthogonalizes, and the step it takes."""
 
 import pytest
 import torch

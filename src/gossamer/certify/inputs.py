@@ -96,7 +96,7 @@ def inputs_of(operation: str, config: ModelConfig, lengths: list[int], gates: Ga
 
 
 def _fresh_gates(noise: Tensor) -> Tensor:
-    """Turn noise [1, T, heads] into g = −A·softplus(a + dt_bias) as initialised: A from 16 down to 0.01, dt_bias 1."""
+    """Turn noise [1, T, heads] into g = −A·softplus(a + dt_bias) as initialized: A from 16 down to 0.01, dt_bias 1."""
     rates = torch.linspace(16, 0.01, noise.shape[2], dtype=noise.dtype)
     return -rates * F.softplus(0.3 * noise + 1)  # a: initializer_range · √hidden
 

@@ -96,7 +96,7 @@ def _reference() -> dict[str, Tensor]:
 
 
 STEPS = 50
-# Of each step's loss. Seen on a CPU: 2e-7, with products in bfloat16 1e-3. On an accelerator Muon orthogonalises in
+# Of each step's loss. Seen on a CPU: 2e-7, with products in bfloat16 1e-3. On an accelerator Muon orthogonalizes in
 # bfloat16 whatever the products are computed in, and a token between two experts may go to the other one.
 TOLERANCE = {torch.float32: 2e-3, torch.bfloat16: 1e-2}
 MAX_LOSS_RATIO = 0.7  # of the last loss to the first: a network that learns less tells nothing of a curve
@@ -145,7 +145,9 @@ def check_training(device: torch.device, precisions: Mapping[str, torch.dtype], 
         yield judge("training", name, worst, TOLERANCE[dtype], message, "the network's checks", dtype=named(dtype))
         ratio = found[-1] / found[0]
         message = f"the loss went from {found[0]:.3g} to {found[-1]:.3g}"
-        yield judge("training", "what was learnt", ratio, MAX_LOSS_RATIO, message, "the optimizers", dtype=named(dtype))
+        yield judge(
+            "training", "what was learned", ratio, MAX_LOSS_RATIO, message, "the optimizers", dtype=named(dtype)
+        )
 
 
 def check_determinism(device: torch.device, precisions: Mapping[str, torch.dtype]) -> Iterator[Check]:

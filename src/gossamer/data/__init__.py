@@ -6,7 +6,7 @@
 - `sources`: which files a path, a folder or a Hub dataset stands for.
 - `documents`: one file as a sequence of documents, on `text_files`, which decompresses and decodes it.
 - `tokenizer`: text to token ids and back, on `tokenizer_files` and `detokenizer`.
-- `tokenise`: text to files of tokens in the cache, once, in several processes.
+- `tokenize`: text to files of tokens in the cache, once, in several processes.
 - `token_files`: tokens on disk, and mixtures of several files.
 - `rows`: which tokens make a row of T, concatenated and split or best-fit.
 - `packing`: batches of rows with `cu_seqlens`. It is the only module here that imports torch.

@@ -17,7 +17,7 @@ from gossamer.data.config import DEFAULT_VALIDATION_SET, CorpusConfig, SetConfig
 from gossamer.data.corpus import Chunk, Corpus, Part, SplitRule, open_corpus, split_rule
 from gossamer.data.progress import ProgressDisplay
 from gossamer.data.token_files import Mixture, TokenFile
-from gossamer.data.tokenise import open_or_tokenise
+from gossamer.data.tokenize import open_or_tokenize
 from gossamer.data.tokenizer import Tokenizer, char_tokenizer, train_bpe
 from gossamer.errors import UserError
 from gossamer.files import locked
@@ -63,7 +63,7 @@ class Dataset:
 
 
 def prepare(config: CorpusConfig, tokenizer: Tokenizer | None = None, progress: bool = True) -> Dataset:
-    """Read, split and tokenise the corpus, or open what an earlier call has left in the cache.
+    """Read, split and tokenize the corpus, or open what an earlier call has left in the cache.
 
     If several processes on one machine prepare the same corpus, one does the work and the others wait for it.
 
@@ -83,7 +83,7 @@ def prepare(config: CorpusConfig, tokenizer: Tokenizer | None = None, progress: 
         files: dict[str, dict[str, TokenFile]] = {}
         for text in sets:
             try:
-                files[text.name] = open_or_tokenise(
+                files[text.name] = open_or_tokenize(
                     config,
                     digest=text.digest,
                     parts=text.parts,
@@ -104,12 +104,12 @@ def prepare(config: CorpusConfig, tokenizer: Tokenizer | None = None, progress: 
 def prepare_for_evaluation(
     paths: Iterable[str], config: CorpusConfig, tokenizer: Tokenizer, progress: bool = True
 ) -> TokenFile:
-    """Tokenise all text of `paths` into one file, with nothing held out, to measure a finished model on it."""
+    """Tokenize all text of `paths` into one file, with nothing held out, to measure a finished model on it."""
     display = ProgressDisplay(progress)
     given = tuple(paths)
     with locked(_lock_file(config, given), display.waiting):
         corpus = open_corpus(given, config, display)
-        files = open_or_tokenise(
+        files = open_or_tokenize(
             config,
             digest=corpus.digest,
             parts=("train",),

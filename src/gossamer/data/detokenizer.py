@@ -114,12 +114,12 @@ def token_bytes_of(spec: dict[str, Any] | None) -> Callable[[str], bytes]:
 
     def bytes_of(token: str) -> bytes:
         if kind is not None:
-            spelt = token
+            spelled = token
             for step in before:
-                spelt = step.decode([spelt])
+                spelled = step.decode([spelled])
             if kind == "ByteLevel":
-                return byte_level_bytes(spelt)
-            if found := _BYTE_TOKEN.fullmatch(spelt):
+                return byte_level_bytes(spelled)
+            if found := _BYTE_TOKEN.fullmatch(spelled):
                 return bytes([int(found[1], 16)])
         text = decode("x", token, "y")
         return text[len(start) : len(text) - len(end)].encode()

@@ -132,7 +132,7 @@ class TrainBatches:
         return _batch(rows[self.rank * share : (self.rank + 1) * share], share, self.sequence_length, self._delimiter)
 
     @property
-    def utilisation(self) -> float:
+    def utilization(self) -> float:
         """The share of positions that held a token, not padding, in the batches of this object so far (0 to 1)."""
         return self._num_tokens / self._num_positions if self._num_positions else 1.0
 

@@ -28,7 +28,7 @@ __all__ = ["Mixture", "TokenFile", "TokenFileMeta", "TokenFileWriter", "open_tok
 
 @dataclass(frozen=True, eq=False)
 class TokenFile:
-    """Tokenised documents, each `[eot] t1 ... tn [eot]`.
+    """Tokenized documents, each `[eot] t1 ... tn [eot]`.
 
     Attributes:
         tokens: uint16 or uint32 [num_tokens], all documents one after the other

@@ -40,7 +40,7 @@ EOT = "<|endoftext|>"
 """The token that begins and ends every document, for the tokenizers that are trained here; its id is 0."""
 
 MAX_WORD = 256
-"""Characters of the longest word that BPE merges are learnt from; longer ones are cut."""
+"""Characters of the longest word that BPE merges are learned from; longer ones are cut."""
 
 # Qwen's split (contractions; a word with the punctuation or space before it; single digits; runs of punctuation; line
 # ends; spaces), except that combining marks belong to their word, as most of the world's scripts need. Every character
@@ -222,7 +222,7 @@ class Tokenizer:
         return hashlib.blake2b((self._core.to_str() + self._eot).encode(), digest_size=16).hexdigest()
 
     def encode(self, text: str, special: bool = False) -> list[int]:
-        """Return the ids of `text`; with `special`, special tokens that are spelt out in it become their ids.
+        """Return the ids of `text`; with `special`, special tokens that are spelled out in it become their ids.
 
         Raises:
             UserError: the text holds a character that a `char` tokenizer does not know, or half of a surrogate pair.
@@ -256,7 +256,7 @@ class Tokenizer:
         for token, index in self._core.get_vocab(with_added_tokens=True).items():
             values[index] = spell(token)
         for index, added in self._core.get_added_tokens_decoder().items():
-            values[index] = added.content.encode()  # added tokens are spelt as plain text by every model
+            values[index] = added.content.encode()  # added tokens are spelled as plain text by every model
         return values
 
     @functools.cached_property
@@ -268,7 +268,7 @@ class Tokenizer:
         """Return how many UTF-8 bytes each token stands for, int32 [vocab_size]; 0 for special tokens and unused ids.
 
         The sum over the ids of a text is the number of its bytes, unless the tokenizer rewrites the text by Unicode
-        normalisation or in lower case.
+        normalization or in lower case.
         """
         sizes = np.array([len(value) for value in self.token_byte_values], np.int32)
         sizes[self.special_ids] = 0
@@ -286,7 +286,7 @@ class Tokenizer:
 
     @functools.cached_property
     def _special_core(self) -> tokenizers.Tokenizer:
-        """A copy that recognises special tokens, because the setting belongs to the object, which threads share."""
+        """A copy that recognizes special tokens, because the setting belongs to the object, which threads share."""
         return tokenizers.Tokenizer.from_str(self._core.to_str())
 
     def _unencodable(self, texts: list[str], error: Exception) -> UserError:
@@ -329,11 +329,11 @@ class IncrementalDetokenizer:
 
     def push(self, token: int) -> str:
         """Return the text that `token` completes: whole characters only, "" while a character is incomplete."""
-        spelt = None if token in self._hidden else self._spell(token)
-        if spelt is None:
+        spelled = None if token in self._hidden else self._spell(token)
+        if spelled is None:
             self._detokenizer.skip()
             return ""
-        return self._detokenizer.push(spelt)
+        return self._detokenizer.push(spelled)
 
     def finish(self) -> str:
         """Return the text that was still held back: the beginning of an incomplete character, as U+FFFD."""
@@ -341,13 +341,13 @@ class IncrementalDetokenizer:
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Train a byte-level BPE on `texts`, all of which are read before the first merge is learnt.
+    """Train a byte-level BPE on `texts`, all of which are read before the first merge is learned.
 
     Any text can be encoded and is decoded unchanged, because all 256 bytes are tokens. The vocabulary is smaller than
     `vocab_size`, which includes the special token, if no pair of tokens is left that occurs twice; see
     `Tokenizer.vocab_size`.
 
-    Merges are learnt from words of at most `MAX_WORD` characters. Learning takes time in proportion to the square of
+    Merges are learned from words of at most `MAX_WORD` characters. Learning takes time in proportion to the square of
     the length of a word, and DNA, base64 or a row of spaces may have no break for megabytes. Encoding does not cut
     words.
 

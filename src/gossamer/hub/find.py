@@ -23,7 +23,7 @@ def read_config(folder: Path) -> tuple[dict[str, Any], ModelConfig]:
     file = folder / CONFIG
     values = read_object(file)
     if "quantization_config" in values:
-        raise UserError(f"{file}: a quantised checkpoint; gossamer reads float32, bfloat16 and float16 ones")
+        raise UserError(f"{file}: a quantized checkpoint; gossamer reads float32, bfloat16 and float16 ones")
     try:
         return values, ModelConfig.from_dict(values)
     except UserError as error:

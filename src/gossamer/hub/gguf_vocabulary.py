@@ -1,6 +1,6 @@
 """A byte-level BPE tokenizer as llama.cpp reads it: tokens, merges, and the name of the split before them.
 
-llama.cpp has the splits of known tokenizers in its program, by name. Its converter recognises a tokenizer by the ids
+llama.cpp has the splits of known tokenizers in its program, by name. Its converter recognizes a tokenizer by the ids
 that it gives, so it cannot know one that was trained here. The split itself is in `tokenizer.json`, and here the name
 follows from that.
 """

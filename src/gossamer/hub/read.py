@@ -71,7 +71,7 @@ def load(path: str | Path, dtype: torch.dtype | None = None, device: str | torch
     mtp = any(name.startswith(MTP_PREFIX) for name in stored)
     config = replace(config, num_nextn_predict_layers=int(mtp))
     _require_size(config, stored, folder)
-    with torch.device("meta"), _Uninitialised():
+    with torch.device("meta"), _Uninitialized():
         model = CausalLM(config, random_weights=False)
         _add_router_biases(model, stored)
     places = _match(model, stored, folder)
@@ -179,7 +179,7 @@ def _dtypes(
 # The weights themselves.
 
 
-class _Uninitialised(TorchFunctionMode):
+class _Uninitialized(TorchFunctionMode):
     """Leaves out random weights, which on tensors without memory make PyTorch import sympy: seconds, and 75 MB."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -93,6 +93,6 @@ def sample_run(run: Path, prompt: str, max_tokens: int, sampling: Mapping[str, A
     tokenizer.encode(prompt)  # what is no text is refused before it is printed
     model = hub.load(directory, device=where)
     yield prompt
-    # A run has learnt that documents begin with the delimiter; other checkpoints begin as they do in transformers.
+    # A run has learned that documents begin with the delimiter; other checkpoints begin as they do in transformers.
     begin = None if directory != user_path(run) else tokenizer.prefix_ids
     yield from sample_text(model, tokenizer, prompt, params, begin)

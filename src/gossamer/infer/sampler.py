@@ -142,7 +142,7 @@ def _mix(z: int) -> int:
 
 def logprobs(logits: Tensor, token: int, alternatives: int) -> TokenLogprobs:
     """Return the log-probabilities of a token and of the most likely ones, from the model's own logits [V]."""
-    normaliser = float(logits.logsumexp(-1))
+    normalizer = float(logits.logsumexp(-1))
     top = logits.topk(min(alternatives, len(logits)))
-    pairs = tuple((int(i), float(x) - normaliser) for x, i in zip(top.values, top.indices, strict=True))
-    return TokenLogprobs(token, float(logits[token]) - normaliser, pairs)
+    pairs = tuple((int(i), float(x) - normalizer) for x, i in zip(top.values, top.indices, strict=True))
+    return TokenLogprobs(token, float(logits[token]) - normalizer, pairs)

@@ -64,7 +64,7 @@ class Scheduler:
                 request.drafts = []  # each would wait for the grammar
             if request.is_decoding and request.slot is not None and request.is_ready and self._make_room(request):
                 plan.decode.append(request)
-        # A request may have been preempted in favour of an older one that came later in the list.
+        # A request may have been preempted in favor of an older one that came later in the list.
         plan.decode = [request for request in plan.decode if request.slot is not None]
         budget = self._options.prefill_chunk
         for request in self.running:

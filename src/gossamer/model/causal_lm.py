@@ -242,12 +242,12 @@ def padding_mask(labels: Tensor, lengths: tuple[int, ...]) -> Tensor | None:
     Returns:
         [B·T] bool, false for padding; on a CPU None if there is no padding.
     """
-    labelled = labels.flatten() != IGNORED
-    if labels.device.type == "cpu" and bool(labelled.all()):
+    labeled = labels.flatten() != IGNORED
+    if labels.device.type == "cpu" and bool(labeled.all()):
         return None
-    through = labelled.cumsum(0)
+    through = labeled.cumsum(0)
     ends = torch.arange(len(through), device=labels.device) + _remaining(lengths, labels.device)
-    return (through[ends] - through + labelled) > 0
+    return (through[ends] - through + labeled) > 0
 
 
 def _ahead(tokens: Tensor, lengths: tuple[int, ...], ahead: int, fill: int | None) -> Tensor:

@@ -98,8 +98,8 @@ class Router(nn.Module):
         dtype = torch.promote_types(x.dtype, torch.float32)
         with torch.autocast(x.device.type, enabled=False):
             logits = F.linear(x.to(dtype), self.weight.to(dtype))
-            normaliser = logits.logsumexp(-1)
-            probabilities = (logits - normaliser.unsqueeze(-1)).exp()
+            normalizer = logits.logsumexp(-1)
+            probabilities = (logits - normalizer.unsqueeze(-1)).exp()
         if self.e_score_correction_bias is None:
             weights, expert_indices = probabilities.topk(self.top_k, dim=-1)
         else:
@@ -107,7 +107,7 @@ class Router(nn.Module):
             weights = probabilities.gather(-1, expert_indices)
         if self.norm_topk_prob:
             weights = weights / weights.sum(-1, keepdim=True)
-        return expert_indices, weights, self._routing(expert_indices, probabilities, normaliser.square(), token_mask)
+        return expert_indices, weights, self._routing(expert_indices, probabilities, normalizer.square(), token_mask)
 
     def _routing(
         self, expert_indices: Tensor, probabilities: Tensor, squares: Tensor, token_mask: Tensor | None

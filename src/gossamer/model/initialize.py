@@ -3,7 +3,7 @@
 | parameter | value | source |
 |---|---|---|
 | linear, expert and embedding weights, conv1d | normal(0, initializer_range) | transformers, Qwen3-Next |
-| router | the same, rows of length initializer_range · √hidden | Qwen3-Next: "normalised" (formula not public) |
+| router | the same, rows of length initializer_range · √hidden | Qwen3-Next: "normalized" (formula not public) |
 | biases | 0 | |
 | (1 + w) norms | 0 | transformers |
 | linear_attn.norm | 1 | transformers |

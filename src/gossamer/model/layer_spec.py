@@ -52,7 +52,7 @@ class LayerSpec(LinearAttentionSizes):
         linear_value_head_dim: width of a value head of linear attention
         num_experts: routed experts of a sparse layer
         num_experts_per_tok: experts that each token is sent to
-        norm_topk_prob: whether the probabilities of these experts are renormalised to sum to 1
+        norm_topk_prob: whether the probabilities of these experts are renormalized to sum to 1
         moe_intermediate_size: width of a routed expert
         shared_expert_intermediate_size: width of the expert that every token passes
         intermediate_size: width of the feed-forward network of a dense layer

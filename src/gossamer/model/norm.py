@@ -22,11 +22,11 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise the last dimension: […, width] → […, width]."""
+        """Normalize the last dimension: […, width] → […, width]."""
         return ops.rms_norm(x, 1.0 + self.weight.to(working_dtype(x)), self.eps)
 
     def factor(self) -> Tensor:
-        """Return 1 + w, [width], by which a normalised vector is multiplied."""
+        """Return 1 + w, [width], by which a normalized vector is multiplied."""
         return 1.0 + self.weight.detach()
 
 
@@ -39,5 +39,5 @@ class GatedRMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor, gate: Tensor) -> Tensor:
-        """Normalise and gate the last dimension: both […, width] → […, width]."""
+        """Normalize and gate the last dimension: both […, width] → […, width]."""
         return ops.gated_rms_norm(x, gate, self.weight, self.eps)

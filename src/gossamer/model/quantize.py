@@ -1,4 +1,4 @@
-"""Quantised weights: a network's matrices in int8, a quarter of the bytes that decoding on a CPU spends its time on."""
+"""Quantized weights: a network's matrices in int8, a quarter of the bytes that decoding on a CPU spends its time on."""
 
 from __future__ import annotations
 

@@ -213,7 +213,7 @@ class StepTimer:
         Args:
             numbers: numbers that each chip ends up with
             chips: chips that gather the same
-            inner: neighbouring chips that each gather something else, so that fewer chips of a node gather the same
+            inner: neighboring chips that each gather something else, so that fewer chips of a node gather the same
         """
         if chips == 1:
             return 0.0

@@ -1,7 +1,7 @@
 """Charts: curves from a run's events, their axes, and their pictures as SVG for a page and as PNG for a README.
 
 Curves are thinned before they are drawn, so that the size of a picture does not grow with the run. The extremes stay:
-a spike of one step remains visible. An SVG is drawn in the colours of the page, by day and by night.
+a spike of one step remains visible. An SVG is drawn in the colors of the page, by day and by night.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ __all__ = [
 
 Floats: TypeAlias = NDArray[np.float64]
 
-# Each colour by day and by night. The hues of curves stay apart for colour-blind eyes, the first two also in grey.
+# Each color by day and by night. The hues of curves stay apart for color-blind eyes, the first two also in gray.
 PALETTE = {
     "train": ("#2563c9", "#78abff"),
     "validation": ("#d4550f", "#ff9d5c"),
@@ -59,7 +59,7 @@ PALETTE = {
     "alarm": ("#b3261e", "#ff8f86"),
 }
 SERIES = ("train", "validation", "green", "pink", "gold", "sky")
-"""Colours of curves of one kind; from the seventh curve on they come again, dashed."""
+"""Colors of curves of one kind; from the seventh curve on they come again, dashed."""
 SLICES = 350
 """Slices that a raw curve is drawn in, of two points each, which is about a point per pixel."""
 MIN_AVERAGED = 20
@@ -72,7 +72,7 @@ class Curve:
 
     Attributes:
         label: name of the curve
-        color: its colour, a key of `PALETTE`
+        color: its color, a key of `PALETTE`
         steps: optimizer steps
         tokens: tokens trained on
         elapsed: seconds of training
@@ -173,7 +173,7 @@ def curve(
         events: the events
         key: the key of the value, or a function that finds it in an event
         label: name of the curve
-        color: its colour, a key of `PALETTE`
+        color: its color, a key of `PALETTE`
         scale: factor that the values are multiplied with
         **style: further fields of `Curve`
     """
@@ -187,9 +187,9 @@ def curve(
 
 
 def smooth(values: Floats) -> Floats:
-    """Average over neighbours with Gaussian weights: float64 [n] -> [n], NaN where the value is NaN.
+    """Average over neighbors with Gaussian weights: float64 [n] -> [n], NaN where the value is NaN.
 
-    The standard deviation is a hundredth of the curve, but at least 1.5 points. NaN neighbours do not count, and both
+    The standard deviation is a hundredth of the curve, but at least 1.5 points. NaN neighbors do not count, and both
     ends average over what there is. Curves of fewer than `MIN_AVERAGED` points come back as they are.
     """
     if len(values) < MIN_AVERAGED:
@@ -398,7 +398,7 @@ class Picture:
 
 
 def draw_svg(chart: Chart, axis: Axis, end: float, width: int, height: int) -> Picture:
-    """Draw a chart on a transparent background; its colours are CSS variables with the names of `PALETTE`.
+    """Draw a chart on a transparent background; its colors are CSS variables with the names of `PALETTE`.
 
     Args:
         chart: the chart

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["COMPARISON_FILE", "write_comparison"]
 
 COMPARISON_FILE = "comparison.html"
-_MAX_RUNS = 12  # six colours give as many lines, whole and dashed
+_MAX_RUNS = 12  # six colors give as many lines, whole and dashed
 _START = 0.1  # share of the runs that may leave a picture at its start, for differences show late
 
 
@@ -224,7 +224,7 @@ class ComparedRun:
 
     Attributes:
         name: its name among the others
-        color: colour of its curves
+        color: color of its curves
         dashed: whether its curves are dashed
         history: its events
         evaluations: measurements on the validation set that is compared, all over the same amount of text

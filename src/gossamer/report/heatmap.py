@@ -1,6 +1,6 @@
 """Heat maps of the experts' load: one pixel per cell, as PNGs for day and night that the page stretches.
 
-Colours stand for the load relative to the mean on a logarithmic scale: orange above it, blue below it, ink for none.
+Colors stand for the load relative to the mean on a logarithmic scale: orange above it, blue below it, ink for none.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from gossamer.units import is_number
 
 __all__ = ["HEAT", "HeatMap", "Image", "latest_load", "layer_names", "load_over_time"]
 
-# Colours by day and by night, from far below the mean to far above it, and for no load at all.
+# Colors by day and by night, from far below the mean to far above it, and for no load at all.
 HEAT = {
     "heat-0": ("#1d4a9c", "#a9c9ff"),
     "heat-1": ("#8db2ee", "#3c62a3"),
@@ -62,13 +62,13 @@ class HeatMap:
 
     Attributes:
         title: title of the map
-        unit: what a colour stands for
+        unit: what a color stands for
         images: one picture for each horizontal axis
         rows: names of the layers
         row_labels: names that there is room for, each with its place as a fraction of the height
         height: height in CSS pixels
-        legend: labels of the colours, each with its place as a fraction of their range
-        above_only: whether the colours begin at the mean
+        legend: labels of the colors, each with its place as a fraction of their range
+        above_only: whether the colors begin at the mean
         table: what the page looks up under the pointer
     """
 
@@ -157,8 +157,8 @@ def _heat_map(
     names = names if len(names) == layers else [str(layer) for layer in range(layers)]
     row = min(max(200 / layers, 7), 22)
     every = math.ceil(14 / row)  # a label needs 14 pixels
-    labelled = [layer for layer in range(0, layers, every) if layers - 1 - layer >= every] + [layers - 1]
-    labels = [((layer + 0.5) / layers, names[layer]) for layer in labelled]
+    labeled = [layer for layer in range(0, layers, every) if layers - 1 - layer >= every] + [layers - 1]
+    labels = [((layer + 0.5) / layers, names[layer]) for layer in labeled]
     powers = range(int(math.log2(top)) + 1)
     above = [(power / math.log2(top), f"{2**power}×") for power in powers]
     legend = above if above_only else [
@@ -195,13 +195,13 @@ def _matrix(rows: Sequence[list[float]]) -> Floats:
 
 
 def _top(values: Floats) -> float:
-    """The value where the colours end: a power of two, at least 4, which all but the outermost values stay within."""
+    """The value where the colors end: a power of two, at least 4, which all but the outermost values stay within."""
     high = float(np.nanpercentile(values, 99.5))
     return 2.0 ** min(max(math.ceil(math.log2(max(high, 1.0)) - 1e-9), 2), 6)
 
 
 def _levels(values: Floats, top: float) -> NDArray[np.int64]:
-    """The palette entries of values: 127 is the mean, 0 and 253 are where the colours end."""
+    """The palette entries of values: 127 is the mean, 0 and 253 are where the colors end."""
     logs = np.log2(values, where=values > 0, out=np.zeros(values.shape)) / math.log2(top)
     levels = np.round(127 + 127 * np.clip(logs, -1, 126 / 127)).astype(np.int64)
     levels[values <= 0] = _NOTHING
@@ -244,7 +244,7 @@ def _png(pixels: NDArray[np.int64], shade: int) -> bytes:
 
 
 def _colors(shade: int) -> bytes:
-    """The 256 colours of a picture: red, green and blue, a byte each."""
+    """The 256 colors of a picture: red, green and blue, a byte each."""
     anchors = [bytes.fromhex(HEAT[f"heat-{index}"][shade][1:]) for index in range(5)]
     places = np.linspace(0, 254, 5)
     channels = [np.interp(np.arange(254), places, [anchor[channel] for anchor in anchors]) for channel in range(3)]

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 from gossamer import units
 from gossamer.errors import UserError
 from gossamer.files import write_atomically
+from gossamer.hub.find import RUN_CONFIG
 from gossamer.reading import read_bytes
 from gossamer.yaml_files import MAX_YAML, parse_yaml
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-__all__ = ["CONFIG_FILE", "configuration", "render", "sections", "visible", "write_page"]
+__all__ = ["configuration", "render", "sections", "visible", "write_page"]
 
-CONFIG_FILE = "config.yaml"
 
 _HOME = "gossamer.report"
 _WRITERS = ("amount", "count", "duration", "energy", "flops", "hours", "money", "number", "percent", "size")
@@ -83,7 +83,7 @@ def visible(text: str) -> str:
 
 def configuration(run: Path) -> tuple[dict[str, Any], str]:
     """Return the merged configuration of a run, parsed and as text; what cannot be parsed is still shown as text."""
-    path = run / CONFIG_FILE
+    path = run / RUN_CONFIG
     if not path.is_file():
         return {}, ""
     text = visible(read_bytes(path, max_bytes=MAX_YAML).decode("utf-8", "replace"))

@@ -62,7 +62,7 @@ class Evaluation:
         loss: mean negative log-likelihood of a token, in nats
         perplexity: e^loss
         bits_per_byte: bits for a UTF-8 byte of the text, by which models with different tokenizers compare, those that
-            rewrite the text (Unicode normalisation, lower case) included; see `bytes_of_tokens`
+            rewrite the text (Unicode normalization, lower case) included; see `bytes_of_tokens`
         tokens: how many tokens were predicted
         mtp_acceptance: for each step of the multi-token-prediction head, the share of places where its likeliest token
             was the trunk's own, as at all earlier steps: the greedy drafts that decoding would accept
@@ -177,11 +177,11 @@ def bytes_of_tokens(file: TokenFile, tokenizer: Tokenizer) -> np.ndarray:
     for begin in range(0, file.num_tokens, _COUNTED_AT_ONCE):
         ids = file.read(begin, min(_COUNTED_AT_ONCE, file.num_tokens - begin))
         counts += np.bincount(ids, minlength=len(counts))
-    spelt = tokenizer.num_bytes_per_token().astype(np.float64)
-    total = float(counts @ spelt)
+    spelled = tokenizer.num_bytes_per_token().astype(np.float64)
+    total = float(counts @ spelled)
     if not total:  # only unknown tokens
         return np.full(len(counts), file.num_bytes / file.num_tokens)
-    return spelt * (file.num_bytes / total)
+    return spelled * (file.num_bytes / total)
 
 
 def _acceptance(greedy: list[Tensor], labels: Tensor, lengths: tuple[int, ...]) -> Tensor:

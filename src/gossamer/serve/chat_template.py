@@ -69,7 +69,7 @@ class RenderedPrompt:
 class ChatTemplate:
     """Renders conversations for one tokenizer.
 
-    A special token that a message spells out remains the characters that it is spelt with. So nobody ends a turn, or
+    A special token that a message spells out remains the characters that it is spelled with. So nobody ends a turn, or
     begins one of another role, by writing `<|im_end|>` into a message.
 
     Args:

@@ -81,7 +81,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
 
 
 class _Generation(Extension):
-    """The tags `{% generation %}` … `{% endgeneration %}` around what is learnt from, which a prompt ignores."""
+    """The tags `{% generation %}` … `{% endgeneration %}` around what is learned from, which a prompt ignores."""
 
     tags = {"generation"}  # noqa: RUF012, as the class above declares it
 

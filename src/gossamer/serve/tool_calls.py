@@ -88,7 +88,7 @@ def partial_suffix(text: str, *tags: str) -> int:
 
 
 class _CallParts:
-    """Collects the parts that a reader returns; neighbouring characters of arguments become one part."""
+    """Collects the parts that a reader returns; neighboring characters of arguments become one part."""
 
     def __init__(self) -> None:
         self._parts: list[CallPart] = []

@@ -158,9 +158,9 @@ def loss_and_gradients(states: Tensor, head: Tensor, table: BigramTable) -> tupl
         x, weights, shares = states[start:end], table.weights[start:end], table.shares[first:last]
         places = (table.rows[first:last] - start) * len(head) + table.followers[first:last]
         logits = x @ head.mT
-        normaliser = logits.logsumexp(1, keepdim=True)
-        loss += (weights * normaliser[:, 0]).sum() - (shares * logits.flatten()[places]).sum()
-        dlogits = logits.sub_(normaliser).exp_().mul_(weights.unsqueeze(1))
+        normalizer = logits.logsumexp(1, keepdim=True)
+        loss += (weights * normalizer[:, 0]).sum() - (shares * logits.flatten()[places]).sum()
+        dlogits = logits.sub_(normalizer).exp_().mul_(weights.unsqueeze(1))
         dlogits.view(-1).index_add_(0, places, -shares)
         torch.mm(dlogits, head, out=dstates[start:end])
         dhead.addmm_(dlogits.mT, x)

@@ -1,4 +1,4 @@
-"""Muon: momentum whose direction is orthogonalised, for the matrices inside the network.
+"""Muon: momentum whose direction is orthogonalized, for the matrices inside the network.
 
 Keller Jordan's Muon (kellerjordan.github.io/posts/muon) with the update scale and weight decay of Moonlight
 (arXiv 2502.16982): an orthogonal matrix of m × n has entries of root mean square 1/√max(m, n), so multiplying by
@@ -6,12 +6,12 @@ Keller Jordan's Muon (kellerjordan.github.io/posts/muon) with the update scale a
 
 What departs from the usual:
 
-- A fused projection is not one matrix. Its parts are orthogonalised separately: q, k, v, z and gate for each head,
+- A fused projection is not one matrix. Its parts are orthogonalized separately: q, k, v, z and gate for each head,
   gate and up of an expert, the two halves of the multi-token-prediction head's input.
 - All experts of a layer are one batched product.
 - float32 on a CPU and where the device has no fast bfloat16: `torch.optim.Muon` takes bfloat16 everywhere.
 - Of a matrix spread over processes, each gathers the whole direction and keeps its part of the result. Experts are
-  spread as wholes, so each process orthogonalises its own and nothing is gathered.
+  spread as wholes, so each process orthogonalizes its own and nothing is gathered.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class Muon(EagerOptimizer):
 
 
 def _gathered_matrices(tensor: Tensor) -> Tensor:
-    """Return what this process needs of a tensor to orthogonalise its part: all of a matrix, its own of the experts."""
+    """Return what this process needs of a tensor to orthogonalize its part: all of a matrix, its own of the experts."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) and tensor.ndim == 2 else to_local(tensor)
 
 

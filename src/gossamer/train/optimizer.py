@@ -19,7 +19,7 @@ from gossamer.train.world import to_local
 def is_decayed(name: str, parameter: Tensor) -> bool:
     """Whether weight decay applies to a parameter: to matrices, and to the q and k norms.
 
-    This is "zero-centred and weight-decayed layernorm" as Megatron-LM reads it: of the one-dimensional parameters it
+    This is "zero-centered and weight-decayed layernorm" as Megatron-LM reads it: of the one-dimensional parameters it
     applies to the two norms whose growth Qwen3-Next set out to bound.
     """
     return parameter.ndim > 1 or name.endswith(("q_norm.weight", "k_norm.weight"))

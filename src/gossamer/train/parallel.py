@@ -2,7 +2,7 @@
 
 All processes hold an equal part of everything. Each computes its own rows of a batch; a block's weights are gathered
 when it runs and its gradients are summed, not averaged, over the processes: a trainer divides its losses by the counts
-of the whole batch. With expert parallelism P, each group of P neighbours holds the experts of a layer together
+of the whole batch. With expert parallelism P, each group of P neighbors holds the experts of a layer together
 (`expert_parallel`), and only what a process owns of them is gathered over the groups.
 
 What departs from the usual:

@@ -144,7 +144,7 @@ class Learner:
         return sample_vocabulary(batch.labels, self.recipe.model.vocab_size, size) if size else None
 
     def _losses(self, out: Output, tokens: int) -> dict[str, tuple[float, Tensor]]:
-        """Return every loss of a micro-batch with its weight in the loss that is minimised.
+        """Return every loss of a micro-batch with its weight in the loss that is minimized.
 
         They add up over micro-batches and processes, as the gradients do: a router's loss counts by the micro-batch's
         share of the step's `tokens`, without padding.

@@ -24,7 +24,7 @@ from gossamer.errors import UserError
 from gossamer.reading import parse_number
 from gossamer.typed import Range, shown
 
-# The main process may tokenise a corpus while the others wait; a process that dies is noticed by torchrun, not by this.
+# The main process may tokenize a corpus while the others wait; a process that dies is noticed by torchrun, not by this.
 _TIMEOUT = timedelta(hours=2)
 _COUNTS = Range(0, 1 << 20)  # of processes and restarts
 
@@ -109,7 +109,7 @@ class World:
         return init_device_mesh(self.device.type, (self.size,), mesh_dim_names=("world",))
 
     def expert_mesh(self, expert_parallel: int) -> DeviceMesh:
-        """Return all processes in rows of `expert_parallel` neighbours: dimensions `data` and `expert`."""
+        """Return all processes in rows of `expert_parallel` neighbors: dimensions `data` and `expert`."""
         shape = (self.size // expert_parallel, expert_parallel)
         return init_device_mesh(self.device.type, shape, mesh_dim_names=("data", "expert"))
 

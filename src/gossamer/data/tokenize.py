@@ -4,15 +4,15 @@ An entry of the cache holds the token files of each part and, for all parts, `me
 hash of everything that it depends on: the documents, the split, the tokenizer and the version of this format. So it is
 never out of date, and is made again only if it is damaged.
 
-Documents are tokenised chunk by chunk (`documents.MAX_CHUNK`). A word that straddles two chunks of a large document may
-become other tokens than it would if the document was tokenised at once, but the text is the same to the byte, and the
+Documents are tokenized chunk by chunk (`documents.MAX_CHUNK`). A word that straddles two chunks of a large document may
+become other tokens than it would if the document was tokenized at once, but the text is the same to the byte, and the
 result is the same in every run.
 
 The tokenizer's own threads keep only a few cores busy, because what happens between two calls of it does not get faster
 with more cores. So each core gets a process, which receives batches of text and returns ids. Each process has at most
 one batch, so memory is bounded, and results are taken in the order of the batches, so they depend neither on the number
 of processes nor on which of them is fast. The processes are programs of their own
-(`python -m gossamer.data.tokenise`). They are not forked, which would copy the tokenizer's threads in whatever state
+(`python -m gossamer.data.tokenize`). They are not forked, which would copy the tokenizer's threads in whatever state
 they are, and not spawned by `multiprocessing`, which would run the caller's main script again. They end when their
 standard input does, so none of them outlives a caller that was killed.
 """
@@ -45,15 +45,15 @@ from gossamer.errors import UserError
 from gossamer.reading import read_json
 from gossamer.units import decimal_size
 
-__all__ = ["TokeniserProcesses", "open_or_tokenise"]
+__all__ = ["TokenizerProcesses", "open_or_tokenize"]
 
 _FORMAT = 1
-_BATCH = 1 << 22  # characters that all threads tokenise at once; the library's working memory is some 30 times that
-_PROCESS_BATCH = 1 << 20  # characters that one process of several tokenises at once
+_BATCH = 1 << 22  # characters that all threads tokenize at once; the library's working memory is some 30 times that
+_PROCESS_BATCH = 1 << 20  # characters that one process of several tokenizes at once
 _MIN_PROCESS_BYTES = 4 << 20  # bytes of text that are worth a process of their own
 
 
-def open_or_tokenise(
+def open_or_tokenize(
     config: CorpusConfig,
     *,
     digest: str,
@@ -63,7 +63,7 @@ def open_or_tokenise(
     tokenizer: Tokenizer,
     progress: ProgressDisplay,
 ) -> dict[str, TokenFile]:
-    """Open the token files of a text, by part; tokenise the text first if the cache does not hold them.
+    """Open the token files of a text, by part; tokenize the text first if the cache does not hold them.
 
     Args:
         config: gives the cache folder and the number of processes
@@ -72,7 +72,7 @@ def open_or_tokenise(
         read: yields the text
         num_bytes: UTF-8 bytes of the text
         tokenizer: the tokenizer of all parts
-        progress: shows how far the tokenising has come
+        progress: shows how far the tokenizing has come
 
     Raises:
         UserError: a part would hold no text, some text cannot be encoded, or a process or the disk fails.
@@ -90,8 +90,8 @@ def open_or_tokenise(
         return True
 
     def build(folder: Path) -> None:
-        with progress.stage(f"tokenising {decimal_size(num_bytes)}", num_bytes) as advance:
-            meta = _tokenise(folder, parts, read(), num_bytes, tokenizer, config.workers, advance)
+        with progress.stage(f"tokenizing {decimal_size(num_bytes)}", num_bytes) as advance:
+            meta = _tokenize(folder, parts, read(), num_bytes, tokenizer, config.workers, advance)
         (folder / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
 
     folder = config.cache_folder() / "shards" / fingerprint  # the name that earlier versions gave the folder
@@ -101,7 +101,7 @@ def open_or_tokenise(
     return opened
 
 
-def _tokenise(
+def _tokenize(
     folder: Path,
     parts: Sequence[str],
     chunks: Iterator[Chunk],
@@ -118,7 +118,7 @@ def _tokenise(
             stack.enter_context(writer.file)
         encoded: Iterator[tuple[list[Chunk], Sequence[Sequence[int] | npt.NDArray[Any]]]]
         if workers > 1:
-            encoded = stack.enter_context(TokeniserProcesses(tokenizer, workers)).encode(
+            encoded = stack.enter_context(TokenizerProcesses(tokenizer, workers)).encode(
                 _batches(chunks, _PROCESS_BATCH)
             )
         else:
@@ -157,8 +157,8 @@ def _batches(chunks: Iterator[Chunk], size: int) -> Iterator[list[Chunk]]:
 EncodedBatch = tuple[list[Chunk], list[npt.NDArray[Any]]]
 
 
-class TokeniserProcesses:
-    """Processes that tokenise; as a context manager it ends them.
+class TokenizerProcesses:
+    """Processes that tokenize; as a context manager it ends them.
 
     Args:
         tokenizer: each process gets a copy of it
@@ -168,7 +168,7 @@ class TokeniserProcesses:
     def __init__(self, tokenizer: Tokenizer, count: int) -> None:
         paths = [path or os.getcwd() for path in sys.path]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "TOKENIZERS_PARALLELISM": "false"}
-        command = [sys.executable, "-P", "-m", "gossamer.data.tokenise"]
+        command = [sys.executable, "-P", "-m", "gossamer.data.tokenize"]
         self._tokenizer: Tokenizer | None = tokenizer
         self.processes: list[subprocess.Popen[bytes]] = []
         try:
@@ -178,10 +178,10 @@ class TokeniserProcesses:
         except OSError as error:
             self.__exit__()
             raise UserError(
-                f"cannot start {count} processes to tokenise in ({error.strerror}); use fewer with --corpus.workers"
+                f"cannot start {count} processes to tokenize in ({error.strerror}); use fewer with --corpus.workers"
             ) from error
 
-    def __enter__(self) -> TokeniserProcesses:
+    def __enter__(self) -> TokenizerProcesses:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -244,7 +244,7 @@ def _died(process: subprocess.Popen[bytes], batch: Sequence[Chunk]) -> UserError
     if status < 0:
         how = f"was killed ({signal.Signals(-status).name}{', perhaps for lack of memory' if status == -9 else ''})"
     return UserError(
-        f"{_files_of(batch)}: the process that tokenised it {how}; nothing is left half-written; start again, "
+        f"{_files_of(batch)}: the process that tokenized it {how}; nothing is left half-written; start again, "
         "with --corpus.workers 1 if memory is short"
     )
 
@@ -255,7 +255,7 @@ def _files_of(batch: Sequence[Chunk]) -> str:
 
 
 def _run_process() -> None:
-    """Tokenise what comes in on standard input until it ends; a mistake of the user goes back as its line."""
+    """Tokenize what comes in on standard input until it ends; a mistake of the user goes back as its line."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the caller gets it, too, and ends this process
     source, sink = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints must not get among the answers

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 import gossamer
-from gossamer.data import tokenise as module
+from gossamer.data import tokenize as module
 from gossamer.data.config import CorpusConfig
 from gossamer.data.corpus import Chunk
 from gossamer.data.progress import ProgressDisplay
 from gossamer.data.token_files import TokenFile
-from gossamer.data.tokenise import TokeniserProcesses
+from gossamer.data.tokenize import TokenizerProcesses
 from gossamer.data.tokenizer import EOT, Tokenizer, char_tokenizer, train_bpe
 from gossamer.errors import UserError
 
@@ -33,7 +33,7 @@ def chunks() -> Iterator[Chunk]:
 def made(folder: Path, workers: int, tokenizer: Tokenizer = BPE) -> dict[str, TokenFile]:
     config = CorpusConfig(cache_dir=str(folder), workers=workers)
     total = sum(len(chunk.text.encode()) for chunk in chunks())
-    return module.open_or_tokenise(
+    return module.open_or_tokenize(
         config,
         digest="d",
         parts=("train", "validation"),
@@ -53,12 +53,12 @@ def test_any_number_of_processes_writes_the_same_bytes(tmp_path: Path, monkeypat
     monkeypatch.setattr(module, "_PROCESS_BATCH", 3000)
     started: list[int] = []
 
-    class Spy(TokeniserProcesses):
+    class Spy(TokenizerProcesses):
         def __init__(self, tokenizer: Tokenizer, count: int) -> None:
             started.append(count)
             super().__init__(tokenizer, count)
 
-    monkeypatch.setattr(module, "TokeniserProcesses", Spy)
+    monkeypatch.setattr(module, "TokenizerProcesses", Spy)
     for workers in (1, 2, 3, 1000):
         made(tmp_path / str(workers), workers)
     assert started == [2, 3, 4]  # a thousand would be less than _MIN_PROCESS_BYTES bytes for each
@@ -72,27 +72,27 @@ def test_a_dead_process_leaves_nothing_half_written(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(module, "_MIN_PROCESS_BYTES", 1000)
     monkeypatch.setattr(module, "_PROCESS_BATCH", 3000)
 
-    class Dying(TokeniserProcesses):
+    class Dying(TokenizerProcesses):
         def encode(self, batches: object) -> Iterator[object]:  # type: ignore[override]
             for number, found in enumerate(super().encode(batches)):  # type: ignore[arg-type]
                 if number == 2:
                     self.processes[0].kill()
                 yield found
 
-    monkeypatch.setattr(module, "TokeniserProcesses", Dying)
-    with pytest.raises(UserError, match=r"^a: the process that tokenised it was killed .*nothing is left half-w"):
+    monkeypatch.setattr(module, "TokenizerProcesses", Dying)
+    with pytest.raises(UserError, match=r"^a: the process that tokenized it was killed .*nothing is left half-w"):
         made(tmp_path, 2)
     assert list((tmp_path / "shards").iterdir()) == []
-    monkeypatch.setattr(module, "TokeniserProcesses", TokeniserProcesses)
+    monkeypatch.setattr(module, "TokenizerProcesses", TokenizerProcesses)
     assert made(tmp_path, 2)["train"].num_documents > 10
 
 
 MEASURED = """
 import sys
-from gossamer.data import tokenise
+from gossamer.data import tokenize
 from gossamer.data.config import CorpusConfig
 from gossamer.data.dataset import prepare
-tokenise._MIN_PROCESS_BYTES = int(sys.argv[3])
+tokenize._MIN_PROCESS_BYTES = int(sys.argv[3])
 data = prepare(CorpusConfig(paths=(sys.argv[1],), vocab_size=2048, cache_dir=sys.argv[2], workers=2), progress=False)
 print(data.train.num_bytes, sum(token_file.num_bytes for token_file in data.validation.values()), data.train.num_tokens)
 """
@@ -192,7 +192,7 @@ def batches(read: list[int] | None = None) -> Iterator[list[Chunk]]:
 @pytest.mark.parametrize("count", [1, 3])
 def test_the_same_ids_in_the_same_order(count: int) -> None:
     read: list[int] = []
-    with TokeniserProcesses(BPE, count) as encoders:
+    with TokenizerProcesses(BPE, count) as encoders:
         pids = [process.pid for process in encoders.processes]
         assert len(pids) == count
         for number, (batch, encoded) in enumerate(encoders.encode(batches(read)), 1):
@@ -205,7 +205,7 @@ def test_the_same_ids_in_the_same_order(count: int) -> None:
 
 
 def test_a_process_that_dies_is_reported_with_its_file() -> None:
-    with TokeniserProcesses(BPE, 2) as encoders:
+    with TokenizerProcesses(BPE, 2) as encoders:
         found = encoders.encode(batches())
         next(found)
         next(found)
@@ -224,14 +224,14 @@ def test_a_process_that_dies_is_reported_with_its_file() -> None:
 def test_a_process_that_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.executable", "/nowhere/python")
     with pytest.raises(UserError, match=r"^cannot start 2 processes .*No such file.*; use fewer with --corpus.workers"):
-        TokeniserProcesses(BPE, 2)
+        TokenizerProcesses(BPE, 2)
     monkeypatch.setattr("sys.executable", "/bin/false")
-    with TokeniserProcesses(BPE, 1) as encoders, pytest.raises(UserError, match="stopped with exit status 1"):
+    with TokenizerProcesses(BPE, 1) as encoders, pytest.raises(UserError, match="stopped with exit status 1"):
         list(encoders.encode(batches()))
 
 
 def test_text_that_cannot_be_encoded_is_named_with_its_file() -> None:
-    with TokeniserProcesses(char_tokenizer(TEXTS), 2) as encoders:
+    with TokenizerProcesses(char_tokenizer(TEXTS), 2) as encoders:
         bad = [Chunk("train", True, "text ß", Path("bad.txt")), Chunk("train", True, "text", Path("good.txt"))]
         with pytest.raises(UserError, match=r"^bad.txt to good.txt: character 'ß' .* --tokenizer bpe"):
             list(encoders.encode([bad]))
