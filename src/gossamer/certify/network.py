@@ -9,33 +9,13 @@ from itertools import accumulate
 import torch
 
 from gossamer import device as devices
+from gossamer.certify.inputs import CONFIG
 from gossamer.data.packing import Batch
 from gossamer.model.causal_lm import CausalLM
-from gossamer.model.config import ModelConfig
 from gossamer.train.config import OptimizerConfig, TrainingConfig
 from gossamer.train.recipe import Recipe
 from gossamer.train.step import Learner
 
-# Widths of whole 16 bytes in bfloat16, which the faster implementations ask for.
-CONFIG = ModelConfig(
-    vocab_size=96,
-    hidden_size=64,
-    intermediate_size=96,
-    num_hidden_layers=2,
-    full_attention_interval=2,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    head_dim=32,
-    linear_num_key_heads=2,
-    linear_num_value_heads=4,
-    linear_key_head_dim=16,
-    linear_value_head_dim=16,
-    num_experts=4,
-    num_experts_per_tok=2,
-    moe_intermediate_size=32,
-    shared_expert_intermediate_size=32,
-    max_position_embeddings=128,
-)
 ROWS, LENGTH = 4, 96
 LEARNING_RATE = 3e-3
 
