@@ -88,9 +88,9 @@ def parse(verb: str, function: Verb, words: Sequence[str]) -> dict[str, Any]:
     """Read the words after a verb into the keyword arguments of its function.
 
     Parameters that are not given are left out; those that are dataclasses are always there. The words of a flag's name
-    may be joined by dashes as well as by underscores. A function that takes a recipe's values
-    gets those that were given, by dotted name; its `--help` names the recipe's sections, `--help SECTION` lists one and
-    `--help all` all of them.
+    may be joined by dashes as well as by underscores. A function that takes a recipe's values gets those that were
+    given, by dotted name; its `--help` names the recipe's sections, `--help SECTION` lists one and `--help all` all of
+    them.
 
     Raises:
         UserError: an unknown flag, a value of another type, too many words or too few.
