@@ -32,7 +32,6 @@ __all__ = [
     "Overhead",
     "Work",
     "read_ledger",
-    "work_from",
 ]
 
 LEDGER_FILE = "ledger.json"
@@ -310,19 +309,6 @@ class Ledger:
         found = checked(parse_json(content, where, _REMEDY), cls, where, _REMEDY)
         found.accounts = cls().accounts | found.accounts
         return found
-
-
-def work_from(record: Mapping[str, Any] | None, where: str = LEDGER_FILE) -> Work:
-    """Read an account from the form that `dataclasses.asdict` gives it.
-
-    Args:
-        record: the account; None means an empty one
-        where: name of its file, for messages
-
-    Raises:
-        UserError: it is no account.
-    """
-    return checked(record or {}, Work, where, _REMEDY)
 
 
 def read_ledger(run: Path) -> Ledger | None:
