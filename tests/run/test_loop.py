@@ -158,7 +158,8 @@ def test_a_run_that_the_device_cannot_hold_is_refused_before_it_reads_or_builds(
     monkeypatch.setattr(devices, "memory_bytes", lambda device: 1 << 20)
     for place, name in ((loop, "prepare"), (Learner, "from_seed")):
         monkeypatch.setattr(place, name, lambda *given, **named: pytest.fail("too late"))
-    with pytest.raises(UserError, match=r"^training would take about [\d.,]+ [MG]iB of memory, and cpu has 1\.00 MiB; "):
+    message = r"^training would take about [\d.,]+ [MG]iB of memory, and cpu has 1\.00 MiB; "
+    with pytest.raises(UserError, match=message):
         loop.train(tiny_recipe, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
