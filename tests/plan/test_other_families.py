@@ -28,6 +28,7 @@ NEXT = EXPERTS | {
     "num_experts": 8, "shared_expert_intermediate_size": 96, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
     "linear_key_head_dim": 32, "linear_value_head_dim": 32, "head_dim": 64,
 }  # fmt: skip
+NEXT_DENSE = {key: one for key, one in NEXT.items() if "expert" not in key and key not in EXPERTS}
 CLASSES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", {}),
     "mistral": ("MistralConfig", {}),
@@ -41,6 +42,8 @@ CLASSES: dict[str, tuple[str, dict[str, Any]]] = {
     "deepseek_v2": ("DeepseekV2Config", LATENT),
     "deepseek_v3": ("DeepseekV3Config", LATENT | {"n_group": 1, "topk_group": 1}),
     "qwen3_next": ("Qwen3NextConfig", NEXT),
+    "qwen3_5_text": ("Qwen3_5TextConfig", NEXT_DENSE),
+    "qwen3_5_moe_text": ("Qwen3_5MoeTextConfig", NEXT),
 }
 
 

@@ -1,4 +1,4 @@
-"""The configuration of a network: Hugging Face's keys and defaults for Qwen3-Next.
+"""The configuration of a network: Hugging Face's keys, and its defaults for Qwen3-Next.
 
 Departures from Hugging Face's class: it is frozen, refuses what it does not know, and knows its multi-token-prediction
 head (`num_nextn_predict_layers`).
@@ -9,33 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from gossamer.errors import FieldError, UserError, did_you_mean
+from gossamer.errors import FieldError
+from gossamer.model.config_json import MODEL_TYPES, fields_from_json, json_from_fields
 from gossamer.typed import SET_BY_BUDGET, Range, Unit, check_fields, reject_unknown_fields, shown
 
 LINEAR, FULL = "linear_attention", "full_attention"
-
-# Keys of a config.json that say nothing about the network itself: today's, and those that transformers once wrote out.
-_IGNORED_KEYS = frozenset(
-    "architectures model_type torch_dtype dtype transformers_version use_cache output_router_logits "
-    "bos_token_id eos_token_id pad_token_id sep_token_id decoder_start_token_id sliding_window max_window_layers "
-    "output_attentions output_hidden_states return_dict chunk_size_feed_forward is_encoder_decoder is_decoder id2label "
-    "label2id problem_type finetuning_task task_specific_params tokenizer_class prefix auto_map torchscript "
-    "use_bfloat16 tf_legacy_loss pruned_heads add_cross_attention cross_attention_hidden_size tie_encoder_decoder "
-    "max_length min_length do_sample early_stopping num_beams num_beam_groups diversity_penalty temperature top_k "
-    "top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids "
-    "num_return_sequences output_scores return_dict_in_generate forced_bos_token_id forced_eos_token_id "
-    "remove_invalid_values exponential_decay_length_penalty suppress_tokens begin_suppress_tokens".split()
-)
-# Keys whose only accepted values are these: any other would change the mathematics that is implemented.
-_FIXED_KEYS: dict[str, tuple[Any, ...]] = {
-    "hidden_act": ("silu",),
-    "attention_dropout": (0, 0.0, None),
-    "rope_scaling": (None, {"type": "default"}, {"rope_type": "default"}),
-    "use_sliding_window": (False, None),
-}
-MODEL_TYPE = "qwen3_next"
 
 # Ranges some orders of magnitude beyond every network that was trained or planned, and within what can be counted.
 _Vocabulary = Annotated[int, Range(1, 1 << 24)]
@@ -75,9 +55,10 @@ class LinearAttentionSizes:
 @reject_unknown_fields
 @dataclass(frozen=True)
 class ModelConfig(LinearAttentionSizes):
-    """A Qwen3-Next network.
+    """A network of Qwen3-Next or of its successors.
 
     Attributes:
+        model_type: the architecture under which Hugging Face knows it; it decides how a checkpoint is written
         vocab_size: number of token ids
         hidden_size: width of the residual stream
         intermediate_size: width of a dense feed-forward layer (see mlp_only_layers and decoder_sparse_step)
@@ -110,6 +91,7 @@ class ModelConfig(LinearAttentionSizes):
         num_nextn_predict_layers: 1 adds a multi-token-prediction head, 0 leaves it out
     """
 
+    model_type: Literal["qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"] = "qwen3_next"
     vocab_size: _Vocabulary = 151936
     hidden_size: Annotated[_Width, SET_BY_BUDGET] = 2048
     intermediate_size: Annotated[_Width, SET_BY_BUDGET] = 5632
@@ -177,6 +159,14 @@ class ModelConfig(LinearAttentionSizes):
             "num_experts_per_tok",
             f" = {self.num_experts_per_tok} exceeds num_experts = {self.num_experts}",
         )
+        for key, value in MODEL_TYPES[self.model_type].fixed.items():
+            problem = f" = {shown(getattr(self, key))}: must be {shown(value)} with model_type {self.model_type!r}"
+            require(getattr(self, key) == value, key, problem)
+        require(
+            self.model_type != "qwen3_5_moe_text" or self.num_experts > 0,
+            "num_experts",
+            " = 0: a dense network has model_type 'qwen3_5_text'",
+        )
         self._check_layers(require)
 
     def _check_layers(self, require: Callable[[bool, str, str], None]) -> None:
@@ -221,35 +211,8 @@ class ModelConfig(LinearAttentionSizes):
         Raises:
             UserError: another architecture, an unknown key, or a value this implementation does not compute.
         """
-        values = dict(values)
-        model_type = values.get("model_type", MODEL_TYPE)
-        if model_type != MODEL_TYPE:
-            raise UserError(f"model_type {shown(model_type)} is another architecture; gossamer reads {MODEL_TYPE!r}")
-        rope = values.pop("rope_parameters", None)
-        if not isinstance(rope, dict | None):
-            raise UserError(f"rope_parameters = {shown(rope)}: expected an object")
-        rope = rope or {}
-        if rope.get("rope_type") not in (None, "default"):
-            raise UserError(f"rope_type {shown(rope['rope_type'])} is not supported; gossamer computes 'default'")
-        values.update({key: rope[key] for key in ("rope_theta", "partial_rotary_factor") if key in rope})
-        for key, allowed in _FIXED_KEYS.items():
-            if key in values and (value := values.pop(key)) not in allowed:
-                raise UserError(f"{key} = {shown(value)} is not supported; gossamer computes {key} = {allowed[0]!r}")
-        known = {field.name for field in fields(cls)}
-        for key in [key for key in values if key not in known]:
-            if key not in _IGNORED_KEYS and not key.startswith("_"):
-                raise UserError(f"unknown model key {shown(key)}{did_you_mean(key, known)}")
-            del values[key]
-        return cls(**values)
+        return cls(**fields_from_json(values, {field.name for field in fields(cls)}))
 
     def to_dict(self) -> dict[str, Any]:
         """The contents of a config.json that transformers, vLLM and SGLang read."""
-        values = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
-        rope = {key: values[key] for key in ("rope_theta", "partial_rotary_factor")}
-        return values | {
-            "architectures": ["Qwen3NextForCausalLM"],
-            "model_type": MODEL_TYPE,
-            "hidden_act": "silu",
-            "layer_types": list(self.mixers),
-            "rope_parameters": {"rope_type": "default", **rope},
-        }
+        return json_from_fields(asdict(self) | {"layer_types": self.mixers})

@@ -13,13 +13,14 @@ from typing import Annotated, Any
 from gossamer.cost.layer import FeedForward, Layer, Mixer
 from gossamer.cost.network import Network, network_of
 from gossamer.errors import UserError, did_you_mean
-from gossamer.model.config import FULL, MODEL_TYPE, ModelConfig
+from gossamer.model.config import FULL, ModelConfig
+from gossamer.model.config_json import MODEL_TYPES, language_model
 from gossamer.typed import Range, convert, shown
 
 _DENSE = frozenset("llama mistral qwen2 qwen3 olmo2 olmo3 smollm3".split())
 _SPARSE = frozenset("qwen3_moe bailing_moe dots1".split())
 _LATENT = frozenset("deepseek_v2 deepseek_v3 pangu_ultra_moe".split())
-FAMILIES = sorted(_DENSE | _SPARSE | _LATENT | {MODEL_TYPE})
+FAMILIES = sorted(_DENSE | _SPARSE | _LATENT | MODEL_TYPES.keys())
 
 # What the language model of a checkpoint that also sees pictures is called.
 _INNER = {
@@ -68,7 +69,7 @@ def network_from_json(values: Mapping[str, Any], name: str) -> Network:
 def _network(values: Mapping[str, Any], name: str) -> Network:
     values = _language_model(values)
     family = values.get("model_type")
-    if family == MODEL_TYPE:
+    if isinstance(family, str) and family in MODEL_TYPES:
         return network_of(ModelConfig.from_dict(dict(values)), name)
     if not isinstance(family, str) or family not in FAMILIES:
         hint = did_you_mean(str(family), FAMILIES)
@@ -96,6 +97,7 @@ def _network(values: Mapping[str, Any], name: str) -> Network:
 
 def _language_model(values: Mapping[str, Any]) -> Mapping[str, Any]:
     """The part of a config.json that describes the language model, with the name of its family."""
+    values = language_model(values)
     inner = values.get("text_config")
     if isinstance(inner, dict) and values.get("model_type") not in FAMILIES:
         values = {"tie_word_embeddings": values.get("tie_word_embeddings")} | inner
