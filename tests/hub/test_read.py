@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 import gossamer
 from gossamer import UserError
 from gossamer.hub import names, shards, write
+from gossamer.hub.layout import forms
 
 EXPERT = "model.layers.0.mlp.experts.2.gate_proj.weight"
 
@@ -34,8 +35,8 @@ def edit_weights(folder: Path, change) -> None:
 def stack_experts(tensors: dict[str, torch.Tensor], model) -> None:
     for parameter, tensor in model.named_parameters():
         if ".experts." in parameter:
-            for name, _ in names.released_names(parameter, tensor.shape):
-                del tensors[name]
+            for piece in forms(parameter, tensor.shape, model.config)[1]:
+                del tensors[piece.name]
             tensors[parameter] = tensor.detach().clone()
 
 

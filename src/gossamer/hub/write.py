@@ -8,6 +8,7 @@ crash between two renames leaves no mixture of two checkpoints that could be loa
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -22,7 +23,8 @@ from torch import Tensor
 from gossamer.errors import UserError
 from gossamer.files import building, disk_errors, publish, sync, sync_tree
 from gossamer.hub.find import CONFIG, find_model
-from gossamer.hub.names import EMBEDDING, INDEX, SHARD_PATTERN, is_weight_file, released_tensors
+from gossamer.hub.layout import Layout, Piece, released_layout, tensors_in
+from gossamer.hub.names import EMBEDDING, INDEX, SHARD_PATTERN, is_weight_file
 from gossamer.hub.read import load
 from gossamer.hub.shards import utf8_path
 from gossamer.model.causal_lm import CausalLM
@@ -116,22 +118,26 @@ def _write_model(
         if companions is not None:
             companions(temporary)
         _write_config(model, temporary, extra)
-        _write_weights(model, temporary)
+        _write_weights(model, temporary, released_layout(model.config.model_type))
         _publish(temporary, directory)
 
 
 # Writing.
 
 
-def _write_weights(model: CausalLM, folder: Path) -> None:
-    tensors = released_tensors(model)
+def _write_weights(model: CausalLM, folder: Path, layout: Layout) -> None:
+    tensors = tensors_in(layout, model, model.config)
+    sizes = {name: _bytes(parameter, piece) for name, (parameter, piece) in tensors.items()}
     split = split_state_dict_into_shards_factory(
-        tensors, get_storage_size=_bytes, filename_pattern=SHARD_PATTERN, max_shard_size=_SHARD_BYTES
+        sizes, get_storage_size=int, filename_pattern=SHARD_PATTERN, max_shard_size=_SHARD_BYTES
     )
     for file, names in split.filename_to_tensors.items():
-        # On the host, since safetensors asks tensors for addresses that those of a plug-in may not have. They are
-        # contiguous already, unless a caller has set a parameter to a view; then it is copied.
-        shard = {name: tensors[name].cpu().contiguous() for name in names}
+        # On the host, since safetensors asks tensors for addresses that those of a plug-in may not have. They are views
+        # of the network, unless rows are put in another order or a caller has set a parameter to a view.
+        shard = {}
+        for name in names:
+            parameter, piece = tensors[name]
+            shard[name] = piece.read(parameter).cpu().contiguous()
         try:
             with utf8_path(folder / file) as path:
                 save_file(shard, path, metadata={"format": "pt"})
@@ -143,8 +149,8 @@ def _write_weights(model: CausalLM, folder: Path) -> None:
         _write_json(folder / INDEX, index)
 
 
-def _bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.itemsize
+def _bytes(parameter: Tensor, piece: Piece) -> int:
+    return math.prod(piece.shape(parameter)) * parameter.itemsize
 
 
 def _write_config(model: CausalLM, folder: Path, extra: dict[str, Any]) -> None:
