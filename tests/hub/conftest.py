@@ -1,9 +1,14 @@
 """A network of every kind of part, small enough to be written and read many times a second."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from gossamer import CausalLM, ModelConfig
+from gossamer.hub.layout import Layout, tensors_in
 
 SMALL = {
     "vocab_size": 64,
@@ -55,6 +60,23 @@ def same_weights():
         )
 
     return same_weights
+
+
+@pytest.fixture
+def write():
+    """Writes a network as a checkpoint in any layout, whatever is written by the package."""
+
+    def write(model: CausalLM, folder: Path, layout: Layout, change=None, **config) -> Path:
+        folder.mkdir(exist_ok=True)
+        parts = tensors_in(layout, model, model.config)
+        tensors = {name: piece.read(parameter).contiguous() for name, (parameter, piece) in parts.items()}
+        if change is not None:
+            change(tensors)
+        save_file(tensors, folder / "model.safetensors")
+        (folder / "config.json").write_text(json.dumps(model.config.to_dict() | config))
+        return folder
+
+    return write
 
 
 @pytest.fixture

@@ -4,22 +4,21 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, settings
 
 from gossamer import CausalLM, ModelConfig, UserError
-from gossamer.hub.layout import Layout, Piece, forms, layout_of, released_layout, tensors_in
-from model_configs import configs
-
-layouts = st.builds(
+from gossamer.hub.layout import (
     Layout,
-    trunk=st.sampled_from(["model.", "model.language_model.", "language_model.model.", "language_model.", ""]),
-    mtp=st.sampled_from(["mtp.", "model.mtp.", "language_model.mtp.", "model.language_model.mtp."]),
-    head=st.sampled_from(["lm_head.weight", "language_model.lm_head.weight"]),
-    flat_projections=st.booleans(),
-    stacked_experts=st.booleans(),
-    stacked_mtp_experts=st.booleans(),
+    Piece,
+    forms,
+    layout_of,
+    named_layout,
+    released_layout,
+    tensors_in,
+    written_layout,
 )
+from hub_layouts import layouts
+from model_configs import configs
 
 
 def build(config: ModelConfig) -> CausalLM:
@@ -29,6 +28,7 @@ def build(config: ModelConfig) -> CausalLM:
     return model
 
 
+@settings(max_examples=30, deadline=None)
 @given(config=configs())
 def test_the_pieces_of_every_form_cover_the_parameter_once(config: ModelConfig) -> None:
     for name, parameter in build(config).named_parameters():
@@ -46,6 +46,7 @@ def test_the_pieces_of_every_form_cover_the_parameter_once(config: ModelConfig) 
             assert len({piece.name for piece in pieces}) == len(pieces)
 
 
+@settings(max_examples=30, deadline=None)
 @given(config=configs(), layout=layouts)
 def test_the_names_tell_the_layout(config: ModelConfig, layout: Layout) -> None:
     model = build(config)
@@ -107,3 +108,28 @@ def test_a_mixture_of_prefixes_is_refused(names: list[str]) -> None:
     with pytest.raises(UserError, match="two prefixes") as refusal:
         layout_of(names, "qwen3_5_text")
     assert all(name in str(refusal.value) for name in names)
+
+
+def test_a_layout_by_its_name_changes_the_model_type() -> None:
+    config = ModelConfig(num_experts=4, num_experts_per_tok=2)
+    layout, same = named_layout("qwen3_next", config)
+    assert (layout, same) == (released_layout("qwen3_next"), config)
+    for name, trunk, stacked in (
+        ("qwen3_5", "model.", True),
+        ("qwen3_5_per_expert", "model.", False),
+        ("qwen3_5_language_model", "model.language_model.", True),
+    ):
+        layout, newer = named_layout(name, config)
+        assert newer == replace(config, model_type="qwen3_5_moe_text")
+        assert (layout.trunk, layout.stacked_experts, layout.flat_projections) == (trunk, stacked, True)
+        assert named_layout("qwen3_next", newer)[1] == config
+    assert named_layout("qwen3_5", replace(config, num_experts=0))[1].model_type == "qwen3_5_text"
+    with pytest.raises(UserError, match="layout qwen3_5: mlp_only_layers"):
+        named_layout("qwen3_5", replace(config, mlp_only_layers=(0,)))
+
+
+def test_what_is_read_is_written_where_other_programs_look() -> None:
+    wrapped = Layout(trunk="language_model.model.", mtp="language_model.mtp.", head="language_model.lm_head.weight")
+    assert written_layout(wrapped) == Layout()
+    assert written_layout(replace(wrapped, trunk="model.language_model.")) == Layout(trunk="model.language_model.")
+    assert written_layout(replace(wrapped, stacked_mtp_experts=True)) == Layout(stacked_mtp_experts=True)

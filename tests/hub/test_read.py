@@ -300,7 +300,7 @@ def test_quantized_checkpoints(saved) -> None:
         ({"model_type": "llama"}, "llama"),
         ({"num_expert": 4}, "num_experts"),
         ({"hidden_act": "gelu"}, "gelu"),
-        ({"num_nextn_predict_layers": 3}, "num_nextn_predict_layers"),
+        ({"num_nextn_predict_layers": -1}, "num_nextn_predict_layers"),
     ],
 )
 def test_configurations_that_are_refused(saved, changes, named) -> None:

@@ -3,29 +3,50 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from gossamer.errors import UserError
+from gossamer.errors import UserError, shorten
+from gossamer.hub.quantization import Block, read_block
 from gossamer.model.config import ModelConfig
+from gossamer.model.config_json import MTP_KEY, keys_not_for_text, language_model, promised_mtp_layers
 from gossamer.reading import read_object, user_path
 
 CONFIG = "config.json"
+ADAPTER_CONFIG = "adapter_config.json"  # PEFT's
 RUN_CONFIG = "config.yaml"  # the recipe in a run's folder
 
 
-def read_config(folder: Path) -> tuple[dict[str, Any], ModelConfig]:
-    """Return what a model's config.json says, as it stands there and as a `ModelConfig`.
+@dataclass(frozen=True)
+class StoredConfig:
+    """What the config.json of a checkpoint says.
+
+    Attributes:
+        network: the language model
+        mtp_layers: how many layers of multi-token prediction are promised, which may be more than the files hold
+        block: rows and columns of a block of FP8 weights; None: the checkpoint is not quantized
+        not_for_text: keys that are not read since they cannot matter for text
+    """
+
+    network: ModelConfig
+    mtp_layers: int
+    block: Block | None
+    not_for_text: list[str]
+
+
+def read_config(folder: Path) -> StoredConfig:
+    """Return what a model's config.json says.
 
     Raises:
         UserError: it cannot be read, or describes what gossamer does not compute; the line names the file.
     """
     file = folder / CONFIG
     values = read_object(file)
-    if "quantization_config" in values:
-        raise UserError(f"{file}: a quantized checkpoint; gossamer reads float32, bfloat16 and float16 ones")
     try:
-        return values, ModelConfig.from_dict(values)
+        inner = language_model(values)
+        layers = promised_mtp_layers(inner)
+        network = ModelConfig.from_dict(inner | {MTP_KEY: min(layers, 1)})
+        return StoredConfig(network, layers, read_block(values), keys_not_for_text(values))
     except UserError as error:
         raise UserError(f"{file}: {error}") from error
 
@@ -42,6 +63,12 @@ def find_model(path: str | Path, of_any_kind: bool = False) -> Path:
             before anything else that may be wrong with it.
     """
     folder = user_path(path)
+    if (adapter := folder / ADAPTER_CONFIG).is_file():
+        base = shorten(read_object(adapter).get("base_model_name_or_path"))
+        raise UserError(
+            f"{path}: holds an adapter ({ADAPTER_CONFIG}) of the model {base}, no model; merge it into that one, "
+            "as peft's merge_and_unload does, and save the result"
+        )
     for candidate in (folder, folder / "model"):
         if (candidate / CONFIG).is_file():
             if not of_any_kind:

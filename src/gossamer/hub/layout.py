@@ -18,7 +18,7 @@ The names in the files decide, not `model_type`: released, merged and converted 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -35,7 +35,7 @@ _TRUNK_PREFIXES = ("model.", "model.language_model.", "language_model.model.", "
 _WRAPPERS = ("", "model.", "language_model.", "model.language_model.", "language_model.model.")
 _MTP_PREFIXES = tuple(wrapper + MTP_PREFIX for wrapper in _WRAPPERS)
 _VISION_PREFIXES = ("model.visual.", "visual.", "vision_tower.")
-_GATE_UP, _DOWN = ".mlp.experts.gate_up_proj", ".mlp.experts.down_proj"
+GATE_UP, _DOWN = ".mlp.experts.gate_up_proj", ".mlp.experts.down_proj"
 _FIRST_EXPERT = ".mlp.experts.0."
 _QKVZ, _BA = ".linear_attn.in_proj_qkvz.weight", ".linear_attn.in_proj_ba.weight"
 
@@ -79,6 +79,9 @@ class Layout:
         return whole
 
 
+_STACKED = Layout(flat_projections=True, stacked_experts=True, stacked_mtp_experts=True)
+
+
 @dataclass(frozen=True)
 class Piece:
     """A tensor of a checkpoint as a part of a parameter of the network.
@@ -115,7 +118,7 @@ class Piece:
 def forms(parameter: str, shape: torch.Size, config: ModelConfig) -> list[list[Piece]]:
     """Return the ways in which checkpoints hold a parameter of the network: first as one tensor, as it stands."""
     found = [[Piece(parameter)]]
-    if parameter.endswith(_GATE_UP):
+    if parameter.endswith(GATE_UP):
         found.append(list(_gates_and_ups(parameter.removesuffix("gate_up_proj"), shape)))
     elif parameter.endswith(_DOWN):
         prefix = parameter.removesuffix("down_proj")
@@ -153,11 +156,43 @@ def _flat_rows(key_heads: int, value_heads: int, key_dim: int, value_dim: int) -
 
 # Which layout.
 
+NAMED_LAYOUTS = {
+    "qwen3_next": Layout(),
+    "qwen3_5": _STACKED,
+    "qwen3_5_per_expert": Layout(flat_projections=True),
+    "qwen3_5_language_model": replace(_STACKED, trunk="model.language_model."),
+}
+"""The layouts that a model can be written in on request; each one's config.json has a model type of the same family."""
+
+
+def named_layout(name: str, config: ModelConfig) -> tuple[Layout, ModelConfig]:
+    """Return a layout by its name, and the configuration of the same network with the model type that is read so.
+
+    Raises:
+        UserError: that model type does not have such networks; the message names the field.
+    """
+    layout = NAMED_LAYOUTS[name]
+    try:
+        if not layout.flat_projections:
+            return layout, replace(config, model_type="qwen3_next")
+        return layout, replace(config, model_type="qwen3_5_moe_text" if config.num_experts else "qwen3_5_text")
+    except UserError as error:
+        raise UserError(f"layout {name}: {error}") from error
+
+
+def written_layout(read: Layout) -> Layout:
+    """Return the layout in which a checkpoint that was read is written.
+
+    It is the same, except that the head lies at the top and the trunk where transformers, vLLM and SGLang look for the
+    trunk of a language model.
+    """
+    trunk = read.trunk if read.trunk == "model.language_model." else TRUNK_PREFIX
+    return replace(read, trunk=trunk, mtp=MTP_PREFIX, head=LM_HEAD)
+
 
 def released_layout(model_type: str) -> Layout:
     """Return the layout in which the models of a type are released, and transformers, vLLM and SGLang read them."""
-    newer = model_type != "qwen3_next"
-    return Layout(flat_projections=newer, stacked_experts=newer, stacked_mtp_experts=newer)
+    return Layout() if model_type == "qwen3_next" else _STACKED
 
 
 def layout_of(names: Collection[str], model_type: str) -> Layout:
@@ -177,8 +212,8 @@ def layout_of(names: Collection[str], model_type: str) -> Layout:
         mtp=released.mtp if mtp is None else mtp,
         head=LM_HEAD if head is None else head + LM_HEAD,
         flat_projections=_first_of(others, ".in_proj_qkv.", ".in_proj_qkvz.", released.flat_projections),
-        stacked_experts=_first_of(others, _GATE_UP, _FIRST_EXPERT, released.stacked_experts),
-        stacked_mtp_experts=_first_of(in_mtp, _GATE_UP, _FIRST_EXPERT, released.stacked_mtp_experts),
+        stacked_experts=_first_of(others, GATE_UP, _FIRST_EXPERT, released.stacked_experts),
+        stacked_mtp_experts=_first_of(in_mtp, GATE_UP, _FIRST_EXPERT, released.stacked_mtp_experts),
     )
 
 

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +21,16 @@ from torch.overrides import TorchFunctionMode
 from gossamer import device as devices
 from gossamer.cost.network import count_network
 from gossamer.errors import UserError, shorten
-from gossamer.hub.find import find_model, read_config
-from gossamer.hub.layout import Layout, Piece, forms, is_mtp, is_vision, layout_of
+from gossamer.hub.checkpoint import Checkpoint, open_checkpoint
+from gossamer.hub.fp8 import SCALE_SUFFIX, dequantized
+from gossamer.hub.layout import Piece, forms
 from gossamer.hub.names import EMBEDDING, MTP_PREFIX, first_few, load_dtype, tensors_of
-from gossamer.hub.shards import DTYPES, SAVE_AGAIN, StoredTensor, read_header, read_headers, read_rows
+from gossamer.hub.shards import DTYPES, FP8, SAVE_AGAIN, StoredTensor, read_header, read_rows
 from gossamer.model.causal_lm import CausalLM
-from gossamer.model.config import ModelConfig
 from gossamer.model.experts import Router
 from gossamer.units import count
 
 log = logging.getLogger("gossamer")
-
-_MTP_KEY = "num_nextn_predict_layers"
 
 
 def load(path: str | Path, dtype: torch.dtype | None = None, device: str | torch.device = "cpu") -> CausalLM:
@@ -57,93 +54,86 @@ def load(path: str | Path, dtype: torch.dtype | None = None, device: str | torch
     if dtype is not None and dtype not in DTYPES.values():
         raise UserError(f"dtype = {dtype!r}: must be torch.float32, bfloat16, float16 or float64")
     where = devices.resolve(device) if isinstance(device, str) else device
-    folder = find_model(path)
-    values, config = read_config(folder)
-    stored, vision = _without_vision(read_headers(folder))
-    layout = read_layout(stored, config, folder)
-    config = replace(config, num_nextn_predict_layers=int(any(map(is_mtp, stored))))
-    _require_size(config, stored, folder)
+    return load_weights(open_checkpoint(path), dtype, where)
+
+
+def load_weights(
+    checkpoint: Checkpoint, dtype: torch.dtype | None = None, where: torch.device | None = None
+) -> CausalLM:
+    """Load the model of a checkpoint as `load` does; by default on the CPU."""
+    where = torch.device("cpu") if where is None else where
+    _require_size(checkpoint)
     with torch.device("meta"), _Uninitialized():
-        model = CausalLM(config, random_weights=False)
-        _add_router_biases(model, stored, layout)
-    places = _match(model, stored, layout, folder)
-    dtypes = _dtypes(stored, places, dtype)
+        model = CausalLM(checkpoint.config, random_weights=False)
+        _add_router_biases(model, checkpoint)
+    places = _match(model, checkpoint)
+    dtypes = _dtypes(checkpoint.stored, places, dtype)
     if not all(devices.can_hold(where, one) for one in dtypes.values()):
-        raise UserError(f"{folder}: float64, which {where} does not have; load it as torch.float32, or on the CPU")
+        problem = f"float64, which {where} does not have; load it as torch.float32, or on the CPU"
+        raise UserError(f"{checkpoint.folder}: {problem}")
     _allocate(model, dtypes, where)
     with _one_thread():
-        _fill(model, stored, places)
-    if config.tie_word_embeddings and layout.head in stored:
-        _check_tied(model, stored[layout.head].file, layout)
-    _report(folder, model, vision, promised=bool(values.get(_MTP_KEY)))
+        _fill(model, checkpoint, places)
+    if checkpoint.config.tie_word_embeddings and checkpoint.layout.head in checkpoint.stored:
+        _check_tied(model, checkpoint.stored[checkpoint.layout.head].file, checkpoint.layout.head)
+    _report(checkpoint)
     return model.eval()
 
 
-def _report(folder: Path, model: CausalLM, vision: Sequence[str], promised: bool) -> None:
-    """Log what was loaded: with a multi-token-prediction head or without, and what was skipped."""
-    if vision:
-        log.info("%s: skipped the %d tensors of its vision tower (%s, …)", folder, len(vision), shorten(vision[0]))
-    if model.mtp is None and promised:
+def _report(checkpoint: Checkpoint) -> None:
+    """Log what was loaded: with a multi-token-prediction head or without, and what was left out."""
+    folder, said, vision = checkpoint.folder, checkpoint.said, checkpoint.vision
+    tower = [f"the {len(vision)} tensors of a vision tower ({shorten(vision[0])} …)"] if vision else []
+    if left_out := [*said.not_for_text, *tower]:
+        log.info("%s: read for text alone, without %s", folder, ", ".join(left_out))
+    layers = checkpoint.config.num_nextn_predict_layers
+    if said.mtp_layers > layers == 0:
         log.warning(
             "%s: config.json promises a multi-token-prediction head, but the checkpoint holds no %s*; loaded without",
             folder,
             MTP_PREFIX,
         )
-        return
-    head = "with" if model.mtp is not None else "without"
-    log.info("%s: %s a multi-token-prediction head", folder, head)
-
-
-# What the files say.
-
-
-def _without_vision(stored: dict[str, StoredTensor]) -> tuple[dict[str, StoredTensor], list[str]]:
-    """Return the tensors of the language model, and the names of those of the vision tower."""
-    vision = [name for name in stored if is_vision(name)]
-    return {name: tensor for name, tensor in stored.items() if not is_vision(name)}, vision
-
-
-def read_layout(stored: Collection[str], config: ModelConfig, folder: Path) -> Layout:
-    """Return the layout of a checkpoint.
-
-    Raises:
-        UserError: it is a mixture of two; the line names the folder.
-    """
-    try:
-        return layout_of(stored, config.model_type)
-    except UserError as error:
-        raise UserError(f"{folder}: {error}") from error
-
-
-def _require_size(config: ModelConfig, stored: dict[str, StoredTensor], folder: Path) -> None:
-    """Refuse a config.json whose network is far larger than the files, before it is laid out."""
-    wanted, found = count_network(config).parameters, sum(math.prod(tensor.shape) for tensor in stored.values())
-    if wanted > 2 * found + 1_000_000:
-        raise UserError(
-            f"{folder}: config.json describes a network of {count(wanted)} parameters, and the files hold "
-            f"{count(found)}; {SAVE_AGAIN}"
+    elif said.mtp_layers > layers:
+        log.warning(
+            "%s: config.json promises a multi-token-prediction head of %d layers, but the checkpoint holds one; "
+            "loaded with that",
+            folder,
+            said.mtp_layers,
         )
+    else:
+        log.info("%s: %s a multi-token-prediction head", folder, "with" if layers else "without")
 
 
 # Which tensor goes where.
 
 
-def _add_router_biases(model: CausalLM, stored: dict[str, StoredTensor], layout: Layout) -> None:
+def _require_size(checkpoint: Checkpoint) -> None:
+    """Refuse a config.json whose network is far larger than the files, before it is laid out."""
+    wanted = count_network(checkpoint.config).parameters
+    found = sum(math.prod(tensor.shape) for tensor in checkpoint.stored.values())
+    if wanted > 2 * found + 1_000_000:
+        raise UserError(
+            f"{checkpoint.folder}: config.json describes a network of {count(wanted)} parameters, and the files hold "
+            f"{count(found)}; {SAVE_AGAIN}"
+        )
+
+
+def _add_router_biases(model: CausalLM, checkpoint: Checkpoint) -> None:
     """Give routers the biases that the files hold."""
     for name, module in model.named_modules():
-        if isinstance(module, Router) and layout.stored_name(f"{name}.e_score_correction_bias") in stored:
+        bias = checkpoint.layout.stored_name(f"{name}.e_score_correction_bias")
+        if isinstance(module, Router) and bias in checkpoint.stored:
             module.e_score_correction_bias = torch.empty(len(module.weight))
 
 
-def _match(
-    model: CausalLM, stored: dict[str, StoredTensor], layout: Layout, folder: Path
-) -> dict[str, tuple[str, Piece]]:
+def _match(model: CausalLM, checkpoint: Checkpoint) -> dict[str, tuple[str, Piece]]:
     """Return for each stored tensor its parameter and its part of it; the files must hold exactly the network."""
+    stored, folder = checkpoint.stored, checkpoint.folder
     places: dict[str, tuple[str, Piece]] = {}
     missing: list[str] = []
     for parameter, tensor in tensors_of(model).items():
-        for piece in _stored_form(parameter, tensor, model.config, stored, layout, folder):
-            name = layout.stored_name(piece.name)
+        for piece in _stored_form(parameter, tensor, checkpoint):
+            name = checkpoint.layout.stored_name(piece.name)
             if name not in stored:
                 missing.append(name)
                 continue
@@ -158,8 +148,10 @@ def _match(
             f"{folder}: {len(missing)} {_tensors(missing)} missing that config.json asks for: {first_few(missing)}; "
             f"{SAVE_AGAIN}"
         )
-    tied = {layout.head} if model.config.tie_word_embeddings else set()
-    if unexpected := sorted(stored.keys() - places.keys() - tied):
+    known = places.keys() | {name + SCALE_SUFFIX for name in checkpoint.scales}
+    if model.config.tie_word_embeddings:
+        known |= {checkpoint.layout.head}
+    if unexpected := sorted(stored.keys() - known):
         raise UserError(
             f"{folder}: {len(unexpected)} {_tensors(unexpected)} not in the network that config.json describes: "
             f"{first_few(unexpected)}; one of the two belongs to another model"
@@ -167,23 +159,20 @@ def _match(
     return places
 
 
-def _stored_form(
-    parameter: str, tensor: Tensor, config: ModelConfig, stored: dict[str, StoredTensor], layout: Layout, folder: Path
-) -> list[Piece]:
+def _stored_form(parameter: str, tensor: Tensor, checkpoint: Checkpoint) -> list[Piece]:
     """Return a parameter's pieces in the form that the files hold, or are to hold if they hold none.
 
     Raises:
         UserError: they hold it in two.
     """
-    found = [
-        (pieces, present)
-        for pieces in forms(parameter, tensor.shape, config)
-        if (present := [name for piece in pieces if (name := layout.stored_name(piece.name)) in stored])
-    ]
+    found: list[tuple[str, list[Piece]]] = []
+    for pieces in forms(parameter, tensor.shape, checkpoint.config):
+        names = [checkpoint.layout.stored_name(piece.name) for piece in pieces]
+        found += [(name, pieces) for name in names if name in checkpoint.stored][:1]
     if len(found) > 1:
-        (_, one), (_, other) = found
-        raise UserError(f"{folder}: {one[0]} and {other[0]} are the same weights, stored twice; {SAVE_AGAIN}")
-    return found[0][0] if found else layout.pieces(parameter, tensor.shape, config)
+        (one, _), (other, _) = found
+        raise UserError(f"{checkpoint.folder}: {one} and {other} are the same weights, stored twice; {SAVE_AGAIN}")
+    return found[0][1] if found else checkpoint.layout.pieces(parameter, tensor.shape, checkpoint.config)
 
 
 def _tensors(names: Sequence[str]) -> str:
@@ -197,7 +186,8 @@ def _dtypes(
     """Return the dtype of each parameter; experts that are stored in several types get one that holds them all."""
     dtypes: dict[str, torch.dtype] = {}
     for name, (parameter, _) in places.items():
-        wanted = load_dtype(parameter, dtype or stored[name].dtype)
+        kept = torch.bfloat16 if stored[name].dtype == FP8 else stored[name].dtype
+        wanted = load_dtype(parameter, dtype or kept)
         dtypes[parameter] = torch.promote_types(dtypes.get(parameter, wanted), wanted)
     return dtypes
 
@@ -238,29 +228,33 @@ def _allocate(model: CausalLM, dtypes: dict[str, torch.dtype], device: torch.dev
 
 
 @torch.no_grad()
-def _fill(model: CausalLM, stored: dict[str, StoredTensor], places: dict[str, tuple[str, Piece]]) -> None:
-    """Copy the stored tensors into the network."""
-    parameters = tensors_of(model)
+def _fill(model: CausalLM, checkpoint: Checkpoint, places: dict[str, tuple[str, Piece]]) -> None:
+    """Copy the stored tensors into the network, dequantized where they have scales."""
+    parameters, stored, block = tensors_of(model), checkpoint.stored, checkpoint.said.block
     by_file: dict[Path, list[str]] = {}
     for name in places:
         by_file.setdefault(stored[name].file, []).append(name)
     for file, names in by_file.items():
         for name, start, rows in read_rows(file, {name: stored[name] for name in names}):
             parameter, piece = places[name]
-            piece.write(parameters[parameter], start, rows)
+            if block is None or name not in checkpoint.scales:
+                piece.write(parameters[parameter], start, rows)
+                continue
+            for first, part in dequantized(rows, start, checkpoint.scales[name], block):
+                piece.write(parameters[parameter], first, part)
 
 
 @torch.no_grad()
-def _check_tied(model: CausalLM, file: Path, layout: Layout) -> None:
+def _check_tied(model: CausalLM, file: Path, head: str) -> None:
     """Refuse a stored head that differs from the embedding that it is tied to."""
     embedding = model.model.embed_tokens.weight
-    stored = read_header(file)[layout.head]
+    stored = read_header(file)[head]
     same = stored.shape == tuple(embedding.shape) and all(
         torch.equal(rows.to(embedding), embedding[start : start + len(rows)])
-        for _, start, rows in read_rows(file, {layout.head: stored})
+        for _, start, rows in read_rows(file, {head: stored})
     )
     if not same:
         raise UserError(
-            f"{file}: {layout.head} differs from {EMBEDDING}, though config.json ties them; "
+            f"{file}: {head} differs from {EMBEDDING}, though config.json ties them; "
             "set tie_word_embeddings to false there"
         )

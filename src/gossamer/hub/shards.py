@@ -20,7 +20,9 @@ from gossamer.typed import shown
 
 SAVE_AGAIN = "download or save it again"
 _MAX_NAME = 255  # bytes of a file's name
+FP8 = torch.float8_e4m3fn
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+_STORED = DTYPES | {"F8_E4M3": FP8}
 
 
 @dataclass(frozen=True)
@@ -86,9 +88,9 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
     with _opened(file) as handle:
         for name in handle.keys():  # noqa: SIM118 (the handle is no dictionary)
             part = handle.get_slice(name)
-            if part.get_dtype() not in DTYPES:
-                raise UserError(f"{file}: {name} is stored as {part.get_dtype()}; gossamer reads {', '.join(DTYPES)}")
-            header[name] = StoredTensor(file, tuple(part.get_shape()), DTYPES[part.get_dtype()])
+            if part.get_dtype() not in _STORED:
+                raise UserError(f"{file}: {name} is stored as {part.get_dtype()}; gossamer reads {', '.join(_STORED)}")
+            header[name] = StoredTensor(file, tuple(part.get_shape()), _STORED[part.get_dtype()])
     return header
 
 
@@ -167,3 +169,17 @@ def read_rows(file: Path, tensors: dict[str, StoredTensor]) -> Iterator[tuple[st
                 raise UserError(f"{file}: was replaced while it was being read; load it again")
             for name, start, stop in batch:
                 yield name, start, handle.get_tensor(name)[start:stop]
+
+
+def read_tensors(tensors: dict[str, StoredTensor]) -> dict[str, Tensor]:
+    """Return whole tensors by their names, as they are stored; for many small ones.
+
+    Raises:
+        UserError: a file cannot be read, or was replaced meanwhile.
+    """
+    found = {name: torch.empty(tensor.shape, dtype=tensor.dtype) for name, tensor in tensors.items()}
+    for file in {tensor.file for tensor in tensors.values()}:
+        of_file = {name: tensor for name, tensor in tensors.items() if tensor.file == file}
+        for name, start, rows in read_rows(file, of_file):
+            found[name][start : start + len(rows)] = rows
+    return found

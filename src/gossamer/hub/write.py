@@ -22,10 +22,11 @@ from torch import Tensor
 
 from gossamer.errors import UserError
 from gossamer.files import building, disk_errors, publish, sync, sync_tree
-from gossamer.hub.find import CONFIG, find_model
-from gossamer.hub.layout import Layout, Piece, released_layout, tensors_in
+from gossamer.hub.checkpoint import open_checkpoint
+from gossamer.hub.find import CONFIG
+from gossamer.hub.layout import Layout, Piece, named_layout, released_layout, tensors_in, written_layout
 from gossamer.hub.names import EMBEDDING, INDEX, SHARD_PATTERN, is_weight_file
-from gossamer.hub.read import load
+from gossamer.hub.read import load_weights
 from gossamer.hub.shards import utf8_path
 from gossamer.model.causal_lm import CausalLM
 from gossamer.reading import read_object, user_path
@@ -50,41 +51,57 @@ class SavableTokenizer(Protocol):
         """Write its files into a folder."""
 
 
-def save(model: CausalLM, directory: str | Path, tokenizer: SavableTokenizer | None = None) -> None:
+def save(
+    model: CausalLM, directory: str | Path, tokenizer: SavableTokenizer | None = None, layout: str | None = None
+) -> None:
     """Write config.json and safetensors in the released layout, which transformers, vLLM and SGLang read.
 
-    Experts become one tensor each, `mtp.*` is included, tied embeddings are written once; above 5 GB the weights are
-    split into shards with an index. Of a model that the directory held before nothing is left; other files in it stay.
-    All new files are complete before the first of them takes its place. A crash after that leaves either a whole model
-    or no config.json, never a mixture that could be loaded.
+    `mtp.*` is included, and tied embeddings are written once; above 5 GB the weights are split into shards with an
+    index. Of a model that the directory held before nothing is left; other files in it stay. All new files are complete
+    before the first of them takes its place. A crash after that leaves either a whole model or no config.json, never a
+    mixture that could be loaded.
 
     Args:
         model: on any device, in any floating-point type; what is written is bit for bit what it holds
         directory: made if it is missing
         tokenizer: written beside the model, and its `eot_id` into config.json as the end of text
+        layout: a name of `NAMED_LAYOUTS`; None: that in which models of its type are released
 
     Raises:
-        UserError: the directory cannot be written, or the disk is full; the model that was there is unchanged.
+        UserError: the directory cannot be written, or the disk is full; the model that was there is unchanged. Or the
+            model type of the layout does not have such networks.
     """
-    extra = {} if tokenizer is None else {"eos_token_id": tokenizer.eot_id}
-    _write_model(model, user_path(directory), extra, None if tokenizer is None else tokenizer.save)
+    if layout is None:
+        written, config = released_layout(model.config.model_type), model.config
+    else:
+        written, config = named_layout(layout, model.config)
+    values = config.to_dict() | ({} if tokenizer is None else {"eos_token_id": tokenizer.eot_id})
+    _write_model(model, user_path(directory), written, values, None if tokenizer is None else tokenizer.save)
 
 
-def export(run: str | Path, directory: str | Path) -> None:
-    """Write the model of a run, or of a Hugging Face directory, as a Hugging Face directory in the released layout.
+def export(run: str | Path, directory: str | Path, layout: str | None = None) -> None:
+    """Write the model of a run, or of a Hugging Face directory, as a Hugging Face directory.
 
-    The weights are checked as `load` checks them; tokenizer and generation settings are copied.
+    The weights are checked as `load` checks them; FP8 is dequantized. Tokenizer and generation settings are copied.
 
     Args:
         run: a run's folder or a Hugging Face directory
         directory: new or empty
+        layout: a name of `NAMED_LAYOUTS`; None: that in which the model is stored
 
     Raises:
-        UserError: there is no whole model in `run`, or `directory` holds something else or cannot be written.
+        UserError: there is no whole model in `run`, or `directory` holds something else or cannot be written. Or the
+            model type of the layout does not have such networks.
     """
-    source, target = find_model(run), user_path(directory)
+    target = user_path(directory)
+    checkpoint = open_checkpoint(run)
+    source = checkpoint.folder
     if target.is_dir() and any(target.iterdir()):
         raise UserError(f"{directory}: is not empty; name a new folder")
+    if layout is None:
+        written, config = written_layout(checkpoint.layout), checkpoint.config
+    else:
+        written, config = named_layout(layout, checkpoint.config)
     values = read_object(source / CONFIG)
     inner = values.get("text_config")  # of a checkpoint that also sees pictures
     values = (inner if isinstance(inner, dict) else {}) | {key: one for key, one in values.items() if one is not None}
@@ -97,18 +114,23 @@ def export(run: str | Path, directory: str | Path) -> None:
             elif (source / name).is_file():
                 shutil.copyfile(source / name, folder / name)
 
-    _write_model(load(source), target, tokens, copy_companions)
+    _write_model(load_weights(checkpoint), target, written, config.to_dict() | tokens, copy_companions)
 
 
 def _write_model(
-    model: CausalLM, directory: Path, extra: dict[str, Any], companions: Callable[[Path], None] | None
+    model: CausalLM,
+    directory: Path,
+    layout: Layout,
+    values: dict[str, Any],
+    companions: Callable[[Path], None] | None,
 ) -> None:
     """Write a model as `save` does.
 
     Args:
         model: the network
         directory: its place
-        extra: further keys of config.json
+        layout: how its tensors are laid out
+        values: the content of config.json, without the type of the weights
         companions: writes further files into a folder
     """
     if directory.exists() and not directory.is_dir():
@@ -117,8 +139,9 @@ def _write_model(
     with disk_errors(directory, SAVE_ELSEWHERE), building(directory) as temporary:
         if companions is not None:
             companions(temporary)
-        _write_config(model, temporary, extra)
-        _write_weights(model, temporary, released_layout(model.config.model_type))
+        dtype = str(model.get_parameter(EMBEDDING).dtype).removeprefix("torch.")
+        _write_json(temporary / CONFIG, values | {"dtype": dtype})
+        _write_weights(model, temporary, layout)
         _publish(temporary, directory)
 
 
@@ -151,11 +174,6 @@ def _write_weights(model: CausalLM, folder: Path, layout: Layout) -> None:
 
 def _bytes(parameter: Tensor, piece: Piece) -> int:
     return math.prod(piece.shape(parameter)) * parameter.itemsize
-
-
-def _write_config(model: CausalLM, folder: Path, extra: dict[str, Any]) -> None:
-    dtype = str(model.get_parameter(EMBEDDING).dtype).removeprefix("torch.")
-    _write_json(folder / CONFIG, model.config.to_dict() | {"dtype": dtype} | extra)
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from gossamer.errors import UserError, did_you_mean
-from gossamer.typed import shown
+from gossamer.typed import Range, convert, shown
 
 MTP_KEY, MTP_KEY_QWEN3_5 = "num_nextn_predict_layers", "mtp_num_hidden_layers"
 _WITH_VISION = {"qwen3_5": "qwen3_5_text", "qwen3_5_moe": "qwen3_5_moe_text"}
@@ -74,8 +74,11 @@ _IGNORED_KEYS = frozenset(
     "top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids "
     "num_return_sequences output_scores return_dict_in_generate forced_bos_token_id forced_eos_token_id "
     "remove_invalid_values exponential_decay_length_penalty suppress_tokens begin_suppress_tokens "
-    "mamba_ssm_dtype".split()  # the state is at least in float32 here, whatever the file says
+    "mamba_ssm_dtype "  # the state is at least in float32 here, whatever the file says
+    "quantization_config compression_config quantization".split()  # how weights are stored, which gossamer/hub/ reads
 )
+# Keys of rope_parameters that give pictures and videos positions of their own.
+_ROPE_OF_PICTURES = ("mrope_interleaved", "mrope_section")
 # Keys beside text_config that are about pictures and videos.
 _VISION_KEYS = frozenset(
     "text_config vision_config image_token_id video_token_id vision_start_token_id vision_end_token_id "
@@ -84,12 +87,12 @@ _VISION_KEYS = frozenset(
 # Keys whose only accepted values are these: any other would change the mathematics that is implemented.
 _FIXED_KEYS: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu",),
-    "attention_dropout": (0, 0.0, None),
-    "rope_scaling": (None, {"type": "default"}, {"rope_type": "default"}),
-    "use_sliding_window": (False, None),
-    "attn_output_gate": (True, None),
-    "output_gate_type": ("swish", "silu", None),
-    "mtp_use_dedicated_embeddings": (False, None),
+    "attention_dropout": (0, 0.0),
+    "rope_scaling": ({"type": "default"}, {"rope_type": "default"}),
+    "use_sliding_window": (False,),
+    "attn_output_gate": (True,),
+    "output_gate_type": ("swish", "silu"),
+    "mtp_use_dedicated_embeddings": (False,),
 }
 
 
@@ -121,27 +124,52 @@ def fields_from_json(values: Mapping[str, Any], known: Collection[str]) -> dict[
     return {**model_type.defaults, **model_type.fixed, **values, "model_type": name}
 
 
+def promised_mtp_layers(values: Mapping[str, Any]) -> int:
+    """Return how many layers of multi-token prediction a language model's config.json names; 0 if it names none.
+
+    Raises:
+        UserError: it is no whole number, or less than 0.
+    """
+    key = MTP_KEY if values.get(MTP_KEY) is not None else MTP_KEY_QWEN3_5
+    layers: int = convert(values.get(key, 0), Annotated[int, Range(0, 1 << 12)], key)
+    return layers
+
+
+def keys_not_for_text(values: Mapping[str, Any]) -> list[str]:
+    """Return the keys of a config.json that are about pictures and videos, and cannot matter for text."""
+    inner = values.get("text_config")
+    rope = (inner if isinstance(inner, Mapping) else values).get("rope_parameters")
+    found = ["vision_config"] if values.get("vision_config") is not None else []
+    return found + [key for key in _ROPE_OF_PICTURES if isinstance(rope, Mapping) and rope.get(key) is not None]
+
+
 def language_model(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the part of a config.json that describes the language model, its model type in its textual form.
 
-    Of a checkpoint that also sees pictures this is `text_config`; the embedding is tied if either part says so.
+    Of a checkpoint that also sees pictures this is `text_config`, except that what is said outside decides whether the
+    embedding is tied, as in transformers. A key with null asks for nothing, and is left out.
 
     Raises:
         UserError: `text_config` is no object, or there is an unknown key beside it.
     """
+    values = _asked_for(values)
     outer = values.get("model_type")
     if not isinstance(outer, str) or outer not in _WITH_VISION:
-        return dict(values)
+        return values
     inner = values.get("text_config")
     if not isinstance(inner, Mapping):
         raise UserError(f"text_config = {shown(inner)}: expected an object, since model_type is {outer!r}")
-    for key in values.keys() - _VISION_KEYS - _IGNORED_KEYS - {"tie_word_embeddings", "quantization_config"}:
+    for key in values.keys() - _VISION_KEYS - _IGNORED_KEYS - {"tie_word_embeddings"}:
         if not key.startswith("_"):
             raise UserError(f"unknown key {shown(key)} beside text_config")
-    inner = {"model_type": _WITH_VISION[outer], **inner}
-    if values.get("tie_word_embeddings"):
-        inner["tie_word_embeddings"] = True
+    inner = {"model_type": _WITH_VISION[outer], **_asked_for(inner)}
+    if "tie_word_embeddings" in values:
+        inner["tie_word_embeddings"] = values["tie_word_embeddings"]
     return inner
+
+
+def _asked_for(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def _rope(rope: Any) -> dict[str, Any]:
@@ -152,7 +180,7 @@ def _rope(rope: Any) -> dict[str, Any]:
     """
     if not isinstance(rope, dict | None):
         raise UserError(f"rope_parameters = {shown(rope)}: expected an object")
-    rope = rope or {}
+    rope = _asked_for(rope or {})
     if (kind := rope.get("rope_type", rope.get("type"))) not in (None, "default", "mrope"):
         raise UserError(f"rope_type {shown(kind)} is not supported; gossamer computes 'default'")
     return {key: rope[key] for key in ("rope_theta", "partial_rotary_factor") if key in rope}

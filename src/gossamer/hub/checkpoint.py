@@ -1,0 +1,75 @@
+"""A checkpoint before its weights are read: what its config.json says, and what the headers of its files say."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import Tensor
+
+from gossamer.errors import UserError, shorten
+from gossamer.hub.find import StoredConfig, find_model, read_config
+from gossamer.hub.fp8 import read_scales
+from gossamer.hub.layout import Layout, is_mtp, is_vision, layout_of
+from gossamer.hub.shards import StoredTensor, read_headers
+from gossamer.model.config import ModelConfig
+
+_MTP_LAYER = re.compile(r"mtp\.layers\.(\d+)\.")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint whose weights are still in its files.
+
+    Attributes:
+        folder: where it is stored
+        said: what its config.json says
+        config: the network that the files hold: with a multi-token-prediction head if they do
+        stored: the tensors of the language model, and the scales of those in FP8, by their names
+        scales: the scales of FP8 weights, by the names of the weights
+        layout: how the network's tensors are laid out
+        vision: names of the tensors of a vision tower, which are not read
+    """
+
+    folder: Path
+    said: StoredConfig
+    config: ModelConfig
+    stored: dict[str, StoredTensor]
+    scales: dict[str, Tensor]
+    layout: Layout
+    vision: list[str]
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """Read all of a checkpoint but its weights.
+
+    Args:
+        path: a run's folder or a Hugging Face directory
+
+    Raises:
+        UserError: there is no model, it has another architecture or quantization, or its files are pickled or damaged.
+    """
+    folder = find_model(path)
+    said, headers = read_config(folder), read_headers(folder)
+    stored = {name: tensor for name, tensor in headers.items() if not is_vision(name)}
+    try:
+        layout = layout_of(stored, said.network.model_type)
+        config = replace(said.network, num_nextn_predict_layers=_mtp_layers(stored))
+    except UserError as error:
+        raise UserError(f"{folder}: {error}") from error
+    scales = read_scales(stored, said.block)
+    return Checkpoint(folder, said, config, stored, scales, layout, [name for name in headers if is_vision(name)])
+
+
+def _mtp_layers(names: Collection[str]) -> int:
+    """Return how many layers of multi-token prediction the files hold, 0 or 1.
+
+    Raises:
+        UserError: they hold more.
+    """
+    for name in names:
+        if is_mtp(name) and (found := _MTP_LAYER.search(name)) and int(found[1]) > 0:
+            raise UserError(f"holds {shorten(name)}, a second layer of multi-token prediction; gossamer computes one")
+    return int(any(map(is_mtp, names)))
