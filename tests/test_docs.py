@@ -110,7 +110,7 @@ def known_flags() -> dict[str, set[str]]:
 def test_options_and_their_defaults_are_those_that_are_declared(document: Path) -> None:
     text, flags = FENCED.sub("", document.read_text(encoding="utf-8")), known_flags()
     sections = {name.partition(".")[0] for name in recipe_options() if "." in name}
-    for name in re.findall(r"`(?:--)?([a-z]+\.[a-z_]+)[`. ]", text):
+    for name in re.findall(r"`(?:--)?([a-z]+\.[a-z_]+)(?!\.`)[`. ]", text):
         assert name.partition(".")[0] not in sections or name in flags, name
     for name, default in re.findall(r"`--([\w.-]+)` \((\d[^)]*)\)", text):
         declared = flags[name.replace("-", "_")]

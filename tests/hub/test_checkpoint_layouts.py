@@ -13,6 +13,7 @@ from safetensors import safe_open
 import gossamer
 from gossamer import UserError, hub
 from gossamer.cli import main
+from gossamer.data.tokenizer import train_bpe
 from gossamer.hub.layout import NAMED_LAYOUTS, Layout, layout_of, named_layout, released_layout, written_layout
 from hub_layouts import FAMILY, layouts
 
@@ -243,3 +244,16 @@ def test_nulls_ask_for_nothing(build, write, tmp_path, same_weights) -> None:
     keys = ("layer_types", "rms_norm_eps", "quantization_config", "something_new", "rope_scaling", "attn_output_gate")
     write(model, tmp_path, QWEN3_5, **dict.fromkeys(keys))
     assert same_weights(gossamer.load(tmp_path), model)
+
+
+@pytest.mark.parametrize(("rows", "status"), [(280, 0), (264, 2)])
+def test_a_tokenizer_and_an_embedding_of_other_sizes(build, tmp_path, capsys, rows, status) -> None:
+    """Rows without a token are padding, as in Qwen's releases; a token without a row is refused."""
+    tokenizer = train_bpe(["the cat sat on the mat, the cat sat there"], 280)
+    assert tokenizer.vocab_size == 265
+    gossamer.save(build(**FAMILY["qwen3_5_text"], vocab_size=rows), tmp_path / "m", tokenizer)
+    (tmp_path / "text.txt").write_text("the cat sat on the mat\n" * 9)
+    for words in (["sample", "--max_tokens=2"], ["eval", "--data", str(tmp_path / "text.txt")]):
+        assert main([words[0], str(tmp_path / "m"), *words[1:]]) == status
+        error = capsys.readouterr().err
+        assert ("has 265 entries, but the embedding has only 264 rows" in error) == (status == 2)

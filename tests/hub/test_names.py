@@ -11,6 +11,7 @@ def test_what_stays_wide() -> None:
 
 def test_weight_files(tmp_path) -> None:
     weights = ("model.safetensors", "model.safetensors.index.json", "model-00001-of-00002.safetensors")
+    weights += ("model.safetensors-00001-of-00002.safetensors",)
     assert all(is_weight_file(tmp_path / name) for name in weights)
     assert not any(is_weight_file(tmp_path / name) for name in ("config.json", "model.md", "adapter.safetensors"))
 

@@ -144,6 +144,22 @@ class Tokenizer:
         (place / "tokenizer_config.json").write_text(config + "\n", encoding="utf-8")
         write_chat_template_files(place, self._template_files)
 
+    def check_embedding(self, rows: int, folder: Path) -> None:
+        """Refuse a network whose embedding lacks rows for ids of this tokenizer; rows beyond them are padding.
+
+        Args:
+            rows: of the embedding
+            folder: of the network and the tokenizer, for the message
+
+        Raises:
+            UserError: there are too few.
+        """
+        if self.vocab_size > rows:
+            raise UserError(
+                f"{folder}: its tokenizer has {self.vocab_size} entries, but the embedding has only {rows} rows; "
+                "take the tokenizer that the model was trained with"
+            )
+
     @property
     def kind(self) -> str:
         """The kind of tokenizer: `char`, or the library's name: `BPE`, `Unigram`, `WordPiece`, `WordLevel`."""

@@ -37,7 +37,8 @@ def load_dtype(parameter: str, dtype: torch.dtype) -> torch.dtype:
 
 def is_weight_file(path: Path) -> bool:
     """Whether a file of a model directory belongs to its weights."""
-    return path.name in (WEIGHTS, INDEX) or path.match("model-*-of-*.safetensors")
+    # Qwen3.5's shards are called model.safetensors-00001-of-00002.safetensors.
+    return path.name in (WEIGHTS, INDEX) or path.match("model[-.]*-of-*.safetensors")
 
 
 def first_few(names: Iterable[str], max_names: int = 3) -> str:

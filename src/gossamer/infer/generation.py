@@ -92,6 +92,7 @@ def sample_run(run: Path, prompt: str, max_tokens: int, sampling: Mapping[str, A
     tokenizer = Tokenizer.load(directory)
     tokenizer.encode(prompt)  # what is no text is refused before it is printed
     model = hub.load(directory, device=where)
+    tokenizer.check_embedding(model.config.vocab_size, directory)
     yield prompt
     # A run has learned that documents begin with the delimiter; other checkpoints begin as they do in transformers.
     begin = None if directory != user_path(run) else tokenizer.prefix_ids

@@ -311,6 +311,7 @@ def evaluate_run(
     devices.keep_freed_memory()
     directory = hub.find_model(run)
     model, tokenizer = hub.load(directory, device=target), Tokenizer.load(directory)
+    tokenizer.check_embedding(model.config.vocab_size, directory)
     if weights == "int8":
         quantize_to_int8(model)
     length, rows = _LENGTH, _ROWS

@@ -119,6 +119,7 @@ def build_engine(folder: Path, config: EngineConfig) -> MakeEngine:
     devices.keep_freed_memory()
     model = hub.load(folder, device=devices.resolve(config.device)).eval()
     tokenizer = Tokenizer.load(folder)
+    tokenizer.check_embedding(model.config.vocab_size, folder)
 
     def make() -> tuple[EngineLike, ModelInfo]:
         engine = Engine(model, tokenizer, config.options)
