@@ -1,5 +1,7 @@
 """llama.cpp reads what is written here: the same logits and the same tokens. Where llama-cpp-python is installed."""
 
+import ctypes
+
 import numpy as np
 import pytest
 import torch
@@ -43,6 +45,10 @@ def both(build, tmp_path):
     return both
 
 
+DENSE = {"model_type": "qwen3_5_text", "num_experts": 0}
+SPARSE = {"model_type": "qwen3_5_moe_text"}
+
+
 @torch.no_grad()
 @pytest.mark.parametrize(
     "changes",
@@ -53,6 +59,15 @@ def both(build, tmp_path):
         {"linear_num_key_heads": 1},
         {"layer_types": ("full_attention", "linear_attention", "linear_attention", "full_attention")},
         {"rope_theta": 500.0, "partial_rotary_factor": 0.5},
+        DENSE,
+        DENSE | {"num_nextn_predict_layers": 0, "tie_word_embeddings": True},
+        DENSE | {"linear_num_key_heads": 4, "rope_theta": 500.0},
+        DENSE | {"linear_num_value_heads": 6, "rope_theta": 500.0, "head_dim": 32, "partial_rotary_factor": 0.75},
+        {"num_experts": 0, "linear_num_value_heads": 16},
+        SPARSE,
+        SPARSE | {"linear_num_value_heads": 16, "partial_rotary_factor": 1.0},
+        SPARSE | {"linear_num_key_heads": 1, "tie_word_embeddings": True},
+        SPARSE | {"layer_types": ("full_attention", "linear_attention", "linear_attention", "full_attention")},
     ],
 )
 def test_the_same_logits(both, changes) -> None:
@@ -63,6 +78,47 @@ def test_the_same_logits(both, changes) -> None:
     for token in ids[0, 30:].tolist():
         theirs.eval([token])
     np.testing.assert_allclose(theirs.scores[:40], wanted, atol=1e-4 * np.abs(wanted).max(), rtol=0)
+
+
+def decode(context, tokens: list[int], hidden: np.ndarray | None = None) -> None:
+    """Tokens in one batch, each with a hidden state that the multi-token-prediction head takes."""
+    count = len(tokens)
+    batch = llama_cpp.llama_batch(n_tokens=count)  # positions follow one another
+    batch.token = (llama_cpp.llama_token * count)(*tokens)
+    batch.logits = (ctypes.c_int8 * count)(*[1] * count)
+    if hidden is not None:
+        batch.embd = hidden.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+    assert llama_cpp.llama_decode(context, batch) == 0
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("changes", [{}, DENSE, SPARSE])
+def test_the_same_drafts(both, tmp_path, changes) -> None:
+    """The logits of the multi-token-prediction head, in a context of llama.cpp for it beside that of the trunk."""
+    next_n = pytest.importorskip("llama_cpp.llama_cpp_ext")
+    model, theirs, _ = both(**changes, rope_theta=500.0)
+    ids = torch.randint(0, 320, (1, 40), generator=torch.Generator().manual_seed(1))
+    out = model(ids, labels=ids)
+    wanted = model.lm_head(out.drafts[0])[0, :-1].numpy()
+    params = llama_cpp.llama_model_default_params()
+    params.load_mtp = True
+    network = llama_cpp.llama_model_load_from_file(str(tmp_path / "net.gguf").encode(), params)
+    contexts = []
+    for kind in (llama_cpp.LLAMA_CONTEXT_TYPE_DEFAULT, llama_cpp.LLAMA_CONTEXT_TYPE_MTP):
+        params = theirs.context_params
+        params.ctx_type = kind
+        contexts.append(llama_cpp.llama_init_from_model(network, params))
+    trunk, head = contexts
+    next_n.llama_set_embeddings_nextn(trunk, True, False)
+    decode(trunk, ids[0].tolist())
+    hidden = np.ctypeslib.as_array(next_n.llama_get_embeddings_nextn(trunk), (40, model.config.hidden_size))
+    np.testing.assert_allclose(hidden, out.hidden[0].numpy(), atol=1e-4, rtol=0)
+    decode(head, ids[0, 1:].tolist(), hidden[:-1])
+    logits = np.ctypeslib.as_array(llama_cpp.llama_get_logits(head), (39, 320))
+    np.testing.assert_allclose(logits, wanted, atol=1e-4 * np.abs(wanted).max(), rtol=0)
+    for context in contexts:
+        llama_cpp.llama_free(context)
+    llama_cpp.llama_model_free(network)
 
 
 def test_the_same_tokens(both) -> None:

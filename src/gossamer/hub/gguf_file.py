@@ -12,15 +12,15 @@ from torch import Tensor
 from gossamer.errors import UserError
 from gossamer.files import disk_errors, replacing
 from gossamer.hub.find import find_model
-from gossamer.hub.gguf_tensors import check_supported, gguf_tensors
+from gossamer.hub.gguf_tensors import QWEN3NEXT, QWEN35, QWEN35MOE, architecture_of, gguf_tensors
 from gossamer.hub.gguf_vocabulary import Vocabulary, read_vocabulary
 from gossamer.hub.names import EMBEDDING, tensors_of
 from gossamer.hub.read import load
 from gossamer.hub.write import SAVE_ELSEWHERE
-from gossamer.model.config import FULL, LINEAR, ModelConfig
+from gossamer.model.config import ModelConfig
+from gossamer.model.layer_spec import layer_specs
 from gossamer.reading import text_of_name, user_path
 
-_ARCHITECTURE = "qwen3next"
 _TYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 _FILE_TYPES = {torch.float32: "ALL_F32", torch.bfloat16: "MOSTLY_BF16", torch.float16: "MOSTLY_F16"}
 
@@ -28,9 +28,10 @@ _FILE_TYPES = {torch.float32: "ALL_F32", torch.bfloat16: "MOSTLY_BF16", torch.fl
 def export_gguf(run: str | Path, file: str | Path) -> None:
     """Write the model of a run, or of a Hugging Face directory, with its tokenizer, as a GGUF file for llama.cpp.
 
-    Matrices stay in the type in which they are stored, except that float64 becomes float32; what llama.cpp needs in
-    float32 is written so. The multi-token-prediction head is included. `llama-quantize` of llama.cpp makes narrower
-    types.
+    Its architecture is `qwen35` for a dense network, and for one with experts `qwen3next` or `qwen35moe`, as the model
+    type says. Matrices stay in the type in which they are stored, except that float64 becomes float32; what llama.cpp
+    needs in float32 is written so. The multi-token-prediction head is included. `llama-quantize` of llama.cpp makes
+    narrower types.
 
     Args:
         run: a run's folder or a Hugging Face directory
@@ -48,21 +49,21 @@ def export_gguf(run: str | Path, file: str | Path) -> None:
         raise UserError(f"{file}: exists; name a new file")
     model = load(source)
     parameters = {name: tensor.detach() for name, tensor in tensors_of(model).items()}
-    check_supported(model.config, list(parameters))
+    architecture = architecture_of(model.config, list(parameters))
     vocabulary = read_vocabulary(source, model.config.vocab_size)
     place = target.resolve()
     with disk_errors(place.parent, SAVE_ELSEWHERE):
         place.parent.mkdir(parents=True, exist_ok=True)
         with replacing(place) as temporary:
-            writer = gguf.GGUFWriter(temporary, _ARCHITECTURE)
+            writer = gguf.GGUFWriter(temporary, architecture)
             writer.add_type(gguf.GGUFType.MODEL)
             writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-            _describe_network(writer, model.config)
+            _describe_network(writer, model.config, architecture)
             name = source.parent.name if source.name == "model" else source.name
             writer.add_string("general.name", text_of_name(name))
             writer.add_file_type(gguf.LlamaFileType[_FILE_TYPES.get(parameters[EMBEDDING].dtype, "ALL_F32")])
             _describe_tokenizer(writer, vocabulary)
-            _write_tensors(writer, parameters, model.config, gguf)
+            _write_tensors(writer, parameters, model.config, architecture)
 
 
 def _library() -> Any:
@@ -75,13 +76,12 @@ def _library() -> Any:
         ) from error
 
 
-def _describe_network(writer: Any, config: ModelConfig) -> None:
-    """Write the keys that `llama_model_qwen3next::load_arch_hparams` reads, and those of all architectures."""
-    head = config.num_nextn_predict_layers
-    writer.add_block_count(config.num_hidden_layers + head)
+def _describe_network(writer: Any, config: ModelConfig, architecture: str) -> None:
+    """Write the keys that llama.cpp's `load_arch_hparams` reads for this architecture, and those of every one."""
+    layers = layer_specs(config)
+    writer.add_block_count(len(layers))
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_key_length(config.head_dim)
@@ -89,10 +89,6 @@ def _describe_network(writer: Any, config: ModelConfig) -> None:
     writer.add_rope_dimension_count(config.rotary_dim)
     writer.add_rope_freq_base(config.rope_theta)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_expert_count(config.num_experts)
-    writer.add_expert_used_count(config.num_experts_per_tok)
-    writer.add_expert_feed_forward_length(config.moe_intermediate_size)
-    writer.add_expert_shared_feed_forward_length(config.shared_expert_intermediate_size)
     writer.add_ssm_conv_kernel(config.linear_conv_kernel_dim)
     writer.add_ssm_state_size(config.linear_key_head_dim)
     writer.add_ssm_group_count(config.linear_num_key_heads)
@@ -100,10 +96,28 @@ def _describe_network(writer: Any, config: ModelConfig) -> None:
     writer.add_ssm_inner_size(config.linear_value_dim)
     writer.add_full_attention_interval(config.full_attention_interval)
     # The published package has no method for this key yet.
-    mixers = [*config.mixers, *[FULL] * head]
-    writer.add_array(f"{_ARCHITECTURE}.attention.recurrent_layers", [mixer == LINEAR for mixer in mixers])
-    if head:
-        writer.add_nextn_predict_layers(head)
+    writer.add_array(f"{architecture}.attention.recurrent_layers", [layer.is_linear for layer in layers])
+    if architecture != QWEN3NEXT:
+        writer.add_rope_dimension_sections(_rope_sections(config.rotary_dim))
+    if architecture != QWEN35MOE:
+        writer.add_feed_forward_length(config.intermediate_size)
+    if architecture != QWEN35:
+        writer.add_expert_count(config.num_experts)
+        writer.add_expert_used_count(config.num_experts_per_tok)
+        writer.add_expert_feed_forward_length(config.moe_intermediate_size)
+        writer.add_expert_shared_feed_forward_length(config.shared_expert_intermediate_size)
+    if config.num_nextn_predict_layers:
+        writer.add_nextn_predict_layers(config.num_nextn_predict_layers)
+
+
+def _rope_sections(rotary_dim: int) -> list[int]:
+    """Return how many pairs of rotating dimensions follow time, height and width, and nothing: 11, 11, 10, 0 of 32.
+
+    The pairs take turns. For text the three positions are one, so that sections change nothing, as long as every pair
+    has one of the three.
+    """
+    pairs = rotary_dim // 2
+    return [(pairs + 2) // 3, (pairs + 1) // 3, pairs // 3, 0]
 
 
 def _describe_tokenizer(writer: Any, vocabulary: Vocabulary) -> None:
@@ -124,20 +138,20 @@ def _describe_tokenizer(writer: Any, vocabulary: Vocabulary) -> None:
         writer.add_chat_template(named)
 
 
-def _write_tensors(writer: Any, parameters: dict[str, Tensor], config: ModelConfig, gguf: Any) -> None:
+def _write_tensors(writer: Any, parameters: dict[str, Tensor], config: ModelConfig, architecture: str) -> None:
     """Write the names and shapes of all tensors, then the tensors one by one, so that only one is copied at a time."""
-    for parameter, tensor in parameters.items():
-        for name, converted in gguf_tensors(parameter, tensor.to("meta"), config):
-            kind = gguf.GGMLQuantizationType[_TYPES[converted.dtype]]
-            shape = tuple(converted.shape)
-            writer.add_tensor_info(name, shape, None, converted.numel() * converted.itemsize, raw_dtype=kind)
+    kinds = _library().GGMLQuantizationType
+    stored = [(one, tensor) for name, tensor in parameters.items() for one in gguf_tensors(name, config, architecture)]
+    for one, tensor in stored:
+        described = one.read(tensor.to("meta"))
+        size = described.numel() * described.itemsize
+        writer.add_tensor_info(one.name, tuple(described.shape), None, size, raw_dtype=kinds[_TYPES[described.dtype]])
     try:
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        for parameter, tensor in parameters.items():
-            for _, converted in gguf_tensors(parameter, tensor, config):
-                # NumPy has no bfloat16, so bytes are written, whatever the type.
-                writer.write_tensor_data(converted.view(torch.uint8).numpy())
+        for one, tensor in stored:
+            # NumPy has no bfloat16, so bytes are written, whatever the type.
+            writer.write_tensor_data(one.read(tensor).view(torch.uint8).numpy())
     finally:
         writer.close()

@@ -1,29 +1,36 @@
-"""The network's tensors with the names and layouts of llama.cpp's architecture `qwen3next`.
+"""The network's tensors with the names and layouts of llama.cpp's architectures, in both directions.
 
 Names, layouts and the tensors that stay in float32 are those of llama.cpp's own converter (`conversion/qwen.py`,
-`conversion/base.py`) and of the code that reads them (`src/models/qwen3next.cpp`), at its commit 0c1e57098. These
-differ from the checkpoint:
+`conversion/base.py`) and of the code that reads them (`src/models/qwen3next.cpp`, `qwen35.cpp`, `qwen35moe.cpp`), at
+its commit 0c1e57098. These differ from the checkpoint:
 
 - a norm's weight is stored as 1 + w, except for the gated norm of linear attention, whose weight is that already
 - A_log is stored as −exp(A_log)
 - in_proj_qkvz, whose rows are [q k v z] for each key head in turn, becomes [q | k | v] over all heads, and z
+- in `qwen35` and `qwen35moe`, in_proj_ba becomes b and a, and value heads are tiled: the first one of every key head,
+  then the second one of every key head. In the checkpoint, and in `qwen3next`, those of a key head are neighbors.
 - an expert layer's gates and its up projections are two tensors
 - the multi-token-prediction head is a block behind the last
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from gossamer.errors import UserError
-from gossamer.hub.names import EMBEDDING, LM_HEAD, MTP_PREFIX, ROUTER_BIAS
+from gossamer.hub.names import EMBEDDING, LM_HEAD, MTP_PREFIX, ROUTER_BIAS, Index
 from gossamer.model.config import ModelConfig
+from gossamer.model.layer_spec import LayerSpec, layer_specs
+
+QWEN3NEXT, QWEN35, QWEN35MOE = ARCHITECTURES = ("qwen3next", "qwen35", "qwen35moe")
 
 _OUTSIDE = {EMBEDDING: "token_embd.weight", LM_HEAD: "output.weight", "model.norm.weight": "output_norm.weight"}
-_BLOCK = {
+_LAYER = {
     "input_layernorm.weight": "attn_norm.weight",
     "post_attention_layernorm.weight": "post_attention_norm.weight",
     "self_attn.q_proj.weight": "attn_q.weight",
@@ -32,12 +39,9 @@ _BLOCK = {
     "self_attn.o_proj.weight": "attn_output.weight",
     "self_attn.q_norm.weight": "attn_q_norm.weight",
     "self_attn.k_norm.weight": "attn_k_norm.weight",
-    "linear_attn.in_proj_ba.weight": "ssm_ba.weight",
-    "linear_attn.conv1d.weight": "ssm_conv1d.weight",
-    "linear_attn.dt_bias": "ssm_dt.bias",
-    "linear_attn.A_log": "ssm_a",
-    "linear_attn.norm.weight": "ssm_norm.weight",
-    "linear_attn.out_proj.weight": "ssm_out.weight",
+    "mlp.gate_proj.weight": "ffn_gate.weight",
+    "mlp.up_proj.weight": "ffn_up.weight",
+    "mlp.down_proj.weight": "ffn_down.weight",
     "mlp.gate.weight": "ffn_gate_inp.weight",
     "mlp.experts.down_proj": "ffn_down_exps.weight",
     "mlp.shared_expert_gate.weight": "ffn_gate_inp_shexp.weight",
@@ -45,26 +49,90 @@ _BLOCK = {
     "mlp.shared_expert.up_proj.weight": "ffn_up_shexp.weight",
     "mlp.shared_expert.down_proj.weight": "ffn_down_shexp.weight",
 }
+_LINEAR_ATTENTION, _GATE_UP = "linear_attn.", "mlp.experts.gate_up_proj"
 _MTP = {
     "fc.weight": "nextn.eh_proj.weight",
     "pre_fc_norm_embedding.weight": "nextn.enorm.weight",
     "pre_fc_norm_hidden.weight": "nextn.hnorm.weight",
     "norm.weight": "nextn.shared_head_norm.weight",
 }
-_QKVZ, _GATE_UP = "linear_attn.in_proj_qkvz.weight", "mlp.experts.gate_up_proj"
 _FLOAT32_MATRICES = ("norm.weight", "ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight", "ssm_conv1d.weight")
 
 
-def check_supported(config: ModelConfig, parameters: list[str]) -> None:
-    """Refuse a network that llama.cpp's `qwen3next` does not compute, or would compute differently.
+@dataclass(frozen=True)
+class Conversion:
+    """A change of a tensor's values between the network and the file.
+
+    Attributes:
+        stored: from the network's values to those of the file
+        loaded: the way back
+    """
+
+    stored: Callable[[Tensor], Tensor]
+    loaded: Callable[[Tensor], Tensor]
+
+
+def _loaded_decay(stored: Tensor) -> Tensor:
+    """Return the A_log of which −exp(A_log) is nearest to what is stored: equal to it, if it was written here."""
+    decay = -stored.float()
+    log = decay.double().log().float()
+    for end in (torch.inf, -torch.inf):
+        neighbor = torch.nextafter(log, torch.full_like(log, end))
+        log = torch.where((log.exp() != decay) & (neighbor.exp() == decay), neighbor, log)
+    return log
+
+
+_ONE_MORE = Conversion(lambda weight: weight.float() + 1, lambda stored: stored.float() - 1)
+_DECAY = Conversion(lambda log: -log.float().exp(), _loaded_decay)
+_KERNEL = Conversion(lambda kernel: kernel.squeeze(1), lambda stored: stored.unsqueeze(1))
+
+
+@dataclass(frozen=True)
+class GgufTensor:
+    """A tensor of the file as a part of a parameter of the network.
+
+    Attributes:
+        name: in the file
+        index: the part's place in the parameter; () is the whole
+        rows: the rows of the part in the order of the file; None: as they stand
+        columns: the same of the columns
+        conversion: of the values; None: the same values
+    """
+
+    name: str
+    index: Index = ()
+    rows: Tensor | None = None
+    columns: Tensor | None = None
+    conversion: Conversion | None = None
+
+    def read(self, parameter: Tensor) -> Tensor:
+        """Return this tensor as the file has it, of the parameter."""
+        part = parameter[self.index]
+        if self.rows is not None:
+            part = part[self.rows.to(part.device)]
+        if self.columns is not None:
+            part = part[:, self.columns.to(part.device)]
+        part = part if self.conversion is None else self.conversion.stored(part)
+        return part.to(gguf_dtype(self.name, part)).contiguous()
+
+
+def architecture_of(config: ModelConfig, parameters: list[str]) -> str:
+    """Return llama.cpp's name of the architecture that computes a network.
+
+    Args:
+        config: of the network
+        parameters: the names of all its parameters
 
     Raises:
-        UserError: it is such a network; the message names the reason.
+        UserError: llama.cpp does not compute it, or would compute it differently; the message names the reason.
     """
+    is_sparse = {spec.is_sparse for spec in layer_specs(config)}
+    sparse = QWEN3NEXT if config.model_type == "qwen3_next" else QWEN35MOE
+    architecture = QWEN35 if is_sparse == {False} else sparse
     for holds, what in (
-        (not all(config.is_sparse(layer) for layer in range(config.num_hidden_layers)), "layers without experts"),
+        (len(is_sparse) > 1, "layers without experts beside layers with experts"),
         (config.attention_bias, "attention_bias = true"),
-        (not config.norm_topk_prob, "norm_topk_prob = false"),
+        (config.num_experts > 0 and not config.norm_topk_prob, "norm_topk_prob = false"),
         # Here the norm of linear attention's q and k has an ε of its own, 1e-6; in llama.cpp it has this one.
         (config.rms_norm_eps != 1e-6, f"rms_norm_eps = {config.rms_norm_eps} (only 1e-06)"),
         (
@@ -75,76 +143,90 @@ def check_supported(config: ModelConfig, parameters: list[str]) -> None:
         (any(name.endswith(ROUTER_BIAS) for name in parameters), "biases of the routers (balance: loss trains none)"),
     ):
         if holds:
-            raise UserError(f"llama.cpp's qwen3next does not support {what}; export this model with --to hf")
-
-
-def gguf_tensors(parameter: str, tensor: Tensor, config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors that a parameter of the network becomes in the file: names and tensors, in NumPy's shapes.
-
-    A tensor on the meta device gives shapes and types. The types are those of `gguf_dtype`.
-    """
-    prefix, part = _place(parameter, config)
-    for name, converted in _converted(part, tensor, config):
-        yield prefix + name, converted.to(gguf_dtype(prefix + name, converted)).contiguous()
+            raise UserError(f"llama.cpp's {architecture} does not support {what}; export this model with --to hf")
+    return architecture
 
 
 def gguf_dtype(name: str, tensor: Tensor) -> torch.dtype:
     """Return the dtype in which a tensor is stored: a matrix keeps one of two bytes, all else is float32."""
-    narrow = (
-        tensor.dtype in (torch.bfloat16, torch.float16) and tensor.ndim > 1 and not name.endswith(_FLOAT32_MATRICES)
-    )
+    narrow = tensor.dtype in (torch.bfloat16, torch.float16) and tensor.ndim > 1 and not is_float32(name)
     return tensor.dtype if narrow else torch.float32
 
 
-def _place(parameter: str, config: ModelConfig) -> tuple[str, str]:
-    """Return the prefix of a parameter's block in the file, and its name in that block."""
+def is_float32(name: str) -> bool:
+    """Whether a tensor of the file is in float32 whatever type the others have, though it may be a matrix."""
+    return name.endswith(_FLOAT32_MATRICES)
+
+
+def gguf_tensors(parameter: str, config: ModelConfig, architecture: str) -> list[GgufTensor]:
+    """Return the tensors that a parameter of the network is in a file of an architecture."""
+    specs = layer_specs(config)
+    for block, spec in enumerate(specs):
+        if parameter.startswith(f"{spec.name}."):
+            part = parameter.removeprefix(f"{spec.name}.")
+            tiled = architecture != QWEN3NEXT
+            return [replace(one, name=f"blk.{block}.{one.name}") for one in _in_layer(part, spec, tiled)]
+    conversion = _ONE_MORE if "norm" in parameter else None
     if parameter.startswith(MTP_PREFIX):
-        part = parameter.removeprefix(MTP_PREFIX)
-        return f"blk.{config.num_hidden_layers}.", part.removeprefix("layers.0.")
-    if parameter.startswith("model.layers."):
-        _, _, layer, part = parameter.split(".", 3)
-        return f"blk.{layer}.", part
-    return "", parameter
+        name = f"blk.{config.num_hidden_layers}.{_MTP[parameter.removeprefix(MTP_PREFIX)]}"
+        return [GgufTensor(name, conversion=conversion)]
+    return [GgufTensor(_OUTSIDE[parameter], conversion=conversion)]
 
 
-def _converted(part: str, tensor: Tensor, config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
-    """Yield the names and values of a parameter of a block in the file."""
-    if part == _QKVZ:
-        qkv, z = _split_qkvz(tensor, config)
-        yield "attn_qkv.weight", qkv
-        yield "attn_gate.weight", z
-    elif part == _GATE_UP:
-        gate, up = tensor.chunk(2, dim=1)
-        yield "ffn_gate_exps.weight", gate
-        yield "ffn_up_exps.weight", up
-    else:
-        change = _CHANGES.get(part, _add_one if "norm" in part else None)
-        yield (_OUTSIDE | _BLOCK | _MTP)[part], tensor if change is None else change(tensor)
+def _in_layer(part: str, spec: LayerSpec, tiled: bool) -> list[GgufTensor]:
+    """Return the tensors that a parameter of a layer is, by their names in a block."""
+    if part.startswith(_LINEAR_ATTENTION):
+        return _linear_attention(spec, tiled)[part.removeprefix(_LINEAR_ATTENTION)]
+    if part == _GATE_UP:
+        gate, up = slice(0, spec.moe_intermediate_size), slice(spec.moe_intermediate_size, None)
+        return [
+            GgufTensor("ffn_gate_exps.weight", (slice(None), gate)),
+            GgufTensor("ffn_up_exps.weight", (slice(None), up)),
+        ]
+    return [GgufTensor(_LAYER[part], conversion=_ONE_MORE if "norm" in part else None)]
 
 
-def _add_one(weight: Tensor) -> Tensor:
-    return weight.float() + 1
-
-
-_CHANGES: dict[str, Callable[[Tensor], Tensor] | None] = {
-    "linear_attn.norm.weight": None,
-    "linear_attn.A_log": lambda log: -torch.exp(log.float()),
-    "linear_attn.conv1d.weight": lambda kernel: kernel.squeeze(1),
-}
-
-
-def _split_qkvz(weight: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor]:
-    """Split the weight of in_proj_qkvz into those of qkv and z.
+@lru_cache(maxsize=2)
+def _linear_attention(spec: LayerSpec, tiled: bool) -> dict[str, list[GgufTensor]]:
+    """Return the tensors that each parameter of a layer's linear attention is.
 
     Args:
-        weight: [key heads × (q k v z), hidden]
-        config: of the network
-
-    Returns:
-        [q of all heads | k | v, hidden], and z [value heads × width, hidden].
+        spec: of the layer
+        tiled: the value heads are tiled in the file, not key head by key head
     """
-    heads, key = config.linear_num_key_heads, config.linear_key_head_dim
-    value = config.linear_value_dim // heads
-    parts = weight.view(heads, -1, weight.shape[-1]).split([key, key, value, value], dim=1)
-    q, k, v, z = (part.flatten(0, 1) for part in parts)
-    return torch.cat([q, k, v]), z
+    flat = _flat_rows(spec)
+    heads, values = torch.arange(spec.linear_num_value_heads), torch.arange(spec.linear_value_dim)
+    if tiled:
+        heads, values = (_tiled(order, spec.linear_num_key_heads, len(heads)) for order in (heads, values))
+    channels = torch.cat([torch.arange(2 * spec.linear_key_dim), 2 * spec.linear_key_dim + values])
+    beta_alpha = [
+        GgufTensor("ssm_beta.weight", rows=flat["b"][heads]),
+        GgufTensor("ssm_alpha.weight", rows=flat["a"][heads]),
+    ]
+    return {
+        "in_proj_qkvz.weight": [
+            GgufTensor("attn_qkv.weight", rows=flat["qkv"][channels]),
+            GgufTensor("attn_gate.weight", rows=flat["z"][values]),
+        ],
+        "in_proj_ba.weight": beta_alpha if tiled else [GgufTensor("ssm_ba.weight")],
+        "conv1d.weight": [GgufTensor("ssm_conv1d.weight", rows=channels, conversion=_KERNEL)],
+        "dt_bias": [GgufTensor("ssm_dt.bias", rows=heads)],
+        "A_log": [GgufTensor("ssm_a", rows=heads, conversion=_DECAY)],
+        "norm.weight": [GgufTensor("ssm_norm.weight")],
+        "out_proj.weight": [GgufTensor("ssm_out.weight", columns=values if tiled else None)],
+    }
+
+
+def _tiled(order: Tensor, key_heads: int, value_heads: int) -> Tensor:
+    """Reorder the rows of value heads, [value heads × width], from key head by key head to tiled."""
+    return order.view(key_heads, value_heads // key_heads, -1).transpose(0, 1).flatten()
+
+
+def _flat_rows(spec: LayerSpec) -> dict[str, Tensor]:
+    """Return for q | k | v, z, b and a the rows of the interleaved projections that they consist of."""
+    heads, key = spec.linear_num_key_heads, spec.linear_key_head_dim
+    value, repeats = spec.linear_value_dim // heads, spec.linear_num_value_heads // heads
+    qkvz = torch.arange(2 * (spec.linear_key_dim + spec.linear_value_dim)).view(heads, -1)
+    q, k, v, z = (part.flatten() for part in qkvz.split([key, key, value, value], dim=1))
+    b, a = (part.flatten() for part in torch.arange(2 * heads * repeats).view(heads, 2, repeats).unbind(1))
+    return {"qkv": torch.cat([q, k, v]), "z": z, "b": b, "a": a}
