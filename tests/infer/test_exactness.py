@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -233,3 +234,23 @@ def test_a_request_does_not_see_its_neighbors() -> None:
     for seed in range(4):
         others = [request(str(n), tokens(5 + 9 * n, seed=seed), 15, temperature=1.0) for n in range(3)]
         assert ids(run(engine(draft_length=seed), [*others[:2], asked, *others[2:]])["x"]) == alone
+
+
+@pytest.mark.parametrize("draft_length", [0, 2])
+@pytest.mark.parametrize("which", ["as chosen", "pytorch alone"])
+def test_weights_in_bfloat16_answer_as_the_same_weights_in_float32(which: str, draft_length: int) -> None:
+    """Nothing is rounded again: prompts of every length go through the native layers and through the modules."""
+    narrow = network(dtype=torch.bfloat16)
+    wide = copy.deepcopy(narrow).float()
+    tried = engine(narrow, draft_length=draft_length, prefill_chunk=96)
+    prompts = {str(length): tokens(length, seed=length) for length in (5, 90)}
+    with implementations(which):
+        found = run(tried, [request(id, prompt, 12) for id, prompt in prompts.items()])
+    assert {id: ids(deltas) for id, deltas in found.items()} == {
+        id: greedy(wide, prompt, 12) for id, prompt in prompts.items()
+    }
+    assert narrow.lm_head.weight.dtype == torch.bfloat16
+    with torch.no_grad():
+        text = torch.tensor([prompts["90"]])
+        torch.testing.assert_close(narrow(text).logits, wide(text).logits, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(narrow(text, text).loss, wide(text, text).loss)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import pytest
 import torch
 
 from engines import engine, greedy, ids, network, request, run, tokens
@@ -38,8 +39,10 @@ def test_a_row_of_zeros_stays() -> None:
     assert model.lm_head.weight[3].eq(0).all()
 
 
-def test_the_engine_says_what_the_rounded_network_says() -> None:
-    model = copy.deepcopy(network())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_engine_says_what_the_rounded_network_says(dtype: torch.dtype) -> None:
+    model = copy.deepcopy(network(dtype=dtype))
     tried = engine(model, weights="int8", draft_length=1)
     prompt = tokens(20)
     assert ids(run(tried, [request("x", prompt, 16)])["x"]) == greedy(model, prompt, 16)
+    assert model.lm_head.weight.dtype == torch.float32  # a narrower type does not hold what was rounded

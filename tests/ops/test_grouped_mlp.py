@@ -9,7 +9,19 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from exactness import Inputs, cast, check, every_dtype, implementations, inner_tolerance, normal, seeds
+from exactness import (
+    TOLERANCE,
+    Inputs,
+    assert_same,
+    cast,
+    check,
+    double,
+    every_dtype,
+    implementations,
+    inner_tolerance,
+    normal,
+    seeds,
+)
 from gossamer import ops
 from gossamer.errors import UserError
 
@@ -72,6 +84,19 @@ def problems(draw: st.DrawFn) -> Inputs:
 @example(problem=inputs_of(how="skip"))
 def test_float64_reference(implementation: str, dtype: torch.dtype, problem: Inputs) -> None:
     check("grouped_mlp", implementation, cast(problem, dtype), inner_tolerance(dtype))
+
+
+@every_implementation
+@pytest.mark.parametrize(("tokens", "hidden", "width"), [(1, 7, 3), (40, 9, 37), (23, 530, 17)])
+def test_narrower_experts_without_gradients(implementation: str, tokens: int, hidden: int, width: int) -> None:
+    """Weights in bfloat16 for tokens in float32: nothing else is rounded, in one panel of the product or in several."""
+    inputs = inputs_of(tokens=tokens, hidden=hidden, width=width)
+    narrow = cast(inputs, torch.float32)
+    narrow |= {name: narrow[name].bfloat16() for name in ("gate_up_proj", "down_proj")}
+    with ops.forced(grouped_mlp="reference"):
+        expected = ops.grouped_mlp(**double(narrow))
+    with torch.no_grad(), ops.forced(grouped_mlp=implementation):
+        assert_same({"y": ops.grouped_mlp(**narrow)}, {"y": expected}, TOLERANCE[torch.float32])
 
 
 @every_implementation

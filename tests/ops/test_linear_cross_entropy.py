@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from exactness import (
+    DEVICE,
     INNER_ROUNDING,
     TOLERANCE,
     Inputs,
@@ -65,6 +66,7 @@ def test_float64_reference(implementation: str, dtype: torch.dtype, chunk_bytes:
     """With the usual chunk, with one of a few tokens, and with one smaller than a single token's logits."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(MODULE, "CHUNK_BYTES", chunk_bytes)
+        patch.setattr(MODULE, "MIN_ROWS", 1)
         check("linear_cross_entropy", implementation, cast(problem, dtype), inner_tolerance(dtype))
 
 
@@ -101,6 +103,7 @@ def test_a_bias_is_added_to_the_logits(implementation: str, problem: Inputs, chu
     bias = torch.linspace(-3, 2, len(weight), dtype=torch.float64).requires_grad_()
     with pytest.MonkeyPatch.context() as patch, ops.forced(linear_cross_entropy=implementation):
         patch.setattr(MODULE, "CHUNK_BYTES", chunk_bytes)
+        patch.setattr(MODULE, "MIN_ROWS", 1)
         loss = ops.linear_cross_entropy(hidden, weight, inputs["labels"], bias)
         found = torch.autograd.grad(loss, (hidden, weight, bias), allow_unused=True)
     assert found[2] is None
@@ -172,6 +175,24 @@ def test_the_full_logits_are_never_in_memory(
     assert logits >= 4 * MODULE.CHUNK_BYTES
     assert largest_tensor("reference", tokens, vocab, dtype) >= logits  # otherwise the measurement sees nothing
     assert largest_tensor(implementation, tokens, vocab, dtype) <= MODULE.CHUNK_BYTES
+
+
+def test_a_large_vocabulary_is_read_for_many_tokens_at_a_time() -> None:
+    """Qwen3.5's head has a gigabyte in float32, and `CHUNK_BYTES` is eight rows of its logits."""
+    assert MODULE.rows_of_chunk(4 * 248_320) == MODULE.ROWS_OF_LARGE_VOCABULARY
+    assert MODULE.rows_of_chunk(4 * 32_768) == MODULE.CHUNK_BYTES // (4 * 32_768)
+
+
+@every_implementation
+def test_a_narrower_weight_without_gradients_is_read_as_it_is(implementation: str) -> None:
+    inputs = inputs_of(tokens=80, vocab=90, hidden=6)
+    hidden, weight = inputs["hidden"].float().to(DEVICE), inputs["weight"].bfloat16().to(DEVICE)
+    labels = inputs["labels"].to(DEVICE)
+    with ops.forced(linear_cross_entropy="reference"):
+        expected = ops.linear_cross_entropy(hidden.double(), weight.double(), labels)
+    with torch.no_grad(), ops.forced(linear_cross_entropy=implementation):
+        found = ops.linear_cross_entropy(hidden, weight, labels)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize(

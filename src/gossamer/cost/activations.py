@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from gossamer.model.config import LINEAR, ModelConfig
 from gossamer.ops.delta_rule import CHUNK_SIZE
 from gossamer.ops.grouped_mlp import runs_natively
-from gossamer.ops.linear_cross_entropy import CHUNK_BYTES
+from gossamer.ops.linear_cross_entropy import rows_of_chunk
 
 _FLOAT32, _INT64 = 4, 8  # bytes of a number
 
@@ -247,7 +247,7 @@ def loss_forward(config: ModelConfig, shape: MicroBatchShape) -> list[int]:
     Under autocast both are there in the computing type, too.
     """
     row, weight = config.vocab_size * _FLOAT32, config.vocab_size * config.hidden_size
-    rows = min(shape.tokens, max(1, CHUNK_BYTES // row))
+    rows = min(shape.tokens, rows_of_chunk(row))
     chunks = 2 if rows < shape.tokens else 1
     if shape.itemsize == _FLOAT32:
         return [rows * row] * chunks

@@ -152,6 +152,15 @@ def compute_dtype(device: torch.device, precision: str) -> torch.dtype:
     return torch.float32
 
 
+def hidden_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype of the hidden states of a network whose weights are in `dtype`: on a CPU float32 at least.
+
+    A CPU reads narrower weights as they are and computes in float32, which costs it nothing: with few tokens it waits
+    for memory, and emulated products in bfloat16 can be a hundred times slower.
+    """
+    return torch.promote_types(dtype, torch.float32) if device.type == "cpu" else dtype
+
+
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[Any]:
     """Compute products in `dtype` within this context; float32 leaves everything as it is."""
     return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)

@@ -15,6 +15,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from gossamer import device as devices
 from gossamer.data.tokenizer import Tokenizer
 from gossamer.errors import UserError, exception_line, shorten
 from gossamer.infer.draft_length import DraftLength
@@ -88,7 +89,13 @@ class Engine:
         weight = model.lm_head.weight
         self._device = weight.device
         pool = StatePool(
-            model.config, options.max_batch, total_pages, page_size, max_step_tokens, weight.device, weight.dtype
+            model.config,
+            options.max_batch,
+            total_pages,
+            page_size,
+            max_step_tokens,
+            weight.device,
+            devices.hidden_dtype(weight.device, weight.dtype),
         )
         self._decoder = Decoder(model, pool, quantize_to_int8(model) if options.weights == "int8" else None)
         self._scheduler = Scheduler(self._decoder, options, total_pages, uses_drafts)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from gossamer import ops
 from gossamer.model.decode.pool import KVCache
 from gossamer.model.layer_spec import LayerSpec
+from gossamer.model.linear import Linear
 from gossamer.model.norm import RMSNorm
 from gossamer.model.rotary import rotate
 
@@ -20,10 +21,10 @@ class GatedAttention(nn.Module):
         self.head_dim, hidden, bias = spec.head_dim, spec.hidden_size, spec.attention_bias
         width, kv_width = spec.num_attention_heads * self.head_dim, spec.num_key_value_heads * self.head_dim
         # Per head the first D rows give the query and the next D its gate: not two global halves.
-        self.q_proj = nn.Linear(hidden, 2 * width, bias=bias)
-        self.k_proj = nn.Linear(hidden, kv_width, bias=bias)
-        self.v_proj = nn.Linear(hidden, kv_width, bias=bias)
-        self.o_proj = nn.Linear(width, hidden, bias=bias)
+        self.q_proj = Linear(hidden, 2 * width, bias=bias)
+        self.k_proj = Linear(hidden, kv_width, bias=bias)
+        self.v_proj = Linear(hidden, kv_width, bias=bias)
+        self.o_proj = Linear(width, hidden, bias=bias)
         self.q_norm = RMSNorm(self.head_dim, spec.rms_norm_eps)
         self.k_norm = RMSNorm(self.head_dim, spec.rms_norm_eps)
 

@@ -25,6 +25,7 @@ from gossamer.errors import UserError
 from gossamer.model.config import ModelConfig
 from gossamer.model.experts import Routing, load_balancing_loss, stack_routing
 from gossamer.model.initialize import initialize
+from gossamer.model.linear import Linear
 from gossamer.model.mtp import ONE_STEP, MTPTraining, MultiTokenPrediction
 from gossamer.model.rotary import rotary_tables
 from gossamer.model.sampled_vocabulary import SampledVocabulary
@@ -75,7 +76,7 @@ class CausalLM(nn.Module):
         super().__init__()
         self.config = config
         self.model = Trunk(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
         self.mtp = MultiTokenPrediction(config) if config.num_nextn_predict_layers else None
@@ -178,7 +179,7 @@ class CausalLM(nn.Module):
             if documents.token_mask is not None:  # padding lies behind the end, too
                 is_text = _ahead(documents.token_mask.view_as(input_ids), documents.lengths, step, fill=False)
                 next_token_ids = torch.where(is_text, next_token_ids, input_ids)
-            embedding = self.model.embed_tokens(next_token_ids)
+            embedding = self.model.embed(next_token_ids)
             if not mtp.trunk_gradient:
                 embedding = embedding.detach()
             hidden, routing = self.mtp(embedding, hidden, documents.rotary, documents.cu_seqlens, documents.token_mask)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from gossamer import ops
 from gossamer.model.decode.pool import RecurrentState
 from gossamer.model.layer_spec import LayerSpec
+from gossamer.model.linear import Linear
 from gossamer.model.norm import GatedRMSNorm, working_dtype
 from gossamer.ops.delta_step import DeltaWeights
 
@@ -25,15 +26,15 @@ class GatedDeltaNet(nn.Module):
         self.key_heads, self.value_heads = spec.linear_num_key_heads, spec.linear_num_value_heads
         self.key_dim, self.value_dim = spec.linear_key_head_dim, spec.linear_value_head_dim
         hidden, key_width, value_width = spec.hidden_size, spec.linear_key_dim, spec.linear_value_dim
-        self.in_proj_qkvz = nn.Linear(hidden, 2 * key_width + 2 * value_width, bias=False)
-        self.in_proj_ba = nn.Linear(hidden, 2 * self.value_heads, bias=False)
+        self.in_proj_qkvz = Linear(hidden, 2 * key_width + 2 * value_width, bias=False)
+        self.in_proj_ba = Linear(hidden, 2 * self.value_heads, bias=False)
         # A convolution's parameter in the checkpoint's shape, [channels, 1, K]; ops.short_conv computes it.
         channels, kernel_size = spec.linear_conv_dim, spec.linear_conv_kernel_dim
         self.conv1d = nn.Conv1d(channels, channels, kernel_size, groups=channels, padding=kernel_size - 1, bias=False)
         self.dt_bias = nn.Parameter(torch.ones(self.value_heads))
         self.A_log = nn.Parameter(torch.zeros(self.value_heads))
         self.norm = GatedRMSNorm(self.value_dim, spec.rms_norm_eps)
-        self.out_proj = nn.Linear(value_width, hidden, bias=False)
+        self.out_proj = Linear(value_width, hidden, bias=False)
 
     def forward(self, x: Tensor, cu_seqlens: Tensor | None = None, state: RecurrentState | None = None) -> Tensor:
         """Apply the layer: [B, T, hidden] → [B, T, hidden].
@@ -68,13 +69,17 @@ class GatedDeltaNet(nn.Module):
     def _step(self, x: Tensor, state: RecurrentState) -> Tensor:
         """Apply the layer to a few tokens of each of several sequences, packed in one row."""
         qkvz, ba = self.in_proj_qkvz(x[0]), self.in_proj_ba(x[0])
-        out: Tensor = self.out_proj(state.step(qkvz, ba, self.step_weights)).unsqueeze(0)
+        out: Tensor = self.out_proj(state.step(qkvz, ba, self.step_weights(x.dtype))).unsqueeze(0)
         return out
 
-    @property
-    def step_weights(self) -> DeltaWeights:
-        """Weights that `ops.delta_step` needs beside the projections."""
-        return DeltaWeights(self.conv1d.weight.squeeze(1), self.A_log, self.dt_bias, self.norm.weight, self.norm.eps)
+    def step_weights(self, dtype: torch.dtype) -> DeltaWeights:
+        """Return the weights that `ops.delta_step` needs beside the projections, in no narrower type than `dtype`."""
+
+        def wide(weight: Tensor) -> Tensor:
+            return weight.detach().to(torch.promote_types(weight.dtype, dtype))
+
+        conv = wide(self.conv1d.weight.squeeze(1))
+        return DeltaWeights(conv, wide(self.A_log), wide(self.dt_bias), wide(self.norm.weight), self.norm.eps)
 
     def _project(self, x: Tensor) -> list[Tensor]:
         """Project [B, T, hidden] to [q | k | v], z, b and a, each with its heads one after the other.
@@ -86,12 +91,12 @@ class GatedDeltaNet(nn.Module):
         values = repeats * self.value_dim
         qkvz, ba = self.in_proj_qkvz.weight, self.in_proj_ba.weight
         if x.shape[0] * x.shape[1] < x.shape[2]:
-            q, k, v, z = self._in_order(F.linear(x, qkvz), [self.key_dim, self.key_dim, values, values], dim=2)
-            return [torch.cat([q, k, v], dim=2), z, *self._in_order(F.linear(x, ba), [repeats, repeats], dim=2)]
+            q, k, v, z = self._in_order(ops.linear(x, qkvz), [self.key_dim, self.key_dim, values, values], dim=2)
+            return [torch.cat([q, k, v], dim=2), z, *self._in_order(ops.linear(x, ba), [repeats, repeats], dim=2)]
         q, k, v, z = self._in_order(qkvz, [self.key_dim, self.key_dim, values, values], dim=0)
         gates = torch.cat(self._in_order(ba, [repeats, repeats], dim=0))
-        qkv, z = (F.linear(x, weight) for weight in (torch.cat([q, k, v]), z))
-        return [qkv, z, *F.linear(x, gates).chunk(2, dim=2)]
+        qkv, z = (ops.linear(x, weight) for weight in (torch.cat([q, k, v]), z))
+        return [qkv, z, *ops.linear(x, gates).chunk(2, dim=2)]
 
     def _in_order(self, x: Tensor, widths: list[int], dim: int) -> list[Tensor]:
         """Split what has parts of these widths for each key head along `dim` into the parts, each with all heads."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from gossamer import ops
 from gossamer.model.layer_spec import LayerSpec
+from gossamer.model.linear import Linear
 
 
 class SwiGLU(nn.Module):
@@ -17,9 +18,9 @@ class SwiGLU(nn.Module):
 
     def __init__(self, hidden: int, width: int) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(hidden, width, bias=False)
-        self.up_proj = nn.Linear(hidden, width, bias=False)
-        self.down_proj = nn.Linear(width, hidden, bias=False)
+        self.gate_proj = Linear(hidden, width, bias=False)
+        self.up_proj = Linear(hidden, width, bias=False)
+        self.down_proj = Linear(width, hidden, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the network: […, hidden] → […, hidden]."""
@@ -135,7 +136,7 @@ class SparseMLP(nn.Module):
         self.gate = Router(spec)
         self.experts = Experts(spec)
         self.shared_expert = SwiGLU(spec.hidden_size, spec.shared_expert_intermediate_size)
-        self.shared_expert_gate = nn.Linear(spec.hidden_size, 1, bias=False)
+        self.shared_expert_gate = Linear(spec.hidden_size, 1, bias=False)
 
     def forward(self, x: Tensor, token_mask: Tensor | None = None) -> tuple[Tensor, Routing]:
         """Apply the experts: [B, T, hidden] → [B, T, hidden], and how the router spread the tokens.

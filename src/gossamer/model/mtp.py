@@ -11,6 +11,7 @@ from gossamer.errors import UserError
 from gossamer.model.config import ModelConfig
 from gossamer.model.experts import Routing
 from gossamer.model.layer_spec import layer_specs
+from gossamer.model.linear import Linear
 from gossamer.model.norm import RMSNorm
 from gossamer.model.trunk import Block
 
@@ -53,7 +54,7 @@ class MultiTokenPrediction(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.fc = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=False)
+        self.fc = Linear(2 * config.hidden_size, config.hidden_size, bias=False)
         self.layers = nn.ModuleList([Block(spec) for spec in layer_specs(config)[config.num_hidden_layers :]])
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.pre_fc_norm_embedding = RMSNorm(config.hidden_size, config.rms_norm_eps)

@@ -27,7 +27,7 @@ class RMSNorm(nn.Module):
 
     def factor(self) -> Tensor:
         """Return 1 + w, [width], by which a normalized vector is multiplied."""
-        return 1.0 + self.weight.detach()
+        return 1.0 + self.weight.detach().to(working_dtype(self.weight))
 
 
 class GatedRMSNorm(nn.Module):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from gossamer import device as devices
 from gossamer.model.causal_lm import CausalLM
 from gossamer.model.experts import Experts
 from gossamer.ops.matrix import Int8Matrix
@@ -35,7 +36,10 @@ def quantize_to_int8(model: CausalLM) -> dict[Tensor, Int8Matrix]:
         for parameter in parameters:
             if parameter not in quantized:
                 quantized[parameter] = _quantize(parameter)
-                parameter.copy_(quantized[parameter].values * quantized[parameter].scales.unsqueeze(-1))
+                values, scales = quantized[parameter]
+                # A narrower type does not hold the rounded numbers.
+                parameter.data = parameter.to(devices.hidden_dtype(parameter.device, parameter.dtype))
+                torch.mul(values, scales.unsqueeze(-1), out=parameter.data)
     return quantized
 
 

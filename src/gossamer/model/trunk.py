@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from gossamer import device as devices
 from gossamer.model.attention import GatedAttention
 from gossamer.model.config import ModelConfig
 from gossamer.model.decode.pool import KVCache, RecurrentState
@@ -46,7 +47,7 @@ class Trunk(nn.Module):
         Returns:
             Hidden states [B, T, hidden], and the routing of each layer with experts.
         """
-        x, routings = self.embed_tokens(input_ids), []
+        x, routings = self.embed(input_ids), []
         for block in self.layers:
             if self.recompute and torch.is_grad_enabled():
                 x, routing = checkpoint(block, x, rotary, cu_seqlens, None, token_mask, use_reentrant=False)
@@ -55,6 +56,11 @@ class Trunk(nn.Module):
             if routing is not None:
                 routings.append(routing)
         return self.norm(x), routings
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """Look up embeddings, […] → […, hidden], in the type of hidden states."""
+        x: Tensor = self.embed_tokens(input_ids)
+        return x.to(devices.hidden_dtype(x.device, x.dtype))
 
 
 class Block(nn.Module):

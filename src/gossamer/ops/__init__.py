@@ -9,6 +9,7 @@ from gossamer.ops.delta_rule import delta_rule
 from gossamer.ops.delta_step import delta_step
 from gossamer.ops.gated_rms_norm import gated_rms_norm
 from gossamer.ops.grouped_mlp import grouped_mlp
+from gossamer.ops.linear import linear
 from gossamer.ops.linear_cross_entropy import linear_cross_entropy
 from gossamer.ops.orthogonalize import orthogonalize
 from gossamer.ops.paged_attention import paged_attention
@@ -26,6 +27,7 @@ __all__ = [
     "forced",
     "gated_rms_norm",
     "grouped_mlp",
+    "linear",
     "linear_cross_entropy",
     "orthogonalize",
     "paged_attention",

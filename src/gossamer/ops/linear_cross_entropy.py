@@ -13,13 +13,16 @@ from gossamer import device as devices
 from gossamer.errors import UserError
 from gossamer.ops import native as kernels
 from gossamer.ops.checks import check_floats, check_indices, not_none, once_differentiable, shape
+from gossamer.ops.linear import linear
 from gossamer.ops.registry import Operation, autocast_input, deferred
 
-__all__ = ["CHUNK_BYTES", "IGNORED", "linear_cross_entropy"]
+__all__ = ["IGNORED", "linear_cross_entropy", "rows_of_chunk"]
 
 LINEAR_CROSS_ENTROPY = Operation("linear_cross_entropy")
 IGNORED = -100  # the label of a token that is not predicted, as in the losses of Hugging Face and PyTorch
 CHUNK_BYTES = 8 << 20  # size of the logits held at once
+# A large vocabulary has few rows in as many bytes. Each chunk reads the whole weight, so they are then this many.
+MIN_ROWS, ROWS_OF_LARGE_VOCABULARY = 32, 128
 # An accelerator's products need more rows to be efficient, and each chunk costs it one pass over the weight's gradient.
 ACCELERATOR_CHUNKS = 32
 
@@ -126,16 +129,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
         needs_hidden, needs_weight, *_ = ctx.needs_input_grad
         dhidden = torch.empty_like(hidden) if needs_hidden else None
         dweight = torch.zeros_like(weight, dtype=dtype) if needs_weight else None
-        w = weight.to(hidden.dtype)
+        # Without gradients, a narrower weight is only ever read, and is not widened as a whole.
+        w = weight.to(hidden.dtype) if needs_hidden or needs_weight else weight
         b = None if bias is None else bias.to(hidden.dtype)
-        chunk_bytes = CHUNK_BYTES * (ACCELERATOR_CHUNKS if devices.is_accelerator(hidden.device) else 1)
-        rows = max(1, chunk_bytes // (len(weight) * dtype.itemsize))
+        rows = rows_of_chunk(len(weight) * dtype.itemsize, devices.is_accelerator(hidden.device))
         for start in range(0, len(hidden), rows):
             chunk = slice(start, start + rows)
             h = hidden[chunk]
-            logits = (h @ w.mT if b is None else torch.addmm(b, h, w.mT)).to(
-                hidden.dtype if cast_to_input_dtype else dtype
-            )
+            logits = linear(h, w, b).to(hidden.dtype if cast_to_input_dtype else dtype)
             total += softmax_loss(logits, labels[chunk])
             dlogits = logits.to(hidden.dtype)
             if dhidden is not None:
@@ -165,9 +166,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
         )
 
 
+def rows_of_chunk(row_bytes: int, is_accelerator: bool = False) -> int:
+    """Return how many rows of logits, of so many bytes each, are held at once."""
+    rows = max(1, CHUNK_BYTES * (ACCELERATOR_CHUNKS if is_accelerator else 1) // row_bytes)
+    return rows if rows >= MIN_ROWS else ROWS_OF_LARGE_VOCABULARY
+
+
 def native(hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Compute the loss in chunks with the C++ kernel; dtypes other than float32 go to `chunked`."""
-    if hidden.dtype != torch.float32 or weight.dtype != torch.float32:
+    """Compute the loss in chunks with the C++ kernel; hidden states of other dtypes than float32 go to `chunked`."""
+    if hidden.dtype != torch.float32:
         return chunked(hidden, weight, labels, bias)
     return loss_in_chunks(hidden, weight, labels, bias, _native_softmax_loss)
 

@@ -21,8 +21,10 @@ from model_configs import configs
 
 @pytest.mark.parametrize("implementation", implementations("draft_tokens", but="reference"))
 @settings(max_examples=40)
-@given(configs(), st.data(), st.integers(1, 4), seeds)
-def test_draft_tokens(implementation: str, config: ModelConfig, data: st.DataObject, count: int, seed: int) -> None:
+@given(configs(), st.sampled_from([torch.float32, torch.bfloat16]), st.data(), st.integers(1, 4), seeds)
+def test_draft_tokens(
+    implementation: str, config: ModelConfig, dtype: torch.dtype, data: st.DataObject, count: int, seed: int
+) -> None:
     """Networks of every kind, sequences with any pasts: the same drafts, and the same keys and values behind them."""
     if not config.num_nextn_predict_layers:
         return
@@ -39,6 +41,7 @@ def test_draft_tokens(implementation: str, config: ModelConfig, data: st.DataObj
     model = CausalLM(config).eval().requires_grad_(False)
     for name, parameter in model.named_parameters():
         torch.nn.init.normal_(parameter, std=0.3 if "norm" in name or "A_log" in name else parameter.shape[-1] ** -0.5)
+    model = model.to(dtype)
     sampling = DraftSampling(
         tuple(wanted), temperatures, torch.randint(-(2**62), 2**62, (count, max(wanted)), generator=generator)
     )

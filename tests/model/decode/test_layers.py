@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from itertools import product
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor
 from decoding import MAX_STEP, sequence_batches
 from exactness import implementations, seeds
 from gossamer import ops
+from gossamer.device import hidden_dtype
 from gossamer.model.causal_lm import CausalLM
 from gossamer.model.config import ModelConfig
 from gossamer.model.decode.decoder import Decoder
@@ -31,10 +33,16 @@ def close(actual: Tensor, expected: Tensor) -> None:
 
 
 @pytest.mark.parametrize("implementation", implementations("decode_layers", but="reference"))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @settings(max_examples=40)
 @given(configs(), st.booleans(), st.data(), st.booleans(), seeds)
-def test_decode_layers(implementation: str, config: ModelConfig, speculative: bool, data: Any, biased: bool, seed: int):
-    """Networks of every kind, from states that hold anything: outputs, and what the states are afterwards."""
+def test_decode_layers(
+    implementation: str, dtype: torch.dtype, config: ModelConfig, speculative: bool, data: Any, biased: bool, seed: int
+) -> None:
+    """Networks of every kind, from states that hold anything: outputs, and what the states are afterwards.
+
+    The reference has the same weights in float64.
+    """
     sequences = data.draw(sequence_batches() if speculative else sequence_batches(min_length=1, max_length=9))
     torch.manual_seed(seed)
     model = CausalLM(config).eval().requires_grad_(False)
@@ -44,9 +52,11 @@ def test_decode_layers(implementation: str, config: ModelConfig, speculative: bo
         for block in model.model.layers:
             if hasattr(block.mlp, "gate"):
                 block.mlp.gate.e_score_correction_bias = torch.randn(config.num_experts)
-    found = []
-    for name in ("reference", implementation):
-        pool = StatePool(config, 6, 20, sequences.page_size, MAX_STEP, torch.device("cpu"), torch.float32)
+    model, found = model.to(dtype), []
+    wide = copy.deepcopy(model).double()
+    for name, network in (("reference", wide), (implementation, model)):
+        dtype_of_states = hidden_dtype(torch.device("cpu"), network.lm_head.weight.dtype)
+        pool = StatePool(config, 6, 20, sequences.page_size, MAX_STEP, torch.device("cpu"), dtype_of_states)
         generator = torch.Generator().manual_seed(seed)
         states = [x for state in pool.delta_states.values() for x in state] + [
             x for kv in pool.kv_pages.values() for x in kv
@@ -55,11 +65,12 @@ def test_decode_layers(implementation: str, config: ModelConfig, speculative: bo
             x.copy_(torch.randn(x.shape, generator=generator) * 0.3)
         for state in pool.delta_states.values():
             state.gates.abs_().neg_()
-        decoder = Decoder(model, pool)
+        decoder = Decoder(network, pool)
+        assert network is wide or decoder._trunk.is_readable_by_kernels
         ids = torch.randint(config.vocab_size, (sum(sequences.lengths),), generator=generator)
         with ops.forced(decode_layers=name), torch.inference_mode():
             hidden = [decoder.forward(ids, sequences, speculative)]
-            if model.mtp is not None:
+            if network.mtp is not None:
                 assert decoder._head is not None
                 hidden.append(decoder._head.forward(ids, hidden[0], sequences))
         places = sequences.new_kv_indices

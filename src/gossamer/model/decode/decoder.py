@@ -19,6 +19,7 @@ from gossamer.model.mtp import MultiTokenPrediction
 from gossamer.model.norm import RMSNorm
 from gossamer.model.rotary import rotary_tables
 from gossamer.model.trunk import Block
+from gossamer.ops.delta_step import DeltaWeights
 from gossamer.ops.matrix import Int8Matrix, Matrix
 from gossamer.ops.sequences import Sequences
 
@@ -35,6 +36,7 @@ class Decoder:
     def __init__(self, model: CausalLM, pool: StatePool, int8: Mapping[Tensor, Int8Matrix] | None = None) -> None:
         self.model, self.pool, self._int8 = model, pool, int8 or {}
         self._lm_head = self._matrix(model.lm_head.weight)
+        self._step_weights: dict[int, DeltaWeights] = {}
         self._trunk = self._layers(model.model.layers, range(len(model.model.layers)), model.model.norm)
         self._head = self._draft_head(model.mtp) if model.mtp is not None else None
         use_huge_pages([*model.parameters(), *(x for matrix in self._int8.values() for x in matrix)])
@@ -52,7 +54,7 @@ class Decoder:
         Returns:
             Hidden states after the final norm, [T, hidden].
         """
-        return decode_layers(self.model.model.embed_tokens(tokens), self._trunk, sequences, speculative)
+        return decode_layers(self.model.model.embed(tokens), self._trunk, sequences, speculative)
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
@@ -97,8 +99,7 @@ class Decoder:
         for index, state in self.pool.delta_states.items():
             qkvz = state.conv.new_empty(0, 2 * (config.linear_key_dim + config.linear_value_dim))
             ba = state.conv.new_empty(0, 2 * config.linear_num_value_heads)
-            weights = cast(Block, self.model.model.layers[index]).linear_attn.step_weights
-            ops.delta_step(qkvz, ba, weights, state, sequences)
+            ops.delta_step(qkvz, ba, self._step_weights[index], state, sequences)
 
     def _draft_head(self, mtp: MultiTokenPrediction) -> DraftHead:
         trunk = self.model.model
@@ -129,20 +130,20 @@ class Decoder:
             linear = block.linear_attn
             for name in ("in_proj_qkvz", "in_proj_ba", "out_proj"):
                 found[name] = matrix(getattr(linear, name).weight)
-            conv1d, A_log, dt_bias, norm, _ = linear.step_weights
-            for name, weight in (("conv1d", conv1d), ("A_log", A_log), ("dt_bias", dt_bias), ("norm", norm)):
-                found[name] = weight.detach()
+            step_weights = self._step_weights[index] = linear.step_weights(self.pool.dtype)
+            conv1d, A_log, dt_bias, norm, _ = step_weights
+            found |= {"conv1d": conv1d, "A_log": A_log, "dt_bias": dt_bias, "norm": norm}
         else:
             attention = block.self_attn
             for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
                 projection = getattr(attention, name)
-                found |= {name: matrix(projection.weight), f"{name}_bias": projection.bias}
+                found |= {name: matrix(projection.weight), f"{name}_bias": self._widened(projection.bias)}
             found |= {"q_norm": attention.q_norm.factor(), "k_norm": attention.k_norm.factor()}
         network = block.mlp
         if isinstance(network, SparseMLP):
             found |= {
                 "gate": matrix(network.gate.weight),
-                "e_score_correction_bias": network.gate.e_score_correction_bias,
+                "e_score_correction_bias": self._widened(network.gate.e_score_correction_bias),
                 "experts_gate_up_proj": matrix(network.experts.gate_up_proj),
                 "experts_down_proj": matrix(network.experts.down_proj),
                 "shared_expert_gate": matrix(network.shared_expert_gate.weight),
@@ -155,3 +156,7 @@ class Decoder:
     def _matrix(self, weight: Tensor) -> Matrix:
         """Return a weight as it is to be read: of int8 if it was rounded."""
         return self._int8.get(weight) or weight.detach()
+
+    def _widened(self, weight: Tensor | None) -> Tensor | None:
+        """Return a weight that is no matrix in a type that is at least as wide as that of hidden states."""
+        return None if weight is None else weight.detach().to(torch.promote_types(weight.dtype, self.pool.dtype))

@@ -19,7 +19,14 @@ from gossamer.errors import UserError
 from gossamer.model.decode.layers import MAX_TOKENS, DecoderLayers, decode_layers
 from gossamer.ops import native as kernels
 from gossamer.ops.checks import are_integers, check_floats, check_indices, check_kind, describe, is_dense, shape
-from gossamer.ops.matrix import Int8Matrix, Matrix, check_matrix, is_readable_by_kernels, values_and_scales
+from gossamer.ops.matrix import (
+    Int8Matrix,
+    Matrix,
+    check_matrix,
+    is_matrix_for_kernels,
+    is_weight_for_kernels,
+    kernel_arguments,
+)
 from gossamer.ops.registry import Operation
 from gossamer.ops.sample_tokens import check_sampling
 from gossamer.ops.sequences import Sequences
@@ -73,12 +80,16 @@ class DraftHead:
     @property
     def is_readable_by_kernels(self) -> bool:
         """Whether the native kernels can read all weights and states."""
-        matrices = self.embed_tokens, self.pre_fc_norm_embedding, self.pre_fc_norm_hidden, self.fc, self.lm_head
-        return self.layers.is_readable_by_kernels and all(map(is_readable_by_kernels, matrices))
+        matrices, norms = (
+            (self.embed_tokens, self.fc, self.lm_head),
+            (self.pre_fc_norm_embedding, self.pre_fc_norm_hidden),
+        )
+        are_readable = all(map(is_matrix_for_kernels, matrices)) and all(map(is_weight_for_kernels, norms))
+        return self.layers.is_readable_by_kernels and are_readable
 
     def join(self, next_token_ids: Tensor, hidden: Tensor) -> Tensor:
         """Join tokens [T] and hidden states [T, hidden] to what the head's layer reads, [T, hidden]."""
-        return self.mtp.join(F.embedding(next_token_ids, self.embed_tokens), hidden)
+        return self.mtp.join(F.embedding(next_token_ids, self.embed_tokens).to(hidden.dtype), hidden)
 
     def forward(self, next_token_ids: Tensor, hidden: Tensor, sequences: Sequences) -> Tensor:
         """Apply the head once, and add its keys and values to the cache.
@@ -167,15 +178,16 @@ def _check_counts(sequences: Sequences, sampling: DraftSampling) -> None:
 def native(
     next_token_ids: Tensor, hidden: Tensor, head: DraftHead, sequences: Sequences, sampling: DraftSampling
 ) -> list[list[int]]:
-    """Make all drafts in one call; other types than float32 and int8, and many positions, go step by step."""
+    """Make all drafts in one call; what the kernels cannot read, and many positions, go step by step."""
     if not head.is_readable_by_kernels or len(next_token_ids) > MAX_TOKENS:
         return reference(next_token_ids, hidden, head, sequences, sampling)
     counts, layers, table = torch.tensor(sampling.counts), head.layers, sequences.padded_page_tables
     tokens = torch.empty(sampling.keys.shape, dtype=torch.int64)
+    embedding, _, embedding_type = kernel_arguments(head.embed_tokens)
     kernels.call(
-        "draft_tokens", tokens, next_token_ids.contiguous(), hidden.contiguous(), head.embed_tokens,
-        head.pre_fc_norm_embedding, head.pre_fc_norm_hidden, *values_and_scales(head.fc), layers.rows,
-        sequences.step_metadata, table, layers.frequencies, layers.final_norm, *values_and_scales(head.lm_head),
+        "draft_tokens", tokens, next_token_ids.contiguous(), hidden.contiguous(), embedding, embedding_type,
+        head.pre_fc_norm_embedding, head.pre_fc_norm_hidden, *kernel_arguments(head.fc), layers.rows,
+        sequences.step_metadata, table, layers.frequencies, layers.final_norm, *kernel_arguments(head.lm_head),
         len(head.embed_tokens), counts, sampling.temperatures, sampling.keys, sampling.keys.shape[1],
         *table.shape, layers.norm.eps,
     )  # fmt: skip

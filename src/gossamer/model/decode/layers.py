@@ -21,7 +21,15 @@ from gossamer.model.layer_spec import LayerSpec
 from gossamer.model.rotary import rotary_frequencies, rotary_tables
 from gossamer.ops import native as kernels
 from gossamer.ops.checks import check_floats, check_kind, describe, shape
-from gossamer.ops.matrix import Int8Matrix, Matrix, check_matrix, is_readable_by_kernels, values_and_scales
+from gossamer.ops.matrix import (
+    Int8Matrix,
+    Matrix,
+    check_matrix,
+    is_matrix_for_kernels,
+    is_weight_for_kernels,
+    kernel_arguments,
+    values_and_scales,
+)
 from gossamer.ops.paged_attention import MAX_PAGE_SIZE
 from gossamer.ops.registry import Operation
 from gossamer.ops.sequences import Sequences
@@ -40,7 +48,7 @@ class LayerTensors(NamedTuple):
 
     Names are those of the checkpoint. Norms come as what is multiplied with, 1 + w but for linear attention's `norm`.
     `gate_proj`, `up_proj` and `down_proj` are a dense layer's network, in a layer with experts the shared expert. Those
-    of `MATRICES` may be of int8, and those of `STATES` are memory of the pool.
+    of `MATRICES` may be of bfloat16 or int8, and those of `STATES` are memory of the pool.
     """
 
     input_layernorm: Tensor
@@ -133,7 +141,7 @@ class DecoderLayers:
 
     def check(self, operation: str, x: Tensor, sequences: Sequences) -> None:
         """Refuse tokens that these layers cannot take, and sequences that do not lie in their memory (UserError)."""
-        hidden, dtype, device = self._expected
+        hidden, dtype, device = len(self.final_norm), self.pool.dtype, self.final_norm.device
         if x.ndim != 2 or x.shape[1] != hidden or x.dtype != dtype or x.device != device:
             expected = f"[tokens, {hidden}] of {dtype} on {device}".replace("torch.", "")
             raise UserError(f"{operation}: hidden states must be {expected}, not {describe(x)}")
@@ -156,15 +164,13 @@ class DecoderLayers:
         return next((len(layer.k_pages) for layer in self.tensors if layer.k_pages is not None), 0)
 
     @cached_property
-    def _expected(self) -> tuple[int, torch.dtype, torch.device]:
-        """Width, type and device of the hidden states."""
-        return len(self.final_norm), self.final_norm.dtype, self.final_norm.device
-
-    @cached_property
     def is_readable_by_kernels(self) -> bool:
         """Whether the native kernels can read all weights and states, and pages of this size."""
-        entries = [entry for layer in self.tensors for entry in layer if entry is not None]
-        return self.pool.page_size <= MAX_PAGE_SIZE and all(map(is_readable_by_kernels, (*entries, self.final_norm)))
+        entries = [(name, x) for layer in self.tensors for name, x in layer._asdict().items() if x is not None]
+        matrices = [x for name, x in entries if name in MATRICES]
+        weights = [self.final_norm, *(x for name, x in entries if name not in MATRICES)]
+        are_readable = all(map(is_matrix_for_kernels, matrices)) and all(map(is_weight_for_kernels, weights))
+        return self.pool.page_size <= MAX_PAGE_SIZE and are_readable
 
     @cached_property
     def frequencies(self) -> Tensor:
@@ -180,8 +186,10 @@ class DecoderLayers:
             row = [int(getattr(block.spec, name)) for name in _SIZES]
             row += [self.pool.page_size, self.pool.max_step_tokens]
             for name, entry in zip(layer._fields, layer, strict=True):
-                values, scales = values_and_scales(entry)
-                row += [kernels.address(x) for x in ((values, scales) if name in MATRICES else (values,))]
+                values, scales, number_type = kernel_arguments(entry)
+                row.append(kernels.address(values))
+                if name in MATRICES:
+                    row += [kernels.address(scales), number_type]
             rows.append(row)
         return torch.tensor(rows, dtype=torch.int64)
 
@@ -215,7 +223,7 @@ def decode_layers(x: Tensor, layers: DecoderLayers, sequences: Sequences, specul
 
 
 def native(x: Tensor, layers: DecoderLayers, sequences: Sequences, speculative: bool) -> Tensor:
-    """Pass tokens through all layers in one call; other types than float32 and int8, and many tokens, take modules."""
+    """Pass tokens through all layers in one call; what the kernels cannot read, and many tokens, take modules."""
     if not layers.is_readable_by_kernels or len(x) > (MAX_TOKENS if speculative else MAX_PROMPT_TOKENS):
         return layers.forward(x, sequences, speculative)
     x, table = x.contiguous(), sequences.padded_page_tables

@@ -51,9 +51,10 @@ class StatePool:
         page_size: tokens in a page
         max_step_tokens: the largest number of tokens that a step may have of one sequence, drafts included
         device: where the network is
-        dtype: the network's dtype; recurrent states are in float32 at least
+        dtype: that of hidden states; recurrent states are in float32 at least
 
     Attributes:
+        dtype: that of hidden states, keys and values
         delta_states: the states of linear-attention layers, by the layer's index
         kv_pages: keys and values, [num_pages, page_size, Hkv, D] each, of full-attention layers by the layer's index;
             that of the multi-token-prediction head comes behind the trunk's
@@ -69,7 +70,7 @@ class StatePool:
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
-        self.config, self.page_size, self.max_step_tokens = config, page_size, max_step_tokens
+        self.config, self.page_size, self.max_step_tokens, self.dtype = config, page_size, max_step_tokens, dtype
         self._conv_window = config.linear_conv_kernel_dim - 1  # inputs that the convolution reads before a token's own
         wide = torch.promote_types(dtype, torch.float32)
 

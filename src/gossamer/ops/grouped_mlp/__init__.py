@@ -14,6 +14,7 @@ from gossamer.ops import native as kernels
 from gossamer.ops.checks import check_floats, check_indices, once_differentiable, shape
 from gossamer.ops.grouped_mlp.grouped_mm import grouped_mm
 from gossamer.ops.grouped_mlp.sorted import sorted_by_expert
+from gossamer.ops.matrix import kernel_arguments
 from gossamer.ops.registry import Operation, autocast_input
 
 __all__ = ["grouped_mlp", "runs_natively"]
@@ -80,8 +81,9 @@ def native(
     """
     if x.dtype == torch.float64 or not runs_natively(len(gate_up_proj)):
         return sorted_by_expert(x, expert_indices, expert_weights, gate_up_proj, down_proj)
-    floats = (part.float() for part in (expert_weights, gate_up_proj, down_proj))
-    y: Tensor = _NativeGroupedMLP.apply(x.float(), expert_indices, *floats)
+    if torch.is_grad_enabled() or gate_up_proj.dtype != torch.bfloat16 or down_proj.dtype != torch.bfloat16:
+        gate_up_proj, down_proj = gate_up_proj.float(), down_proj.float()
+    y: Tensor = _NativeGroupedMLP.apply(x.float(), expert_indices, expert_weights.float(), gate_up_proj, down_proj)
     return y.to(x.dtype)
 
 
@@ -103,7 +105,8 @@ class _NativeGroupedMLP(torch.autograd.Function):
         inner, outputs = x.new_empty(len(order), double_width), x.new_empty(len(order), hidden)
         y = torch.empty_like(x)
         sizes = len(x), indices.shape[1], experts, hidden, double_width // 2
-        kernels.call("experts", x, order, rank, offsets, weights, gate_up, down, inner, outputs, y, *sizes)
+        matrices = gate_up, down, kernel_arguments(gate_up)[2]
+        kernels.call("experts", x, order, rank, offsets, weights, *matrices, inner, outputs, y, *sizes)
         ctx.save_for_backward(x, order, rank, offsets, weights, gate_up, down, inner)
         ctx.sizes = sizes
         return y

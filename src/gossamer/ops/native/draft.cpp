@@ -13,8 +13,8 @@ extern "C" {
 void gossamer_decode_layers(float *x, const int64_t *layers, int64_t num_layers, const int64_t *step_metadata,
                             const int64_t *page_table, const float *frequencies, const float *final_norm,
                             int64_t num_sequences, int64_t max_pages, int64_t speculative, float eps);
-void gossamer_small_linear(const float *x, const void *w, const float *scales, float *out, int64_t tokens, int64_t rows,
-                           int64_t width);
+void gossamer_small_linear(const float *x, const void *w, const float *scales, int64_t type, float *out, int64_t tokens,
+                           int64_t rows, int64_t width);
 void gossamer_sample_tokens(const float *logits, const float *temperatures, const int64_t *keys, int64_t *tokens,
                             int64_t rows, int64_t count);
 }
@@ -27,21 +27,30 @@ void norm_into(float *y, const float *x, const float *w, int64_t width, float ep
     for (int64_t i = 0; i < width; i++) y[i] = x[i] * n * w[i];
 }
 
+// y = row `row` of a matrix of float32 or bfloat16.
+void read_row(float *y, const void *matrix, int64_t type, int64_t row, int64_t width) {
+    if (type == BFLOAT16)
+        widen(y, static_cast<const BFloat16 *>(matrix) + row * width, width);
+    else
+        std::memcpy(y, static_cast<const float *>(matrix) + row * width, sizeof(float) * width);
+}
+
 }  // namespace
 
 extern "C" {
 
 // tokens [N, max_count]; of sequence n, `counts[n]` are written. next_token_ids [T] and hidden [T, width] belong to the
-// T = Σ lengths positions; embedding [vocab, width]; fc [width, 2 width]; layer, step_metadata, page_table,
-// frequencies and final_norm as in gossamer_decode_layers; lm_head [vocab, width]; temperatures [N];
+// T = Σ lengths positions; embedding [vocab, width] of float32 or bfloat16; fc [width, 2 width]; layer, step_metadata,
+// page_table, frequencies and final_norm as in gossamer_decode_layers; lm_head [vocab, width]; temperatures [N];
 // keys [N, max_count].
-void gossamer_draft_tokens(int64_t *tokens, const int64_t *next_token_ids, const float *hidden, const float *embedding,
-                           const float *embedding_norm, const float *hidden_norm, const void *fc,
-                           const float *fc_scales, const int64_t *layer, const int64_t *step_metadata,
-                           const int64_t *page_table, const float *frequencies, const float *final_norm,
-                           const void *lm_head, const float *lm_head_scales, int64_t vocab, const int64_t *counts,
-                           const float *temperatures, const int64_t *keys, int64_t max_count, int64_t num_sequences,
-                           int64_t max_pages, float eps) {
+void gossamer_draft_tokens(int64_t *tokens, const int64_t *next_token_ids, const float *hidden, const void *embedding,
+                           int64_t embedding_type, const float *embedding_norm, const float *hidden_norm,
+                           const void *fc, const float *fc_scales, int64_t fc_type, const int64_t *layer,
+                           const int64_t *step_metadata, const int64_t *page_table, const float *frequencies,
+                           const float *final_norm, const void *lm_head, const float *lm_head_scales,
+                           int64_t lm_head_type, int64_t vocab, const int64_t *counts, const float *temperatures,
+                           const int64_t *keys, int64_t max_count, int64_t num_sequences, int64_t max_pages,
+                           float eps) {
     const FlushSubnormals flush;
     const int64_t N = num_sequences, width = reinterpret_cast<const Layer *>(layer)->hidden_size;
     const int64_t *slots = step_metadata, *past = step_metadata + 2 * N, *lengths = step_metadata + 3 * N;
@@ -54,10 +63,11 @@ void gossamer_draft_tokens(int64_t *tokens, const int64_t *next_token_ids, const
                              int64_t count, int64_t sequences) {
         for (int64_t t = 0; t < count; t++) {
             float *input = joined.data() + t * 2 * width;
-            norm_into(input, embedding + ids[t] * width, embedding_norm, width, eps);
+            read_row(input, embedding, embedding_type, ids[t], width);
+            norm_into(input, input, embedding_norm, width, eps);
             norm_into(input + width, from + t * width, hidden_norm, width, eps);
         }
-        gossamer_small_linear(joined.data(), fc, fc_scales, states.data(), count, width, 2 * width);
+        gossamer_small_linear(joined.data(), fc, fc_scales, fc_type, states.data(), count, width, 2 * width);
         gossamer_decode_layers(states.data(), layer, 1, metadata, page_tables, frequencies, final_norm, sequences,
                                max_pages, 1, eps);
     };
@@ -90,7 +100,7 @@ void gossamer_draft_tokens(int64_t *tokens, const int64_t *next_token_ids, const
             forward(drafts.data(), last.data(), next_metadata.data(), pages.data(), size, size);
             std::memcpy(last.data(), states.data(), sizeof(float) * size * width);
         }
-        gossamer_small_linear(last.data(), lm_head, lm_head_scales, logits.data(), size, vocab, width);
+        gossamer_small_linear(last.data(), lm_head, lm_head_scales, lm_head_type, logits.data(), size, vocab, width);
         group_temperatures.resize(size), group_keys.resize(size), drafts.resize(size);
         for (int64_t row = 0; row < size; row++)
             group_temperatures[row] = temperatures[group[row]], group_keys[row] = keys[group[row] * max_count + index];

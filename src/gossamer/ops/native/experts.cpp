@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "kernels.h"
+#include "numbers.h"
 
 using namespace gossamer;
 
@@ -28,6 +29,16 @@ void sum_by_token(float *y, const float *rows, const int64_t *rank, int64_t toke
     });
 }
 
+// out [n, rows] = x [n, width] Wᵀ for the `rows` rows of W from `first` on.
+void multiply(const float *x, int n, const void *w, int64_t type, int64_t first, int64_t rows, int64_t width,
+              float *out) {
+    if (type == BFLOAT16)
+        gemm(n, int(rows), int(width), x, width, static_cast<const BFloat16 *>(w) + first * width, width, out, rows);
+    else
+        gemm(PLAIN, TRANSPOSED, n, int(rows), int(width), x, width, static_cast<const float *>(w) + first * width, width,
+             out, rows);
+}
+
 }  // namespace
 
 extern "C" {
@@ -42,11 +53,13 @@ void gossamer_sort_by_expert(const int64_t *indices, int64_t assignments, int64_
     for (int64_t i = 0; i < assignments; i++) order[rank[i] = next[indices[i]]++] = i;
 }
 
-// x, y [tokens, hidden]; weights [tokens · top_k]; gate_up [experts, 2·width, hidden]; down [experts, hidden, width].
+// x, y [tokens, hidden]; weights [tokens · top_k]; gate_up [experts, 2·width, hidden] and down [experts, hidden, width]
+// of float32, or both of bfloat16.
 // inner [tokens · top_k, 2·width] is saved for the backward pass; outputs [tokens · top_k, hidden] is work space.
 void gossamer_experts(const float *x, const int64_t *order, const int64_t *rank, const int64_t *offsets,
-                      const float *weights, const float *gate_up, const float *down, float *inner, float *outputs,
-                      float *y, int64_t tokens, int64_t top_k, int64_t experts, int64_t hidden, int64_t width) {
+                      const float *weights, const void *gate_up, const void *down, int64_t type, float *inner,
+                      float *outputs, float *y, int64_t tokens, int64_t top_k, int64_t experts, int64_t hidden,
+                      int64_t width) {
 #pragma omp parallel if (!is_small(tokens * top_k * hidden * width / 64))
     {
         const FlushSubnormals flush;
@@ -58,8 +71,7 @@ void gossamer_experts(const float *x, const int64_t *order, const int64_t *rank,
                 const int n = static_cast<int>(std::min<int64_t>(BLOCK, offsets[e + 1] - first));
                 gather(rows, x, order + first, top_k, n, hidden);
                 float *both = inner + first * 2 * width;
-                gemm(PLAIN, TRANSPOSED, n, 2 * width, hidden, rows, hidden, gate_up + int64_t(e) * 2 * width * hidden,
-                     hidden, both, 2 * width);
+                multiply(rows, n, gate_up, type, int64_t(e) * 2 * width, 2 * width, hidden, both);
                 for (int i = 0; i < n; i++) {
                     const float *gate = both + int64_t(i) * 2 * width, *up = gate + width;
                     const float weight = weights[order[first + i]];
@@ -67,8 +79,7 @@ void gossamer_experts(const float *x, const int64_t *order, const int64_t *rank,
 #pragma omp simd
                     for (int d = 0; d < width; d++) out[d] = weight * gate[d] * sigmoid(gate[d]) * up[d];
                 }
-                gemm(PLAIN, TRANSPOSED, n, hidden, width, activated, width, down + int64_t(e) * hidden * width, width,
-                     outputs + first * hidden, hidden);
+                multiply(activated, n, down, type, e * hidden, hidden, width, outputs + first * hidden);
             }
         }
     }

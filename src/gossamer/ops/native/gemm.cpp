@@ -4,6 +4,8 @@
 
 #include <utility>
 
+#include "numbers.h"
+
 namespace gossamer {
 
 namespace {
@@ -75,6 +77,13 @@ inline void pack(Form form, const float *b, int64_t ldb, int depth, int columns,
             panel[q * COLUMNS + j] = j < columns ? b[j * ldb + q] : 0.0f;
 }
 
+// The same for rows of bfloat16 numbers that lie in memory as [columns, depth]: they are widened first.
+inline void pack(Form, const BFloat16 *b, int64_t ldb, int depth, int columns, float *panel) {
+    alignas(64) thread_local float rows[COLUMNS * DEPTH];
+    for (int j = 0; j < columns; j++) widen(rows + j * DEPTH, b + j * ldb, depth);
+    pack(TRANSPOSED, rows, DEPTH, depth, columns, panel);
+}
+
 // Computes ROWS × COLUMNS of the result; element (i, p) of the left operand lies at a[i·row + p·step].
 template <int ROWS>
 inline void tile(const float *a, int64_t row, int64_t step, const float *panel, int depth, float *c, int64_t ldc,
@@ -115,8 +124,8 @@ inline void tile_of(int rows, const float *a, int64_t row, int64_t step, const f
     if constexpr (ROWS > 1) tile_of<ROWS - 1>(rows, a, row, step, panel, depth, c, ldc, columns, alpha, beta);
 }
 
-template <Form A>
-void product(Form b_form, int m, int n, int k, const float *a, int64_t lda, const float *b, int64_t ldb, float *c,
+template <Form A, typename Number>
+void product(Form b_form, int m, int n, int k, const float *a, int64_t lda, const Number *b, int64_t ldb, float *c,
              int64_t ldc, float alpha, float beta, Part part) {
     alignas(64) thread_local float panel[DEPTH * COLUMNS];
     const int64_t row = A == PLAIN ? lda : 1, step = A == PLAIN ? 1 : lda;
@@ -129,12 +138,12 @@ void product(Form b_form, int m, int n, int k, const float *a, int64_t lda, cons
             // The rows of a TRANSPOSED operand that are packed next lie too far apart for the hardware to prefetch, so
             // they are prefetched here while this panel is in use.
             const int next_rows = b_form == TRANSPOSED ? std::min(COLUMNS, n - j - columns) : 0;
-            const float *next = b + int64_t(j + columns) * ldb + from;
+            const Number *next = b + int64_t(j + columns) * ldb + from;
             int prefetched = 0;
             for (int i = 0; i < m; i += TILE_ROWS) {
                 const int rows = std::min(TILE_ROWS, m - i);
                 for (const int until = int(int64_t(next_rows) * (i + rows) / m); prefetched < until; prefetched++)
-                    for (int p = 0; p < depth; p += 64 / int(sizeof(float)))
+                    for (int p = 0; p < depth; p += 64 / int(sizeof(Number)))
                         __builtin_prefetch(next + prefetched * ldb + p, 0, 2);
                 if (part == LOWER_RESULT && j >= i + rows) continue;
                 const int first = part == UPPER_LEFT ? i : 0;
@@ -162,6 +171,10 @@ void gemm(Form a_form, Form b_form, int m, int n, int k, const float *a, int64_t
         product<PLAIN>(b_form, m, n, k, a, lda, b, ldb, c, ldc, alpha, beta, part);
     else
         product<TRANSPOSED>(b_form, m, n, k, a, lda, b, ldb, c, ldc, alpha, beta, part);
+}
+
+void gemm(int m, int n, int k, const float *a, int64_t lda, const BFloat16 *b, int64_t ldb, float *c, int64_t ldc) {
+    product<PLAIN>(TRANSPOSED, m, n, k, a, lda, b, ldb, c, ldc, 1.0f, 0.0f, ALL);
 }
 
 }  // namespace gossamer

@@ -45,4 +45,9 @@ inline float dot(const float *a, const float *b, int64_t n) {
 void gemm(Form a_form, Form b_form, int m, int n, int k, const float *a, int64_t lda, const float *b, int64_t ldb,
           float *c, int64_t ldc, float alpha = 1.0f, float beta = 0.0f, Part part = ALL);
 
+struct BFloat16;
+
+// C [m, n] = A Bᵀ for B [n, k] of bfloat16, which is widened a panel at a time: once for all rows of A.
+void gemm(int m, int n, int k, const float *a, int64_t lda, const BFloat16 *b, int64_t ldb, float *c, int64_t ldc);
+
 }  // namespace gossamer

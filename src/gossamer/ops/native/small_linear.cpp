@@ -5,12 +5,6 @@
 #include <algorithm>
 #include <utility>
 
-#if defined(__AVX__)
-#include <immintrin.h>
-#elif defined(__aarch64__)
-#include <arm_neon.h>
-#endif
-
 namespace gossamer {
 
 namespace {
@@ -28,35 +22,6 @@ inline Vector fused(const Vector &a, const Vector &b, const Vector &sum) {
     return sum + a * b;
 #endif
 }
-
-inline Vector load(const float *p) { return *reinterpret_cast<const Vector *>(p); }
-
-#if defined(__aarch64__)
-inline Vector load(const int8_t *p) {  // GCC would split a vector of four bytes into scalars
-    int32_t bytes;
-    std::memcpy(&bytes, p, sizeof(bytes));
-    const int16x8_t shorts = vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(bytes)));
-    return vcvtq_f32_s32(vmovl_s16(vget_low_s16(shorts)));
-}
-#elif defined(__AVX512F__)
-inline Vector load(const int8_t *p) {
-    return (Vector)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p))));
-}
-#elif defined(__AVX2__)
-inline Vector load(const int8_t *p) {  // GCC's own conversion takes twice as long
-    return (Vector)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(p))));
-}
-#else
-inline Vector load(const int8_t *p) {
-    typedef int8_t Bytes __attribute__((vector_size(LANES), aligned(1), may_alias));
-    typedef int16_t Shorts __attribute__((vector_size(LANES * sizeof(int16_t))));
-    typedef int32_t Ints __attribute__((vector_size(LANES * sizeof(int32_t))));
-    typedef float Floats __attribute__((vector_size(LANES * sizeof(float))));
-    // Numbers are widened twofold at a time, because in one step GCC splits the vector into scalars.
-    const Shorts shorts = __builtin_convertvector(*reinterpret_cast<const Bytes *>(p), Shorts);
-    return __builtin_convertvector(__builtin_convertvector(shorts, Ints), Floats);
-}
-#endif
 
 // Loads the first `count` numbers and fills the rest of the vector with zeros.
 template <typename Number>
@@ -193,8 +158,10 @@ inline void products_of(int tokens, int rows, const float *const *x, const Numbe
 }  // namespace
 
 void products(int tokens, int rows, const float *const *x, const Matrix &w, int n, float *out, int64_t ldo) {
-    if (w.scales)
+    if (w.type == INT8)
         products_of(tokens, rows, x, static_cast<const int8_t *>(w.values), w.scales, n, out, ldo);
+    else if (w.type == BFLOAT16)
+        products_of(tokens, rows, x, static_cast<const BFloat16 *>(w.values), nullptr, n, out, ldo);
     else
         products_of(tokens, rows, x, static_cast<const float *>(w.values), nullptr, n, out, ldo);
 }
@@ -205,11 +172,11 @@ using namespace gossamer;
 
 extern "C" {
 
-// out [T, rows] = x [T, width] Wᵀ for few tokens; w is int8 if there are scales.
-void gossamer_small_linear(const float *x, const void *w, const float *scales, float *out, int64_t tokens, int64_t rows,
-                           int64_t width) {
+// out [T, rows] = x [T, width] Wᵀ for few tokens; w, scales and type as in `Matrix`.
+void gossamer_small_linear(const float *x, const void *w, const float *scales, int64_t type, float *out, int64_t tokens,
+                           int64_t rows, int64_t width) {
     constexpr int UNIT = 16;  // rows in a task
-    const Matrix matrix{w, scales};
+    const Matrix matrix{w, scales, type};
     std::vector<const float *> vectors(tokens);
     for (int64_t t = 0; t < tokens; t++) vectors[t] = x + t * width;
     parallel_for((rows + UNIT - 1) / UNIT, !is_small(rows * width / 4), [&](int64_t task) {

@@ -2,23 +2,26 @@
 //
 // Every result is summed in one vector of partial sums, from the first number to the last, and then folded. This does
 // not depend on how many vectors and rows are computed together, so a token's numbers do not depend on what is decoded
-// beside it. A matrix is of float32, or of int8 with a scale for each row, which takes a quarter of the bytes.
+// beside it. A matrix is of float32, of bfloat16, which takes half of the bytes, or of int8 with a scale for each row,
+// which takes a quarter; the products are those of float32 in each case.
 
 #pragma once
 
 #include "kernels.h"
+#include "numbers.h"
 
 namespace gossamer {
 
-// A matrix in memory: float32, or int8 if there are scales.
+// A matrix in memory.
 struct Matrix {
     const void *values;
-    const float *scales;
+    const float *scales;  // of int8, one for each row
+    int64_t type;         // `NumberType`
     explicit operator bool() const { return values != nullptr; }
     // The rows from `row` on, which have `width` numbers each.
     Matrix from(int64_t row, int64_t width) const {
-        const int64_t bytes = row * width * int64_t(scales ? sizeof(int8_t) : sizeof(float));
-        return {static_cast<const char *>(values) + bytes, scales ? scales + row : nullptr};
+        const int64_t bytes = row * width * size_of(type);
+        return {static_cast<const char *>(values) + bytes, scales ? scales + row : nullptr, type};
     }
 };
 
