@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from gossamer.errors import UserError
-from gossamer.hub.names import EMBEDDING, LM_HEAD, MTP_PREFIX, ROUTER_BIAS, Index
+from gossamer.hub.layout import Index, flat_rows
+from gossamer.hub.names import EMBEDDING, LM_HEAD, MTP_PREFIX, ROUTER_BIAS
 from gossamer.model.config import ModelConfig
 from gossamer.model.layer_spec import LayerSpec, layer_specs
 
@@ -194,7 +195,12 @@ def _linear_attention(spec: LayerSpec, tiled: bool) -> dict[str, list[GgufTensor
         spec: of the layer
         tiled: the value heads are tiled in the file, not key head by key head
     """
-    flat = _flat_rows(spec)
+    flat = flat_rows(
+        spec.linear_num_key_heads,
+        spec.linear_num_value_heads,
+        spec.linear_key_head_dim,
+        spec.linear_value_head_dim,
+    )
     heads, values = torch.arange(spec.linear_num_value_heads), torch.arange(spec.linear_value_dim)
     if tiled:
         heads, values = (_tiled(order, spec.linear_num_key_heads, len(heads)) for order in (heads, values))
@@ -220,13 +226,3 @@ def _linear_attention(spec: LayerSpec, tiled: bool) -> dict[str, list[GgufTensor
 def _tiled(order: Tensor, key_heads: int, value_heads: int) -> Tensor:
     """Reorder the rows of value heads, [value heads × width], from key head by key head to tiled."""
     return order.view(key_heads, value_heads // key_heads, -1).transpose(0, 1).flatten()
-
-
-def _flat_rows(spec: LayerSpec) -> dict[str, Tensor]:
-    """Return for q | k | v, z, b and a the rows of the interleaved projections that they consist of."""
-    heads, key = spec.linear_num_key_heads, spec.linear_key_head_dim
-    value, repeats = spec.linear_value_dim // heads, spec.linear_num_value_heads // heads
-    qkvz = torch.arange(2 * (spec.linear_key_dim + spec.linear_value_dim)).view(heads, -1)
-    q, k, v, z = (part.flatten() for part in qkvz.split([key, key, value, value], dim=1))
-    b, a = (part.flatten() for part in torch.arange(2 * heads * repeats).view(heads, 2, repeats).unbind(1))
-    return {"qkv": torch.cat([q, k, v]), "z": z, "b": b, "a": a}

@@ -124,7 +124,7 @@ def forms(parameter: str, shape: torch.Size, config: ModelConfig) -> list[list[P
         prefix = parameter.removesuffix("down_proj")
         found.append([Piece(f"{prefix}{expert}.down_proj.weight", (expert,)) for expert in range(shape[0])])
     elif parameter.endswith((_QKVZ, _BA)):
-        rows = _flat_rows(
+        rows = flat_rows(
             config.linear_num_key_heads,
             config.linear_num_value_heads,
             config.linear_key_head_dim,
@@ -144,7 +144,7 @@ def _gates_and_ups(prefix: str, shape: torch.Size) -> Iterator[Piece]:
 
 
 @lru_cache(maxsize=4)
-def _flat_rows(key_heads: int, value_heads: int, key_dim: int, value_dim: int) -> dict[str, Tensor]:
+def flat_rows(key_heads: int, value_heads: int, key_dim: int, value_dim: int) -> dict[str, Tensor]:
     """Return for each flat projection the rows of the interleaved one that it consists of."""
     repeats = value_heads // key_heads
     values = repeats * value_dim
