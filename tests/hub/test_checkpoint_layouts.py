@@ -239,6 +239,39 @@ def test_an_adapter_is_no_model(build, tmp_path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_the_keys_of_a_released_configuration(build, write, tmp_path, same_weights) -> None:
+    """Those of Qwen3.5's releases that are written otherwise here, or not at all."""
+    model = build(**FAMILY["qwen3_5_moe_text"], partial_rotary_factor=0.5)
+    folder = write(model, tmp_path, QWEN3_5)
+    values = model.config.to_dict()
+    for key in ("architectures", "partial_rotary_factor", "rope_theta"):
+        values.pop(key, None)
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
+    values |= {
+        "attention_dropout": 0.0,
+        "bos_token_id": None,
+        "eos_token_id": 63,
+        "full_attention_interval": 4,
+        "mlp_only_layers": [],
+        "output_gate_type": "swish",
+        "output_router_logits": False,
+        "pad_token_id": None,
+        "rope_parameters": rope | {"mrope_interleaved": True, "mrope_section": [2, 1, 1]},
+        "use_cache": True,
+    }
+    outer = {"architectures": ["Qwen3_5MoeForConditionalGeneration"], "transformers_version": "4.57.0.dev0"}
+    outer |= {f"{name}_token_id": 60 for name in ("image", "video", "vision_start", "vision_end")}
+    (folder / "config.json").write_text(json.dumps(nested(values) | outer))
+    assert same_weights(gossamer.load(folder), model)
+    for key, value in (
+        ("attn_output_gate", False),
+        ("output_gate_type", "sigmoid"),
+        ("mtp_use_dedicated_embeddings", True),
+    ):
+        (folder / "config.json").write_text(json.dumps(nested(values | {key: value})))
+        refused(folder, "config.json", f"{key} = {value!r} is not supported")
+
+
 def test_nulls_ask_for_nothing(build, write, tmp_path, same_weights) -> None:
     model = build(**FAMILY["qwen3_5_moe_text"])
     keys = ("layer_types", "rms_norm_eps", "quantization_config", "something_new", "rope_scaling", "attn_output_gate")

@@ -220,7 +220,7 @@ def test_a_vector_in_fp8(released) -> None:
 
 def test_fp8_that_the_configuration_does_not_know(released) -> None:
     edit_config(released, quantization_config=None)
-    refused(released, "F8_E4M3", "no quantization_config")
+    refused(released, "F8_E4M3", "no blocks", "unquantized release")
 
 
 @pytest.mark.parametrize(

@@ -183,11 +183,10 @@ def named_layout(name: str, config: ModelConfig) -> tuple[Layout, ModelConfig]:
 def written_layout(read: Layout) -> Layout:
     """Return the layout in which a checkpoint that was read is written.
 
-    It is the same, except that the head lies at the top and the trunk where transformers, vLLM and SGLang look for the
-    trunk of a language model.
+    It is the same but for the prefixes, which are those of a language model without a vision tower: SGLang looks for
+    the trunk under `model.` only, and vLLM for the head under `mtp.` only.
     """
-    trunk = read.trunk if read.trunk == "model.language_model." else TRUNK_PREFIX
-    return replace(read, trunk=trunk, mtp=MTP_PREFIX, head=LM_HEAD)
+    return replace(read, trunk=TRUNK_PREFIX, mtp=MTP_PREFIX, head=LM_HEAD)
 
 
 def released_layout(model_type: str) -> Layout:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,7 @@ def load_weights(
         problem = f"float64, which {where} does not have; load it as torch.float32, or on the CPU"
         raise UserError(f"{checkpoint.folder}: {problem}")
     _allocate(model, dtypes, where)
-    with _one_thread():
+    with nullcontext() if checkpoint.scales else _one_thread():
         _fill(model, checkpoint, places)
     if checkpoint.config.tie_word_embeddings and checkpoint.layout.head in checkpoint.stored:
         _check_tied(model, checkpoint.stored[checkpoint.layout.head].file, checkpoint.layout.head)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from gossamer.errors import UserError
 from gossamer.hub.names import INDEX, WEIGHTS, first_few
+from gossamer.hub.quantization import LOAD_INSTEAD
 from gossamer.reading import read_object
 from gossamer.typed import shown
 
@@ -89,7 +90,7 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
         for name in handle.keys():  # noqa: SIM118 (the handle is no dictionary)
             part = handle.get_slice(name)
             if part.get_dtype() not in _STORED:
-                raise UserError(f"{file}: {name} is stored as {part.get_dtype()}; gossamer reads {', '.join(_STORED)}")
+                raise UserError(f"{file}: {name} is stored as {part.get_dtype()}; {LOAD_INSTEAD}")
             header[name] = StoredTensor(file, tuple(part.get_shape()), _STORED[part.get_dtype()])
     return header
 
