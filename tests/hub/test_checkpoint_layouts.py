@@ -263,11 +263,8 @@ def test_the_keys_of_a_released_configuration(build, write, tmp_path, same_weigh
     outer |= {f"{name}_token_id": 60 for name in ("image", "video", "vision_start", "vision_end")}
     (folder / "config.json").write_text(json.dumps(nested(values) | outer))
     assert same_weights(gossamer.load(folder), model)
-    for key, value in (
-        ("attn_output_gate", False),
-        ("output_gate_type", "sigmoid"),
-        ("mtp_use_dedicated_embeddings", True),
-    ):
+    changed = {"attn_output_gate": False, "output_gate_type": "sigmoid", "mtp_use_dedicated_embeddings": True}
+    for key, value in changed.items():
         (folder / "config.json").write_text(json.dumps(nested(values | {key: value})))
         refused(folder, "config.json", f"{key} = {value!r} is not supported")
 

@@ -19,10 +19,8 @@ DENSE += [(r"\.(mlp|shared_expert)\.up_proj\.", r".\1.gate_up_proj.", "1")]
 EXPERTS = [(r"\.experts\.(\d+)\.gate_proj\.weight", ".experts.w13_weight", r"gate \1")]
 EXPERTS += [(r"\.experts\.(\d+)\.up_proj\.weight", ".experts.w13_weight", r"up \1")]
 EXPERTS += [(r"\.experts\.(\d+)\.down_proj\.weight", ".experts.w2_weight", r"down \1")]
-FUSED = [
-    (r"\.experts\.gate_up_proj$", ".experts.w13_weight", "all"),
-    (r"\.experts\.down_proj$", ".experts.w2_weight", "all"),
-]
+FUSED = [(r"\.experts\.gate_up_proj$", ".experts.w13_weight", "all")]
+FUSED += [(r"\.experts\.down_proj$", ".experts.w2_weight", "all")]
 FLAT = [(r"\.in_proj_qkv\.", ".in_proj_qkvz.", "qkv"), (r"\.in_proj_z\.", ".in_proj_qkvz.", "z")]
 FLAT += [(r"\.in_proj_b\.", ".in_proj_ba.", "b"), (r"\.in_proj_a\.", ".in_proj_ba.", "a")]
 RULES = [*EXPERTS, *FUSED, *ATTENTION, *DENSE, *FLAT]
@@ -67,11 +65,10 @@ def block(prefix: str, config, is_linear: bool, flat: bool, fused: bool) -> set[
     if config.num_experts:
         experts = range(config.num_experts)
         wanted |= {(f"{dense}gate.weight", ""), (f"{dense}shared_expert_gate.weight", "")}
-        gates = {"all"} if fused else {f"{part} {expert}" for part in ("gate", "up") for expert in experts}
+        gates = ["all"] if fused else [f"{part} {expert}" for part in ("gate", "up") for expert in experts]
+        downs = ["all"] if fused else [f"down {expert}" for expert in experts]
         wanted |= {(f"{dense}experts.w13_weight", part) for part in gates}
-        wanted |= {
-            (f"{dense}experts.w2_weight", part) for part in ({"all"} if fused else {f"down {e}" for e in experts})
-        }
+        wanted |= {(f"{dense}experts.w2_weight", part) for part in downs}
         dense += "shared_expert."
     return wanted | {(f"{dense}gate_up_proj.weight", part) for part in "01"} | {(f"{dense}down_proj.weight", "")}
 
