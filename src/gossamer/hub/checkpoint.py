@@ -16,7 +16,7 @@ from gossamer.hub.layout import Layout, is_mtp, is_vision, layout_of
 from gossamer.hub.shards import StoredTensor, read_headers
 from gossamer.model.config import ModelConfig
 
-_MTP_LAYER = re.compile(r"mtp\.layers\.(\d+)\.")
+_SECOND_LAYER = re.compile(r"mtp\.layers\.0*[1-9]")
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,6 @@ def _mtp_layers(names: Collection[str]) -> int:
         UserError: they hold more.
     """
     for name in names:
-        if is_mtp(name) and (found := _MTP_LAYER.search(name)) and int(found[1]) > 0:
+        if is_mtp(name) and _SECOND_LAYER.search(name):
             raise UserError(f"holds {shorten(name)}, a second layer of multi-token prediction; gossamer computes one")
     return int(any(map(is_mtp, names)))

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from gossamer.errors import UserError
+from gossamer.errors import UserError, shorten
 from gossamer.hub.layout import GATE_UP
 from gossamer.hub.quantization import LOAD_INSTEAD, Block
 from gossamer.hub.shards import FP8, SAVE_AGAIN, StoredTensor, read_tensors
@@ -29,17 +29,15 @@ def read_scales(stored: Mapping[str, StoredTensor], block: Block | None) -> dict
             belong to a weight of another type. The message names the file and the tensor.
     """
     for name, tensor in stored.items():
-        weight = name.removesuffix(SCALE_SUFFIX)
+        weight, shown = name.removesuffix(SCALE_SUFFIX), f"{tensor.file}: {shorten(name)}"
         if weight != name and weight in stored and stored[weight].dtype != FP8:
-            raise UserError(f"{tensor.file}: {name} scales {weight}, which is not stored as F8_E4M3; {SAVE_AGAIN}")
+            raise UserError(f"{shown} scales {shorten(weight)}, which is not stored as F8_E4M3; {SAVE_AGAIN}")
         if tensor.dtype != FP8:
             continue
         if block is None:
-            raise UserError(
-                f"{tensor.file}: {name} is stored as F8_E4M3, but config.json has no blocks; {LOAD_INSTEAD}"
-            )
+            raise UserError(f"{shown} is stored as F8_E4M3, but config.json has no blocks; {LOAD_INSTEAD}")
         if name + SCALE_SUFFIX not in stored:
-            raise UserError(f"{tensor.file}: {name} is stored as F8_E4M3 without {name}{SCALE_SUFFIX}; {SAVE_AGAIN}")
+            raise UserError(f"{shown} is stored as F8_E4M3 without {shorten(name + SCALE_SUFFIX)}; {SAVE_AGAIN}")
         _check_scale(name, tensor, stored[name + SCALE_SUFFIX], block)
     names = [name for name, tensor in stored.items() if tensor.dtype == FP8]
     scales = read_tensors({name + SCALE_SUFFIX: stored[name + SCALE_SUFFIX] for name in names})
@@ -48,20 +46,21 @@ def read_scales(stored: Mapping[str, StoredTensor], block: Block | None) -> dict
 
 def _check_scale(name: str, tensor: StoredTensor, scale: StoredTensor, block: Block) -> None:
     """Refuse a weight whose scales are not one for each block."""
+    weight = f"{shorten(name)} of shape {list(tensor.shape)}"
     if len(tensor.shape) not in (2, 3):
-        raise UserError(f"{tensor.file}: {name} of shape {list(tensor.shape)} is stored as F8_E4M3; only matrices are")
+        raise UserError(f"{tensor.file}: {weight} is stored as F8_E4M3; only matrices are")
     *stack, rows, columns = tensor.shape
     if name.endswith(GATE_UP) and rows // 2 % block[0]:
         raise UserError(
-            f"{tensor.file}: {name} of shape {list(tensor.shape)} has blocks of {block[0]} rows that hold rows of both "
-            "the gate and the up projection; save the experts one by one"
+            f"{tensor.file}: {weight} has blocks of {block[0]} rows that hold rows of both the gate and the up "
+            "projection; save the experts one by one"
         )
     wanted = (*stack, math.ceil(rows / block[0]), math.ceil(columns / block[1]))
     if scale.shape != wanted or scale.dtype == FP8:
         raise UserError(
-            f"{scale.file}: {name}{SCALE_SUFFIX} has shape {list(scale.shape)} and type "
-            f"{str(scale.dtype).removeprefix('torch.')}, but {name} of shape {list(tensor.shape)} has "
-            f"{list(wanted)} blocks of {block[0]} × {block[1]}; {SAVE_AGAIN}"
+            f"{scale.file}: {shorten(name + SCALE_SUFFIX)} has shape {list(scale.shape)} and type "
+            f"{str(scale.dtype).removeprefix('torch.')}, but {weight} has {list(wanted)} blocks of "
+            f"{block[0]} × {block[1]}; {SAVE_AGAIN}"
         )
 
 

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from gossamer.errors import UserError, shorten
 from gossamer.hub.names import LM_HEAD, MTP_PREFIX, TRUNK_PREFIX, tensors_of
 from gossamer.model.config import ModelConfig
+from gossamer.typed import shown
 
 # Where one expert's matrix lies in the stacked parameter, or () for the whole of a parameter.
 Index = tuple[int | slice, ...]
@@ -169,8 +170,10 @@ def named_layout(name: str, config: ModelConfig) -> tuple[Layout, ModelConfig]:
     """Return a layout by its name, and the configuration of the same network with the model type that is read so.
 
     Raises:
-        UserError: that model type does not have such networks; the message names the field.
+        UserError: there is no such layout, or its model type does not have such networks; the message names the field.
     """
+    if name not in NAMED_LAYOUTS:
+        raise UserError(f"layout {shown(name)}: must be one of {', '.join(NAMED_LAYOUTS)}")
     layout = NAMED_LAYOUTS[name]
     try:
         if not layout.flat_projections:

@@ -13,6 +13,7 @@ LOAD_INSTEAD = (
     "or a GGUF file of it with llama.cpp"
 )
 _NAMES = {"awq": "AWQ", "gptq": "GPTQ", "modelopt": "ModelOpt", "modelopt_fp4": "ModelOpt (NVFP4)", "fp8": "FP8"}
+_MAX_BLOCK = 1 << 20
 
 Block = tuple[int, int]
 
@@ -32,7 +33,9 @@ def read_block(values: Mapping[str, Any]) -> Block | None:
     if not isinstance(found, Mapping):
         raise UserError(f"quantization_config = {shown(found)}: expected an object")
     block = found.get("weight_block_size")
-    is_block = isinstance(block, list) and len(block) == 2 and all(type(n) is int and n > 0 for n in block)
+    is_block = (
+        isinstance(block, list) and len(block) == 2 and all(type(n) is int and 0 < n <= _MAX_BLOCK for n in block)
+    )
     if found.get("quant_method") == "fp8" and found.get("fmt") in (None, "e4m3") and is_block:
         rows, columns = block  # type: ignore[misc]  # checked above
         return rows, columns

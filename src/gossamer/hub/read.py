@@ -36,15 +36,15 @@ log = logging.getLogger("gossamer")
 def load(path: str | Path, dtype: torch.dtype | None = None, device: str | torch.device = "cpu") -> CausalLM:
     """Load the model of a run, or of any Hugging Face directory of the family, in evaluation mode.
 
-    Weights are read from `model.safetensors` or its shards, with the experts stacked or one by one, with or without
-    `mtp.*`. The tensors, not config.json, decide whether there is a multi-token-prediction head, because transformers
-    drops those tensors and keeps that key. One line of the logger "gossamer" says what was found; it is a warning if
-    config.json promises more.
+    Weights are read from `model.safetensors` or its shards, in every layout that `gossamer/hub/layout.py` describes.
+    FP8 by blocks is dequantized. The tensors, not config.json, decide whether there is a multi-token-prediction head,
+    because transformers drops those tensors and keeps that key. The logger "gossamer" says whether one was found, as a
+    warning if config.json promises more, and what was left out of a checkpoint that also sees pictures.
 
     Args:
         path: a run's folder or a Hugging Face directory
-        dtype: type of the weights in memory; None: each in the type in which it is stored. `A_log`, `dt_bias`,
-            `linear_attn.norm.weight` and a router's bias are at least in float32, whatever the others are in.
+        dtype: type of the weights in memory; None: each in the type in which it is stored, FP8 as bfloat16. `A_log`,
+            `dt_bias`, `linear_attn.norm.weight` and a router's bias are at least in float32, whatever the rest is in.
         device: auto, cpu, cuda, cuda:1 … or a torch.device
 
     Raises:
