@@ -34,4 +34,4 @@ def test_the_python_runs_as_pasted_after_a_demo_run(tmp_path: Path, monkeypatch:
 
 def test_every_recipe_is_listed() -> None:
     (row,) = [line for line in README.splitlines() if line.startswith("| `gossamer train --recipe NAME`")]
-    assert sorted(re.findall(r"`([\w-]+)`", row.partition("recipes)")[2])) == recipe_names()
+    assert sorted(re.findall(r"`([\w.-]+)`", row.partition("recipes)")[2])) == recipe_names()

@@ -83,6 +83,7 @@ def test_train_names_the_run_after_text_alone(training: Calls, capsys: pytest.Ca
         "--data hf:some/text:train": "hf-some-text-train",
         "--budget 1h --data novel.txt": "novel",
         "--recipe nano --data novel.txt": "nano",
+        "--recipe qwen3.5-9b": "qwen3.5-9b",
     }
     for line, name in names.items():
         assert main(["train", *line.split()]) == 0

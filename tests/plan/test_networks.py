@@ -10,7 +10,9 @@ from gossamer.cost.network import count_network, network_of
 from gossamer.errors import UserError
 from gossamer.model.config import ModelConfig
 from gossamer.plan import load_catalogue, network_from_json
+from gossamer.plan.arguments import planned_network
 from gossamer.plan.published_runs import load_published_runs
+from gossamer.train.recipe import load_recipe
 from model_configs import configs
 
 
@@ -28,6 +30,13 @@ def test_drafts_of_several_steps_and_of_none() -> None:
     once = work.flops(4096)["mtp"]
     assert work.flops(4096, mtp_steps=3)["mtp"] == pytest.approx(3 * once)
     assert "mtp" not in work.flops(4096, mtp_steps=0)
+
+
+@pytest.mark.parametrize("name", ["80b-a3b", "qwen3.5-9b", "qwen3.5-35b-a3b"])
+def test_a_preset_is_planned_as_its_config_json(name: str) -> None:
+    planned, from_file = planned_network(name), network_from_json(load_recipe(name).model.to_dict(), name)
+    assert (planned.name, planned.layers, planned.mtp_layers) == (name, from_file.layers, from_file.mtp_layers)
+    assert planned.sizes == from_file.sizes
 
 
 # Parameters in billions, all and active, as their makers state them; active ones without embedding or as rounded.

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
+import torch
 import yaml
 from docstring_parser import parse as parse_docstring
 from hypothesis import example, given
 from hypothesis import strategies as st
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from gossamer.cost.network import count_network
 from gossamer.data.config import CorpusConfig, SetConfig
@@ -130,7 +132,22 @@ def test_the_default_recipe_exists() -> None:
     assert DEFAULT_RECIPE in recipe_names()
 
 
-@pytest.mark.parametrize("name", ["nano", "demo", "micro", "mini", "small", "80b-a3b"])
+# Published parameters in billions, without the multi-token-prediction head; active ones as in the network's name, which
+# counts the embedding, or None.
+RELEASED = {
+    "80b-a3b": (80, None),
+    "qwen3.5-0.8b": (0.75, None),
+    "qwen3.5-2b": (1.88, None),
+    "qwen3.5-4b": (4.21, None),
+    "qwen3.5-9b": (8.95, None),
+    "qwen3.5-27b": (26.9, None),
+    "qwen3.5-35b-a3b": (35, 3),
+    "qwen3.5-122b-a10b": (122, 10),
+    "qwen3.5-397b-a17b": (397, 17),
+}
+
+
+@pytest.mark.parametrize("name", ["nano", "demo", "micro", "mini", "small", *RELEASED])
 def test_presets_say_their_size_in_the_words_of_every_other_place(name: str) -> None:
     words = network_words(*count_network(load_recipe(name).model).sizes)
     comment = " ".join(line.lstrip("# ") for line in recipe_file(name).read_text().split("\n") if line.startswith("#"))
@@ -145,6 +162,20 @@ def test_descriptions_tell_the_size_without_the_head(name: str) -> None:
     told = [float(value) * letters[unit] for value, unit in re.findall(r"(\d[\d.]*)([MB])\b", recipe.description)]
     for value, real in zip(told, (parameters - mtp, active - mtp_active), strict=False):
         assert value == pytest.approx(real, rel=0.02)
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_released_sizes_are_those_of_transformers_classes_and_those_published(name: str) -> None:
+    config = load_recipe(name).model
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config.to_dict()))
+    parameters, active, mtp, mtp_active = count_network(config).sizes
+    assert sum(parameter.numel() for parameter in model.parameters()) == parameters - mtp
+    published, published_active = RELEASED[name]
+    assert (parameters - mtp) / 1e9 == pytest.approx(published, rel=0.01)
+    if published_active is not None:
+        with_embedding = active - mtp_active + config.vocab_size * config.hidden_size
+        assert with_embedding / 1e9 == pytest.approx(published_active, abs=0.5)
 
 
 @pytest.mark.parametrize("section", [*SECTIONS, Recipe])

@@ -41,8 +41,8 @@ def plan(
     The answer says which layouts fit into their memory, and how much time, energy and money a run takes.
 
     Args:
-        model: a preset (80b-a3b, mini, micro …), a recipe's YAML file, or a Hugging Face config.json or its folder, of
-            this family or another (llama, qwen3, qwen3_moe, olmo2, deepseek_v3 …)
+        model: a preset (80b-a3b, qwen3.5-35b-a3b, mini …), a recipe's YAML file, or a Hugging Face config.json or its
+            folder, of this family or another (llama, qwen3, qwen3_moe, olmo2, deepseek_v3 …)
         chip: chip to run on (h100, h200, h20, ppu-810e, 910c, p800 …); several, with commas between, are compared
         compare: more chips to compare with, with commas between
         count: number of chips (default: 2048 to train, the fewest that hold the network to serve)

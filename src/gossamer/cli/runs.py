@@ -26,8 +26,9 @@ def train(
     Without either, a small model learns to write Python in a few minutes.
 
     Args:
-        recipe: a recipe that comes with gossamer (80b-a3b, budget, demo, micro, mini, nano, novels, shakespeare-char,
-            small), or the path of a YAML file (default: demo)
+        recipe: a recipe that comes with gossamer (80b-a3b, budget, demo, micro, mini, nano, novels, qwen3.5-0.8b,
+            qwen3.5-122b-a10b, qwen3.5-27b, qwen3.5-2b, qwen3.5-35b-a3b, qwen3.5-397b-a17b, qwen3.5-4b, qwen3.5-9b,
+            shakespeare-char, small), or the path of a YAML file (default: demo)
         budget: what the run may spend, as 90s, 10m, 2h, 5usd or 1e17flop, in place of a recipe: the size of the
             network, its batch and its learning rate are chosen for it on this device
         out: folder of the run (default: runs/ and the name of the recipe, or of the first --data without a recipe)

@@ -13,7 +13,7 @@ from gossamer.errors import UserError
 from gossamer.hub.find import RUN_CONFIG
 from gossamer.reading import user_path
 from gossamer.run.lock import require_unclaimed
-from gossamer.train.recipe import Recipe, flatten, load_recipe, recipe_file, recipe_options
+from gossamer.train.recipe import Recipe, flatten, load_recipe, recipe_file, recipe_names, recipe_options
 
 
 def require_undecided(recipe: str | None, overrides: Mapping[str, Any]) -> None:
@@ -49,7 +49,8 @@ def run_folder(recipe: str | None, recipe_name: str, paths: Sequence[str]) -> Pa
         name = paths[0] if paths[0].startswith(HUB_PREFIX) else first.resolve().name
         # The kind of a file says nothing; the dots of a folder's name may.
         text = re.sub(r"[^\w.-]+", "-", name.removesuffix(first.suffix) if first.is_file() else name).strip("-.")
-    return Path("runs") / (text or Path(recipe_name).stem)
+    # A recipe's name may have dots, which are no suffix: qwen3.5-9b.
+    return Path("runs") / (text or (recipe_name if recipe_name in recipe_names() else Path(recipe_name).stem))
 
 
 def fresh_recipe(folder: Path, name: str, overrides: Mapping[str, Any]) -> Recipe:
