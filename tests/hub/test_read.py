@@ -213,6 +213,15 @@ def test_a_shard_of_another_checkpoint(sharded) -> None:
     refused(sharded, one.name, "lacks", first)
 
 
+def test_a_shard_that_the_index_does_not_name(sharded, build, same_weights) -> None:
+    first = sorted(sharded.glob("model-*.safetensors"))[0]
+    shutil.copyfile(first, sharded / "model-00001-of-00099.safetensors")  # of an older download
+    assert same_weights(gossamer.load(sharded), build())
+    extra = first.with_name(first.name.replace("00001", "00077", 1))
+    shutil.copyfile(first, extra)
+    refused(sharded, extra.name, "does not name this shard")
+
+
 @pytest.mark.parametrize(
     "index",
     [

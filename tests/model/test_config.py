@@ -13,6 +13,7 @@ from transformers import Qwen3NextConfig
 
 from gossamer.errors import UserError
 from gossamer.model.config import ModelConfig
+from gossamer.model.config_json import keys_not_for_text, promised_mtp_layers
 from model_configs import configs
 
 
@@ -136,3 +137,38 @@ def test_which_layers_are_what() -> None:
     assert [config.is_sparse(layer) for layer in range(4)] == [False, True, False, False]
     assert not any(replace(config, num_experts=0).is_sparse(layer) for layer in range(4))
     assert config.rotary_dim == 4
+
+
+# What a config.json says besides the network.
+
+
+def test_nulls_ask_for_nothing() -> None:
+    config = ModelConfig(**TINY)
+    values = config.to_dict() | dict.fromkeys(("layer_types", "quantization_config", "anything", "rope_scaling"))
+    values["rope_parameters"] = values["rope_parameters"] | {"mrope_section": None, "rope_type": None}
+    assert ModelConfig.from_dict(values) == config
+    assert ModelConfig.from_dict(ModelConfig().to_dict() | {"rope_theta": None}) == ModelConfig()
+
+
+@pytest.mark.parametrize(("outside", "inside", "tied"), [(True, False, True), (False, True, False), (None, True, True)])
+def test_the_embedding_is_tied_as_is_said_beside_text_config(outside: Any, inside: bool, tied: bool) -> None:
+    values = {"model_type": "qwen3_5", "text_config": {"tie_word_embeddings": inside}, "tie_word_embeddings": outside}
+    assert ModelConfig.from_dict(values).tie_word_embeddings == tied
+
+
+def test_layers_of_multi_token_prediction_that_are_promised() -> None:
+    assert promised_mtp_layers({}) == 0
+    assert promised_mtp_layers({"mtp_num_hidden_layers": 3}) == 3
+    assert promised_mtp_layers({"num_nextn_predict_layers": 1, "mtp_num_hidden_layers": 3}) == 1
+    with pytest.raises(UserError, match="mtp_num_hidden_layers = -1"):
+        promised_mtp_layers({"mtp_num_hidden_layers": -1})
+
+
+def test_keys_that_cannot_matter_for_text() -> None:
+    rope = {"mrope_section": [11, 11, 10], "rope_theta": 1e7}
+    assert keys_not_for_text({"rope_parameters": rope}) == ["mrope_section"]
+    assert keys_not_for_text({"vision_config": {}, "text_config": {"rope_parameters": rope}}) == [
+        "vision_config",
+        "mrope_section",
+    ]
+    assert keys_not_for_text({"vision_config": None, "text_config": [], "rope_parameters": 3}) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from gossamer.reading import read_object
 from gossamer.typed import shown
 
 SAVE_AGAIN = "download or save it again"
+_NUMBERED = re.compile(r"(?P<stem>.+)-\d+-of-(?P<count>\d+)\.safetensors")
 _MAX_NAME = 255  # bytes of a file's name
 FP8 = torch.float8_e4m3fn
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
@@ -76,7 +78,17 @@ def read_headers(folder: Path) -> dict[str, StoredTensor]:
                 f"{SAVE_AGAIN}"
             )
         stored |= header
+    _check_unnamed(folder, set(weight_map.values()))
     return stored
+
+
+def _check_unnamed(folder: Path, named: set[str]) -> None:
+    """Refuse a shard of the same numbering as those of the index that the index does not name."""
+    numberings = {found.group("stem", "count") for name in named if (found := _NUMBERED.fullmatch(name))}
+    for name in sorted(path.name for path in folder.glob("*.safetensors")):
+        found = _NUMBERED.fullmatch(name)
+        if found and name not in named and found.group("stem", "count") in numberings:
+            raise UserError(f"{folder / name}: {INDEX} does not name this shard; {SAVE_AGAIN}")
 
 
 def read_header(file: Path) -> dict[str, StoredTensor]:

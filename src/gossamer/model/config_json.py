@@ -130,7 +130,7 @@ def promised_mtp_layers(values: Mapping[str, Any]) -> int:
     Raises:
         UserError: it is no whole number, or less than 0.
     """
-    key = MTP_KEY if values.get(MTP_KEY) is not None else MTP_KEY_QWEN3_5
+    key = MTP_KEY if MTP_KEY in values else MTP_KEY_QWEN3_5
     layers: int = convert(values.get(key, 0), Annotated[int, Range(0, 1 << 12)], key)
     return layers
 
