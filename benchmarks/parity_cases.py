@@ -7,10 +7,12 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import Qwen3NextConfig, Qwen3NextForCausalLM
+from torch import Tensor, nn
 
+from gossamer.hub.layout import Layout, tensors_in
 from gossamer.model.causal_lm import CausalLM
 from gossamer.model.config import FULL, LINEAR, ModelConfig
+from gossamer.model.config_json import MODEL_TYPES
 
 transformers.utils.logging.set_verbosity_error()  # it warns of kernels that a CPU has not
 
@@ -34,6 +36,28 @@ TINY: dict[str, Any] = {
     "shared_expert_intermediate_size": 24,
     "max_position_embeddings": 512,
     "num_nextn_predict_layers": 0,
+}
+
+# What the models of Qwen3.5 and its successors have in common: 1/32 of the released width in all heads together. The
+# heads of linear attention are half as many of twice the width, since a norm over four numbers is ill-conditioned.
+QWEN3_5_HEADS: dict[str, Any] = {
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "linear_num_key_heads": 8,
+    "linear_num_value_heads": 8,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "rope_theta": 1e7,
+}
+QWEN3_5: dict[str, Any] = {"model_type": "qwen3_5_text", "num_experts": 0}
+QWEN3_5_MOE: dict[str, Any] = {
+    "model_type": "qwen3_5_moe_text",
+    "hidden_size": 64,
+    "num_experts": 16,
+    "num_experts_per_tok": 4,
+    "moe_intermediate_size": 16,
+    "shared_expert_intermediate_size": 16,
 }
 
 
@@ -119,18 +143,78 @@ CASES = [
         "no full-attention layer, a single layer with experts",
         {"layer_types": [LINEAR] * 3, "num_hidden_layers": 3, "mlp_only_layers": [0, 2]},
     ),
+    # Released models of Qwen3.5 to 3.8 at 1/32 of their widths, with fewer experts and one period of four layers.
+    Case(
+        "qwen3.5-0.8b",
+        "dense, tied, 4 query heads per key head, as many value as key heads in linear attention",
+        QWEN3_5 | QWEN3_5_HEADS | {"hidden_size": 32, "intermediate_size": 112, "tie_word_embeddings": True},
+    ),
+    Case(
+        "qwen3.5-27b",
+        "dense, 6 query heads per key head, 3 value heads per key head in linear attention",
+        QWEN3_5
+        | QWEN3_5_HEADS
+        | {
+            "hidden_size": 160,
+            "intermediate_size": 544,
+            "num_attention_heads": 24,
+            "num_key_value_heads": 4,
+            "linear_num_value_heads": 24,
+        },
+    ),
+    Case(
+        "qwen3.5-35b-a3b",
+        "experts in every layer, 8 query heads per key head, 2 value heads per key head in linear attention",
+        QWEN3_5_MOE | QWEN3_5_HEADS | {"num_attention_heads": 16, "linear_num_value_heads": 16},
+    ),
+    Case(
+        "qwen3.8-2.4t-a95b",
+        "experts in every layer, 16 query heads per key head, 8 value heads per key head in linear attention",
+        QWEN3_5_MOE
+        | QWEN3_5_HEADS
+        | {
+            "num_attention_heads": 16,
+            "num_key_value_heads": 1,
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 16,
+        },
+    ),
 ]
 
 
-def pair(config: ModelConfig, seed: int = 0) -> tuple[CausalLM, Qwen3NextForCausalLM]:
+def their_network(config: ModelConfig) -> nn.Module:
+    """Return a network of transformers' own class, in float32 with random weights."""
+    values = config.to_dict()
+    network: nn.Module = getattr(transformers, MODEL_TYPES[config.model_type].architecture)(
+        transformers.AutoConfig.for_model(**values)
+    )
+    network.set_experts_implementation("eager")  # their grouped one refuses odd sizes in bfloat16
+    return network
+
+
+def their_layout(config: ModelConfig) -> Layout:
+    """Return the layout that the networks of transformers have in memory."""
+    return Layout(flat_projections=config.model_type != "qwen3_next", stacked_experts=True, stacked_mtp_experts=True)
+
+
+def in_their_layout(config: ModelConfig, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return parameters of gossamer's network, or their gradients, under the names and in the order of transformers."""
+    layout = their_layout(config)
+    return {
+        piece.name: piece.read(tensor)
+        for name, tensor in tensors.items()
+        for piece in layout.pieces(name, tensor.shape, config)
+    }
+
+
+def pair(config: ModelConfig, seed: int = 0) -> tuple[CausalLM, Any]:
     """Return gossamer's network and that of transformers, with the same weights and in float32.
 
     The weights are larger than initial ones and no norm or gate is at its start value, so that the gradient of every
     parameter is far above rounding noise. Decays are slow, so that states reach far.
     """
     torch.manual_seed(seed)
-    theirs = Qwen3NextForCausalLM(Qwen3NextConfig(**config.to_dict()))
-    theirs.set_experts_implementation("eager")  # their grouped one refuses odd sizes in bfloat16
+    theirs = their_network(config)
     with torch.no_grad():
         for name, parameter in theirs.named_parameters():
             if name.endswith("A_log"):
@@ -140,6 +224,18 @@ def pair(config: ModelConfig, seed: int = 0) -> tuple[CausalLM, Qwen3NextForCaus
             else:
                 parameter.normal_(std=0.2)
     ours = CausalLM(config)
-    missing, unexpected = ours.load_state_dict(theirs.state_dict(), strict=False)
-    assert not unexpected and all(name.startswith("mtp.") for name in missing), (missing, unexpected)
+    copy_weights(ours, theirs)
     return ours, theirs
+
+
+@torch.no_grad()
+def copy_weights(ours: CausalLM, theirs: nn.Module) -> None:
+    """Give gossamer's network the weights of one of transformers', which has no multi-token-prediction head."""
+    stored = theirs.state_dict()
+    if ours.config.tie_word_embeddings:
+        del stored["lm_head.weight"]
+    parts = tensors_in(their_layout(ours.config), ours, ours.config)
+    assert stored.keys() == {name for name in parts if not name.startswith("mtp.")}, stored.keys() ^ parts.keys()
+    for name, values in stored.items():
+        parameter, piece = parts[name]
+        piece.write(parameter, 0, values)

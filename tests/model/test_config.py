@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from parity_cases import CASES, TINY
-from transformers import Qwen3NextConfig
+from transformers import AutoConfig
 
 from gossamer.errors import UserError
 from gossamer.model.config import ModelConfig
@@ -17,9 +17,10 @@ from gossamer.model.config_json import keys_not_for_text, promised_mtp_layers
 from model_configs import configs
 
 
-def theirs(**changes: Any) -> dict[str, Any]:
+def theirs(model_type: str = "qwen3_next", **changes: Any) -> dict[str, Any]:
     """A config.json as transformers writes it."""
-    return json.loads(Qwen3NextConfig(**changes).to_json_string(use_diff=False))
+    config = AutoConfig.for_model(model_type, **changes)
+    return json.loads(config.to_json_string(use_diff=False))
 
 
 def test_defaults_are_hugging_faces() -> None:
