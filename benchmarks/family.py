@@ -92,18 +92,15 @@ class Subject(Protocol):
 class Gossamer:
     """The engine on the stored weights."""
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, tokenizer: Any) -> None:
         from gossamer import device as devices
         from gossamer import hub
-        from gossamer.data.tokenizer import char_tokenizer
         from gossamer.infer.engine import Engine, EngineOptions
 
         devices.prepare_process()  # as the command does
         devices.keep_freed_memory()
-        model = hub.load(folder)
         options = EngineOptions(max_batch=1, cache_tokens=2 * PROMPT, draft_length=0, prefix_cache_bytes=0)
-        letters = [chr(code) for code in range(0x10000, 0x10000 + model.config.vocab_size - 1)]
-        self._engine = Engine(model, char_tokenizer(letters), options)
+        self._engine = Engine(hub.load(folder), tokenizer, options)
 
     def answer(self, prompt: list[int], count: int) -> None:
         """Continue a prompt greedily by so many tokens."""
@@ -180,16 +177,24 @@ def _guarded(work: Callable[..., None], pipe: Connection, *arguments: Any) -> No
         pipe.send(RuntimeError(f"{type(error).__name__}: {error}"))
 
 
-def serve(pipe: Connection, name: str, folder: str) -> None:
-    """Load the checkpoint when first asked, and then go on from prompts: the seconds, and the peak of memory so far."""
-    from gossamer.device import default_device, peak_memory
+def serve(pipe: Connection, name: str, folder: str, vocab_size: int) -> None:
+    """Load the checkpoint when first asked, and then go on from prompts: the seconds, and the peak of memory so far.
 
-    if name != OURS:
-        import transformers  # noqa: F401 (its import is not a part of loading)
+    What is imported and the tokenizer, which is made up here, are no part of loading.
+    """
+    from gossamer.data.tokenizer import char_tokenizer
+    from gossamer.device import default_device, peak_memory
+    from gossamer.ops.native.library import load
+
+    if name == OURS:
+        load()
+        tokenizer = char_tokenizer([chr(code) for code in range(0x10000, 0x10000 + vocab_size - 1)])
+    else:
+        from transformers import Qwen3_5ForCausalLM  # noqa: F401
     pipe.recv()
     began = time.perf_counter()
     if name == OURS:
-        subject: Subject = Gossamer(folder)
+        subject: Subject = Gossamer(folder, tokenizer)
     else:
         subject = Transformers(folder, torch.bfloat16 if name == THEIRS_BF16 else torch.float32)
     while True:
@@ -219,7 +224,7 @@ def train(pipe: Connection, name: str, shape: Shape) -> None:
 def serving(shape: Shape, folder: str, rounds: int, their_bf16: bool) -> dict[str, dict[str, float]]:
     """Return what loading, prompts and answers took of each subject."""
     names = [OURS, THEIRS]
-    processes = {name: Process(serve, name, folder, is_peer=name != OURS) for name in names}
+    processes = {name: Process(serve, name, folder, shape.vocab_size, is_peer=name != OURS) for name in names}
     found: dict[str, dict[str, float]] = {}
     for name, process in processes.items():
         seconds, peak = process.ask()
@@ -238,7 +243,7 @@ def serving(shape: Shape, folder: str, rounds: int, their_bf16: bool) -> dict[st
     for process in processes.values():
         process.close()
     if their_bf16:
-        process = Process(serve, THEIRS_BF16, folder, is_peer=True)
+        process = Process(serve, THEIRS_BF16, folder, shape.vocab_size, is_peer=True)
         seconds, peak = process.ask()
         found[THEIRS_BF16] = {"load_seconds": seconds, "load_bytes": peak}
         seconds, found[THEIRS_BF16]["peak_bytes"] = process.ask(prompts[1], 1)
