@@ -4,11 +4,14 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 
 from gossamer.cli import main
+from gossamer.cli.runs import export
 from gossamer.data.config import SetConfig
+from gossamer.hub.layout import NAMED_LAYOUTS
 from gossamer.report import write_report
 from gossamer.train.recipe import Recipe, load_recipe, to_yaml
 from stand_in import Calls, replace
@@ -165,14 +168,23 @@ def test_report_prints_where_it_is(
     assert comparisons == [((runs, None), {}), ((runs[::-1], Path("page.html")), {})]
 
 
-@pytest.mark.parametrize("line", ["export RUN out", "export RUN --to hf out", "export --to=hf RUN out"])
-def test_export_hands_on_its_target(
-    run: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], line: str
+@pytest.mark.parametrize(
+    ("line", "layout"),
+    [
+        ("export RUN out", None),
+        ("export RUN --to hf out", None),
+        ("export --to=hf RUN out", None),
+        ("export RUN out --layout=stored", None),
+        ("export RUN out --layout qwen3_5", "qwen3_5"),
+    ],
+)
+def test_export_hands_on_its_target_and_layout(
+    run: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], line: str, layout: str | None
 ) -> None:
     calls = replace(monkeypatch, "gossamer.hub", "export")
     assert main(line.replace("RUN", run).split()) == 0
     assert capsys.readouterr().out == "out\n"
-    assert calls == [((Path(run), Path("out")), {})]
+    assert calls == [((Path(run), Path("out"), layout), {})]
 
 
 def test_export_for_llama_cpp(run: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -180,3 +192,8 @@ def test_export_for_llama_cpp(run: str, monkeypatch: pytest.MonkeyPatch, capsys:
     assert main(["export", run, "out.gguf", "--to", "gguf"]) == 0
     assert capsys.readouterr().out == "out.gguf\n"
     assert calls == [((Path(run), Path("out.gguf")), {})]
+
+
+def test_the_layouts_that_can_be_named_are_those_that_can_be_written() -> None:
+    names = get_args(get_type_hints(export)["layout"])
+    assert names == ("stored", *NAMED_LAYOUTS)
