@@ -46,12 +46,14 @@ inline Vector load(const int8_t *p) {
     return (Vector)vcvtq_f32_s32(vmovl_s16(vget_low_s16(shorts)));
 }
 #elif defined(__AVX512F__)
+// With a mask of all lanes, because GCC 12 warns of an uninitialized vector in its own form without one.
 inline Vector load(const BFloat16 *p) {
-    const __m512i upper = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)));
-    return (Vector)_mm512_castsi512_ps(_mm512_slli_epi32(upper, 16));
+    const __m256i upper = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(p));
+    return (Vector)_mm512_maskz_slli_epi32(0xFFFF, _mm512_maskz_cvtepu16_epi32(0xFFFF, upper), 16);
 }
 inline Vector load(const int8_t *p) {
-    return (Vector)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p))));
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i *>(p));
+    return (Vector)_mm512_maskz_cvtepi32_ps(0xFFFF, _mm512_maskz_cvtepi8_epi32(0xFFFF, bytes));
 }
 #elif defined(__AVX2__)
 inline Vector load(const BFloat16 *p) {

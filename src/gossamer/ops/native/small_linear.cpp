@@ -74,18 +74,25 @@ inline Vector fold_all(Vector (&sums)[LANES]) {
 }
 
 // Number of independent partial sums of a product. An addition waits about four cycles for the one before it, and with
-// one sum of four lanes a core would process weights more slowly than memory delivers them.
-constexpr int CHAINS = LANES < 8 ? 4 : 1;
+// one sum of four lanes, or of eight for numbers of two bytes or one, a core would process weights more slowly than
+// memory delivers them.
+template <typename Number>
+constexpr int CHAINS_OF = LANES < 8 ? 4 : sizeof(Number) < sizeof(float) ? 2 : 1;
 
 // Rows that are traversed together if there are several vectors: a core needs eight independent sums, and what it has
 // read of a vector should serve several rows. A single vector is multiplied by one row after the other, because a core
 // prefetches one stream of memory much better than several.
 constexpr int MAX_SIDE = LANES / 4;
 
+// The same for numbers of this type: the sums of all chains should fit into the registers.
+template <typename Number>
+constexpr int SIDE_OF = LANES < 8 ? MAX_SIDE : MAX_SIDE / CHAINS_OF<Number>;
+
 // out[t·ldo + r] = scale_r ⟨x_t, row r⟩ for TOKENS vectors of n floats and ROWS rows of n numbers, at most LANES
 // results; SIDE rows are traversed together.
 template <int TOKENS, int ROWS, int SIDE, typename Number>
 inline void dots(const float *const *x, const Number *w, const float *scales, int n, float *out, int64_t ldo) {
+    constexpr int CHAINS = CHAINS_OF<Number>;
     Vector sums[LANES] = {};
 #pragma GCC unroll 16
     for (int first = 0; first < ROWS; first += SIDE) {
@@ -130,12 +137,13 @@ inline void dots(const float *const *x, const Number *w, const float *scales, in
 template <int ROWS, typename Number>
 inline void dots_of(int tokens, const float *const *x, const Number *w, const float *scales, int n, float *out,
                     int64_t ldo) {
+    constexpr int SIDE = std::min(ROWS, SIDE_OF<Number>);
     if constexpr (4 * ROWS <= LANES)
-        for (; tokens >= 4; tokens -= 4, x += 4, out += 4 * ldo) dots<4, ROWS, ROWS>(x, w, scales, n, out, ldo);
+        for (; tokens >= 4; tokens -= 4, x += 4, out += 4 * ldo) dots<4, ROWS, SIDE>(x, w, scales, n, out, ldo);
     if constexpr (3 * ROWS <= LANES)
-        if (tokens == 3) dots<3, ROWS, std::min(ROWS, MAX_SIDE)>(x, w, scales, n, out, ldo);
+        if (tokens == 3) dots<3, ROWS, SIDE>(x, w, scales, n, out, ldo);
     if constexpr (2 * ROWS <= LANES)
-        if (tokens == 2) dots<2, ROWS, std::min(ROWS, MAX_SIDE)>(x, w, scales, n, out, ldo);
+        if (tokens == 2) dots<2, ROWS, SIDE>(x, w, scales, n, out, ldo);
     if (tokens == 1) dots<1, ROWS, 1>(x, w, scales, n, out, ldo);
 }
 
