@@ -197,3 +197,15 @@ def test_export_for_llama_cpp(run: str, monkeypatch: pytest.MonkeyPatch, capsys:
 def test_the_layouts_that_can_be_named_are_those_that_can_be_written() -> None:
     names = get_args(get_type_hints(export)["layout"])
     assert names == ("stored", *NAMED_LAYOUTS)
+
+
+def test_export_of_a_gguf_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls = replace(monkeypatch, "gossamer.hub", "export")
+    file = tmp_path / "net.gguf"
+    assert main(["export", str(file), "out"]) == 2
+    assert f"no run {str(file)!r}" in capsys.readouterr().err
+    file.write_bytes(b"GGUF")
+    assert main(["export", str(file), "out"]) == 0
+    assert calls[0][0][:2] == (file, Path("out"))

@@ -8,7 +8,9 @@ import torch
 
 import gossamer
 from gossamer import hub
-from gossamer.data.tokenizer import train_bpe
+from gossamer.data.tokenizer import Tokenizer, train_bpe
+from gossamer.hub import gguf_folder
+from gossamer.hub.gguf_header import read_gguf_header
 
 pytest.importorskip("gguf")
 llama_cpp = pytest.importorskip("llama_cpp")
@@ -129,3 +131,20 @@ def test_the_same_tokens(both) -> None:
         assert theirs.tokenize(text.encode(), add_bos=True, special=False) == [tokenizer.eot_id, *ids]
         assert theirs.detokenize(ids).decode() == text
     assert theirs.token_eos() == tokenizer.eot_id
+
+
+@torch.no_grad()
+def test_what_it_quantizes_is_read(both, tmp_path, monkeypatch) -> None:
+    """Q8_0 as llama.cpp writes it, with matrices that it leaves as they are since their rows are no whole blocks."""
+    monkeypatch.setattr(gguf_folder, "cache_folder", lambda: tmp_path / "cache")
+    model, _, tokenizer = both(**DENSE, linear_num_value_heads=8)
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.ftype, params.nthread = llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0, 1
+    files = [str(tmp_path / name).encode() for name in ("net.gguf", "q8_0.gguf")]
+    assert llama_cpp.llama_model_quantize(*files, ctypes.byref(params)) == 0
+    kinds = [one.kind for one in read_gguf_header(tmp_path / "q8_0.gguf").tensors.values()]
+    assert kinds.count("Q8_0") > 10 and len(set(kinds)) > 1
+    back = dict(gossamer.load(tmp_path / "q8_0.gguf", dtype=torch.float32).named_parameters())
+    errors = {name: (back[name] - one).norm() / (one.norm() + 1e-6) for name, one in model.named_parameters()}
+    assert 1e-3 < max(errors.values()) < 1e-2, errors  # half a step of 1/127 of the largest of 32 values
+    assert Tokenizer.load(hub.find_model(tmp_path / "q8_0.gguf")).encode(TEXTS[0]) == tokenizer.encode(TEXTS[0])

@@ -6,7 +6,7 @@ import sys
 from dataclasses import asdict, replace
 from typing import Annotated
 
-from gossamer.cli.shared import AUTO, Device, RunFolder, existing_folder, typed_text
+from gossamer.cli.shared import AUTO, Device, RunFolder, existing_model, typed_text
 from gossamer.infer.options import EngineOptions, SamplingOptions
 from gossamer.reading import text_of_name
 from gossamer.serve.options import ServeOptions
@@ -34,7 +34,7 @@ def sample(
         max_tokens: maximum length of the continuation
         seed: the same seed gives the same text
     """
-    folder = existing_folder(run)
+    folder = existing_model(run)
     from gossamer.device import prepare_process
     from gossamer.infer.generation import sample_run
 
@@ -64,7 +64,7 @@ def chat(
         max_tokens: maximum length of an answer (default: a quarter of the model's context)
         seed: the same seed gives the same answers (default: different ones each time)
     """
-    folder = existing_folder(run)
+    folder = existing_model(run)
     from gossamer.device import prepare_process
     from gossamer.serve.terminal import chat as chat_in_terminal
 
@@ -85,7 +85,7 @@ def serve(
         engine: how it generates
         name: what the model is called in the API (default: the folder's name)
     """
-    folder = existing_folder(run)
+    folder = existing_model(run)
     from gossamer.serve.engine_worker import EngineConfig
     from gossamer.serve.server import serve as run_service
 

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from gossamer.cli.shared import AUTO, Device, Json, RunFolder, existing_folder, print_answer, print_path
+from gossamer.cli.shared import AUTO, Device, Json, RunFolder, existing_folder, existing_model, print_answer, print_path
 from gossamer.errors import UserError
 from gossamer.infer.options import Weights
 from gossamer.reading import TextErrors, user_path
@@ -76,7 +76,7 @@ def eval(
         errors: what to do about bytes that are not UTF-8: strict refuses them, replace reads each as U+FFFD
         weights: stored, or int8 to round them as gossamer serve --weights int8 does
     """
-    folder = existing_folder(run)
+    folder = existing_model(run)
     from gossamer.device import prepare_process
     from gossamer.run.validate import evaluate_run
 
@@ -119,7 +119,7 @@ def export(
             read; the others are those of Qwen3-Next, of Qwen3.5 and its successors, of these with a tensor for each
             expert, and of these under the names of a checkpoint that also sees pictures
     """
-    folder = existing_folder(run)
+    folder = existing_model(run)
     if to != "gguf" and out.lower().endswith(".gguf"):
         raise UserError(f"{out}: names a GGUF file, but --to {to} writes a folder; add --to gguf")
     if to == "hf" and out.lower().endswith((".safetensors", ".bin", ".pt")):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from gossamer.errors import UserError, did_you_mean_path
+from gossamer.hub.find import is_gguf
 from gossamer.reading import user_path
 from gossamer.streams import ReaderGone
 from gossamer.typed import Help
@@ -18,7 +19,7 @@ from gossamer.typed import Help
 Verb = Callable[..., int | None]
 """A function whose parameters are a command's options; it returns an exit status, or None for 0."""
 
-RunFolder = Annotated[str, Help("folder of a run, or a Hugging Face directory")]
+RunFolder = Annotated[str, Help("folder of a run, a Hugging Face directory, or a GGUF file")]
 Device = Annotated[str, Help("device to use: auto, cpu, cuda, cuda:1, npu …")]
 Json = Annotated[bool, Help("print one JSON object")]
 
@@ -42,6 +43,16 @@ def existing_folder(run: str, what: str = "a folder that `gossamer train` wrote,
         hint = did_you_mean_path(run, siblings) or f" ({what})"
         raise UserError(f"no run {run!r}{hint}")
     return folder
+
+
+def existing_model(run: str) -> Path:
+    """Return the folder of a run or of a checkpoint, or a GGUF file.
+
+    Raises:
+        UserError: there is neither.
+    """
+    path = user_path(run)
+    return path if is_gguf(path) else existing_folder(run)
 
 
 def typed_text(text: str) -> str:

@@ -12,6 +12,8 @@ from torch import Tensor
 from gossamer.errors import UserError, shorten
 from gossamer.hub.find import StoredConfig, find_model, read_config
 from gossamer.hub.fp8 import read_scales
+from gossamer.hub.gguf_folder import weights_of
+from gossamer.hub.gguf_read import gguf_layout, read_gguf
 from gossamer.hub.layout import Layout, is_mtp, is_vision, layout_of
 from gossamer.hub.shards import StoredTensor, read_headers
 from gossamer.model.config import ModelConfig
@@ -24,7 +26,7 @@ class Checkpoint:
     """A checkpoint whose weights are still in its files.
 
     Attributes:
-        folder: where it is stored
+        folder: where it is stored: a folder, or a GGUF file
         said: what its config.json says
         config: the network that the files hold: with a multi-token-prediction head if they do
         stored: the tensors of the language model, and the scales of those in FP8, by their names
@@ -46,12 +48,14 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     """Read all of a checkpoint but its weights.
 
     Args:
-        path: a run's folder or a Hugging Face directory
+        path: a run's folder, a Hugging Face directory or a GGUF file
 
     Raises:
         UserError: there is no model, it has another architecture or quantization, or its files are pickled or damaged.
     """
     folder = find_model(path)
+    if (file := weights_of(folder)) is not None:
+        return _open_gguf(file, read_config(folder))
     said, headers = read_config(folder), read_headers(folder)
     stored = {name: tensor for name, tensor in headers.items() if not is_vision(name)}
     try:
@@ -61,6 +65,14 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         raise UserError(f"{folder}: {error}") from error
     scales = read_scales(stored, said.block)
     return Checkpoint(folder, said, config, stored, scales, layout, [name for name in headers if is_vision(name)])
+
+
+def _open_gguf(file: Path, said: StoredConfig) -> Checkpoint:
+    """Return the checkpoint of a GGUF file."""
+    architecture, stored = read_gguf(file)
+    layout = gguf_layout(said.network.model_type, architecture)
+    config = replace(said.network, num_nextn_predict_layers=int(any(".nextn." in name for name in stored)))
+    return Checkpoint(file, said, config, stored, {}, layout, [])
 
 
 def _mtp_layers(names: Collection[str]) -> int:

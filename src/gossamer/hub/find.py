@@ -51,11 +51,18 @@ def read_config(folder: Path) -> StoredConfig:
         raise UserError(f"{file}: {error}") from error
 
 
+def is_gguf(path: Path) -> bool:
+    """Whether a path is that of a GGUF file."""
+    return path.suffix.lower() == ".gguf" and path.is_file()
+
+
 def find_model(path: str | Path, of_any_kind: bool = False) -> Path:
     """Return the folder of a model: `model/` of a run's folder, or a Hugging Face directory itself.
 
+    That of a GGUF file lies in the cache and holds all but the weights (see `gossamer/hub/gguf_folder.py`).
+
     Args:
-        path: the folder of a run, or a Hugging Face directory
+        path: the folder of a run, a Hugging Face directory, or a GGUF file
         of_any_kind: whether models that gossamer does not compute are found, too
 
     Raises:
@@ -63,6 +70,10 @@ def find_model(path: str | Path, of_any_kind: bool = False) -> Path:
             before anything else that may be wrong with it.
     """
     folder = user_path(path)
+    if is_gguf(folder):
+        from gossamer.hub.gguf_folder import gguf_folder  # it needs the tokenizers' library
+
+        return gguf_folder(folder)
     if (adapter := folder / ADAPTER_CONFIG).is_file():
         base = shorten(read_object(adapter).get("base_model_name_or_path"))
         raise UserError(

@@ -12,6 +12,7 @@ from torch import Tensor
 from gossamer.errors import UserError
 from gossamer.files import disk_errors, replacing
 from gossamer.hub.find import find_model
+from gossamer.hub.gguf_folder import weights_of
 from gossamer.hub.gguf_tensors import QWEN3NEXT, QWEN35, QWEN35MOE, architecture_of, gguf_tensors
 from gossamer.hub.gguf_vocabulary import Vocabulary, read_vocabulary
 from gossamer.hub.names import EMBEDDING, tensors_of
@@ -26,7 +27,7 @@ _FILE_TYPES = {torch.float32: "ALL_F32", torch.bfloat16: "MOSTLY_BF16", torch.fl
 
 
 def export_gguf(run: str | Path, file: str | Path) -> None:
-    """Write the model of a run, or of a Hugging Face directory, with its tokenizer, as a GGUF file for llama.cpp.
+    """Write the model of a run, or of a checkpoint, with its tokenizer, as a GGUF file for llama.cpp.
 
     Its architecture is `qwen35` for a dense network, and for one with experts `qwen3next` or `qwen35moe`, as the model
     type says. Matrices stay in the type in which they are stored, except that float64 becomes float32; what llama.cpp
@@ -34,7 +35,7 @@ def export_gguf(run: str | Path, file: str | Path) -> None:
     narrower types.
 
     Args:
-        run: a run's folder or a Hugging Face directory
+        run: a run's folder, a Hugging Face directory or a GGUF file
         file: new; its name ends in .gguf
 
     Raises:
@@ -59,11 +60,17 @@ def export_gguf(run: str | Path, file: str | Path) -> None:
             writer.add_type(gguf.GGUFType.MODEL)
             writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
             _describe_network(writer, model.config, architecture)
-            name = source.parent.name if source.name == "model" else source.name
-            writer.add_string("general.name", text_of_name(name))
+            writer.add_string("general.name", text_of_name(_name(source)))
             writer.add_file_type(gguf.LlamaFileType[_FILE_TYPES.get(parameters[EMBEDDING].dtype, "ALL_F32")])
             _describe_tokenizer(writer, vocabulary)
             _write_tensors(writer, parameters, model.config, architecture)
+
+
+def _name(folder: Path) -> str:
+    """Return what a model is called: as its run, its directory or its GGUF file."""
+    if (file := weights_of(folder)) is not None:
+        return file.stem
+    return folder.parent.name if folder.name == "model" else folder.name
 
 
 def _library() -> Any:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from gossamer.errors import UserError
-from gossamer.hub.layout import Index, flat_rows
+from gossamer.hub.layout import Piece, flat_rows
 from gossamer.hub.names import EMBEDDING, LM_HEAD, MTP_PREFIX, ROUTER_BIAS
 from gossamer.model.config import ModelConfig
 from gossamer.model.layer_spec import LayerSpec, layer_specs
@@ -89,32 +89,35 @@ _KERNEL = Conversion(lambda kernel: kernel.squeeze(1), lambda stored: stored.uns
 
 
 @dataclass(frozen=True)
-class GgufTensor:
+class GgufTensor(Piece):
     """A tensor of the file as a part of a parameter of the network.
 
     Attributes:
-        name: in the file
-        index: the part's place in the parameter; () is the whole
-        rows: the rows of the part in the order of the file; None: as they stand
-        columns: the same of the columns
+        columns: the columns of the part in the order of the file; None: as they stand
         conversion: of the values; None: the same values
     """
 
-    name: str
-    index: Index = ()
-    rows: Tensor | None = None
     columns: Tensor | None = None
     conversion: Conversion | None = None
 
+    def shape(self, parameter: Tensor) -> tuple[int, ...]:
+        """Return the shape of this tensor in the file."""
+        return tuple(self.read(parameter.to("meta")).shape)
+
     def read(self, parameter: Tensor) -> Tensor:
         """Return this tensor as the file has it, of the parameter."""
-        part = parameter[self.index]
-        if self.rows is not None:
-            part = part[self.rows.to(part.device)]
+        part = super().read(parameter)
         if self.columns is not None:
             part = part[:, self.columns.to(part.device)]
         part = part if self.conversion is None else self.conversion.stored(part)
         return part.to(gguf_dtype(self.name, part)).contiguous()
+
+    def write(self, parameter: Tensor, start: int, values: Tensor) -> None:
+        """Set the rows of this part from `start` on to what the file has."""
+        values = values if self.conversion is None else self.conversion.loaded(values)
+        if self.columns is not None:  # its rows are in order
+            values = values[:, self.columns.argsort()]
+        super().write(parameter, start, values)
 
 
 def architecture_of(config: ModelConfig, parameters: list[str]) -> str:

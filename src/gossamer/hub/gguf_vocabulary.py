@@ -20,12 +20,13 @@ from gossamer.reading import read_object
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # llama.cpp's llama_token_type
 
 # Qwen's splits, by the name that src/llama-vocab.cpp has for each; the second is that of the tokenizers trained here.
-_PRE = {
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+": "qwen2",
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+": "qwen35",
+SPLITS = {
+    "qwen2": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+",
+    "qwen35": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+",
 }
+_NAMES = {split: name for name, split in SPLITS.items()}
 
 
 @dataclass(frozen=True)
@@ -96,12 +97,12 @@ def read_vocabulary(folder: Path, size: int) -> Vocabulary:
 def _pre_tokenizer(value: dict[str, Any] | None, file: Path) -> str:
     """Return llama.cpp's name of the split that a tokenizer.json describes."""
     splits = [step["pattern"].get("Regex", "") for step in _steps(value) if step.get("type") == "Split"]
-    if len(splits) != 1 or splits[0] not in _PRE:
+    if len(splits) != 1 or splits[0] not in _NAMES:
         raise UserError(
             f"{file}: llama.cpp's name of the way this tokenizer splits a text is not known here; "
             "convert what --to hf writes with llama.cpp's convert_hf_to_gguf.py"
         )
-    return _PRE[splits[0]]
+    return _NAMES[splits[0]]
 
 
 def _steps(value: dict[str, Any] | None) -> Iterator[dict[str, Any]]:

@@ -69,6 +69,10 @@ class Layout:
             return self.mtp + name.removeprefix(MTP_PREFIX)
         return self.trunk + name.removeprefix(TRUNK_PREFIX)
 
+    def forms(self, parameter: str, shape: torch.Size, config: ModelConfig) -> list[list[Piece]]:
+        """Return the ways in which checkpoints hold a parameter of the network; a layout of a whole may mix them."""
+        return forms(parameter, shape, config)
+
     def pieces(self, parameter: str, shape: torch.Size, config: ModelConfig) -> list[Piece]:
         """Return the tensors that a parameter of the network is in this layout."""
         whole, *others = forms(parameter, shape, config)
@@ -189,7 +193,11 @@ def written_layout(read: Layout) -> Layout:
     It is the same but for the prefixes, which are those of a language model without a vision tower: SGLang looks for
     the trunk under `model.` only, and vLLM for the head under `mtp.` only.
     """
-    return replace(read, trunk=TRUNK_PREFIX, mtp=MTP_PREFIX, head=LM_HEAD)
+    return Layout(
+        flat_projections=read.flat_projections,
+        stacked_experts=read.stacked_experts,
+        stacked_mtp_experts=read.stacked_mtp_experts,
+    )
 
 
 def released_layout(model_type: str) -> Layout:

@@ -23,7 +23,8 @@ from gossamer.cost.network import count_network
 from gossamer.errors import UserError, shorten
 from gossamer.hub.checkpoint import Checkpoint, open_checkpoint
 from gossamer.hub.fp8 import SCALE_SUFFIX, dequantized
-from gossamer.hub.layout import Piece, forms
+from gossamer.hub.gguf_read import GgufLayout, read_gguf_rows
+from gossamer.hub.layout import Piece
 from gossamer.hub.names import EMBEDDING, MTP_PREFIX, first_few, load_dtype, tensors_of
 from gossamer.hub.shards import DTYPES, FP8, SAVE_AGAIN, StoredTensor, read_header, read_rows
 from gossamer.model.causal_lm import CausalLM
@@ -34,7 +35,7 @@ log = logging.getLogger("gossamer")
 
 
 def load(path: str | Path, dtype: torch.dtype | None = None, device: str | torch.device = "cpu") -> CausalLM:
-    """Load the model of a run, or of any Hugging Face directory of the family, in evaluation mode.
+    """Load the model of a run, of any Hugging Face directory of the family, or of a GGUF file, in evaluation mode.
 
     Weights are read from `model.safetensors` or its shards, in every layout that `gossamer/hub/layout.py` describes.
     FP8 by blocks is dequantized. The tensors, not config.json, decide whether there is a multi-token-prediction head,
@@ -42,7 +43,7 @@ def load(path: str | Path, dtype: torch.dtype | None = None, device: str | torch
     warning if config.json promises more, and what was left out of a checkpoint that also sees pictures.
 
     Args:
-        path: a run's folder or a Hugging Face directory
+        path: a run's folder, a Hugging Face directory or a GGUF file
         dtype: type of the weights in memory; None: each in the type in which it is stored, FP8 as bfloat16. `A_log`,
             `dt_bias`, `linear_attn.norm.weight` and a router's bias are at least in float32, whatever the rest is in.
         device: auto, cpu, cuda, cuda:1 … or a torch.device
@@ -166,7 +167,7 @@ def _stored_form(parameter: str, tensor: Tensor, checkpoint: Checkpoint) -> list
         UserError: they hold it in two.
     """
     found: list[tuple[str, list[Piece]]] = []
-    for pieces in forms(parameter, tensor.shape, checkpoint.config):
+    for pieces in checkpoint.layout.forms(parameter, tensor.shape, checkpoint.config):
         names = [checkpoint.layout.stored_name(piece.name) for piece in pieces]
         found += [(name, pieces) for name in names if name in checkpoint.stored][:1]
     if len(found) > 1:
@@ -235,7 +236,9 @@ def _fill(model: CausalLM, checkpoint: Checkpoint, places: dict[str, tuple[str, 
     for name in places:
         by_file.setdefault(stored[name].file, []).append(name)
     for file, names in by_file.items():
-        for name, start, rows in read_rows(file, {name: stored[name] for name in names}):
+        tensors = {name: stored[name] for name in names}
+        read = read_gguf_rows if isinstance(checkpoint.layout, GgufLayout) else read_rows
+        for name, start, rows in read(file, tensors):
             parameter, piece = places[name]
             if block is None or name not in checkpoint.scales:
                 piece.write(parameters[parameter], start, rows)

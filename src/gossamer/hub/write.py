@@ -23,7 +23,7 @@ from torch import Tensor
 from gossamer.errors import UserError
 from gossamer.files import building, disk_errors, publish, sync, sync_tree
 from gossamer.hub.checkpoint import open_checkpoint
-from gossamer.hub.find import CONFIG
+from gossamer.hub.find import CONFIG, find_model
 from gossamer.hub.layout import Layout, Piece, named_layout, released_layout, tensors_in, written_layout
 from gossamer.hub.names import EMBEDDING, INDEX, SHARD_PATTERN, is_weight_file
 from gossamer.hub.read import load_weights
@@ -85,7 +85,7 @@ def export(run: str | Path, directory: str | Path, layout: str | None = None) ->
     The weights are checked as `load` checks them; FP8 is dequantized. Tokenizer and generation settings are copied.
 
     Args:
-        run: a run's folder or a Hugging Face directory
+        run: a run's folder, a Hugging Face directory or a GGUF file
         directory: new or empty
         layout: a name of `NAMED_LAYOUTS`; None: that in which the model is stored
 
@@ -95,7 +95,7 @@ def export(run: str | Path, directory: str | Path, layout: str | None = None) ->
     """
     target = user_path(directory)
     checkpoint = open_checkpoint(run)
-    source = checkpoint.folder
+    source = find_model(run)
     if target.is_dir() and any(target.iterdir()):
         raise UserError(f"{directory}: is not empty; name a new folder")
     if layout is None:

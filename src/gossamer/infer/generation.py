@@ -95,5 +95,5 @@ def sample_run(run: Path, prompt: str, max_tokens: int, sampling: Mapping[str, A
     tokenizer.check_embedding(model.config.vocab_size, directory)
     yield prompt
     # A run has learned that documents begin with the delimiter; other checkpoints begin as they do in transformers.
-    begin = None if directory != user_path(run) else tokenizer.prefix_ids
+    begin = None if directory == user_path(run) / "model" else tokenizer.prefix_ids
     yield from sample_text(model, tokenizer, prompt, params, begin)
