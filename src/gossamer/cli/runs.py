@@ -26,9 +26,9 @@ def train(
     Without either, a small model learns to write Python in a few minutes.
 
     Args:
-        recipe: a recipe that comes with gossamer (80b-a3b, budget, demo, micro, mini, nano, novels, qwen3.5-0.8b,
-            qwen3.5-122b-a10b, qwen3.5-27b, qwen3.5-2b, qwen3.5-35b-a3b, qwen3.5-397b-a17b, qwen3.5-4b, qwen3.5-9b,
-            shakespeare-char, small), or the path of a YAML file (default: demo)
+        recipe: a recipe that comes with gossamer (80b-a3b, budget, continue, demo, micro, mini, nano, novels,
+            qwen3.5-0.8b, qwen3.5-122b-a10b, qwen3.5-27b, qwen3.5-2b, qwen3.5-35b-a3b, qwen3.5-397b-a17b, qwen3.5-4b,
+            qwen3.5-9b, shakespeare-char, small), or the path of a YAML file (default: demo, or continue with --from)
         budget: what the run may spend, as 90s, 10m, 2h, 5usd or 1e17flop, in place of a recipe: the size of the
             network, its batch and its learning rate are chosen for it on this device
         out: folder of the run (default: runs/ and the name of the recipe, or of the first --data without a recipe)
@@ -39,10 +39,11 @@ def train(
     """
     began = time.perf_counter()
     from gossamer.run.start import fresh_recipe, require_undecided, resumed_recipe, run_folder
-    from gossamer.train.recipe import BUDGET_RECIPE, DEFAULT_RECIPE
+    from gossamer.train.recipe import BUDGET_RECIPE, CONTINUE_RECIPE, DEFAULT_RECIPE
 
-    recipe_name = (DEFAULT_RECIPE if budget is None else BUDGET_RECIPE) if recipe is None else recipe
     values = dict(overrides or {})
+    default = CONTINUE_RECIPE if values.get("training.init_from") else DEFAULT_RECIPE
+    recipe_name = recipe or (default if budget is None else BUDGET_RECIPE)
     folder = user_path(out) if out is not None else run_folder(recipe, recipe_name, values.get("corpus.paths", ()))
     if "model.vocab_size" in values:
         raise UserError("--model.vocab_size follows from the tokenizer; --corpus.vocab_size sets a trained one's size")

@@ -313,10 +313,12 @@ class Display:
         """
         self._newest |= values
         self._unprinted |= values
-        left = timedelta(seconds=round(progress.elapsed / progress.fraction * (1 - progress.fraction)))
+        left = "unknown"  # before the first step
+        if progress.fraction:
+            left = str(timedelta(seconds=round(progress.elapsed / progress.fraction * (1 - progress.fraction))))
         shown = f"step {progress.step}{self._steps}"
         numbers = _numbers(self._newest)
-        self._bar.update(self._task, completed=progress.fraction, step=shown, numbers=numbers, left=str(left))
+        self._bar.update(self._task, completed=progress.fraction, step=shown, numbers=numbers, left=left)
         if not self.console.is_terminal and not self._quiet and ("validation" in values or self._is_time()):
             print("  ".join([shown, *_numbers(self._unprinted), f"left {left}"]), file=sys.stderr, flush=True)
             self._unprinted.clear()

@@ -32,6 +32,7 @@ from gossamer.run.cost import CostMeter
 from gossamer.run.lock import claimed
 from gossamer.run.log import Journal, RunningMean
 from gossamer.run.memory import MemoryEstimate, estimate_peak, require_weights
+from gossamer.run.pretrained import keep_generation_config, pretrained_network
 from gossamer.run.profile import StepProfile
 from gossamer.run.samples import SampleWriter
 from gossamer.run.stop import NOTHING_YET, Progress, StopRule, interruptible
@@ -89,7 +90,7 @@ def train(
         plan = world.call_on_main(lambda: read_plan(out)) if resume else None
         if sized_by_budget:
             recipe, plan = choose_recipe(recipe, dataset, world, began)
-        run = _Run(recipe, out, dataset, world, began)
+        run = _Run(recipe, out, dataset, world, began, resumed=checkpoint is not None)
         run.begin(checkpoint, plan, again=resume and checkpoint is None)
         stopped_by = run.train(profile, on_step or (lambda progress: None))
         run.report(report, stopped_by)
@@ -98,6 +99,9 @@ def train(
 
 
 def _with_vocabulary(recipe: Recipe, size: int) -> Recipe:
+    """Return a recipe with a vocabulary of this size, unless its network comes from a checkpoint."""
+    if recipe.training.init_from:
+        return recipe
     return replace(recipe, model=replace(recipe.model, vocab_size=size))
 
 
@@ -125,7 +129,7 @@ class _Run:
 
     journal: Journal
 
-    def __init__(self, recipe: Recipe, out: Path, dataset: Dataset, world: World, began: float) -> None:
+    def __init__(self, recipe: Recipe, out: Path, dataset: Dataset, world: World, began: float, resumed: bool) -> None:
         training = recipe.training
         self.recipe, self.out, self.dataset, self.world = recipe, out, dataset, world
         self.best_by = validation_set(training, dataset)
@@ -133,7 +137,10 @@ class _Run:
         # Before the network is built, since the estimate contains what the process takes without it.
         self.estimate = _require_memory(recipe, world)
         self.costs = CostMeter(out, recipe, world, began)
-        self.learner = Learner.from_seed(recipe, world)
+        if training.init_from and not resumed:
+            self.learner = Learner(pretrained_network(recipe, world), recipe, world)
+        else:
+            self.learner = Learner.from_seed(recipe, world)
         self.validator = Validator(training, dataset, self.learner, world)
         self.samples = SampleWriter(training, dataset)
         self.stop = StopRule(training, self.costs, world)
@@ -170,6 +177,9 @@ class _Run:
         resumed, step = checkpoint is not None, self.progress.step
         self.journal = Journal(self.out, self.recipe, self.world, step, resumed, again)
         self.journal.begin(resumed, step, self.dataset, self.learner, self.costs, self.estimate, plan)
+        if self.recipe.training.init_from and not resumed:
+            self.journal.say(f"the run begins with the weights of {self.recipe.training.init_from}")
+            self.world.call_on_main(lambda: keep_generation_config(self.recipe, self.out / "model"))
         if self.samples.words:
             self.journal.say(f"samples continue held-out words: {self.samples.words!r}")
         self.costs.begin(step, state.ledger if checkpoint is not None else None)
@@ -189,6 +199,9 @@ class _Run:
                 self._sample()  # the run was ended between a save and its sample
             if self.progress.step == 0 and training.bigram_steps:
                 self._start_from_bigrams()
+            if self.progress.step == 0 and training.init_from:
+                self._validate()  # what the checkpoint can do before it learns
+                self._advance()
             means = RunningMean(self.progress.elapsed)
             while not self.progress.is_complete and not self._signal(signals):
                 result = self._step()

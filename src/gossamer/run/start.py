@@ -13,7 +13,15 @@ from gossamer.errors import UserError
 from gossamer.hub.find import RUN_CONFIG
 from gossamer.reading import user_path
 from gossamer.run.lock import require_unclaimed
-from gossamer.train.recipe import Recipe, flatten, load_recipe, recipe_file, recipe_names, recipe_options
+from gossamer.train.recipe import (
+    CONTINUE_RECIPE,
+    Recipe,
+    flatten,
+    load_recipe,
+    recipe_file,
+    recipe_names,
+    recipe_options,
+)
 
 
 def require_undecided(recipe: str | None, overrides: Mapping[str, Any]) -> None:
@@ -27,6 +35,10 @@ def require_undecided(recipe: str | None, overrides: Mapping[str, Any]) -> None:
         UserError: the line says what to leave out, and what to do instead.
     """
     own = "--recipe R --training.budget B keeps a recipe's network and all you say of it"
+    if "training.init_from" in overrides:
+        raise UserError(
+            "--budget chooses the network, and --from brings one; --training.budget B ends a run that begins so"
+        )
     if recipe is not None:
         raise UserError(f"--budget chooses the network, as does --recipe {recipe}; give one of them, or {own}")
     options = recipe_options()
@@ -75,7 +87,13 @@ def fresh_recipe(folder: Path, name: str, overrides: Mapping[str, Any]) -> Recip
         raise UserError(f"{folder} is not empty and holds no run; choose another folder with --out DIR")
     if "corpus.paths" not in overrides:
         _require_text(recipe.corpus.paths, recipe_file(name))
-    return recipe
+    if not recipe.training.init_from:
+        if name == CONTINUE_RECIPE:
+            raise UserError(f"--recipe {name} has no network of its own; name the checkpoint that has, with --from DIR")
+        return recipe
+    from gossamer.run.pretrained import pretrained_recipe  # it needs PyTorch
+
+    return pretrained_recipe(recipe, overrides)
 
 
 def _require_text(paths: Iterable[str], recipe: Path) -> None:
@@ -142,4 +160,5 @@ def _with_absolute_paths(recipe: Recipe) -> Recipe:
             validation_sets={name: tuple(map(absolute, paths)) for name, paths in corpus.validation_sets.items()},
             tokenizer=corpus.tokenizer if corpus.tokenizer in ("bpe", "char") else absolute(corpus.tokenizer),
         ),
+        training=replace(recipe.training, init_from=absolute(recipe.training.init_from)),
     )

@@ -95,6 +95,8 @@ class TrainingConfig:
         seconds: seconds of training after which the run ends, whatever the machine's speed; 0: tokens or steps decide
         budget: what the run may spend before it ends: 10m or 2h (of the clock, everything included), 5usd (at the price
             below) or 1e17flop (of training steps); empty: seconds, tokens or steps decide
+        init_from: a run's folder or a Hugging Face directory whose weights the network begins with; its network and
+            its tokenizer are then those of the run. Empty: random weights
         seed: seed of the initial weights and of the documents' order
         precision: auto (bf16 where an accelerator has it), bf16 (fp32 weights, products in bfloat16) or fp32
         recompute: keep only the input of each block and compute the block again in the backward pass, which takes less
@@ -138,6 +140,7 @@ class TrainingConfig:
     tokens: Annotated[int, Range(0, 10**18), Unit("tokens"), RESUMABLE, SET_BY_BUDGET] = 0
     seconds: Annotated[float, Range(0, 10**10), Unit("seconds"), RESUMABLE, SET_BY_BUDGET] = 0.0
     budget: Annotated[str, RESUMABLE] = ""
+    init_from: Annotated[str, Metavar("DIR"), Flag("from")] = ""
     seed: Annotated[int, Range(0, (1 << 63) - 1)] = 0
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     recompute: bool = False

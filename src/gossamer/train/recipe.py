@@ -52,6 +52,7 @@ class Recipe:
 
 
 DEFAULT_RECIPE = "demo"
+CONTINUE_RECIPE = "continue"  # the recipe of a run that begins with the weights of a checkpoint
 BUDGET_RECIPE = "budget"  # the recipe that a budget's recipe is made from
 
 

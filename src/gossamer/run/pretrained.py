@@ -1,0 +1,117 @@
+"""A run that begins with the weights of a checkpoint: its recipe, its network, and what it keeps of the checkpoint.
+
+The checkpoint decides the network and the tokenizer; the recipe decides all else. The optimizer begins anew, and the
+weights are in float32, whatever type they are stored in.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gossamer import device as devices
+from gossamer.data.tokenizer import Tokenizer
+from gossamer.errors import UserError
+from gossamer.hub.checkpoint import open_checkpoint
+from gossamer.hub.find import find_model
+from gossamer.hub.read import load
+from gossamer.model.causal_lm import CausalLM
+from gossamer.model.config import ModelConfig
+from gossamer.model.initialize import initialize
+from gossamer.model.mtp import MultiTokenPrediction
+from gossamer.train.recipe import Recipe
+from gossamer.train.world import World
+from gossamer.typed import shown
+
+__all__ = ["keep_generation_config", "pretrained_network", "pretrained_recipe"]
+
+log = logging.getLogger("gossamer")
+
+_GENERATION_CONFIG = "generation_config.json"
+_MTP = "num_nextn_predict_layers"
+_NOT_THE_NETWORK = (_MTP, "router_aux_loss_coef")  # what training may decide
+
+
+def pretrained_recipe(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
+    """Return a recipe with the network and the tokenizer of the checkpoint that `training.init_from` names.
+
+    Args:
+        recipe: the recipe, with an absolute path of the checkpoint
+        overrides: values that the command gives, by dotted name
+
+    Raises:
+        UserError: the checkpoint cannot be read, holds no tokenizer or one that is too large for it, or an override
+            contradicts it; the message names it.
+    """
+    folder = find_model(recipe.training.init_from)
+    stored = open_checkpoint(folder).config
+    model = replace(
+        stored, **{key: getattr(recipe.model, key) for key in _NOT_THE_NETWORK if f"model.{key}" in overrides}
+    )
+    for key in overrides:
+        section, _, name = key.partition(".")
+        if section == "model" and name not in _NOT_THE_NETWORK:
+            _require_same(name, getattr(recipe.model, name, None), getattr(stored, name, None), recipe)
+    if "corpus.tokenizer" in overrides and Path(recipe.corpus.tokenizer) != Path(recipe.training.init_from):
+        raise UserError("--tokenizer: a run that begins with --from has the tokenizer of the checkpoint; leave it out")
+    if overrides.get("training.bigram_steps"):
+        raise UserError("--training.bigram_steps is for random weights; leave it out beside --from")
+    Tokenizer.load(folder).check_embedding(model.vocab_size, folder)
+    return replace(
+        recipe,
+        model=model,
+        corpus=replace(recipe.corpus, tokenizer=str(folder)),
+        training=replace(recipe.training, bigram_steps=0),
+    )
+
+
+def _require_same(name: str, value: object, stored: object, recipe: Recipe) -> None:
+    if value != stored:
+        raise UserError(
+            f"--model.{name} = {shown(value)} contradicts the checkpoint {recipe.training.init_from}, "
+            f"where it is {shown(stored)}; leave it out"
+        )
+
+
+def pretrained_network(recipe: Recipe, world: World) -> CausalLM:
+    """Return the network of the checkpoint that a recipe begins with, in float32 on the device of this process.
+
+    If the recipe has a multi-token-prediction head and the checkpoint has none, the head has the initial weights of the
+    recipe's seed.
+
+    Raises:
+        UserError: the checkpoint cannot be read, or is no longer the one that the recipe was made for.
+    """
+    folder, config = Path(recipe.training.init_from), recipe.model
+    network = load(folder, torch.float32, world.device)
+    if _without_training_values(network.config) != _without_training_values(config):
+        raise UserError(f"{folder}: holds another network than when the run began; begin another run with --out DIR")
+    if config.num_nextn_predict_layers and network.mtp is None:
+        devices.seed_everything(recipe.training.seed)
+        network.mtp = MultiTokenPrediction(config)
+        initialize(network.mtp, config)
+        network.mtp.to(world.device)
+        log.info("%s: holds no multi-token-prediction head; it begins with random weights", folder)
+    elif network.mtp is not None and not config.num_nextn_predict_layers:
+        network.mtp = None
+        log.info("%s: its multi-token-prediction head is left out", folder)
+    network.config = config
+    return network.train()
+
+
+def _without_training_values(config: ModelConfig) -> ModelConfig:
+    return replace(config, num_nextn_predict_layers=0, router_aux_loss_coef=0.0)
+
+
+def keep_generation_config(recipe: Recipe, model: Path) -> None:
+    """Copy the checkpoint's generation_config.json, which names the tokens that end an answer, to a run's `model/`."""
+    file = find_model(recipe.training.init_from) / _GENERATION_CONFIG
+    if file.is_file():
+        model.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, model / _GENERATION_CONFIG)
