@@ -194,7 +194,13 @@ The networks are tiny and random. Their weights are large enough to lift every g
 {cases}
 
 transformers has no multi-token-prediction head. `tests/model/test_mtp.py` compares gossamer's head with one built from
-transformers' decoder layer and norms.
+transformers' decoder layers and norms of each model type. It is put together as in vLLM 0.33.0 and SGLang 0.5.23, whose
+code for the heads of Qwen3.5 was read and not run:
+
+- The input is the norm of the next token's embedding, followed by the norm of the hidden state, through `fc`.
+- The hidden state is that behind the trunk's final norm, and for a further token that behind `mtp.norm`.
+- The position of a pair is that of the hidden state.
+- The embedding and the output head are the trunk's.
 
 `aux_loss` differs by definition in networks of several layers. gossamer adds up the load-balancing losses of the
 layers, so that each layer is balanced separately. transformers computes one loss over the tokens of all layers

@@ -150,6 +150,20 @@ CASES = [
         QWEN3_5 | QWEN3_5_HEADS | {"hidden_size": 32, "intermediate_size": 112, "tie_word_embeddings": True},
     ),
     Case(
+        "qwen3.5-4b",
+        "dense, tied, 4 query heads per key head, 2 value heads per key head in linear attention",
+        QWEN3_5
+        | QWEN3_5_HEADS
+        | {
+            "hidden_size": 80,
+            "intermediate_size": 288,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 4,
+            "linear_num_value_heads": 16,
+            "tie_word_embeddings": True,
+        },
+    ),
+    Case(
         "qwen3.5-27b",
         "dense, 6 query heads per key head, 3 value heads per key head in linear attention",
         QWEN3_5
@@ -166,6 +180,19 @@ CASES = [
         "qwen3.5-35b-a3b",
         "experts in every layer, 8 query heads per key head, 2 value heads per key head in linear attention",
         QWEN3_5_MOE | QWEN3_5_HEADS | {"num_attention_heads": 16, "linear_num_value_heads": 16},
+    ),
+    Case(
+        "qwen3.5-397b-a17b",
+        "experts in every layer, 16 query heads per key head, 4 value heads per key head in linear attention",
+        QWEN3_5_MOE
+        | QWEN3_5_HEADS
+        | {
+            "hidden_size": 128,
+            "num_attention_heads": 32,
+            "linear_num_value_heads": 32,
+            "moe_intermediate_size": 32,
+            "shared_expert_intermediate_size": 32,
+        },
     ),
     Case(
         "qwen3.8-2.4t-a95b",

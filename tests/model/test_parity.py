@@ -1,4 +1,4 @@
-"""Exactness against transformers' Qwen3NextForCausalLM: the figures of benchmarks/parity.py below their limits."""
+"""Exactness against transformers' networks of the family: the figures of benchmarks/parity.py below their limits."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ FLOAT32, FLOAT64 = torch.float32, torch.float64
 @every_case
 def test_logits_loss_and_every_gradient(case: Case) -> None:
     figures = parity.forward_and_backward(case)
-    assert figures["logits"] < 1e-4  # of logits of about 5
+    assert figures["logits"] < 1e-4  # of logits of about 5 to 10
     assert figures["loss"] < 1e-5
     assert figures["gradients"] < 1e-4
-    assert figures["fp32 ours"] < 3 * figures["fp32 theirs"] + 1e-5  # what float32 loses, transformers loses too
+    assert figures["fp32 ours"] < 2 * figures["fp32 theirs"] + 1e-5  # what float32 loses, transformers loses too
 
 
 @every_case
@@ -35,12 +35,15 @@ def test_bfloat16_is_no_worse_than_theirs(case: Case) -> None:
 @every_case
 @pytest.mark.parametrize(("dtype", "limit"), [(FLOAT64, 1e-11), (FLOAT32, 3e-4)], ids=["float64", "float32"])
 def test_decoding_is_the_whole_sequence(case: Case, dtype: torch.dtype, limit: float) -> None:
-    """Step by step and cut in two at every point, around the ends of the convolution and of a chunk, too."""
+    """Step by step and cut in two at every point, around the ends of the convolution and of a chunk, too.
+
+    In float32 the widest networks, whose logits are about 10, differ by 1e-4.
+    """
     assert parity.decoding(case, dtype)["decoding"] < limit
 
 
 @every_case
-@pytest.mark.parametrize(("dtype", "limit"), [(FLOAT64, 1e-11), (FLOAT32, 3e-4)], ids=["float64", "float32"])
+@pytest.mark.parametrize(("dtype", "limit"), [(FLOAT64, 1e-11), (FLOAT32, 1e-4)], ids=["float64", "float32"])
 def test_packed_documents_are_documents_apart(case: Case, dtype: torch.dtype, limit: float) -> None:
     assert parity.packed(case, dtype)["packed"] < limit
 

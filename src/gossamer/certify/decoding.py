@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gossamer import device as devices
 from gossamer import ops
 from gossamer.certify import network
 from gossamer.certify.aten_operators import culprit
@@ -139,7 +140,8 @@ def decode_in_parts(model: CausalLM, ids: Tensor, lengths: Sequence[int], reject
     slots = tuple(range(rows))
     tables = tuple(tuple(range(row * pages, (row + 1) * pages)) for row in slots)
     weight, max_step_tokens = model.lm_head.weight, MAX_STEP_TOKENS + rejected
-    pool = StatePool(model.config, rows, rows * pages, PAGE_SIZE, max_step_tokens, weight.device, weight.dtype)
+    dtype = devices.hidden_dtype(weight.device, weight.dtype)
+    pool = StatePool(model.config, rows, rows * pages, PAGE_SIZE, max_step_tokens, weight.device, dtype)
     decoder, logits = Decoder(model, pool), []
     past = accepted = 0
     for part in ids.to(weight.device).split(list(lengths), dim=1):
@@ -226,7 +228,8 @@ def _drafts(model: CausalLM) -> list[list[int]]:
     ids = network.batches(1)[0].input_ids.view(rows, -1)[:, : length + 1].to(device)
     slots, none, pages = tuple(range(rows)), (0,) * rows, -(-(length + 3) // PAGE_SIZE)
     tables = tuple(tuple(range(row * pages, (row + 1) * pages)) for row in slots)
-    pool = StatePool(model.config, rows, rows * pages, PAGE_SIZE, MAX_STEP_TOKENS, device, model.lm_head.weight.dtype)
+    dtype = devices.hidden_dtype(device, model.lm_head.weight.dtype)
+    pool = StatePool(model.config, rows, rows * pages, PAGE_SIZE, MAX_STEP_TOKENS, device, dtype)
     decoder = Decoder(model, pool)
     prompts = Sequences(slots, none, none, (length,) * rows, tables, PAGE_SIZE)
     hidden = decoder.forward(ids[:, :-1].flatten(), prompts, speculative=False).view(rows, length, -1)
