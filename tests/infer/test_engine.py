@@ -13,6 +13,7 @@ from torch import Tensor
 
 from engines import VOCAB, engine, greedy, ids, network, request, run, tokenizer, tokens
 from gossamer import ops
+from gossamer.data.tokenizer import char_tokenizer
 from gossamer.errors import UserError
 from gossamer.infer.engine import Engine, EngineOptions
 from gossamer.infer.request import Grammar, Request, SamplingParams
@@ -83,6 +84,21 @@ def test_logprobs_are_of_the_models_own_distribution() -> None:
     for place, entry in enumerate(entries, len(PROMPT) - 1):
         assert entry.logprob == pytest.approx(float(expected[place, entry.token]), abs=1e-4)
         assert [token for token, _ in entry.top] == expected[place].topk(3).indices.tolist()
+
+
+@pytest.mark.parametrize("draft_length", [0, 2])
+@pytest.mark.parametrize("how", [{}, {"temperature": 3.0, "seed": 1}, {"temperature": 3.0, "logit_bias": {7: 100.0}}])
+def test_a_row_of_the_embedding_without_a_token_is_never_sampled(how: dict[str, Any], draft_length: int) -> None:
+    few = char_tokenizer(["abcdef"])  # of 50 rows
+    options = EngineOptions(max_batch=1, page_size=8, cache_tokens=128, draft_length=draft_length)
+    deltas = run(Engine(network(), few, options), [request("x", PROMPT, 40, logprobs=20, **how)])["x"]
+    assert len(ids(deltas)) == 40 and max(ids(deltas)) < few.vocab_size == 7
+    told = [token for delta in deltas for token in delta.logprobs or ()]
+    assert all(len(token.top) == 7 and math.isfinite(token.logprob) for token in told)
+    if not how:
+        logits = network()(torch.tensor([PROMPT])).logits[0, -1, :7]
+        assert ids(deltas)[0] == int(logits.argmax()) and greedy(network(), PROMPT, 1) != ids(deltas)[:1]
+        assert told[0].logprob == pytest.approx(float(logits.log_softmax(0).max()), abs=1e-4)
 
 
 @pytest.mark.parametrize("draft_length", [0, 3])

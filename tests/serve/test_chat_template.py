@@ -10,6 +10,7 @@ import pytest
 import transformers
 from hypothesis import given
 from hypothesis import strategies as st
+from jinja2 import TemplateError, TemplateSyntaxError
 
 from engine_double import SPECIAL, write_tokenizer
 from gossamer.data.tokenizer import Tokenizer
@@ -143,6 +144,87 @@ def test_what_is_learned_from_is_marked_for_training_and_means_nothing_here(toke
         for source in (plain, marked)
     ]
     assert texts[0] == texts[1]
+
+
+ENVIRONMENT = [
+    "{% for m in messages %}{% if loop.index > 2 %}{% break %}{% endif %}{{ m.role }}{% continue %}x{% endfor %}",
+    "{% for m in messages if m.role == 'user' %}{{ m.content }}{% else %}none{% endfor %}",
+    "{{ messages | tojson }}",
+    "{{ messages | tojson(true) }} {{ messages | tojson(ensure_ascii=True, indent=2, sort_keys=True) }}",
+    "{{ messages | tojson(separators=(',', ':')) }}{{ 'é<&>' | tojson | safe }}{{ {'a': 1.0, 'b': none} | tojson }}",
+    "{{ '<b>' }}{{ messages[0].content | upper | trim }}{{ messages[0].content | escape }}",
+    "  {% if true %}\n  a\n  {% endif %}\n\tb\n",
+    "{{ raise_exception('not this') }}",
+    "{{ strftime_now('%Y') }}{{ strftime_now(format='%m') }}",
+    "{%- generation -%} a {% endgeneration %}b{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}"
+    "{% endfor %}",
+    "{% set ns = namespace(a=1) %}{% set b = 1 %}{% generation %}{% set ns.a = 2 %}{% set b = 2 %}{% endgeneration %}"
+    "{{ ns.a }}{{ b }}",
+    "{% macro f(x) %}{% generation %}<{{ x }}>{% endgeneration %}{% endmacro %}{{ f('a') + 'b' }}",
+    "{% generation %}a{% generation %}b{% endgeneration %}{% endgeneration %}",
+    "{{ dict(a=1, **{'b': 2}) | tojson }}{{ dict.fromkeys(['a']) | tojson }}{{ dict([['c', 3]]) | tojson }}",
+    "{{ dict.update(messages[0], {'content': 'b'}) }}{{ messages[0].content }}",
+    "{{ dict.__mro__ }}",
+    "{{ dict.get }}|{{ namespace.mro }}|",
+    "{% set ns = namespace(self=1, a=[]) %}{% set ns.b = 2 %}{{ ns.self + ns.b }}{{ ns.a }}{{ ns.c }}",
+    "{% set ns = namespace({'a': 1}, b=2) %}{{ ns.a + ns.b }}",
+    "{{ namespace(_a=1)._a }}",
+    "{{ namespace({'__a': 1}) }}",
+    "{% set ns = namespace() %}{% set ns._a = 1 %}{{ ns._a }}",
+    "{{ tools is none }}{{ documents is none }}{{ documents is defined }}{{ add_generation_prompt }}{{ x is defined }}",
+    "{{ eos_token }}|{{ pad_token }}|{{ bos_token }}|{{ unk_token is defined }}|{{ bos_token is defined }}",
+    "{% for m in messages %}{{ m.reasoning_content }}|{{ m.thinking }}|{{ m.reasoning }};{% endfor %}",
+    "{{ messages[0].update({'a': 1}) }}",
+    "{{ messages[0] | items | list }}{{ messages[0]['role'] }}{{ messages[0].get('role') }}{{ messages[-1:][0].role }}",
+    "{{ messages[0].content.split('<')[0] }}{{ 'a'.__class__ }}",
+    "{% set x %}in{% endset %}{{ x }}{{ x is string }}{{ 7 // 2 }}{{ '%s' | format(3) }}{{ 'ab' is in 'cab' }}",
+    "{{ range(3) | list }}{{ cycler('a').next() }}{{ joiner(',')() }}",
+    "{{ messages.nothing.at.all }}",
+    "{{ 'a' ~ 1 ~ none ~ true }}{{ 'a' + 1 }}",
+]
+THOUGHTS = [{}, {"reasoning_content": "x"}, {"thinking": "y"}, {"reasoning": "z"}, {"thinking": "y", "reasoning": "z"}]
+
+
+@pytest.fixture(scope="module")
+def padded_peer(folder: Path):
+    return transformers.AutoTokenizer.from_pretrained(folder, pad_token="<|endoftext|>")
+
+
+@pytest.mark.parametrize("source", ENVIRONMENT)
+def test_templates_find_what_they_find_in_transformers(tokenizer, padded_peer, source):
+    said = [{"role": "user", "content": "é <b>"}]
+    said += [{"role": "assistant", "content": "", **thought} for thought in THOUGHTS]
+    config = {"eos_token": "<|im_end|>", "pad_token": {"content": "<|endoftext|>"}, "bos_token": None}
+    template = ChatTemplate(Tokenizer(tokenizer._core, tokenizer.eot, config, source))
+    try:
+        wanted = padded_peer.apply_chat_template(said, chat_template=source, add_generation_prompt=True, tokenize=False)
+    except Exception as error:  # the words may differ, what is refused may not
+        with pytest.raises(TemplateRefusal, match="not this" if type(error) is TemplateError else type(error).__name__):
+            template.render(said)
+        return
+    assert tokenizer.decode(template.render(said).ids, special=True) == wanted
+
+
+@pytest.mark.parametrize(
+    "source", ["{% do 1 %}", "{% trans %}a{% endtrans %}", "{% generation %}a", "{% endgeneration %}"]
+)
+def test_tags_that_transformers_does_not_know_are_refused(tokenizer, peer, source):
+    with pytest.raises(TemplateSyntaxError):
+        peer.apply_chat_template([{"role": "user", "content": "a"}], chat_template=source, tokenize=False)
+    with pytest.raises(UserError, match=r"TemplateSyntaxError.*chat_template\.jinja"):
+        ChatTemplate(Tokenizer(tokenizer._core, tokenizer.eot, None, source))
+
+
+def test_a_request_may_set_a_named_token_and_documents_for_its_template(tokenizer, peer):
+    source, variables = "{{ bos_token }}{{ eos_token }}{{ documents[0].text }}", {"bos_token": "b", "eos_token": ""}
+    said, documents = [{"role": "user", "content": "a"}], [{"title": "t", "text": "d"}]
+    template = ChatTemplate(Tokenizer(tokenizer._core, tokenizer.eot, None, source))
+    made = template.render(said, None, {**variables, "documents": documents}).ids
+    assert (
+        tokenizer.decode(made)
+        == "bd"
+        == peer.apply_chat_template(said, documents=documents, chat_template=source, tokenize=False, **variables)
+    )
 
 
 def test_of_named_templates_the_one_for_tools_is_taken_where_there_are_tools(tokenizer, folder, tmp_path):

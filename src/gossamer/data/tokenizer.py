@@ -22,12 +22,14 @@ from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from gossamer.data.config import MIN_BPE_VOCAB
 from gossamer.data.detokenizer import Detokenizer, token_bytes_of
 from gossamer.data.tokenizer_files import (
+    TOKEN_NAMES,
     chat_templates_of,
     find_eot_token,
     find_tokenizer,
     prefix_ids_of,
     read_chat_template_files,
     read_token_names,
+    token_text,
     write_chat_template_files,
 )
 from gossamer.errors import UserError, shorten
@@ -205,9 +207,14 @@ class Tokenizer:
 
         Whether texts without a template begin with it is said by `prefix_ids`.
         """
-        token = self._config.get("bos_token")
-        token = token.get("content") if isinstance(token, dict) else token
-        return token if isinstance(token, str) and self._core.token_to_id(token) is not None else None
+        token = token_text(self._config.get("bos_token"))
+        return token if token is not None and self._core.token_to_id(token) is not None else None
+
+    @property
+    def named_tokens(self) -> dict[str, str]:
+        """The tokens that chat templates know by a name, such as `eos_token` and `pad_token`, as text."""
+        found = {name: token_text(self._config.get(name)) for name in TOKEN_NAMES} | {"eos_token": self._eot}
+        return {name: text for name, text in found.items() if text is not None}
 
     @property
     def bos_id(self) -> int | None:
@@ -274,6 +281,12 @@ class Tokenizer:
         for index, added in self._core.get_added_tokens_decoder().items():
             values[index] = added.content.encode()  # added tokens are spelled as plain text by every model
         return values
+
+    def unused_ids(self, rows: int) -> npt.NDArray[np.int64]:
+        """Return the ids below `rows` that no token has, in rising order, such as those of padding in an embedding."""
+        is_unused = np.ones(max(rows, self.vocab_size), bool)
+        is_unused[list(self._core.get_vocab(with_added_tokens=True).values())] = False
+        return np.flatnonzero(is_unused[:rows])
 
     @functools.cached_property
     def special_ids(self) -> list[int]:

@@ -38,6 +38,10 @@ def find_tokenizer(folder: str | Path) -> Path:
     return file
 
 
+TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+"""The names that tokenizer_config.json has for tokens."""
+
+
 class _Token(TypedDict):
     """A token with its settings, as some files write it."""
 
@@ -71,6 +75,12 @@ def read_token_names(path: Path) -> dict[str, Any]:
     return found
 
 
+def token_text(value: Any) -> str | None:
+    """Return the text of a token that a file names, with or without its settings; None if the value is no token."""
+    text = value.get("content") if isinstance(value, dict) else value
+    return text if isinstance(text, str) else None
+
+
 def find_eot_token(folder: Path, config: dict[str, Any], core: tokenizers.Tokenizer, default: str) -> str:
     """Return the end-of-sequence token that the files of a folder name, else `default` if it is in the vocabulary.
 
@@ -78,9 +88,8 @@ def find_eot_token(folder: Path, config: dict[str, Any], core: tokenizers.Tokeni
         UserError: no token is named, and the vocabulary lacks `default`.
     """
     for names in (config, read_token_names(folder / "special_tokens_map.json")):
-        token = names.get("eos_token")
-        token = token.get("content") if isinstance(token, dict) else token
-        if isinstance(token, str):
+        token = token_text(names.get("eos_token"))
+        if token is not None:
             return token
     for index in end_ids(folder):
         token = core.id_to_token(index)

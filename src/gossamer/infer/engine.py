@@ -101,6 +101,7 @@ class Engine:
         self._scheduler = Scheduler(self._decoder, options, total_pages, uses_drafts)
         self._drafter = Drafter(self._decoder, self._scheduler, options.prefill_chunk) if uses_drafts else None
         self._grammars = Grammars(tokenizer, model.config.vocab_size)
+        self._unused_ids = torch.from_numpy(tokenizer.unused_ids(model.config.vocab_size))
         self._requests: dict[str, RunningRequest] = {}
         self._counts: Counter[str] = Counter()
         self._finished: Counter[str] = Counter()
@@ -299,6 +300,8 @@ class Engine:
             drafts: the drafts of each request
         """
         logits = self._decoder.logits(hidden).float().cpu()
+        if len(self._unused_ids):  # rows that pad the embedding were never trained, and stand for no text
+            logits.index_fill_(1, self._unused_ids, float("-inf"))
         # Tokens are sampled as if all drafts were right; those behind a wrong draft are not used. Where a choice
         # depends on the tokens before it, it is made when they are appended.
         samplers, positions = [], []

@@ -144,5 +144,6 @@ def logprobs(logits: Tensor, token: int, alternatives: int) -> TokenLogprobs:
     """Return the log-probabilities of a token and of the most likely ones, from the model's own logits [V]."""
     normalizer = float(logits.logsumexp(-1))
     top = logits.topk(min(alternatives, len(logits)))
-    pairs = tuple((int(i), float(x) - normalizer) for x, i in zip(top.values, top.indices, strict=True))
+    likely = zip(top.values, top.indices, strict=True)
+    pairs = tuple((int(i), float(x) - normalizer) for x, i in likely if x > float("-inf"))
     return TokenLogprobs(token, float(logits[token]) - normalizer, pairs)

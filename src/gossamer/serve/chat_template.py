@@ -35,6 +35,7 @@ DEFAULT_TEMPLATE = """\
 DEFAULT_STOP = ("\nUser:",)
 """What ends an answer in the plain dialogue: a base model would continue and speak for the user, too."""
 
+_REASONING_NAMES = ("reasoning_content", "thinking", "reasoning")
 _OPEN_REASONING = re.compile(r"<think>\s*\Z")
 MAX_SECONDS = 5.0
 """Processor time that a template may take for a prompt."""
@@ -90,8 +91,10 @@ class ChatTemplate:
         plain, with_tools = (tokenizer.chat_template_for(tools) or "" for tools in (False, True))
         self.is_default = not tokenizer.chat_templates
         self.stop: tuple[str, ...] = DEFAULT_STOP if self.is_default else ()
-        # A plain dialogue begins as every text does, which need not be with the token that templates know.
-        self._bos = tokenizer.decode(tokenizer.prefix_ids, special=True) if self.is_default else tokenizer.bos or ""
+        self._variables: dict[str, Any] = {"documents": None, **tokenizer.named_tokens}
+        if self.is_default:
+            # A plain dialogue begins as every text does, which need not be with the token that templates know.
+            self._variables["bos_token"] = tokenizer.decode(tokenizer.prefix_ids, special=True)
         self.thinks = "<think>" in plain + with_tools
         self.tools: ToolFormat | None = None
         if "tools" in with_tools:
@@ -154,15 +157,13 @@ class ChatTemplate:
         add_generation_prompt: bool,
     ) -> str:
         known = {
-            "messages": messages,
+            "messages": list(map(_with_reasoning_names, messages)),
             "tools": tools or None,
             "add_generation_prompt": add_generation_prompt,
-            "bos_token": self._bos,
-            "eos_token": self._tokenizer.eot,
         }
         if repeated := known.keys() & template_kwargs.keys():
             raise TemplateRefusal(f"{min(repeated)} is set by the request itself")
-        return self._renderer.text(bool(tools), {**template_kwargs, **known})
+        return self._renderer.text(bool(tools), {**self._variables, **template_kwargs, **known})
 
     def _find_turn_token(self) -> int | None:
         """Find the special token that begins a message, as it does in the prompt for an answer; None if there is none.
@@ -210,6 +211,12 @@ class ChatTemplate:
             text = text.replace(escape, mark)
         marked = ("".join(re.escape(letter + mark) for letter in token) for token in self._special)
         return [part.replace(mark, "") for part in re.split(f"({'|'.join(marked)})", text)]
+
+
+def _with_reasoning_names(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a message with its reasoning under the names that templates read, as transformers does."""
+    found = next((message[name] for name in _REASONING_NAMES if message.get(name) is not None), None)
+    return message if found is None else {"thinking": found, **message, "reasoning_content": found}
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -7,7 +7,7 @@ and from filling the memory.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -15,7 +15,8 @@ from jinja2 import Template, TemplateError, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.runtime import Macro
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+from jinja2.utils import Namespace
 
 from gossamer.infer.isolated import Handler, RefusedError
 
@@ -76,7 +77,9 @@ def _environment() -> ImmutableSandboxedEnvironment:
     )
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _refuse
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    environment.globals["strftime_now"] = lambda format: datetime.now().strftime(format)
+    environment.globals["dict"] = _Dictionaries()
+    environment.globals["namespace"] = _Namespace
     return environment
 
 
@@ -94,6 +97,37 @@ class _Generation(Extension):
     def _block_text(self, caller: Macro) -> str:
         text: str = caller()
         return text
+
+
+class _Dictionaries:
+    """The `dict` of templates: it makes dictionaries, and has none of the other attributes of Python's class."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
+        return dict(*args, **kwargs)
+
+    def fromkeys(self, keys: Iterable[Any], value: Any = None) -> dict[Any, Any]:
+        """Return a dictionary in which every key has the same value."""
+        return dict.fromkeys(keys, value)
+
+
+class _Namespace(Namespace):
+    """The `namespace` of templates, which refuses names that begin with an underscore."""
+
+    def __init__(*args: Any, **kwargs: Any) -> None:  # so that a template may name an attribute self
+        self, *values = args
+        attributes = dict(*values, **kwargs)
+        for name in attributes:
+            _check_attribute(name)
+        Namespace.__init__(self, attributes)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _check_attribute(name)
+        super().__setitem__(name, value)
+
+
+def _check_attribute(name: Any) -> None:
+    if isinstance(name, str) and name.startswith("_"):
+        raise SecurityError(f"a namespace has no attribute {name!r}; its name must not begin with an underscore")
 
 
 def _to_json(
