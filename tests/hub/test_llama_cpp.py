@@ -66,6 +66,7 @@ SPARSE = {"model_type": "qwen3_5_moe_text"}
         DENSE | {"linear_num_key_heads": 4, "rope_theta": 500.0},
         DENSE | {"linear_num_value_heads": 6, "rope_theta": 500.0, "head_dim": 32, "partial_rotary_factor": 0.75},
         {"num_experts": 0, "linear_num_value_heads": 16},
+        DENSE | {"head_dim": 256, "linear_key_head_dim": 128, "linear_value_head_dim": 128},  # as all that are released
         SPARSE,
         SPARSE | {"linear_num_value_heads": 16, "partial_rotary_factor": 1.0},
         SPARSE | {"linear_num_key_heads": 1, "tie_word_embeddings": True},

@@ -1,4 +1,4 @@
-"""Models in other people's formats: Hugging Face directories of safetensors, never pickle, in and out; GGUF out.
+"""Models in other people's formats: Hugging Face directories of safetensors, never pickle, and GGUF files; in and out.
 
 The names below are imported when they are first used, so that finding a model's folder needs no PyTorch.
 """

@@ -48,7 +48,7 @@ def serve(run: Path, options: ServeOptions, config: EngineConfig) -> None:
     server = Server(service, keys)
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
-    log.info("%s is served at http://%s:%d as %r", folder, shown, port, options.name)
+    log.info("%s is served at http://%s:%d as %r", run, shown, port, options.name)
     server.run(sockets=[listener])
     if service.engine.failure is not None:
         raise UserError(service.engine.failure)
