@@ -1,6 +1,7 @@
 """How large a checkpoint of Qwen3.5 does a small machine serve and train, beside transformers on the same weights?
 
-    python benchmarks/family.py [--shape 0.8b 2b] [--rounds 3] [--no-training] [--their-bf16] [--quick] [--json FILE]
+    python benchmarks/family.py [--shape 0.8b 2b] [--rounds 3] [--training-rounds 1] [--no-training] [--their-bf16]
+                                [--quick] [--json FILE]
 
 A checkpoint with random weights in bfloat16 and the exact shape of Qwen3.5-0.8B or 2B is written by transformers into a
 temporary folder. Each subject loads it in a process of its own: gossamer as `gossamer serve` does, with the weights in
@@ -13,7 +14,7 @@ in bfloat16 are left out; --their-bf16 measures its 16 tokens once.
 
 Training steps are those of `train_step.py`: one row of 512 tokens, float32, AdamW. A process of either has 12 bytes a
 parameter of weights and optimizer state and 4 of gradients, so they have their turns one after the other, each in a
-fresh process; the first step is not counted.
+fresh process; the first step is not counted. They come last, and what is known before them is printed before them.
 """
 
 from __future__ import annotations
@@ -270,16 +271,13 @@ def training(shape: Shape, rounds: int) -> dict[str, dict[str, float]]:
     }
 
 
-def measure(shape: Shape, rounds: int, with_training: bool, their_bf16: bool) -> dict[str, Any]:
-    """Return the record of a shape."""
+def measure(shape: Shape, rounds: int, their_bf16: bool) -> dict[str, Any]:
+    """Return the record of a shape without training."""
     with tempfile.TemporaryDirectory() as folder:
         context = multiprocessing.get_context("spawn")
         with context.Pool(1) as pool:  # whose memory is free again
             parameters = pool.apply(write_checkpoint, (shape, folder))
-        record = {"parameters": parameters, "serving": serving(shape, folder, rounds, their_bf16)}
-    if with_training and shape.trains:
-        record["training"] = training(shape, rounds)
-    return record
+        return {"parameters": parameters, "serving": serving(shape, folder, rounds, their_bf16)}
 
 
 def ratios(record: Mapping[str, Any]) -> dict[str, float]:
@@ -322,20 +320,33 @@ def main() -> None:
     """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--shape", nargs="*", choices=list(SHAPES), default=list(SHAPES), help="networks")
-    parser.add_argument("--rounds", type=int, default=3, help="turns of each subject that are counted")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="turns of each subject that are counted, but for training"
+    )
+    parser.add_argument("--training-rounds", type=int, default=1, help=f"processes of {STEPS} counted steps of either")
     parser.add_argument("--no-training", action="store_true", help="leave training steps out")
     parser.add_argument("--their-bf16", action="store_true", help=f"also transformers in bfloat16, on {SHORT} tokens")
     parser.add_argument("--quick", action="store_true", help="a tiny network and one round, to see that all of it runs")
     parser.add_argument("--json", type=Path, help="write the records to this file")
     arguments = parser.parse_args()
     shapes = QUICK if arguments.quick else {name: SHAPES[name] for name in arguments.shape}
-    rounds, found, records = 1 if arguments.quick else arguments.rounds, machine(), {}
-    for name, shape in shapes.items():
-        records[name] = measure(shape, rounds, not arguments.no_training, arguments.their_bf16)
+    rounds, found = 1 if arguments.quick else arguments.rounds, machine()
+    records: dict[str, dict[str, Any]] = {}
+
+    def show(name: str) -> None:
+        """Print what is known so far, because the rest may take many minutes."""
         print(report(name, records[name], found), flush=True)
-    if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps({"machine": found, "shapes": records}, indent=1))
+        if arguments.json:
+            arguments.json.parent.mkdir(parents=True, exist_ok=True)
+            arguments.json.write_text(json.dumps({"machine": found, "shapes": records}, indent=1))
+
+    for name, shape in shapes.items():
+        records[name] = measure(shape, rounds, arguments.their_bf16)
+        show(name)
+    for name, shape in shapes.items():
+        if shape.trains and not arguments.no_training:
+            records[name]["training"] = training(shape, arguments.training_rounds)
+            show(name)
 
 
 if __name__ == "__main__":
