@@ -22,9 +22,12 @@ from gossamer.model.causal_lm import CausalLM
 from gossamer.model.config import ModelConfig
 from gossamer.run import loop
 from gossamer.run.metrics import read_metrics
+from gossamer.run.pretrained import pretrained_network
 from gossamer.run.start import fresh_recipe, resumed_recipe
 from gossamer.run.validate import evaluate_run
 from gossamer.train.recipe import Recipe, load_recipe, to_yaml
+from gossamer.train.step import Learner
+from gossamer.train.world import SINGLE_PROCESS
 
 TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}"
 END_OF_ANSWER = {"eos_token_id": [1, 0]}
@@ -113,6 +116,49 @@ def test_resumed_it_ends_bit_for_bit_as_uninterrupted_and_without_the_checkpoint
     one, other = (load_file(run / "model/model.safetensors") for run in (whole, halves))
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
     assert json.loads((halves / "model/generation_config.json").read_text()) == END_OF_ANSWER
+
+
+def test_the_first_validation_is_that_of_the_checkpoint_on_the_same_text(recipe_path, checkpoint, tmp_path) -> None:
+    run, text = tmp_path / "run", tmp_path / "held_out.txt"
+    text.write_text("line 5: the square of 5 is 25.\n")
+    recipe = begin(recipe_path, checkpoint, run, corpus__validation_paths=(str(text),), training__steps=1)
+    gossamer.save(gossamer.load(checkpoint, torch.float32), tmp_path / "float32", Tokenizer.load(checkpoint))
+    before = evaluate_run(tmp_path / "float32", paths=(str(text),))
+    loop.train(recipe, run)
+    first = next(event for event in read_metrics(run) if event["event"] == "eval")
+    assert first["loss"] == pytest.approx(before["loss"], abs=1e-5)
+
+
+def test_a_recipe_without_a_warmup_gets_one(recipe_path, checkpoint, tmp_path) -> None:
+    def warmup(**overrides: Any) -> int:
+        return begin(recipe_path, checkpoint, tmp_path / "run", **overrides).schedule.warmup_steps
+
+    assert warmup(training__steps=10_000) == 50 and warmup(training__steps=15) == 2
+    assert warmup(schedule__warmup_steps=0) == 0 and warmup(schedule__warmup_steps=7) == 7
+
+
+def test_routers_keep_their_bias(recipe_path, checkpoint, tmp_path) -> None:
+    biased = gossamer.load(checkpoint, torch.float32)
+    for number, layer in enumerate(biased.model.layers):
+        layer.mlp.gate.e_score_correction_bias = torch.arange(4.0) + number
+    gossamer.save(biased, tmp_path / "biased", Tokenizer.load(checkpoint))
+    recipe = begin(recipe_path, tmp_path / "biased", tmp_path / "run")
+    assert recipe.training.balance == "bias"
+    learner = Learner(pretrained_network(recipe, SINGLE_PROCESS), recipe)
+    for number, router in enumerate(learner.balance.routers):
+        assert torch.equal(router.e_score_correction_bias, torch.arange(4.0) + number)
+    with pytest.raises(UserError, match=r"^--training\.balance loss: routers of .* have a bias, which takes bias"):
+        begin(recipe_path, tmp_path / "biased", tmp_path / "run", training__balance="loss")
+
+
+def test_chance_begins_with_the_seed(recipe_path, checkpoint, tmp_path) -> None:
+    recipe = begin(recipe_path, checkpoint, tmp_path / "run")
+
+    def sampled() -> torch.Tensor:
+        pretrained_network(recipe, SINGLE_PROCESS)
+        return torch.rand(3)
+
+    assert torch.equal(sampled(), sampled())
 
 
 def test_a_multi_token_prediction_head_is_made_on_request(recipe_path, checkpoint, tmp_path, caplog) -> None:

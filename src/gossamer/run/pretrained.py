@@ -20,11 +20,13 @@ from gossamer.data.tokenizer import Tokenizer
 from gossamer.errors import UserError
 from gossamer.hub.checkpoint import open_checkpoint
 from gossamer.hub.find import find_model
+from gossamer.hub.names import ROUTER_BIAS
 from gossamer.hub.read import load
 from gossamer.model.causal_lm import CausalLM
 from gossamer.model.config import ModelConfig
 from gossamer.model.initialize import initialize
 from gossamer.model.mtp import MultiTokenPrediction
+from gossamer.train.config import ScheduleConfig
 from gossamer.train.recipe import Recipe
 from gossamer.train.world import World
 from gossamer.typed import shown
@@ -36,6 +38,7 @@ log = logging.getLogger("gossamer")
 _GENERATION_CONFIG = "generation_config.json"
 _MTP = "num_nextn_predict_layers"
 _NOT_THE_NETWORK = (_MTP, "router_aux_loss_coef")  # what training may decide
+_WARMUP_STEPS = 50  # or a tenth of the run, if that is less, where a recipe says none
 
 
 def pretrained_recipe(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
@@ -50,7 +53,8 @@ def pretrained_recipe(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
             contradicts it; the message names it.
     """
     folder = find_model(recipe.training.init_from)
-    stored = open_checkpoint(folder).config
+    checkpoint = open_checkpoint(folder)
+    stored = checkpoint.config
     model = replace(
         stored, **{key: getattr(recipe.model, key) for key in _NOT_THE_NETWORK if f"model.{key}" in overrides}
     )
@@ -62,13 +66,30 @@ def pretrained_recipe(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
         raise UserError("--tokenizer: a run that begins with --from has the tokenizer of the checkpoint; leave it out")
     if overrides.get("training.bigram_steps"):
         raise UserError("--training.bigram_steps is for random weights; leave it out beside --from")
+    balance = recipe.training.balance
+    if any(name.endswith(ROUTER_BIAS) for name in checkpoint.stored):
+        if overrides.get("training.balance", "bias") != "bias":
+            raise UserError(f"--training.balance {balance}: routers of {folder} have a bias, which takes bias")
+        balance = "bias"
     Tokenizer.load(folder).check_embedding(model.vocab_size, folder)
     return replace(
         recipe,
         model=model,
         corpus=replace(recipe.corpus, tokenizer=str(folder)),
-        training=replace(recipe.training, bigram_steps=0),
+        schedule=_with_warmup(recipe, overrides),
+        training=replace(recipe.training, bigram_steps=0, balance=balance),
     )
+
+
+def _with_warmup(recipe: Recipe, overrides: Mapping[str, Any]) -> ScheduleConfig:
+    """Return the schedule, with a warmup unless the command says that there is none.
+
+    A full learning rate at once would undo some of what the checkpoint has learned.
+    """
+    schedule = recipe.schedule
+    if schedule.warmup_steps or "schedule.warmup_steps" in overrides:
+        return schedule
+    return replace(schedule, warmup_steps=min(_WARMUP_STEPS, -(-recipe.training.steps // 10)))
 
 
 def _require_same(name: str, value: object, stored: object, recipe: Recipe) -> None:
@@ -89,11 +110,11 @@ def pretrained_network(recipe: Recipe, world: World) -> CausalLM:
         UserError: the checkpoint cannot be read, or is no longer the one that the recipe was made for.
     """
     folder, config = Path(recipe.training.init_from), recipe.model
+    devices.seed_everything(recipe.training.seed)
     network = load(folder, torch.float32, world.device)
     if _without_training_values(network.config) != _without_training_values(config):
         raise UserError(f"{folder}: holds another network than when the run began; begin another run with --out DIR")
     if config.num_nextn_predict_layers and network.mtp is None:
-        devices.seed_everything(recipe.training.seed)
         network.mtp = MultiTokenPrediction(config)
         initialize(network.mtp, config)
         network.mtp.to(world.device)

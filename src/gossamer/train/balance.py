@@ -21,7 +21,7 @@ class LoadBalance:
     expert falls by `balance_rate` after a step in which its load was above the mean, and rises otherwise.
 
     Args:
-        model: its routers get their bias here, if the method is `bias`
+        model: its routers get their bias here, if the method is `bias` and they have none from a checkpoint
         training: says which method, and how far a bias moves
         world: the processes that the batch is spread over
     """
@@ -33,7 +33,8 @@ class LoadBalance:
         self._sum: Tensor | None = None  # [L, E + 1] assignments to each expert, and tokens
         if self.method == "bias":
             for router in self.routers:
-                router.e_score_correction_bias = torch.zeros(len(router.weight), device=router.weight.device)
+                if router.e_score_correction_bias is None:
+                    router.e_score_correction_bias = torch.zeros(len(router.weight), device=router.weight.device)
 
     def loss(self, routing: Routing) -> Tensor:
         """Count a micro-batch in, and return its balancing loss against the loads of the step so far.
