@@ -7,6 +7,8 @@ Only runs whose role in published_runs.yaml is `fit` are used. The logarithm of 
 to where the runs say little: what large products (770 of 989 TFLOP/s) and copies were measured to reach on an H200,
 less what a program of many small kernels loses, and round figures for links and availability. Layouts are the planner's
 own, so layouts and shares are found in turn until neither changes.
+
+A second fit has the runs of PRETRAINED as well. It shows what the shares would gain from them, and is not used.
 """
 
 from __future__ import annotations
@@ -23,11 +25,13 @@ from gossamer.plan import ClusterPlan, Job
 from gossamer.plan.arguments import choose_chips, planned_network, training_plans
 from gossamer.plan.catalogue import load_catalogue
 from gossamer.plan.describe import draw_plans
-from gossamer.plan.efficiency import EFFICIENCY_FILE, Efficiency, load_fitted_efficiency
+from gossamer.plan.efficiency import EFFICIENCY_FILE, Efficiency, FittedEfficiency, load_fitted_efficiency
 from gossamer.plan.published_runs import (
     FIT,
+    HELD_OUT,
     Prediction,
     PublishedRun,
+    held_out,
     load_published_runs,
     planner_error,
     predictions,
@@ -42,6 +46,7 @@ RUN_WIDTH = 0.15
 DOCUMENTS = [Path(__file__).parents[1] / "docs" / name for name in ("planning.md", "lab/planning.md")]
 CHIPS = ("h20", "h200", "ppu-810e", "910c", "p800")
 NAMES = [item.name for item in fields(Efficiency)]
+PRETRAINED = ("qwen3.6-35b-a3b", "qwen3.8-27b")  # pretraining with linear attention, which the second fit has as well
 
 
 def residuals(shares: np.ndarray, runs: list[PublishedRun], placed: list[Layout]) -> np.ndarray:
@@ -79,15 +84,30 @@ def fit(runs: list[PublishedRun]) -> Efficiency:
             shares = step(shares, runs, placed)
 
 
-def write_shares(rates: Efficiency, error: float) -> None:
+def write_shares(fitted: FittedEfficiency) -> None:
     """Write efficiency.yaml."""
     lines = [
         "# Written by benchmarks/planner_fit.py --write: shares of a chip's figures, fitted to those runs of",
         "# published_runs.yaml whose role is `fit`; and the root mean square of logarithmic errors of those held out.",
-        *(f"{name}: {value}" for name, value in asdict(rates).items()),
-        f"error: {error:.3f}",
+        *(f"{name}: {value}" for name, value in asdict(fitted.rates).items()),
+        f"error: {fitted.error:.3f} # without linear attention",
+        f"linear_attention_error: {fitted.linear_attention_error:.3f}",
     ]
     EFFICIENCY_FILE.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def refit_table(found: list[Prediction], refit: list[Prediction]) -> str:
+    """Return the table of the runs that are held out, by the shares as they are and by those of the second fit."""
+    lines = ["| run | published | as it is | error | second fit | error |", "|---|--:|--:|--:|--:|--:|"]
+    for old, new in zip(found, refit, strict=True):
+        if old.role == HELD_OUT:
+            digits = ",.0f" if old.measured > 1 else ".3f"
+            name = f"{old.name} (fitted)" if old.name in PRETRAINED else old.name
+            lines.append(
+                f"| {name} | {old.measured:{digits}} | {old.predicted:{digits}} | {100 * old.error:+.0f}% "
+                f"| {new.predicted:{digits}} | {100 * new.error:+.0f}% |"
+            )
+    return "\n".join(lines)
 
 
 def compared() -> list[ClusterPlan]:
@@ -122,10 +142,14 @@ def comparison(plans: list[ClusterPlan]) -> str:
     return "\n".join(lines)
 
 
+def shares_line(rates: Efficiency) -> str:
+    """Return the shares in a line."""
+    return ", ".join(f"{name} {share}" for name, share in asdict(rates).items())
+
+
 def document(text: str, found: list[Prediction], plans: list[ClusterPlan]) -> str:
-    """Return a document with those of the two tables that it holds made anew."""
-    shares = ", ".join(f"{name} {share}" for name, share in asdict(load_fitted_efficiency().rates).items())
-    validation = f"Fitted shares: {shares}.\n\n{predictions_table(found)}"
+    """Return a document with its tables of predictions and of plans made anew, as far as it holds them."""
+    validation = f"Fitted shares: {shares_line(load_fitted_efficiency().rates)}.\n\n{predictions_table(found)}"
     return section(section(text, "validation", validation), "comparison", comparison(plans))
 
 
@@ -137,16 +161,22 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     catalogue = load_catalogue()
-    rates = fit([run for run in load_published_runs(catalogue)[0] if run.role == FIT])
+    runs, _ = load_published_runs(catalogue)
+    rates = fit([run for run in runs if run.role == FIT])
     found = predictions(catalogue, rates)
     print(rates)
     print(predictions_table(found))
-    print(f"error: {planner_error(found):.3f}")
+    second = fit([run for run in runs if run.role == FIT or run.name in PRETRAINED])
+    refit = f"Shares of the second fit: {shares_line(second)}.\n\n{refit_table(found, predictions(catalogue, second))}"
+    print(refit)
+    errors = [planner_error(held_out(found, has_linear_attention)) for has_linear_attention in (False, True)]
+    print("error without linear attention {:.3f}, with it {:.3f}".format(*errors))
     if arguments.write:
-        write_shares(rates, planner_error(found))
+        write_shares(FittedEfficiency(rates, *errors))
         plans = compared()
         for path in DOCUMENTS:
-            path.write_text(document(path.read_text(encoding="utf-8"), found, plans), encoding="utf-8")
+            text = document(path.read_text(encoding="utf-8"), found, plans)
+            path.write_text(section(text, "refit", refit), encoding="utf-8")
         DOCUMENTS[0].with_name("planning-chips.png").write_bytes(draw_plans(plans, "png"))
 
 

@@ -46,7 +46,7 @@ def test_worse_grades_and_prices_widen_the_range(
     catalogue: Catalogue, shares: FittedEfficiency, released: Network, plan: ClusterPlan
 ) -> None:
     low, high = plan.uncertainty_range(plan.days)
-    assert low * high == pytest.approx(plan.days**2) and high / plan.days > 1 + 0.9 * shares.error
+    assert low * high == pytest.approx(plan.days**2) and high / plan.days > 1 + 0.9 * shares.linear_attention_error
     certain = replace(plan.chip, **{name: replace(getattr(plan.chip, name), grade="vendor") for name in
                                     ("flops", "bandwidth", "link", "network")})  # fmt: skip
     assert make_plan(released, certain, 2048, JOB, 15e12, shares).time_error < plan.time_error

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
 from gossamer.cost.layer import Layer, layer_of
-from gossamer.model.config import FULL, ModelConfig
+from gossamer.model.config import FULL, LINEAR, ModelConfig
 from gossamer.model.layer_spec import layer_specs
 
 __all__ = ["Counts", "Network", "Part", "count_network", "flops_by_part", "network_of"]
@@ -116,6 +116,11 @@ class Network:
     def distinct_layers(self) -> tuple[tuple[Layer, int], ...]:
         """Each different layer of the trunk with how many of it there are."""
         return tuple(Counter(self.layers).items())
+
+    @cached_property
+    def has_linear_attention(self) -> bool:
+        """Whether a layer of the trunk mixes tokens by linear attention."""
+        return any(layer.mixer.kind == LINEAR for layer in self.layers)
 
     @cached_property
     def parameters(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gossamer.cost.network import Network, network_of
 from gossamer.errors import UserError, did_you_mean
@@ -90,7 +90,7 @@ def choose_chips(
     if certificate is not None:
         first = shares[chips[0].key]
         rates = apply_certificate(user_path(certificate), chips[0], first.rates)
-        shares[chips[0].key] = FittedEfficiency(rates, first.error)
+        shares[chips[0].key] = replace(first, rates=rates)
     return ChosenChips(tuple((chip, shares[chip.key]) for chip in chips), catalogued, price)
 
 

@@ -183,7 +183,7 @@ def make_plan(
         tokens=tokens,
         layouts=tuple(found),
         availability=efficiency.rates.availability,
-        time_error=math.hypot(efficiency.error, *_sensitivities(timer, found, efficiency)),
+        time_error=math.hypot(efficiency.error_for(network), *_sensitivities(timer, found, efficiency)),
         price=price,
         price_error=price_error,
     )

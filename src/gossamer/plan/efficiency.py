@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gossamer import __version__
+from gossamer.cost.network import Network
 from gossamer.errors import UserError, shorten
 from gossamer.plan.catalogue import Chip
 from gossamer.reading import read_object
@@ -71,19 +72,25 @@ class FittedEfficiency:
 
     Attributes:
         rates: the shares
-        error: root mean square of the logarithmic errors of the runs that were held out
+        error: root mean square of the logarithmic errors of the runs that were held out and have no linear attention
+        linear_attention_error: the same of those that have it
     """
 
     rates: Efficiency
     error: float
+    linear_attention_error: float
+
+    def error_for(self, network: Network) -> float:
+        """Return the error of the runs that were held out and have the network's kind of attention."""
+        return self.linear_attention_error if network.has_linear_attention else self.error
 
 
 def load_fitted_efficiency() -> FittedEfficiency:
     """Return the shares that were fitted to published runs."""
-    names = [item.name for item in fields(Efficiency)]
-    items = read_yaml_values(EFFICIENCY_FILE).items(frozenset([*names, "error"]))
+    names, errors = [item.name for item in fields(Efficiency)], ("error", "linear_attention_error")
+    items = read_yaml_values(EFFICIENCY_FILE).items(frozenset([*names, *errors]))
     values = {name: item.number(0.01, 1) for name, item in items}
-    return FittedEfficiency(Efficiency(**{name: values[name] for name in names}), values["error"])
+    return FittedEfficiency(Efficiency(**{name: values.pop(name) for name in names}), **values)
 
 
 def apply_certificate(path: Path, chip: Chip, rates: Efficiency) -> Efficiency:

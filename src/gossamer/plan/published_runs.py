@@ -136,6 +136,7 @@ def _run(name: str, values: dict[str, Any], config: dict[str, Any], catalogue: C
         batch=values["batch"],
         mtp_steps=values.get("mtp_steps", 1),
         fp8=values.get("fp8", False),
+        trained=values.get("trained", 1.0),
     )
     return PublishedRun(
         name=name,
@@ -163,6 +164,7 @@ class Prediction:
         measured: the published figure
         predicted: the planner's figure
         layout: the layout that it is predicted for
+        has_linear_attention: whether the network has linear attention
         why: what is to be known of the run
     """
 
@@ -172,6 +174,7 @@ class Prediction:
     measured: float
     predicted: float
     layout: str
+    has_linear_attention: bool
     why: str
 
     @property
@@ -186,21 +189,42 @@ def predictions(catalogue: Catalogue, rates: Efficiency) -> list[Prediction]:
     found = []
     for run in runs:
         layout = run.layout(rates)
-        what = "tokens/s per chip, all hours" if run.is_over_all_hours else "tokens/s per chip, steps"
         found.append(
-            Prediction(run.name, run.role, what, run.measured, run.predict(rates, layout), layout.describe(), run.why)
+            Prediction(
+                name=run.name,
+                role=run.role,
+                what="tokens/s per chip, all hours" if run.is_over_all_hours else "tokens/s per chip, steps",
+                measured=run.measured,
+                predicted=run.predict(rates, layout),
+                layout=layout.describe(),
+                has_linear_attention=run.network.has_linear_attention,
+                why=run.why,
+            )
         )
     found += [
-        Prediction(ratio.name, ratio.role, "share of the hours", ratio.measured, ratio.predict(rates), "", ratio.why)
+        Prediction(
+            name=ratio.name,
+            role=ratio.role,
+            what="share of the hours",
+            measured=ratio.measured,
+            predicted=ratio.predict(rates),
+            layout="",
+            has_linear_attention=ratio.ours.network.has_linear_attention,
+            why=ratio.why,
+        )
         for ratio in ratios
     ]
     return found
 
 
+def held_out(found: list[Prediction], has_linear_attention: bool) -> list[Prediction]:
+    """Return the predictions of the runs that were held out and have linear attention, or have none."""
+    return [check for check in found if (check.role, check.has_linear_attention) == (HELD_OUT, has_linear_attention)]
+
+
 def planner_error(found: list[Prediction]) -> float:
-    """Return the planner's own error: the root mean square of the held-out runs' errors, as logarithms."""
-    errors = [math.log1p(check.error) for check in found if check.role == HELD_OUT]
-    return math.sqrt(sum(error**2 for error in errors) / len(errors))
+    """Return the root mean square of the predictions' errors, as logarithms."""
+    return math.sqrt(sum(math.log1p(check.error) ** 2 for check in found) / len(found))
 
 
 def predictions_table(found: list[Prediction]) -> str:
@@ -217,11 +241,15 @@ def predictions_table(found: list[Prediction]) -> str:
             f"| {100 * check.error:+.0f}% |"
         )
     lines += ["", *(f"\\* {check.name}: {check.why}.  " for check in found if check.why), ""]
-    for role in (FIT, HELD_OUT):
-        errors = [abs(check.error) for check in found if check.role == role]
+    for group, checks in (
+        ("Fit runs", [check for check in found if check.role == FIT]),
+        ("Held-out runs without linear attention", held_out(found, has_linear_attention=False)),
+        ("Held-out runs with linear attention", held_out(found, has_linear_attention=True)),
+    ):
+        errors = [abs(check.error) for check in checks]
         within = sum(error <= 0.25 for error in errors)
         lines.append(
-            f"{role.capitalize()} runs: {within} of {len(errors)} within 25%, median {percent(median(errors))}, "
+            f"{group}: {within} of {len(errors)} within 25%, median {percent(median(errors))}, "
             f"worst {percent(max(errors))}.  "
         )
     return "\n".join(lines)
