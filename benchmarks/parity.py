@@ -183,7 +183,8 @@ python benchmarks/parity.py --write docs/parity.md
 ```
 
 with {versions()}.
-`tests/model/test_parity.py` measures the same and checks every figure against a limit.
+`tests/model/test_parity.py` measures the same and checks every figure against a limit. Two versions of transformers
+cannot be installed side by side, so only this one is tested.
 
 {table(rows)}
 {LEGEND}

@@ -48,7 +48,7 @@ def trained(recipe: Recipe, out: Path, device: str, resume: bool = False) -> lis
 def written(run: Path, device: str) -> str:
     """What the model of a run writes on a device."""
     with through_pytorch():
-        return "".join(sample_run(run, "line 1", 40, {"seed": 0}, device))
+        return "".join(sample_run(run, "line 1", 12, {"seed": 0}, device))
 
 
 def attempt(code: str, **faults: Any) -> str:

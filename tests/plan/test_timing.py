@@ -105,7 +105,7 @@ DENSE = network_from_json(
 )  # fmt: skip
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(data=st.data())
 def test_any_layout_takes_longer_than_its_flops_and_less_on_a_faster_chip(data: st.DataObject) -> None:
     work = data.draw(st.sampled_from([DENSE, network_of(ModelConfig())]))
