@@ -108,6 +108,7 @@ def test_a_conversation_becomes_the_tokens_of_transformers(pairs, form, said, to
     check(pairs[form], said, tools, variables)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not FOREIGN, reason="trl is not installed; `pip install --no-deps trl` brings Qwen's templates")
 @pytest.mark.parametrize("path", FOREIGN, ids=lambda path: path.stem)
 def test_released_templates_give_the_tokens_of_transformers(path, tmp_path):
