@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -161,24 +160,24 @@ def test_chance_begins_with_the_seed(recipe_path, checkpoint, tmp_path) -> None:
     assert torch.equal(sampled(), sampled())
 
 
-def test_a_multi_token_prediction_head_is_made_on_request(recipe_path, checkpoint, tmp_path, caplog) -> None:
+def test_a_multi_token_prediction_head_is_made_on_request(recipe_path, checkpoint, tmp_path, capsys) -> None:
     run = tmp_path / "run"
     assert begin(recipe_path, checkpoint, run).model.num_nextn_predict_layers == 0
     recipe = begin(recipe_path, checkpoint, run, model__num_nextn_predict_layers=1, training__steps=1)
-    with caplog.at_level(logging.INFO, "gossamer"):
-        loop.train(recipe, run)
-    assert "begins with random weights" in caplog.text
+    loop.train(recipe, run)
+    assert "its multi-token-prediction head begins with random weights" in "".join(capsys.readouterr())
     made = gossamer.load(run)
     assert made.mtp is not None and made.mtp.fc.weight.std() > 0.01
 
 
-def test_a_head_that_is_not_wanted_is_left_out(recipe_path, tiny_config, tmp_path, corpus_file) -> None:
+def test_a_head_that_is_not_wanted_is_left_out(recipe_path, tiny_config, tmp_path, corpus_file, capsys) -> None:
     checkpoint, run = tmp_path / "checkpoint", tmp_path / "run"
     tokenizer = char_tokenizer([corpus_file.read_text()])
     gossamer.save(CausalLM(tiny_config), checkpoint, tokenizer)
     assert begin(recipe_path, checkpoint, run).model.num_nextn_predict_layers == 1
     recipe = begin(recipe_path, checkpoint, run, model__num_nextn_predict_layers=0, training__steps=1)
     loop.train(recipe, run)
+    assert "head that is stored there is left out" in "".join(capsys.readouterr())
     assert gossamer.load(run).mtp is None
 
 

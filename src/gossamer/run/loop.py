@@ -32,7 +32,7 @@ from gossamer.run.cost import CostMeter
 from gossamer.run.lock import claimed
 from gossamer.run.log import Journal, RunningMean
 from gossamer.run.memory import MemoryEstimate, estimate_peak, require_weights
-from gossamer.run.pretrained import keep_generation_config, pretrained_network
+from gossamer.run.pretrained import describe_beginning, keep_generation_config, pretrained_network
 from gossamer.run.profile import StepProfile
 from gossamer.run.samples import SampleWriter
 from gossamer.run.stop import NOTHING_YET, Progress, StopRule, interruptible
@@ -178,7 +178,7 @@ class _Run:
         self.journal = Journal(self.out, self.recipe, self.world, step, resumed, again)
         self.journal.begin(resumed, step, self.dataset, self.learner, self.costs, self.estimate, plan)
         if self.recipe.training.init_from and not resumed:
-            self.journal.say(f"the run begins with the weights of {self.recipe.training.init_from}")
+            self.journal.say(describe_beginning(self.recipe))
             self.world.call_on_main(lambda: keep_generation_config(self.recipe, self.out / "model"))
         if self.samples.words:
             self.journal.say(f"samples continue held-out words: {self.samples.words!r}")

@@ -6,7 +6,6 @@ weights are in float32, whatever type they are stored in.
 
 from __future__ import annotations
 
-import logging
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -31,9 +30,7 @@ from gossamer.train.recipe import Recipe
 from gossamer.train.world import World
 from gossamer.typed import shown
 
-__all__ = ["keep_generation_config", "pretrained_network", "pretrained_recipe"]
-
-log = logging.getLogger("gossamer")
+__all__ = ["describe_beginning", "keep_generation_config", "pretrained_network", "pretrained_recipe"]
 
 _GENERATION_CONFIG = "generation_config.json"
 _MTP = "num_nextn_predict_layers"
@@ -118,16 +115,26 @@ def pretrained_network(recipe: Recipe, world: World) -> CausalLM:
         network.mtp = MultiTokenPrediction(config)
         initialize(network.mtp, config)
         network.mtp.to(world.device)
-        log.info("%s: holds no multi-token-prediction head; it begins with random weights", folder)
     elif network.mtp is not None and not config.num_nextn_predict_layers:
         network.mtp = None
-        log.info("%s: its multi-token-prediction head is left out", folder)
     network.config = config
     return network.train()
 
 
 def _without_training_values(config: ModelConfig) -> ModelConfig:
     return replace(config, num_nextn_predict_layers=0, router_aux_loss_coef=0.0)
+
+
+def describe_beginning(recipe: Recipe) -> str:
+    """Return the sentence that says from which weights a run begins, and what its network has that they have not."""
+    folder = recipe.training.init_from
+    stored, wanted = open_checkpoint(folder).config.num_nextn_predict_layers, recipe.model.num_nextn_predict_layers
+    head = ""
+    if wanted > stored:
+        head = "; its multi-token-prediction head begins with random weights, for none is stored there"
+    elif wanted < stored:
+        head = "; the multi-token-prediction head that is stored there is left out"
+    return f"the run begins with the weights of {folder}{head}"
 
 
 def keep_generation_config(recipe: Recipe, model: Path) -> None:
