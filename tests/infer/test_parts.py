@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 import random
+import statistics
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from engines import tokenizer
@@ -118,9 +119,8 @@ def test_drafts_that_begin_to_pay_are_found_and_those_that_cease_to_are_given_up
     assert simulate(lengths, cost, acceptance=0.0, steps=300)[-50:].count(0) > 40
 
 
-@settings(max_examples=20)
-@given(st.integers(0, 10**6), st.sampled_from([0.3, 0.5, 0.6]))
-def test_drafts_that_do_not_pay_cost_little_on_a_machine_whose_speed_changes(seed: int, acceptance: float) -> None:
+def share_of_speed(seed: int, acceptance: float) -> float:
+    """The speed beside that without drafts, on a machine whose speed changes, where drafts do not pay."""
     chance, lengths, speed, seconds = random.Random(seed), DraftLength("auto", 4), 1.0, 0.0
     cost = {0: 1.0, 1: 1.9, 2: 2.3, 3: 2.8, 4: 3.4}  # of a step of small networks: one without drafts is the best
     tokens, steps = 0, 4000
@@ -134,7 +134,14 @@ def test_drafts_that_do_not_pay_cost_little_on_a_machine_whose_speed_changes(see
         measured = [speed * part * cost[length] * chance.choice([1.0, 1.0, 1.0, 1.1, 1.5]) for part in (0.7, 0.3)]
         lengths.record_seconds(1, length, measured[0] if length else sum(measured), measured[1] if length else None)
         seconds, tokens = seconds + cost[length], tokens + 1 + accepted
-    assert tokens / seconds > 0.93
+    return tokens / seconds
+
+
+@pytest.mark.parametrize("acceptance", [0.3, 0.5, 0.6])
+def test_drafts_that_do_not_pay_cost_little_on_a_machine_whose_speed_changes(acceptance: float) -> None:
+    """One run in hundreds may be unlucky in a trial, so the mean counts."""
+    shares = [share_of_speed(seed, acceptance) for seed in range(12)]
+    assert statistics.mean(shares) > 0.97 and min(shares) > 0.85
 
 
 def test_what_pays_alone_may_not_pay_in_a_batch() -> None:
