@@ -240,6 +240,23 @@ def test_of_named_templates_the_one_for_tools_is_taken_where_there_are_tools(tok
         assert list(template.render(said, tools).ids) == wanted
 
 
+def test_a_template_finds_tags_in_earlier_answers_though_they_are_special_tokens(folder, tmp_path):
+    core = Tokenizer.load(folder)._core
+    core.add_special_tokens(["<think>", "</think>"])
+    source = (folder / "chat_template.jinja").read_text()
+    source = source.replace("{{ message.content }}", "{{ message.content.split('</think>')[-1].lstrip() }}")
+    Tokenizer(core, "<|im_end|>", {"eos_token": "<|im_end|>"}, source).save(tmp_path)
+    peer, tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path), Tokenizer.load(tmp_path)
+    said = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "<think>\nb\n</think>\n\nc"},
+        {"role": "user", "content": "What does <think> mean?"},
+    ]
+    wanted = peer.apply_chat_template(said, add_generation_prompt=True, return_dict=False)
+    made = ChatTemplate(tokenizer).render(said).ids
+    assert list(made) == wanted and "b" not in tokenizer.decode(made).split("user")[1]
+
+
 SHAPES = {
     "{{ said }}": lambda text: text,
     "{{ said | tojson }}": lambda text: json.dumps(text, ensure_ascii=False),

@@ -71,7 +71,8 @@ class ChatTemplate:
     """Renders conversations for one tokenizer.
 
     A special token that a message spells out remains the characters that it is spelled with. So nobody ends a turn, or
-    begins one of another role, by writing `<|im_end|>` into a message.
+    begins one of another role, by writing `<|im_end|>` into a message. The tags of reasoning and tool calls are those
+    tags in a message, too, whether the checkpoint registers them as special tokens or as ordinary ones.
 
     Args:
         tokenizer: the tokenizer, with its chat template if the checkpoint has one
@@ -100,7 +101,10 @@ class ChatTemplate:
         if "tools" in with_tools:
             self.tools = "xml" if "<function=" in with_tools else "json" if "<tool_call>" in with_tools else None
         self._sources = plain + with_tools
-        self._special = sorted(tokenizer.special_tokens, key=len, reverse=True)
+        # Tags of reasoning and calls are text, even where they are special: templates look for them in earlier answers.
+        hidden = set(tokenizer.special_ids)
+        special = (token for token, index in tokenizer.special_tokens.items() if index in hidden)
+        self._special = sorted(special, key=len, reverse=True)
         self._special_pattern = re.compile("|".join(map(re.escape, self._special)) or r"(?!)")
         self._renderer = _Renderer(DEFAULT_TEMPLATE if self.is_default else plain, with_tools)
         try:
