@@ -230,3 +230,19 @@ def test_another_network_at_the_same_place_is_refused(recipe_path, checkpoint, t
     gossamer.save(CausalLM(replace(tiny_config, hidden_size=48)), checkpoint)
     with pytest.raises(UserError, match=r"holds another network than when the run began"):
         loop.train(replace(recipe, corpus=replace(recipe.corpus, tokenizer="char")), run)
+
+
+def test_weights_that_are_no_numbers_are_refused_before_the_first_step(recipe_path, checkpoint, tmp_path) -> None:
+    network = gossamer.load(checkpoint)
+    with torch.no_grad():
+        network.model.layers[0].mlp.shared_expert.down_proj.weight[0, 0] = float("nan")
+    gossamer.save(network, checkpoint)
+    run = tmp_path / "run"
+    with pytest.raises(UserError, match=r"its loss on the held-out text is nan, so its weights are damaged$"):
+        loop.train(begin(recipe_path, checkpoint, run), run)
+    assert not any(event["event"] == "step" for event in read_metrics(run))
+
+
+def test_text_has_to_be_named(checkpoint, tmp_path, capsys) -> None:
+    assert main(["train", "--from", str(checkpoint), "--out", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err == "gossamer: --from: name the text to learn from, with --data PATH\n"

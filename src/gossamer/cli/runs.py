@@ -43,7 +43,7 @@ def train(
 
     values = dict(overrides or {})
     default = CONTINUE_RECIPE if values.get("training.init_from") else DEFAULT_RECIPE
-    recipe_name = recipe or (default if budget is None else BUDGET_RECIPE)
+    recipe_name = (default if budget is None else BUDGET_RECIPE) if recipe is None else recipe
     folder = user_path(out) if out is not None else run_folder(recipe, recipe_name, values.get("corpus.paths", ()))
     if "model.vocab_size" in values:
         raise UserError("--model.vocab_size follows from the tokenizer; --corpus.vocab_size sets a trained one's size")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as jsonlib
 import os
+import re
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -41,6 +42,8 @@ def existing_folder(run: str, what: str = "a folder that `gossamer train` wrote,
     if not folder.is_dir():
         siblings = [str(path) for path in folder.parent.iterdir() if path.is_dir()] if folder.parent.is_dir() else []
         hint = did_you_mean_path(run, siblings) or f" ({what})"
+        if re.fullmatch(r"[\w.-]+/[\w.-]+", run):
+            hint += f"; a model of the Hub comes with: hf download {run} --local-dir DIR"
         raise UserError(f"no run {run!r}{hint}")
     return folder
 

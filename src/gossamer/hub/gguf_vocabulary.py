@@ -99,8 +99,8 @@ def _pre_tokenizer(value: dict[str, Any] | None, file: Path) -> str:
     splits = [step["pattern"].get("Regex", "") for step in _steps(value) if step.get("type") == "Split"]
     if len(splits) != 1 or splits[0] not in _NAMES:
         raise UserError(
-            f"{file}: llama.cpp's name of the way this tokenizer splits a text is not known here; "
-            "convert what --to hf writes with llama.cpp's convert_hf_to_gguf.py"
+            f"{file}: llama.cpp's name of the way this tokenizer splits a text is not known here; known are those of "
+            "Qwen2, Qwen3.5 and tokenizers trained with gossamer. llama.cpp's convert_hf_to_gguf.py knows others"
         )
     return _NAMES[splits[0]]
 

@@ -200,8 +200,7 @@ class _Run:
             if self.progress.step == 0 and training.bigram_steps:
                 self._start_from_bigrams()
             if self.progress.step == 0 and training.init_from:
-                self._validate()  # what the checkpoint can do before it learns
-                self._advance()
+                self._validate_checkpoint()
             means = RunningMean(self.progress.elapsed)
             while not self.progress.is_complete and not self._signal(signals):
                 result = self._step()
@@ -319,6 +318,20 @@ class _Run:
             results[name] = found
             self.journal.record_evaluation("eval", self.progress, name, found, spent)
         self._record_validation(results[self.best_by], sum(found.tokens for found in results.values()))
+
+    def _validate_checkpoint(self) -> None:
+        """Measure what the checkpoint that the run begins with can do before it learns.
+
+        Raises:
+            UserError: its loss is not finite.
+        """
+        self._validate()
+        _, loss = self.newest_validation or (0, 0.0)
+        if not math.isfinite(loss):
+            raise UserError(
+                f"{self.recipe.training.init_from}: its loss on the held-out text is {loss}, so its weights are damaged"
+            )
+        self._advance()
 
     def _validate_last(self) -> Evaluation:
         """Measure every held-out set over more text, and return the result on the set that decides."""

@@ -79,14 +79,14 @@ def pretrained_recipe(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
 
 
 def _with_warmup(recipe: Recipe, overrides: Mapping[str, Any]) -> ScheduleConfig:
-    """Return the schedule, with a warmup unless the command says that there is none.
+    """Return the schedule, with a warmup that is no more than a tenth of the run unless the command gives its length.
 
     A full learning rate at once would undo some of what the checkpoint has learned.
     """
     schedule = recipe.schedule
-    if schedule.warmup_steps or "schedule.warmup_steps" in overrides:
+    if "schedule.warmup_steps" in overrides:
         return schedule
-    return replace(schedule, warmup_steps=min(_WARMUP_STEPS, -(-recipe.training.steps // 10)))
+    return replace(schedule, warmup_steps=min(schedule.warmup_steps or _WARMUP_STEPS, -(-recipe.training.steps // 10)))
 
 
 def _require_same(name: str, value: object, stored: object, recipe: Recipe) -> None:

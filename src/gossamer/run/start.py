@@ -93,7 +93,10 @@ def fresh_recipe(folder: Path, name: str, overrides: Mapping[str, Any]) -> Recip
         return recipe
     from gossamer.run.pretrained import pretrained_recipe  # it needs PyTorch
 
-    return pretrained_recipe(recipe, overrides)
+    pretrained = pretrained_recipe(recipe, overrides)
+    if not (recipe.corpus.paths or recipe.corpus.sets):
+        raise UserError("--from: name the text to learn from, with --data PATH")
+    return pretrained
 
 
 def _require_text(paths: Iterable[str], recipe: Path) -> None:
