@@ -248,10 +248,10 @@ def test_a_run_can_be_as_long_as_a_number_of_tokens_or_seconds(tiny_recipe, tmp_
     by_seconds = replace(tiny_recipe, training=replace(tiny_recipe.training, seconds=0.8, steps=1))
     loop.train(by_seconds, tmp_path / "seconds")
     end = next(event for event in read_metrics(tmp_path / "seconds") if event["event"] == "end")
-    assert 0.8 <= end["elapsed"] < 3
+    assert 0.8 <= end["elapsed"] < 20
     with pytest.raises(UserError, match=r"continue it with a larger --training\.seconds"):
         loop.train(by_seconds, tmp_path / "seconds", resume=True)
-    longer = replace(by_seconds, training=replace(by_seconds.training, seconds=1.2))
+    longer = replace(by_seconds, training=replace(by_seconds.training, seconds=end["elapsed"] + 0.5))
     loop.train(longer, tmp_path / "seconds", resume=True)
     assert read_metrics(tmp_path / "seconds")[-1]["step"] > end["step"]
 
