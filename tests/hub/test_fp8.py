@@ -16,7 +16,7 @@ from gossamer import UserError, hub
 from gossamer.hub import shards
 from gossamer.hub.fp8 import dequantized, read_scales
 from gossamer.hub.layout import Layout
-from hub_layouts import FAMILY
+from hub_layouts import FAMILY, refused
 
 BLOCK = [16, 12]  # multiples of no shape here
 WEIGHT = "model.layers.0.linear_attn.in_proj_qkv.weight"
@@ -87,15 +87,6 @@ def released(build, write, tmp_path) -> Path:
     write(build(torch.bfloat16, **FAMILY["qwen3_5_moe_text"]), tmp_path / "m", LAYOUT)
     quantize_files(tmp_path / "m", torch.bfloat16)
     return tmp_path / "m"
-
-
-def refused(folder: Path, *parts: str) -> None:
-    with pytest.raises(UserError) as caught:
-        gossamer.load(folder)
-    message = str(caught.value)
-    assert "\n" not in message
-    for part in parts:
-        assert part in message, message
 
 
 @pytest.mark.parametrize("scale_dtype", [torch.bfloat16, torch.float32])

@@ -16,6 +16,7 @@ import gossamer
 from gossamer import UserError
 from gossamer.hub import names, shards, write
 from gossamer.hub.layout import forms
+from hub_layouts import refused
 
 EXPERT = "model.layers.0.mlp.experts.2.gate_proj.weight"
 
@@ -52,15 +53,6 @@ def sharded(build, tmp_path, monkeypatch) -> Path:
     gossamer.save(build(), tmp_path / "sharded")
     assert len(list((tmp_path / "sharded").glob("model-*"))) > 3
     return tmp_path / "sharded"
-
-
-def refused(folder: Path, *parts: str) -> None:
-    with pytest.raises(UserError) as caught:
-        gossamer.load(folder)
-    message = str(caught.value)
-    assert "\n" not in message
-    for part in parts:
-        assert part in message
 
 
 def test_stacked_experts_are_read_too(build, saved, same_weights) -> None:

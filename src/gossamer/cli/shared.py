@@ -28,7 +28,7 @@ AUTO = "auto"
 """The default of every `--device`: an accelerator where there is one, else the CPU."""
 
 
-def existing_folder(run: str, what: str = "a folder that `gossamer train` wrote, or a Hugging Face directory") -> Path:
+def existing_folder(run: str, what: str) -> Path:
     """Return the folder of a run.
 
     Args:
@@ -55,7 +55,7 @@ def existing_model(run: str) -> Path:
         UserError: there is neither.
     """
     path = user_path(run)
-    return path if is_gguf(path) else existing_folder(run)
+    return path if is_gguf(path) else existing_folder(run, "a run's folder, a Hugging Face directory or a GGUF file")
 
 
 def typed_text(text: str) -> str:

@@ -15,7 +15,7 @@ from gossamer.plan.other_families import network_from_json
 from gossamer.plan.serving import Serving, plan_serving
 from gossamer.plan.timing import Job
 from gossamer.reading import read_object, user_path
-from gossamer.train.recipe import load_recipe, recipe_names
+from gossamer.train.recipe import CONTINUE_RECIPE, load_recipe, recipe_names
 
 
 def planned_network(word: str) -> Network:
@@ -33,7 +33,7 @@ def planned_network(word: str) -> Network:
         return network_from_json(read_object(find_model(path, of_any_kind=True) / CONFIG), word)
     if path.suffix == ".json" and path.is_file():
         return network_from_json(read_object(path), word)
-    names = recipe_names()
+    names = [name for name in recipe_names() if name != CONTINUE_RECIPE]  # which has no network of its own
     if word not in names and not path.is_file():
         raise UserError(
             f"unknown model {word!r}{did_you_mean(word, names)} (one of {', '.join(names)}, a recipe's YAML file, or a "

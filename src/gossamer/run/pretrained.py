@@ -17,6 +17,7 @@ import torch
 from gossamer import device as devices
 from gossamer.data.tokenizer import Tokenizer
 from gossamer.errors import UserError
+from gossamer.files import replacing
 from gossamer.hub.checkpoint import open_checkpoint
 from gossamer.hub.find import find_model
 from gossamer.hub.names import ROUTER_BIAS
@@ -142,4 +143,5 @@ def keep_generation_config(recipe: Recipe, model: Path) -> None:
     file = find_model(recipe.training.init_from) / _GENERATION_CONFIG
     if file.is_file():
         model.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, model / _GENERATION_CONFIG)
+        with replacing(model / _GENERATION_CONFIG) as temporary:
+            shutil.copyfile(file, temporary)

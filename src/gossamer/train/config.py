@@ -95,8 +95,8 @@ class TrainingConfig:
         seconds: seconds of training after which the run ends, whatever the machine's speed; 0: tokens or steps decide
         budget: what the run may spend before it ends: 10m or 2h (of the clock, everything included), 5usd (at the price
             below) or 1e17flop (of training steps); empty: seconds, tokens or steps decide
-        init_from: a run's folder or a Hugging Face directory whose weights the network begins with; its network and
-            its tokenizer are then those of the run. Empty: random weights
+        init_from: a run's folder, a Hugging Face directory or a GGUF file; the network begins with its weights, and the
+            run has its network and its tokenizer. Empty: random weights
         seed: seed of the initial weights and of the documents' order
         precision: auto (bf16 where an accelerator has it), bf16 (fp32 weights, products in bfloat16) or fp32
         recompute: keep only the input of each block and compute the block again in the backward pass, which takes less
