@@ -17,10 +17,10 @@ from statistics import median
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from engine_double import write_tokenizer
+from gossamer.data.chat.template import ChatTemplate
 from gossamer.data.tokenizer import Tokenizer
 from gossamer.infer.grammar import Grammars
 from gossamer.infer.request import Grammar
-from gossamer.serve.chat_template import ChatTemplate
 
 TURN = [{"role": "user", "content": "Hello there. " * 20}, {"role": "assistant", "content": "Hi. " * 50}]
 SCHEMA = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}

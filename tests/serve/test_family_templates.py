@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from family_templates import TEMPLATES, write_family_tokenizer
+from gossamer.data.chat.template import ChatTemplate, TemplateRefusal
 from gossamer.data.tokenizer import Tokenizer
-from gossamer.serve.chat_template import ChatTemplate, TemplateRefusal
 from live_service import live
 
 PARAMETERS = {

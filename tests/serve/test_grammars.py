@@ -8,9 +8,9 @@ import jsonschema_rs
 import llguidance
 import pytest
 
+from gossamer.data.chat.tool_calls import ArgumentsText, XmlCall
 from gossamer.data.tokenizer import Tokenizer
 from gossamer.serve.grammars import CallRules, call_grammar, format_grammar
-from gossamer.serve.tool_calls import ArgumentsText, XmlCall
 
 SCHEMA = {
     "type": "object",

@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine_double import EngineDouble, write_tokenizer
+from gossamer.data.chat.template import ChatTemplate
 from gossamer.data.tokenizer import Tokenizer
 from gossamer.errors import UserError
 from gossamer.infer.request import Request
-from gossamer.serve.chat_template import ChatTemplate
 from gossamer.serve.terminal import Conversation, Dropped, talk
 
 

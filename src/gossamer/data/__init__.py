@@ -10,6 +10,7 @@
 - `token_files`: tokens on disk, and mixtures of several files.
 - `rows`: which tokens make a row of T, concatenated and split or best-fit.
 - `packing`: batches of rows with `cu_seqlens`. It is the only module here that imports torch.
+- `chat`: conversations instead of text, as templates write them and as models answer.
 
 Import from the modules themselves, so that a command loads only what it needs.
 """

@@ -17,8 +17,8 @@ from torch import Tensor
 from gossamer.data.tokenizer import Tokenizer
 from gossamer.errors import UserError
 from gossamer.infer.grammar_worker import ENDED, MASK, SECONDS, prepare_matching
-from gossamer.infer.isolated import IsolatedWorkers, RefusedError, Worker, WorkerFailedError
 from gossamer.infer.request import Grammar
+from gossamer.isolated import IsolatedWorkers, RefusedError, Worker, WorkerFailedError
 
 __all__ = ["GrammarError", "Grammars", "Matcher"]
 

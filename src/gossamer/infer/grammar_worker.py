@@ -13,7 +13,7 @@ import llguidance
 
 from gossamer.data.tokenizer import Tokenizer
 from gossamer.errors import shorten
-from gossamer.infer.isolated import Handler, RefusedError
+from gossamer.isolated import Handler, RefusedError
 
 __all__ = ["ENDED", "MASK", "SECONDS", "prepare_matching"]
 

@@ -5,13 +5,12 @@ A request passes these modules, from the outside in, and its answer passes them 
 - `server` listens and handles signals, on `connections`, which limits them.
 - `app` is the application; `middleware` checks API keys and deadlines, and writes the log.
 - `routes` has a file for each family of endpoints; `wire` has the fields of requests and answers.
-- `replies` prepares a conversation: `chat_template` (with `template_process`) makes tokens of messages, and `grammars`
-  the form that an answer must have.
+- `replies` prepares a conversation: `data.chat` makes tokens of messages, and `grammars` the form that an answer must
+  have.
 - `service` makes requests to the engine from the fields of a request.
 - `engine_process` hands them to the engine, whose process `engine_worker` runs, and restarts it if it dies.
-- `generation` collects what the engine makes, and sends it.
-- `output_parser` splits text into reasoning, content and tool calls, which `tool_calls` reads; `json_schema` says what
-  their parameters are.
+- `generation` collects what the engine makes, and sends it; `data.chat` splits its text into reasoning, content and
+  tool calls.
 
 `terminal` is `gossamer chat`.
 """

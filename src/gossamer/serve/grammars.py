@@ -13,9 +13,9 @@ from typing import Any
 
 import llguidance
 
+from gossamer.data.chat.json_schema import accepted_types, resolve
+from gossamer.data.chat.template import ToolFormat
 from gossamer.infer.request import Grammar, GrammarKind
-from gossamer.serve.chat_template import ToolFormat
-from gossamer.serve.json_schema import accepted_types, resolve
 
 __all__ = ["CallRules", "call_grammar", "format_grammar"]
 

@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from gossamer.data.chat.output_parser import CallArguments, CallBegins, Content, Event, OutputParser, Reasoning
+from gossamer.data.chat.tool_calls import CallReader, JsonCall, XmlCall
 from gossamer.infer.request import Delta, Grammar, GrammarKind, Request
 from gossamer.infer.request import Usage as EngineUsage
 from gossamer.serve.errors import invalid
 from gossamer.serve.grammars import CallRules, call_grammar, format_grammar
-from gossamer.serve.output_parser import CallArguments, CallBegins, Content, Event, OutputParser, Reasoning
 from gossamer.serve.service import CHAT_FIELDS, FieldNames, Service, new_id
-from gossamer.serve.tool_calls import CallReader, JsonCall, XmlCall
 from gossamer.serve.wire.base import (
     AnyFormat,
     CompletionTokensDetails,

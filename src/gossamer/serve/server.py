@@ -15,11 +15,11 @@ from types import FrameType
 import uvicorn
 
 from gossamer import hub
+from gossamer.data.chat.template import ChatTemplate
 from gossamer.data.tokenizer import Tokenizer
 from gossamer.errors import UserError
 from gossamer.infer.defaults import generation_config
 from gossamer.serve.app import make_app
-from gossamer.serve.chat_template import ChatTemplate
 from gossamer.serve.connections import ConnectionLimit, LimitedProtocol, limit_descriptor_errors
 from gossamer.serve.engine_process import EngineProcess
 from gossamer.serve.engine_worker import BuildEngine, EngineConfig, build_engine

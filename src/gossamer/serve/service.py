@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from gossamer.data.chat.template import ChatTemplate, RenderedPrompt, TemplateRefusal
 from gossamer.data.tokenizer import Tokenizer
 from gossamer.errors import UserError
 from gossamer.infer.request import Grammar, Request, SamplingParams
-from gossamer.serve.chat_template import ChatTemplate, RenderedPrompt, TemplateRefusal
 from gossamer.serve.engine_process import EngineProcess
 from gossamer.serve.engine_worker import ModelInfo
 from gossamer.serve.errors import ApiError, invalid

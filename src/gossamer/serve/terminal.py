@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gossamer.data.chat.output_parser import Content, Event, OutputParser, Reasoning
+from gossamer.data.chat.template import ChatTemplate, RenderedPrompt, TemplateRefusal
 from gossamer.data.tokenizer import Tokenizer
 from gossamer.errors import UserError
 from gossamer.infer.defaults import generation_config, sampling_for_readers
 from gossamer.infer.request import Request, SamplingParams
-from gossamer.serve.chat_template import ChatTemplate, RenderedPrompt, TemplateRefusal
 from gossamer.serve.engine_worker import EngineLike
-from gossamer.serve.output_parser import Content, Event, OutputParser, Reasoning
 from gossamer.serve.replies import Reply
 
 __all__ = ["Conversation", "Dropped", "chat", "talk"]

@@ -8,9 +8,9 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from gossamer.data.chat.output_parser import CallArguments, CallBegins, Content, Event, Reasoning
 from gossamer.infer.request import Delta
 from gossamer.serve.generation import DONE, PING, EventStream, Generation, event
-from gossamer.serve.output_parser import CallArguments, CallBegins, Content, Event, Reasoning
 from gossamer.serve.replies import PreparedReplies, Reply, ReplyRequest, prepare_replies
 from gossamer.serve.routes.common import (
     GENERATION_ERRORS,

@@ -8,9 +8,9 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from gossamer.data.chat.output_parser import CallArguments, CallBegins, Content, Event, Reasoning
 from gossamer.serve.errors import ApiError
 from gossamer.serve.generation import PING, EventStream, Generation, event
-from gossamer.serve.output_parser import CallArguments, CallBegins, Content, Event, Reasoning
 from gossamer.serve.replies import (
     PreparedReplies,
     Reply,

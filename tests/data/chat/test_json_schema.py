@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gossamer.serve.json_schema import accepted_types, resolve
+from gossamer.data.chat.json_schema import accepted_types, resolve
 
 ROOT = {
     "$defs": {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from gossamer.serve.tool_calls import (
+from gossamer.data.chat.tool_calls import (
     CALL,
     ArgumentsText,
     CallPart,

@@ -1,4 +1,4 @@
-"""What runs in the process of a chat template (see `infer.isolated`): Jinja, in its immutable sandbox.
+"""What runs in the process of a chat template (see `isolated`): Jinja, in its immutable sandbox.
 
 The sandbox keeps a template away from files and from Python. The limits of the process keep it from running for ever
 and from filling the memory.
@@ -18,7 +18,7 @@ from jinja2.runtime import Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
 from jinja2.utils import Namespace
 
-from gossamer.infer.isolated import Handler, RefusedError
+from gossamer.isolated import Handler, RefusedError
 
 __all__ = ["MAX_PROMPT", "rendering"]
 

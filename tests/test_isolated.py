@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from gossamer.infer.isolated import Handler, IsolatedWorkers, RefusedError, WorkerFailedError
+from gossamer.isolated import Handler, IsolatedWorkers, RefusedError, WorkerFailedError
 
 MEMORY = 64 << 20
 
@@ -143,7 +143,7 @@ def children(pid: int) -> Iterator[int]:
 SCRIPT = """
 import os, signal
 from test_isolated import MEMORY, troublesome
-from gossamer.infer.isolated import IsolatedWorkers
+from gossamer.isolated import IsolatedWorkers
 workers = IsolatedWorkers(troublesome, "", memory=MEMORY)
 held = [workers.worker() for _ in range(3)]
 print(*(worker.ask(b"pid", 1).decode() for worker in held), flush=True)

@@ -34,7 +34,7 @@ PREPARATION_SECONDS = 120.0
 """The longest time that the preparation may take, in seconds."""
 _SLACK = 8.0  # an answer is waited for this many times its processor time: other processes take their share
 _DONE, _REFUSED, _MEMORY = b"\0", b"\1", b"\2"
-_MAIN = "from gossamer.infer.isolated import _main; _main()"
+_MAIN = "from gossamer.isolated import _main; _main()"
 
 
 class RefusedError(Exception):

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
-from gossamer.serve.json_schema import accepted_types
+from gossamer.data.chat.json_schema import accepted_types
 
 __all__ = [
     "CALL",

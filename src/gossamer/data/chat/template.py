@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
 
+from gossamer.data.chat.template_process import rendering
 from gossamer.data.tokenizer import Tokenizer
 from gossamer.errors import UserError
-from gossamer.infer.isolated import IsolatedWorkers, RefusedError, Worker, WorkerFailedError
-from gossamer.serve.template_process import rendering
+from gossamer.isolated import IsolatedWorkers, RefusedError, Worker, WorkerFailedError
 
 __all__ = ["ChatTemplate", "RenderedPrompt", "TemplateRefusal", "ToolFormat"]
 

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers.utils.chat_parsing import ResponseParser
 
-from gossamer.serve.output_parser import CallArguments, CallBegins, Content, OutputParser, Reasoning
-from gossamer.serve.tool_calls import JsonCall, XmlCall, coerce, partial_suffix
+from gossamer.data.chat.output_parser import CallArguments, CallBegins, Content, OutputParser, Reasoning
+from gossamer.data.chat.tool_calls import JsonCall, XmlCall, coerce, partial_suffix
 
 THOUGHT = {"open": "<think>", "close": "</think>", "content": "text"}
 CALL: dict[str, Any] = {"open": "<tool_call>", "close": "</tool_call>", "repeats": True}
