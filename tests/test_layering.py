@@ -1,13 +1,15 @@
 """The rooms of the package: imports go down only, in the order that CONTRIBUTING.md states.
 
-`certify` stands beside `serve`: it trains, so it is above `train`, and nothing but the command line asks for it. What
-it knows of exactness and timing, benchmarks and tests share.
+`certify` and `tune` train and serve, so they are above both, and nothing but the command line asks for them. What
+`certify` knows of exactness and timing, benchmarks and tests share.
 """
 
 import ast
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
+
+import pytest
 
 import gossamer
 
@@ -72,8 +74,7 @@ def test_rooms_of_a_storey_import_one_another_in_no_circle() -> None:
     assert list(TopologicalSorter(graph).static_order())  # raises CycleError with the circle
 
 
-def test_only_the_command_line_certifies() -> None:
-    users = {
-        room(path) for path, tree in modules() if room(path) != "__init__" and "certify" in imported_rooms(tree, path)
-    }
-    assert users <= {"certify", "cli"}
+@pytest.mark.parametrize("target", ["certify", "tune"])
+def test_only_the_command_line_certifies_and_tunes(target: str) -> None:
+    users = {room(path) for path, tree in modules() if target in imported_rooms(tree, path)}
+    assert users <= {target, "cli"}

@@ -1,0 +1,1 @@
+"""How a trained network is taught its own user's work: from conversations, preferences and ratings."""
