@@ -30,6 +30,7 @@ MISTAKES = [
     ("sample runs/mine more", "unexpected argument 'more'; did you mean --prompt more?"),
     ("doctor now", "unexpected argument 'now' (gossamer doctor --help)"),
     ("train --lr 1e-3", "unknown option '--lr'; did you mean '--optimizer.learning_rate'?"),
+    ("train --tuning.rank 8", "--tuning.rank is a value of gossamer tune, which teaches a model by examples"),
     ("train --steps 10", "unknown option '--steps'; did you mean '--training.steps'?"),
     ("sample runs/mine --tokens 3", "unknown option '--tokens'; did you mean '--max-tokens'?"),
     ("sample runs/mine --max-tokenz 3", "unknown option '--max-tokenz'; did you mean '--max-tokens'?"),

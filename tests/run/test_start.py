@@ -113,3 +113,13 @@ def test_paths_that_exist_become_absolute_and_others_stay_as_typed(
     corpus = fresh_recipe(tmp_path / "run", "nano", wanted).corpus
     assert corpus.paths == (str(tmp_path / "here.txt"), "nowhere.txt", "hf:a/b", "")
     assert corpus.tokenizer == "bpe"
+
+
+def test_what_is_for_tuning_is_refused(run: Path) -> None:
+    recipe = run.parent / "tuning.yaml"
+    recipe.write_text("tuning:\n  rank: 8\n")
+    with pytest.raises(UserError, match=r"tuning\.yaml: has the section tuning, which is for gossamer tune$"):
+        fresh_recipe(run.parent / "new", str(recipe), {})
+    (run / "config.yaml").write_text(to_yaml(load_recipe(recipe)))
+    with pytest.raises(UserError, match=r"^--resume: the run in .* is a tuning; continue it with gossamer tune$"):
+        resumed_recipe(run, None, {})

@@ -20,7 +20,7 @@ from gossamer.infer.options import EngineOptions
 from gossamer.infer.request import SamplingParams
 from gossamer.model.config import ModelConfig
 from gossamer.options import plain_type
-from gossamer.train.config import OptimizerConfig, ScheduleConfig, TrainingConfig
+from gossamer.train.config import OptimizerConfig, ScheduleConfig, TrainingConfig, TuningConfig
 from gossamer.train.recipe import (
     CONTINUE_RECIPE,
     DEFAULT_RECIPE,
@@ -36,7 +36,7 @@ from gossamer.train.recipe import (
 )
 from gossamer.units import network_words
 
-SECTIONS = (ModelConfig, CorpusConfig, OptimizerConfig, ScheduleConfig, TrainingConfig)
+SECTIONS = (ModelConfig, CorpusConfig, OptimizerConfig, ScheduleConfig, TrainingConfig, TuningConfig)
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 positive = st.floats(0, 1, exclude_min=True)
 fractions = st.floats(0, 1)
@@ -185,9 +185,9 @@ def test_every_field_is_documented(section: type) -> None:
     assert documented == {item.name for item in fields(section)}
 
 
-@pytest.mark.parametrize("key", [key for key in recipe_options() if "." in key])
+@pytest.mark.parametrize("key", [key for key in recipe_options(tuning=True) if "." in key])
 def test_a_value_of_another_type_is_refused_by_its_name(key: str) -> None:
-    annotation = plain_type(recipe_options()[key].annotation)
+    annotation = plain_type(recipe_options(tuning=True)[key].annotation)
     wrong: Any = {"no": "mapping fits"}
     with pytest.raises(UserError, match=rf"^{key}(\.no)? = .*: expected "):
         recipe_from({}, {key: wrong})
@@ -319,6 +319,25 @@ def test_the_saved_recipe_is_plain_yaml_that_names_every_field() -> None:
     values = yaml.safe_load(to_yaml(Recipe()))
     named = {f"{section}.{key}" for section, part in values.items() if isinstance(part, dict) for key in part}
     assert named | {"description"} == set(flatten(Recipe())) == set(recipe_options())
+
+
+def test_only_the_recipe_of_a_tuning_has_its_section(tmp_path: Path) -> None:
+    plain, tuning = Recipe(), recipe_from({}, {"tuning.rank": 8, "tuning.targets": ["q_proj"]})
+    assert plain.tuning is None and "tuning" not in to_yaml(plain) and tuning.tuning is not None
+    assert (tuning.tuning.rank, tuning.tuning.targets) == (8, ("q_proj",))
+    assert set(flatten(tuning)) == set(recipe_options(tuning=True)) > set(recipe_options())
+    path = tmp_path / "tuning.yaml"
+    path.write_text(to_yaml(tuning))
+    assert load_recipe(path) == tuning
+    path.write_text("tuning:\n")
+    assert load_recipe(path).tuning == TuningConfig()
+    with pytest.raises(UserError, match=r"tuning\.rnak.*did you mean 'tuning\.rank'"):
+        recipe_from({"tuning": {"rnak": 8}})
+
+
+@pytest.mark.parametrize(("loss", "beta"), [("sigmoid", 0.1), ("norm", 5.0), ("ipo", 0.1), ("simpo", 2.0)])
+def test_every_loss_of_pairs_has_a_beta_of_its_own(loss: Any, beta: float) -> None:
+    assert TuningConfig(loss=loss).pair_beta == beta and TuningConfig(loss=loss, beta=0.3).pair_beta == 0.3
 
 
 def test_annotations_are_ones_that_values_can_be_checked_against() -> None:

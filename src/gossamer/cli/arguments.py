@@ -265,6 +265,8 @@ def _unknown(flag: str, flags: Flags) -> str:
     for key, option in flags.all.items():
         if name in option.former_names:
             return f"{flag} is now called {flag_of(key)}"
+    if flags.recipe and name.partition(".")[0] == "tuning":
+        return f"{flag} is a value of gossamer tune, which teaches a model by examples (gossamer tune --help)"
     hint = did_you_mean(flag, [flag_of(key) for key in (*flags.all, "help")])
     return f"unknown option {flag!r}{hint or _see(flags)}"
 

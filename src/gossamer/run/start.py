@@ -77,6 +77,8 @@ def fresh_recipe(folder: Path, name: str, overrides: Mapping[str, Any]) -> Recip
         UserError: a bad recipe or override, a folder in use, or text that the recipe names and that is not here.
     """
     recipe = _with_absolute_paths(load_recipe(name, overrides))
+    if recipe.tuning is not None:
+        raise UserError(f"--recipe {name}: has the section tuning, which is for gossamer tune")
     if (folder / RUN_CONFIG).exists():
         require_unclaimed(folder)
         raise UserError(f"{folder} already holds a run; continue it with --resume, or begin another with --out DIR")
@@ -126,6 +128,8 @@ def resumed_recipe(folder: Path, name: str | None, overrides: Mapping[str, Any])
     if not saved.is_file():
         raise UserError(f"--resume: no run in {folder} (it has no config.yaml); leave --resume out to begin one")
     before = _with_absolute_paths(load_recipe(saved))
+    if before.tuning is not None:
+        raise UserError(f"--resume: the run in {folder} is a tuning; continue it with gossamer tune")
     # The overrides of its first command are part of a run's recipe; the description tells which file they were put on.
     if name is not None and load_recipe(name).description != before.description:
         raise UserError(f"--recipe {name}: the run in {folder} was begun by another recipe; leave --recipe out")

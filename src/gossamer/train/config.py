@@ -1,4 +1,4 @@
-"""How a network learns: the optimizer, the learning rate over a run, and the run itself."""
+"""How a network learns: the optimizer, the learning rate over a run, the run itself, and tuning on examples."""
 
 from __future__ import annotations
 
@@ -181,3 +181,76 @@ class TrainingConfig:
             raise FieldError("currency", f" = {self.currency!r}: must be 1 to 8 characters")
         if self.budget:
             parse_budget(self.budget, self.price, self.currency)
+
+
+_BETAS = {"sigmoid": 0.1, "norm": 5.0, "ipo": 0.1, "simpo": 2.0}
+_Examples = Annotated[int, Range(1, 1 << 20), Unit("examples")]
+_Share = Annotated[float, Range(0, 1, excludes_maximum=True)]
+
+
+@reject_unknown_fields
+@dataclass(frozen=True)
+class TuningConfig:
+    """What a model is tuned for, on which of its weights, and how the examples become rows.
+
+    Attributes:
+        method: sft (supervised tuning), dpo (pairs of a chosen and a rejected answer), kto (answers that are rated), or
+            auto: what the examples are for
+        lora: learn low-rank adapters beside frozen weights, in place of the weights
+        rank: rank of the adapters; those of routed experts have this divided by the experts of a token
+        alpha: scale of the adapters, as a multiple of their rank
+        targets: layers that adapters stand beside, as q_proj, in_proj_qkvz or experts; none: all that can have one
+        drafts: with lora, learn the multi-token-prediction head as well; alone, learn nothing else, so that answers
+            stay what they are and drafts get better
+        base: how the frozen weights are held beside adapters: stored, as the base has them, or int8
+        loss: of pairs: sigmoid (arXiv 2305.18290), norm (sigmoid of means over tokens, arXiv 2411.15124), ipo (arXiv
+            2310.12036) or simpo (without a reference, arXiv 2405.14734)
+        beta: weight of the log-probabilities in the loss of pairs and of ratings (default: 0.1; 5 for norm, 2 for
+            simpo)
+        gamma: margin between the answers of a pair that simpo asks for
+        sft_weight: weight of the chosen answers' own loss beside that of the pairs
+        epochs: passes over the examples after which the run ends, unless its steps, tokens, seconds or budget are given
+            (default: 2, or 1 for dpo and kto)
+        batch: examples whose gradients one optimizer step sums: samples, or pairs of them
+        row_tokens: tokens of a micro-batch, in which examples stand side by side without padding; it changes speed and
+            memory alone (default: what memory allows)
+        context: maximum length of an example (default: the model's, at most 4096)
+        too_long: what becomes of longer examples: drop, cut (at the end, if a target is left) or refuse
+        hold_out: share of the examples that are held out, to measure the model before and after; 200 at most
+        keep: text that the model must not get worse on, files and folders (default: the held-out text of a base that is
+            a run)
+        max_regression: how many bits per byte worse the model may get on that text before the exit status is 1
+        template: chat template: stored (the base's) or chatml, for a base that has none
+        turns: how a conversation of several answers is learned: exact (each in the context that serving builds), last
+            (the last answer alone) or joined (the whole transcript as one sample)
+    """
+
+    method: Annotated[Literal["auto", "sft", "dpo", "kto"], Flag("method")] = "auto"
+    lora: Annotated[bool, Flag("lora")] = False
+    rank: Annotated[int, Range(1, 1 << 16), Flag("rank")] = 16
+    alpha: Annotated[float, Range(0, 1_000_000, excludes_minimum=True), Flag("alpha")] = 32.0
+    targets: Annotated[tuple[str, ...], Metavar("LAYER"), Flag("targets")] = ()
+    drafts: Annotated[bool, Flag("drafts")] = False
+    base: Annotated[Literal["stored", "int8"], Flag("base")] = "stored"
+    loss: Annotated[Literal["sigmoid", "norm", "ipo", "simpo"], Flag("loss")] = "sigmoid"
+    beta: Annotated[Annotated[float, Range(0, 1_000_000, excludes_minimum=True)] | None, Flag("beta")] = None
+    gamma: Annotated[float, Range(0, 1_000_000), Flag("gamma")] = 0.5
+    sft_weight: Annotated[float, Range(0, 1_000_000), Flag("sft_weight")] = 0.0
+    epochs: Annotated[Annotated[int, Range(1, 1_000_000)] | None, RESUMABLE, Flag("epochs")] = None
+    batch: Annotated[_Examples, Flag("batch")] = 16
+    row_tokens: Annotated[Annotated[int, Range(2, 1 << 28), Unit("tokens")] | None, Flag("row_tokens")] = None
+    context: Annotated[Annotated[int, Range(2, 1 << 28), Unit("tokens")] | None, Flag("context")] = None
+    too_long: Annotated[Literal["drop", "cut", "refuse"], Flag("too_long")] = "drop"
+    hold_out: Annotated[_Share, Flag("hold_out")] = 0.05
+    keep: Annotated[tuple[str, ...], Metavar("PATH"), Flag("keep")] = ()
+    max_regression: Annotated[float, Range(0, 1000), Unit("bits per byte"), RESUMABLE, Flag("max_regression")] = 0.02
+    template: Annotated[Literal["stored", "chatml"], Flag("template")] = "stored"
+    turns: Annotated[Literal["exact", "last", "joined"], Flag("turns")] = "exact"
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    @property
+    def pair_beta(self) -> float:
+        """The value of `beta`, that of the loss where none is given."""
+        return _BETAS[self.loss] if self.beta is None else self.beta

@@ -17,7 +17,7 @@ from gossamer.errors import FieldError, UnknownKeyError, UserError, did_you_mean
 from gossamer.model.config import ModelConfig
 from gossamer.options import Option, options_of, without_none
 from gossamer.reading import read_text, user_path
-from gossamer.train.config import OptimizerConfig, ScheduleConfig, TrainingConfig
+from gossamer.train.config import OptimizerConfig, ScheduleConfig, TrainingConfig, TuningConfig
 from gossamer.typed import check_fields, hints_of, parse_suffixed_number, reject_unknown_fields
 from gossamer.yaml_files import MAX_YAML, parse_yaml, plain_values, yaml_text
 
@@ -33,6 +33,7 @@ class Recipe:
         optimizer: how a gradient becomes a step
         schedule: the learning rate over the run
         training: what a step is made of, how many there are, and what happens between them
+        tuning: what `gossamer tune` makes of a model; None: the run learns from text
         description: what the recipe is for, in a line
     """
 
@@ -41,6 +42,7 @@ class Recipe:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    tuning: TuningConfig | None = None
     description: str = ""
 
     def __post_init__(self) -> None:
@@ -54,29 +56,33 @@ class Recipe:
 DEFAULT_RECIPE = "demo"
 CONTINUE_RECIPE = "continue"  # the recipe of a run that begins with the weights of a checkpoint
 BUDGET_RECIPE = "budget"  # the recipe that a budget's recipe is made from
+TUNING = "tuning"  # the section that only the recipe of a tuning has
 
 
 @cache
-def recipe_options() -> dict[str, Option]:
-    """Every value of a recipe under its dotted name."""
+def recipe_options(tuning: bool = False) -> dict[str, Option]:
+    """Every value of a recipe under its dotted name, those of a tuning only if they are asked for."""
     options: dict[str, Option] = {}
     for name, option in options_of(Recipe).items():
-        options |= options_of(option.annotation, name) if is_dataclass(option.annotation) else {name: option}
+        kind = without_none(option.annotation)
+        if tuning or name != TUNING:
+            options |= options_of(kind, name) if is_dataclass(kind) else {name: option}
     return options
 
 
 def _sections() -> dict[str, Any]:
-    return {name: kind for name, kind in hints_of(Recipe).items() if is_dataclass(kind)}
+    kinds = {name: without_none(kind) for name, kind in hints_of(Recipe).items()}
+    return {name: kind for name, kind in kinds.items() if is_dataclass(kind)}
 
 
 def flatten(recipe: Recipe) -> dict[str, Any]:
-    """Every value of a recipe under its dotted name."""
+    """Every value of a recipe under its dotted name, those of a tuning only where it is one."""
     flat: dict[str, Any] = {}
     for part in fields(recipe):
         value = getattr(recipe, part.name)
         if is_dataclass(value):
             flat |= {f"{part.name}.{item.name}": getattr(value, item.name) for item in fields(value)}
-        else:
+        elif part.name != TUNING:
             flat[part.name] = value
     return flat
 
@@ -91,7 +97,7 @@ def recipe_from(values: Mapping[str, Any], overrides: Mapping[str, Any] | None =
     Raises:
         UserError: a key that no section has, a value of another type, or values that do not fit together.
     """
-    options, sections = recipe_options(), _sections()
+    options, sections = recipe_options(tuning=True), _sections()
     flat = _with_new_names(_flat(values))
     for key in overrides or {}:
         if (new := _new_names().get(key)) is not None:
@@ -106,6 +112,8 @@ def recipe_from(values: Mapping[str, Any], overrides: Mapping[str, Any] | None =
         count = parse_suffixed_number(value, options[key].annotation) if isinstance(value, str) else None  # 15T
         parts[section][name] = value if count is None else count
     _derive_sizes(parts["model"])
+    if TUNING not in values and not parts[TUNING]:
+        del sections[TUNING]
     made = {name: _section(kind, parts[name], name) for name, kind in sections.items()}
     return Recipe(**made, **parts[""])
 
@@ -233,4 +241,7 @@ def load_recipe(name_or_path: str | Path, overrides: Mapping[str, Any] | None = 
 
 def to_yaml(recipe: Recipe) -> str:
     """Write every value of a recipe; `load_recipe` makes an equal recipe of it again."""
-    return yaml_text(plain_values(asdict(recipe)))
+    values = plain_values(asdict(recipe))
+    if recipe.tuning is None:
+        del values[TUNING]
+    return yaml_text(values)
