@@ -47,3 +47,45 @@ def test_gradients_have_the_types_of_what_they_belong_to() -> None:
 def test_under_autocast_its_type_is_autocasts() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         assert ops.linear(torch.randn(2, 4), torch.randn(3, 4)).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@given(st.integers(1, 3), st.integers(1, 9), st.integers(1, 9), st.integers(1, 9), st.integers(0, 4), seeds)
+def test_a_low_rank_matrix_beside_a_frozen_weight(
+    dtype: torch.dtype, batch: int, tokens: int, rows: int, width: int, rank: int, seed: int
+) -> None:
+    """Values, and the gradients of the input and of both factors, are those of the sum; the weight has none."""
+    random = normal(seed)
+    weight, bias = random(rows, width).to(dtype), random(rows).float()
+    leaves = [random(*size).float() for size in ((batch, tokens, width), (rank, width), (rows, rank))]
+    ours = [leaf.clone().requires_grad_() for leaf in leaves]
+    exact = [leaf.double().requires_grad_() for leaf in leaves]
+    y = ops.linear(ours[0], weight.requires_grad_(), bias, (ours[1], ours[2]))
+    expected = F.linear(exact[0], weight.detach().double() + exact[2] @ exact[1], bias.double())
+    assert_close(y.detach(), expected.detach(), torch.float32)
+    y.square().sum().backward()
+    expected.square().sum().backward()
+    for one, other in zip(ours, exact, strict=True):
+        assert one.grad is not None and other.grad is not None
+        assert_close(one.grad, other.grad, torch.float32)
+    assert weight.grad is None
+
+
+def test_a_frozen_weight_is_kept_for_the_backward_pass_in_its_own_type() -> None:
+    kept = []
+
+    def keep(saved: torch.Tensor) -> torch.Tensor:
+        kept.append(saved)
+        return saved
+
+    x, weight = normal(0)(5, 7).float().requires_grad_(), normal(1)(3, 7).bfloat16()
+    for low_rank in (None, (torch.zeros(2, 7), torch.zeros(3, 2))):
+        kept.clear()
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved):
+            y = ops.linear(x, weight, low_rank=low_rank)
+        assert any(saved.data_ptr() == weight.data_ptr() for saved in kept)
+        assert not any(saved.shape == weight.shape and saved.dtype == torch.float32 for saved in kept)
+        x.grad = None
+        y.sum().backward()
+        assert x.grad is not None
+        assert_close(x.grad, weight.float().sum(0).expand(5, 7), torch.float32)

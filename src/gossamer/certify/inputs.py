@@ -94,17 +94,25 @@ def inputs_of(operation: str, config: ModelConfig, lengths: list[int], gates: Ga
             return {"x": normal(*shape), "gate": normal(*shape), "weight": normal(value_dim), "eps": 1e-6}
         case "rms_norm":
             return {"x": normal(1, tokens, hidden), "weight": normal(hidden), "eps": 1e-6}
-        case "grouped_mlp":
+        case "grouped_mlp" | "frozen_grouped_mlp":
             experts, width = config.num_experts, config.moe_intermediate_size
             scores = torch.rand(tokens, experts, generator=generator)
             scores[:, 0] = -1  # one expert idle
             weights, ids = scores.topk(config.num_experts_per_tok)
-            return {
+            inputs = {
                 "x": normal(tokens, hidden),
                 "expert_indices": ids,
                 "expert_weights": weights.double(),
                 "gate_up_proj": scaled(experts, 2 * width, hidden),
                 "down_proj": scaled(experts, hidden, width),
+            }
+            if operation == "grouped_mlp":
+                return inputs
+            return inputs | {
+                "gate_up_A": scaled(experts, 2, hidden),
+                "gate_up_B": normal(experts, 2 * width, 2),
+                "down_A": scaled(experts, 3, width),
+                "down_B": normal(experts, hidden, 3),
             }
         case "linear_cross_entropy":
             labels = torch.randint(config.vocab_size, (tokens,), generator=generator)
@@ -209,8 +217,8 @@ def _one_key_written_in_full() -> Inputs:
     return inputs | {"beta": torch.ones_like(inputs["beta"]), "g": torch.zeros_like(inputs["g"])}
 
 
-def _one_expert_for_all() -> Inputs:
-    inputs = inputs_of("grouped_mlp", CONFIG, [65])
+def _one_expert_for_all(operation: str) -> Inputs:
+    inputs = inputs_of(operation, CONFIG, [65])
     return inputs | {"expert_indices": torch.full_like(inputs["expert_indices"], 2)}
 
 
@@ -233,7 +241,8 @@ def _more_keys_than_queries() -> Inputs:
 
 _EXTREMES: dict[str, tuple[str, Callable[[], Inputs]]] = {
     "delta_rule": ("one key written in full", _one_key_written_in_full),
-    "grouped_mlp": ("one expert for all", _one_expert_for_all),
+    "grouped_mlp": ("one expert for all", partial(_one_expert_for_all, "grouped_mlp")),
+    "frozen_grouped_mlp": ("one expert for all", partial(_one_expert_for_all, "frozen_grouped_mlp")),
     "linear_cross_entropy": ("logits beyond the range of exp", _large_logits),
     "rms_norm": ("rows of zeros", partial(_rows_of_zeros, "rms_norm")),
     "gated_rms_norm": ("rows of zeros", partial(_rows_of_zeros, "gated_rms_norm")),

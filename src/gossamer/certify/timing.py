@@ -104,7 +104,7 @@ def caller(operation: str, inputs: Inputs) -> Callable[[], dict[str, Tensor]]:
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         if not grads:
             grads.extend(cotangents(outputs))
-        found = torch.autograd.grad(outputs, list(sources.values()), grads)
+        found = torch.autograd.grad(outputs, list(sources.values()), grads, materialize_grads=True)
         result = {f"output {number}": out.detach() for number, out in enumerate(outputs)}
         return result | {f"gradient of {name}": grad for name, grad in zip(sources, found, strict=True)}
 
@@ -158,9 +158,11 @@ def flops_of(operation: str, config: ModelConfig, inputs: Inputs, length: int) -
             return tokens * delta_rule_flops(*sizes), tokens * delta_rule_backward_flops(*sizes)
         case "short_conv":
             forward = 2.0 * inputs["x"].numel() * inputs["weight"].shape[1]
-        case "grouped_mlp":
+        case "grouped_mlp" | "frozen_grouped_mlp":
             _, hidden, width = inputs["down_proj"].shape
             forward = 6.0 * hidden * width * inputs["expert_indices"].numel()
+            if operation == "frozen_grouped_mlp":  # no gradient of the weights; the thin products are left out
+                return forward, forward
         case "linear_cross_entropy":
             forward = 2.0 * inputs["weight"].numel() * int((inputs["labels"] != IGNORED).sum())
         case _:

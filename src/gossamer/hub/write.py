@@ -29,6 +29,7 @@ from gossamer.hub.names import EMBEDDING, INDEX, SHARD_PATTERN, is_weight_file
 from gossamer.hub.read import load_weights
 from gossamer.hub.shards import utf8_path
 from gossamer.model.causal_lm import CausalLM
+from gossamer.model.linear import has_low_rank
 from gossamer.reading import read_object, user_path
 
 _SHARD_BYTES = 5 * 10**9  # as Hugging Face's Hub recommends
@@ -133,6 +134,10 @@ def _write_model(
         values: the content of config.json, without the type of the weights
         companions: writes further files into a folder
     """
+    if has_low_rank(model):
+        raise UserError(
+            "a model with an adapter beside its weights is not saved as one; merge it (merge_low_rank) first"
+        )
     if directory.exists() and not directory.is_dir():
         raise UserError(f"{directory}: is a file; name a folder")
     directory = directory.resolve()  # "." has no name, and a link may lead to another disk

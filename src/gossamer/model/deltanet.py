@@ -89,14 +89,27 @@ class GatedDeltaNet(nn.Module):
         """
         repeats = self.value_heads // self.key_heads
         values = repeats * self.value_dim
-        qkvz, ba = self.in_proj_qkvz.weight, self.in_proj_ba.weight
+        qkvz_widths, ba_widths = [self.key_dim, self.key_dim, values, values], [repeats, repeats]
         if x.shape[0] * x.shape[1] < x.shape[2]:
-            q, k, v, z = self._in_order(ops.linear(x, qkvz), [self.key_dim, self.key_dim, values, values], dim=2)
-            return [torch.cat([q, k, v], dim=2), z, *self._in_order(ops.linear(x, ba), [repeats, repeats], dim=2)]
-        q, k, v, z = self._in_order(qkvz, [self.key_dim, self.key_dim, values, values], dim=0)
-        gates = torch.cat(self._in_order(ba, [repeats, repeats], dim=0))
-        qkv, z = (ops.linear(x, weight) for weight in (torch.cat([q, k, v]), z))
-        return [qkv, z, *ops.linear(x, gates).chunk(2, dim=2)]
+            q, k, v, z = self._in_order(self.in_proj_qkvz(x), qkvz_widths, dim=2)
+            return [torch.cat([q, k, v], dim=2), z, *self._in_order(self.in_proj_ba(x), ba_widths, dim=2)]
+
+        qkv, z = self._products(x, self.in_proj_qkvz, qkvz_widths, [slice(3), slice(3, 4)])
+        [gates] = self._products(x, self.in_proj_ba, ba_widths, [slice(2)])
+        return [qkv, z, *gates.chunk(2, dim=2)]
+
+    def _products(self, x: Tensor, projection: Linear, widths: list[int], groups: list[slice]) -> list[Tensor]:
+        """Multiply by groups of a projection's parts in order, and by the same rows of what is added to its weight."""
+
+        def in_groups(matrix: Tensor) -> list[Tensor]:
+            parts = self._in_order(matrix, widths, dim=0)
+            return [parts[group][0] if len(parts[group]) == 1 else torch.cat(parts[group]) for group in groups]
+
+        weights = in_groups(projection.weight)
+        if projection.low_rank is None:
+            return [ops.linear(x, weight) for weight in weights]
+        A, B = projection.low_rank.factors()
+        return [ops.linear(x, weight, None, (A, rows)) for weight, rows in zip(weights, in_groups(B), strict=True)]
 
     def _in_order(self, x: Tensor, widths: list[int], dim: int) -> list[Tensor]:
         """Split what has parts of these widths for each key head along `dim` into the parts, each with all heads."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from gossamer import ops
 from gossamer.model.layer_spec import LayerSpec
-from gossamer.model.linear import Linear
+from gossamer.model.linear import Linear, LowRank
 
 
 class SwiGLU(nn.Module):
@@ -29,17 +29,41 @@ class SwiGLU(nn.Module):
 
 
 class Experts(nn.Module):
-    """The weights of the routed experts, stacked: one tensor for all gates and ups, one for all downs."""
+    """The weights of the routed experts, stacked: one tensor for all gates and ups, one for all downs.
+
+    Attributes:
+        gate_up_low_rank: what is added to `gate_up_proj`, or None
+        down_low_rank: what is added to `down_proj`, or None
+    """
+
+    gate_up_low_rank: LowRank | None
+    down_low_rank: LowRank | None
 
     def __init__(self, spec: LayerSpec) -> None:
         super().__init__()
+        self.gate_up_low_rank = self.down_low_rank = None
         experts, hidden, width = spec.num_experts, spec.hidden_size, spec.moe_intermediate_size
         self.gate_up_proj = nn.Parameter(torch.empty(experts, 2 * width, hidden))
         self.down_proj = nn.Parameter(torch.empty(experts, hidden, width))
 
     def forward(self, x: Tensor, expert_indices: Tensor, expert_weights: Tensor) -> Tensor:
         """Send each token to its k experts: x [N, hidden], indices and weights [N, k] → [N, hidden]."""
-        return ops.grouped_mlp(x, expert_indices, expert_weights, self.gate_up_proj, self.down_proj)
+        gate_up, down = self.gate_up_proj, self.down_proj
+        is_trained = torch.is_grad_enabled() and (gate_up.requires_grad or down.requires_grad)
+        has_low_rank = self.gate_up_low_rank is not None or self.down_low_rank is not None
+        if not has_low_rank and (is_trained or not torch.is_grad_enabled()):
+            return ops.grouped_mlp(x, expert_indices, expert_weights, gate_up, down)
+        factors = (*_factors(gate_up, self.gate_up_low_rank), *_factors(down, self.down_low_rank))
+        return ops.frozen_grouped_mlp(x, expert_indices, expert_weights, gate_up.detach(), down.detach(), *factors)
+
+
+def _factors(weight: Tensor, low_rank: LowRank | None) -> tuple[Tensor, Tensor]:
+    """Return the two factors of what is added to the experts' weights; of rank 0 if that is nothing."""
+    if low_rank is not None:
+        return low_rank.factors()
+    experts, rows, width = weight.shape
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    return weight.new_empty(experts, 0, width, dtype=dtype), weight.new_empty(experts, rows, 0, dtype=dtype)
 
 
 class Routing(NamedTuple):

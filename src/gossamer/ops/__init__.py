@@ -9,6 +9,7 @@ from gossamer.ops.delta_rule import delta_rule
 from gossamer.ops.delta_step import delta_step
 from gossamer.ops.gated_rms_norm import gated_rms_norm
 from gossamer.ops.grouped_mlp import grouped_mlp
+from gossamer.ops.grouped_mlp.frozen import frozen_grouped_mlp
 from gossamer.ops.linear import linear
 from gossamer.ops.linear_cross_entropy import linear_cross_entropy
 from gossamer.ops.orthogonalize import orthogonalize
@@ -25,6 +26,7 @@ __all__ = [
     "delta_step",
     "describe",
     "forced",
+    "frozen_grouped_mlp",
     "gated_rms_norm",
     "grouped_mlp",
     "linear",

@@ -28,6 +28,7 @@ from torch.distributed.tensor import DTensor
 from gossamer.errors import UserError
 from gossamer.model.causal_lm import CausalLM
 from gossamer.model.experts import SparseMLP
+from gossamer.model.linear import has_low_rank
 from gossamer.model.trunk import Block
 from gossamer.train.expert_parallel import SpreadExperts
 from gossamer.train.world import World
@@ -50,12 +51,15 @@ def parallelize(
         compute_dtype: dtype that weights are gathered in, while gradients stay in float32; None: the weights' own
 
     Raises:
-        UserError: expert_parallel does not divide both the processes and the experts.
+        UserError: expert_parallel does not divide both the processes and the experts, or the network has matrices of
+            low rank.
     """
     _check_expert_parallel(expert_parallel, world.size, model.config.num_experts)
     model.model.recompute = recompute
     if world.size == 1:
         return
+    if has_low_rank(model):
+        raise UserError(f"LoRA trains in one process, and here are {world.size}; start one, or train all weights")
     # Inputs are not cast: the rotary tables stay in float32, and activations have the embedding's type.
     policy = MixedPrecisionPolicy(
         param_dtype=compute_dtype,

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from gossamer.errors import UserError
 from gossamer.model.layer_spec import LayerSpec
+from gossamer.model.linear import has_low_rank
 from gossamer.model.rotary import rotary_frequencies, rotary_tables
 from gossamer.ops import native as kernels
 from gossamer.ops.checks import check_floats, check_kind, describe, shape
@@ -165,12 +166,15 @@ class DecoderLayers:
 
     @cached_property
     def is_readable_by_kernels(self) -> bool:
-        """Whether the native kernels can read all weights and states, and pages of this size."""
+        """Whether the native kernels can read all weights and states, and pages of this size.
+
+        They do not know what is added to weights: blocks with matrices of low rank are computed by the modules.
+        """
         entries = [(name, x) for layer in self.tensors for name, x in layer._asdict().items() if x is not None]
         matrices = [x for name, x in entries if name in MATRICES]
         weights = [self.final_norm, *(x for name, x in entries if name not in MATRICES)]
         are_readable = all(map(is_matrix_for_kernels, matrices)) and all(map(is_weight_for_kernels, weights))
-        return self.pool.page_size <= MAX_PAGE_SIZE and are_readable
+        return self.pool.page_size <= MAX_PAGE_SIZE and are_readable and not any(map(has_low_rank, self.blocks))
 
     @cached_property
     def frequencies(self) -> Tensor:

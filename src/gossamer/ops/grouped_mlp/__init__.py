@@ -17,7 +17,7 @@ from gossamer.ops.grouped_mlp.sorted import sorted_by_expert
 from gossamer.ops.matrix import kernel_arguments
 from gossamer.ops.registry import Operation, autocast_input
 
-__all__ = ["grouped_mlp", "runs_natively"]
+__all__ = ["check_experts", "grouped_mlp", "runs_natively"]
 
 GROUPED_MLP = Operation("grouped_mlp")
 
@@ -42,21 +42,33 @@ def grouped_mlp(
     Raises:
         UserError: the shapes, dtypes or devices do not fit, or an index belongs to no expert.
     """
-    check_floats("grouped_mlp", x=x, expert_weights=expert_weights, gate_up_proj=gate_up_proj, down_proj=down_proj)
+    expert_indices = check_experts("grouped_mlp", x, expert_indices, expert_weights, gate_up_proj, down_proj)
+    y: Tensor = GROUPED_MLP(x.device, autocast_input(x), expert_indices, expert_weights, gate_up_proj, down_proj)
+    return y
+
+
+def check_experts(
+    operation: str, x: Tensor, expert_indices: Tensor, expert_weights: Tensor, gate_up_proj: Tensor, down_proj: Tensor
+) -> Tensor:
+    """Return the indices in int64, or refuse tokens and experts that do not fit; the arguments are `grouped_mlp`'s.
+
+    Raises:
+        UserError: the shapes, dtypes or devices do not fit, or an index belongs to no expert.
+    """
+    check_floats(operation, x=x, expert_weights=expert_weights, gate_up_proj=gate_up_proj, down_proj=down_proj)
     if gate_up_proj.ndim != 3 or gate_up_proj.shape[1] % 2 or not min(gate_up_proj.shape):
-        raise UserError(f"grouped_mlp: gate_up_proj {shape(gate_up_proj)} must be [experts, 2 * width, hidden]")
+        raise UserError(f"{operation}: gate_up_proj {shape(gate_up_proj)} must be [experts, 2 * width, hidden]")
     experts, double_width, hidden = gate_up_proj.shape
-    expert_indices = check_indices("grouped_mlp", "expert_indices", expert_indices, experts, x.device, of="experts")
+    expert_indices = check_indices(operation, "expert_indices", expert_indices, experts, x.device, of="experts")
     fit = x.ndim == expert_indices.ndim == 2 and x.shape[1] == hidden and len(expert_indices) == len(x)
     if not fit or expert_indices.shape != expert_weights.shape or not expert_indices.shape[1]:
         raise UserError(
-            f"grouped_mlp: x {shape(x)}, expert_indices {shape(expert_indices)} and expert_weights "
+            f"{operation}: x {shape(x)}, expert_indices {shape(expert_indices)} and expert_weights "
             f"{shape(expert_weights)} do not fit experts of width {hidden}"
         )
     if down_proj.shape != (experts, hidden, double_width // 2):
-        raise UserError(f"grouped_mlp: down_proj {shape(down_proj)} must be {[experts, hidden, double_width // 2]}")
-    y: Tensor = GROUPED_MLP(x.device, autocast_input(x), expert_indices, expert_weights, gate_up_proj, down_proj)
-    return y
+        raise UserError(f"{operation}: down_proj {shape(down_proj)} must be {[experts, hidden, double_width // 2]}")
+    return expert_indices
 
 
 def reference(

@@ -26,7 +26,7 @@ def sorted_by_expert(
     return y
 
 
-def _blocks(indices: Tensor, experts: int) -> list[tuple[int, slice]]:
+def blocks_of(indices: Tensor, experts: int) -> list[tuple[int, slice]]:
     """List (expert, its rows) for every expert that has tokens. This is the only read-back from the device."""
     counts = torch.bincount(indices.flatten(), minlength=experts).tolist()
     edges = pairwise(accumulate(counts, initial=0))
@@ -43,7 +43,7 @@ class _SortedMLP(torch.autograd.Function):
         rank = torch.empty_like(order)
         rank[order] = torch.arange(len(order), device=order.device)
         token = order // top_k
-        blocks = _blocks(indices, len(gate_up))
+        blocks = blocks_of(indices, len(gate_up))
 
         rows = x.index_select(0, token)
         hidden = x.new_empty(len(rows), gate_up.shape[1])
