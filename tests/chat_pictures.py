@@ -57,6 +57,7 @@ That is why every fourth layer is ordinary attention:
 > Three layers that summarize, then one that looks things up.
 
 The tests in `tests/ops` compare both forms, the step above and the chunked one, with float64.""",
+    "Which layers": "Every fourth layer attends to the whole text. The three before it keep *one matrix per head*.",
     "def read_table": """
     \"\"\"Rows of a file of tab-separated values, without its head.\"\"\"
     with open(path, encoding="utf-8") as file:
@@ -141,6 +142,17 @@ def take_chat(browser, url: str, out: Path) -> None:
     shot(page, "phone-dark")
 
 
+def take_ratings(browser, url: str, out: Path) -> None:
+    for name, device, scheme in (("desktop", DESKTOP, "light"), ("phone", PHONE, "dark")):
+        page = visit(browser, url, device, scheme)
+        ask(page, "Which layers look things up?")
+        page.get_by_role("button", name="Good answer").click()
+        page.get_by_role("button", name="Note on this answer").click()
+        page.get_by_role("textbox", name="Note on this answer").fill("Short, and it says which.")
+        page.wait_for_timeout(400)
+        page.screenshot(path=out / f"chat-rating-{name}.png")
+
+
 def take_text(browser, url: str, out: Path) -> None:
     page = visit(browser, url, DESKTOP, "light")
     page.fill("#text", "def read_table(path):")
@@ -155,6 +167,8 @@ def main(out: Path) -> None:
         chat = write_tokenizer(Path(first))
         with live(chat, partial(build, chat), name="micro") as service:
             take_chat(browser, service.url, out)
+        with live(chat, partial(build, chat), name="micro", feedback=Path(first) / "ratings.jsonl") as service:
+            take_ratings(browser, service.url, out)
         base = write_tokenizer(Path(second), form=None)
         with live(base, partial(build, base), name="micro") as service:
             take_text(browser, service.url, out)

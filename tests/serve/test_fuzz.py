@@ -14,6 +14,7 @@ from jsonschema_rs import Draft202012Validator
 from schemathesis import GenerationMode
 from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
 
+from gossamer.reading import parse_json
 from live_service import Live, live
 
 KEY = "a-key-that-only-the-fuzzer-knows"
@@ -27,8 +28,11 @@ def fuzzed(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[L
     keys = tmp_path_factory.mktemp("keys") / "keys"
     keys.write_text(KEY)
     keys.chmod(0o600)
-    with live(folder, build={"max_model_len": 400}, keys=keys, max_tokens=200) as service:
+    ratings = keys.parent / "ratings.jsonl"
+    with live(folder, build={"max_model_len": 400}, keys=keys, max_tokens=200, feedback=ratings) as service:
         yield service
+        for line in ratings.read_text().splitlines():
+            assert {"messages", "completion", "label", "model", "rating_id"} <= parse_json(line, "a rating").keys()
         print("\nanswers by operation and status:", *sorted(answers.items()), sep="\n  ")
 
 

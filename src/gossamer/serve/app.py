@@ -18,7 +18,7 @@ from gossamer import __version__
 from gossamer.serve.errors import ApiError, error_response, http_error, validation_error
 from gossamer.serve.generation import ClientGone
 from gossamer.serve.middleware import ApiKeys, RequestMiddleware, is_public
-from gossamer.serve.routes import chat, completions, health, models, responses
+from gossamer.serve.routes import chat, completions, feedback, health, models, responses
 from gossamer.serve.service import Service
 
 __all__ = ["PAGE", "make_app"]
@@ -57,7 +57,7 @@ def make_app(service: Service, keys: ApiKeys | None) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.service = service
-    families = (chat, completions, responses, models, health)
+    families = (chat, completions, responses, models, feedback, health)
     for family in families:
         app.include_router(family.router)
     for kind, translate in _CLIENT_ERRORS.items():

@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from gossamer.errors import UserError
 from gossamer.reading import read_text
 from gossamer.serve.errors import ApiError, error_response
+from gossamer.serve.feedback import MAX_LINE
 from gossamer.serve.generation import LOG_KEY
 from gossamer.serve.metrics import Metrics
 from gossamer.serve.options import ServeOptions, is_loopback
@@ -92,7 +93,8 @@ class RequestMiddleware:
             if refusal is not None:
                 await error_response(refusal)(scope, receive, send_marked)
             else:
-                await self._app(scope, _bounded(receive, self._options, self._arriving, number), send_marked)
+                bounded = _bounded(receive, self._max_body(scope), self._options.body_timeout, self._arriving, number)
+                await self._app(scope, bounded, send_marked)
         finally:
             self._arriving.remove(number)
             seconds = time.monotonic() - start
@@ -105,16 +107,20 @@ class RequestMiddleware:
 
     def _refusal(self, scope: Scope) -> ApiError | None:
         headers = Headers(scope=scope)
-        return self._access_error(scope, headers) or self._size_error(headers)
+        return self._access_error(scope, headers) or self._size_error(scope, headers)
 
     def _route(self, scope: Scope) -> str:
         """The path of the request's route as it is declared, even if the request does not get as far as that."""
         matching = (route for route in self._routes if route.matches(scope)[0] is not Match.NONE)
         return getattr(next(matching, None), "path", "none")
 
-    def _size_error(self, headers: Headers) -> ApiError | None:
+    def _max_body(self, scope: Scope) -> int:
+        """The maximum size of the request's body (bytes)."""
+        return min(self._options.max_body, MAX_LINE) if scope["path"] == "/feedback" else self._options.max_body
+
+    def _size_error(self, scope: Scope, headers: Headers) -> ApiError | None:
         length = headers.get("content-length", "0")
-        return TOO_LARGE if length.isdigit() and int(length) > self._options.max_body else None
+        return TOO_LARGE if length.isdigit() and int(length) > self._max_body(scope) else None
 
     def _access_error(self, scope: Scope, headers: Headers) -> ApiError | None:
         if self._keys is None:
@@ -163,7 +169,7 @@ class _ArrivingBodies:
         self._bodies.pop(request, None)
 
 
-def _bounded(receive: Receive, options: ServeOptions, arriving: _ArrivingBodies, request: str) -> Receive:
+def _bounded(receive: Receive, max_body: int, timeout: float, arriving: _ArrivingBodies, request: str) -> Receive:
     """Return `receive` with limits on the size of the body and of all arriving bodies, and a deadline for its end."""
     start = asyncio.get_running_loop().time()
     complete, size = False, 0
@@ -173,16 +179,16 @@ def _bounded(receive: Receive, options: ServeOptions, arriving: _ArrivingBodies,
         if complete:
             return await receive()
         try:
-            async with asyncio.timeout_at(start + options.body_timeout) as timeout:
+            async with asyncio.timeout_at(start + timeout) as running:
                 if size:
-                    arriving.add(request, size, timeout)
+                    arriving.add(request, size, running)
                 message = await receive()
         except TimeoutError:
-            is_late = asyncio.get_running_loop().time() - start >= options.body_timeout
-            why = f"within {options.body_timeout:g} seconds" if is_late else "before others that had to have room"
+            is_late = asyncio.get_running_loop().time() - start >= timeout
+            why = f"within {timeout:g} seconds" if is_late else "before others that had to have room"
             raise HTTPException(408, f"the body did not arrive {why}") from None
         size += len(message.get("body", b""))
-        if size > options.max_body:
+        if size > max_body:
             raise HTTPException(413)  # the only kind of exception that the framework passes on
         complete = message["type"] != "http.request" or not message.get("more_body", False)
         if complete:

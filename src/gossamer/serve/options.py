@@ -40,6 +40,7 @@ class ServeOptions:
         ping: time between the comments that keep an idle stream open
         drain_timeout: time that running requests have to end after SIGTERM
         log_prompts: write prompts and answers to the request log
+        feedback: keep ratings of answers in this file, with the conversations before them; the chat page asks for them
     """
 
     host: str = "127.0.0.1"
@@ -60,6 +61,7 @@ class ServeOptions:
     ping: Annotated[_Seconds, PYTHON_ONLY] = 15.0
     drain_timeout: Annotated[float, Range(0, 1_000_000), Unit("seconds"), Formerly("drain")] = 30.0
     log_prompts: bool = False
+    feedback: Annotated[Path | None, Metavar("FILE")] = None
 
     def __post_init__(self) -> None:
         check_fields(self)

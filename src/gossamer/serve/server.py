@@ -18,11 +18,13 @@ from gossamer import hub
 from gossamer.data.chat.template import ChatTemplate
 from gossamer.data.tokenizer import Tokenizer
 from gossamer.errors import UserError
+from gossamer.hub.fingerprint import model_fingerprint
 from gossamer.infer.defaults import generation_config
 from gossamer.serve.app import make_app
 from gossamer.serve.connections import ConnectionLimit, LimitedProtocol, limit_descriptor_errors
 from gossamer.serve.engine_process import EngineProcess
 from gossamer.serve.engine_worker import BuildEngine, EngineConfig, build_engine
+from gossamer.serve.feedback import FeedbackFile
 from gossamer.serve.metrics import Metrics
 from gossamer.serve.middleware import ApiKeys
 from gossamer.serve.options import ServeOptions
@@ -69,6 +71,8 @@ def make_service(folder: Path, options: ServeOptions, build: BuildEngine) -> Ser
         created=int(time.time()),
         defaults=defaults,
         ends=ends,
+        feedback=None if options.feedback is None else FeedbackFile(options.feedback),
+        fingerprint="" if options.feedback is None else model_fingerprint(folder),
     )
 
 

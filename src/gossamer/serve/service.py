@@ -17,6 +17,7 @@ from gossamer.infer.request import Grammar, Request, SamplingParams
 from gossamer.serve.engine_process import EngineProcess
 from gossamer.serve.engine_worker import ModelInfo
 from gossamer.serve.errors import ApiError, invalid
+from gossamer.serve.feedback import FeedbackFile
 from gossamer.serve.metrics import Metrics
 from gossamer.serve.options import ServeOptions
 from gossamer.serve.wire.base import Sampling
@@ -63,6 +64,8 @@ class Service:
         created: when the service started (seconds since 1970)
         defaults: sampling values of the checkpoint's generation_config.json
         ends: tokens that end an answer by the checkpoint's files, besides the tokenizer's end of text
+        feedback: the file of ratings; None if none are kept
+        fingerprint: of the model that is rated
     """
 
     options: ServeOptions
@@ -74,6 +77,8 @@ class Service:
     created: int
     defaults: dict[str, Any] = field(default_factory=dict)
     ends: tuple[int, ...] = ()
+    feedback: FeedbackFile | None = None
+    fingerprint: str = ""
 
     @property
     def info(self) -> ModelInfo:

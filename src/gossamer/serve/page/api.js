@@ -33,12 +33,20 @@ export class Api {
     return (await answer.json()).data[0];
   }
 
+  // Send what is answered at once.
+  async send(path, body) {
+    const answer = await this.request(path, this.posted(body));
+    return answer.json();
+  }
+
+  posted(body) {
+    return { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
+  }
+
   // The objects of a streamed answer, one by one.
   async *stream(path, body, signal) {
     const answer = await this.request(path, {
-      method: "POST",
-      headers: { "Content-Type": "application/json" },
-      body: JSON.stringify({ ...body, stream: true, stream_options: { include_usage: true } }),
+      ...this.posted({ ...body, stream: true, stream_options: { include_usage: true } }),
       signal,
     });
     for await (const data of events(answer.body)) {
@@ -97,6 +105,7 @@ function inWords(status, error, again) {
   if (status === 401) return "The server asks for an API key.";
   if (status === 413) return "This is more than the server takes in one request. Send less.";
   if (status === 429) return `Too many people are asking at the moment.${when}`;
+  if (status === 507) return `The server did not keep this: ${said}.`;
   if (status === 503) return `The server cannot answer just now: ${said}.${when}`;
   if (status >= 500) return `The server failed at this answer: ${said}.`;
   return `The server did not take this: ${said}.`;

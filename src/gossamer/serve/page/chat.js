@@ -2,9 +2,9 @@
 // elements; `view` is told what to draw.
 
 import { TOO_LONG } from "./api.js";
-import { add, asked, choose, newConversation, path, pathTo, titleOf } from "./conversation.js";
+import { add, asked, choose, newConversation, newId, path, pathTo, titleOf } from "./conversation.js";
 import { Generation } from "./generation.js";
-import { requestFields } from "./settings.js";
+import { requestFields, samplingOf } from "./settings.js";
 
 const PATHS = { chat: "chat/completions", text: "completions" };
 
@@ -17,6 +17,7 @@ export class Chat {
     this.begins = new Map(); // by conversation: where what the model still takes begins, a message's number or a place
     this.model = null;
     this.current = null;
+    this.rated = Promise.resolve(); // when the server knows of the last rating
   }
 
   // Begin a conversation; it is kept once something was sent.
@@ -112,8 +113,41 @@ export class Chat {
     }
     if (!result.problem) this.begins.set(conversation.id, numbers[from]);
     Object.assign(message, { end: result.end, problem: result.problem?.message ?? null, usage: result.usage,
-      seconds: result.seconds, without: from });
+      seconds: result.seconds, without: from, model: this.model?.id ?? null, sampling: samplingOf(result.fields) });
     await this.finish(conversation, result);
+  }
+
+  // Tell the server whether an answer is good (true) or bad (false); null takes that back. What went wrong, or null.
+  async rate(number, label, note) {
+    const conversation = this.current;
+    const message = conversation.messages[number];
+    const before = message.rating ?? null;
+    message.rating = { id: before?.id ?? newId(), label, note };
+    const completion = { role: "assistant", content: message.text };
+    if (message.reasoning) completion.reasoning_content = message.reasoning;
+    const body = { model: message.model ?? null, sampling: message.sampling ?? null, label, note,
+      rating_id: message.rating.id, completion: [completion],
+      messages: asked(conversation, pathTo(conversation, message.parent).slice(message.without ?? 0)) };
+    const sent = this.rated.then(() => this.sendRating(body)); // in order: the last one counts
+    this.rated = sent.catch(() => {});
+    try {
+      await sent;
+    } catch (problem) {
+      message.rating = before;
+      return problem.message;
+    }
+    if (this.conversations.has(conversation.id)) await this.store.save(conversation);
+    return null;
+  }
+
+  async sendRating(body) {
+    for (;;) {
+      try {
+        return await this.api.send("../feedback", body);
+      } catch (problem) {
+        if (problem.status !== 401 || !(await this.view.askKey())) throw problem;
+      }
+    }
   }
 
   // Let the model continue the text of a conversation of that mode, its newest part where the whole is too long.
@@ -140,9 +174,13 @@ export class Chat {
   // One request in the mode "chat" or "text"; `asks` is what it asks for, the settings apart.
   async generate(conversation, number, mode, asks, take) {
     const running = { conversation, number, generation: null, over: false };
+    let fields = {};
     this.keep(conversation);
     for (;;) {
-      const body = async () => ({ ...asks, ...requestFields(this.settings, mode, await this.knownModel()) });
+      const body = async () => {
+        fields = requestFields(this.settings, mode, await this.knownModel());
+        return { ...asks, ...fields };
+      };
       running.generation = new Generation(this.api, PATHS[mode], body, (kind, text) => {
         take(kind, text);
         this.store.saveSoon(conversation);
@@ -154,7 +192,7 @@ export class Chat {
       if (result.problem?.status === 401 && (await this.view.askKey())) continue;
       running.over = true;
       this.running.delete(conversation.id);
-      return result;
+      return { ...result, fields };
     }
   }
 

@@ -17,7 +17,7 @@ export function newConversation(mode, system) {
 // Add a message below `parent` (null: at the beginning) and make it the one that is shown there.
 export function add(conversation, parent, role, text) {
   const message = { parent, child: null, role, text, reasoning: "", created: Date.now(), end: null, problem: null,
-    usage: null, seconds: null };
+    usage: null, seconds: null, model: null, sampling: null, rating: null };
   conversation.messages.push(message);
   const number = conversation.messages.length - 1;
   choose(conversation, number);

@@ -30,6 +30,8 @@ const transcript = new Transcript({
     chat.choose(number);
     transcript.views.get(number).root.querySelector(".branches button:enabled").focus();
   },
+  feedback: () => chat.model?.feedback ?? null,
+  rate: (number, label, note) => chat.rate(number, label, note),
 });
 const composer = new Composer({
   send: (text) => {
@@ -57,6 +59,8 @@ function draw() {
   find("welcome").hidden = kept;
   find("welcome").classList.toggle("aside", !empty);
   find("base-hint").hidden = current.mode !== "chat" || model?.chat_template !== "default";
+  find("feedback-hint").hidden = !model?.feedback;
+  find("feedback-file").textContent = model?.feedback ?? "";
   for (const mode of ["chat", "text"]) find(`mode-${mode}`).setAttribute("aria-pressed", String(current.mode === mode));
   history.replaceState(null, "", kept ? `#${current.id}` : location.pathname + location.search);
   if (current.mode === "chat") transcript.show(current, busy);

@@ -3,12 +3,13 @@
 import { branches } from "./conversation.js";
 import { copyButton, element, icon, iconButton } from "./dom.js";
 import { MarkdownView } from "./markdown/view.js";
+import { Rating } from "./rating.js";
 
 const MEASURABLE = 0.05; // seconds; pieces that came all at once say nothing of the model's speed
 const ENDS = { length: "Cut off at the token limit.", stopped: "Stopped." };
 
 export class MessageView {
-  // `actions`: edit(number, text), again(number), choose(number), key().
+  // `actions`: edit(number, text), again(number), choose(number), and those of a rating.
   constructor(conversation, number, actions) {
     this.conversation = conversation;
     this.number = number;
@@ -21,6 +22,8 @@ export class MessageView {
     if (this.message.role === "assistant") {
       this.markdown = new MarkdownView(this.body);
       this.addReasoning();
+      this.rating = new Rating(this.message, number, actions);
+      this.article.append(this.rating.root);
     }
   }
 
@@ -51,6 +54,7 @@ export class MessageView {
       }
       this.root.classList.toggle("thinking", Boolean(running) && !message.text && Boolean(message.reasoning));
       this.markdown.show(message.text);
+      this.rating.update();
     }
     if (!running) this.finish();
     else if (this.footer.childNodes.length) this.footer.replaceChildren();
@@ -59,8 +63,11 @@ export class MessageView {
   finish() {
     const { message, number } = this;
     const tools = element("div", { class: "tools" }, copyButton("Copy message", () => message.text));
-    if (message.role === "user") tools.append(iconButton("edit", "Edit message", () => this.edit()));
-    else tools.append(iconButton("again", "Answer again", () => this.actions.again(number)));
+    if (message.role === "user") {
+      tools.append(iconButton("edit", "Edit message", () => this.edit()));
+    } else {
+      tools.append(iconButton("again", "Answer again", () => this.actions.again(number)), this.rating.buttons);
+    }
     this.footer.replaceChildren(this.problem(), this.branchSwitch(), tools, this.figures());
   }
 

@@ -44,6 +44,11 @@ export function applyTheme(settings) {
   else delete document.documentElement.dataset.theme;
 }
 
+// Those fields of a request that say how to sample.
+export function samplingOf({ max_tokens: _, chat_template_kwargs: __, ...sampling }) {
+  return sampling;
+}
+
 // The fields of a request that follow from the settings; an empty one from what the model is read with (`sampling`).
 export function requestFields(settings, mode, model) {
   const fields = { ...model.sampling };

@@ -83,6 +83,9 @@ function message(item, number, length) {
     problem: item.problem === null ? null : field(item, "problem", "string"),
     usage: figures(item.usage, ["prompt", "cached", "completion"], "usage"),
     seconds: figures(item.seconds, ["first", "total"], "seconds"),
+    model: null, // ratings are of this server's answers
+    sampling: null,
+    rating: null,
   };
 }
 

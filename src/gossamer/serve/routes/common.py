@@ -18,6 +18,7 @@ from gossamer.serve.wire.completions import CompletionsLogprobs
 
 __all__ = [
     "ERRORS",
+    "FEEDBACK_ERRORS",
     "GENERATION_ERRORS",
     "Served",
     "Statuses",
@@ -33,12 +34,13 @@ __all__ = [
 _MEANINGS = {
     400: "A field is wrong, unknown or not supported, or the prompt does not fit the model",
     401: "No API key, or one that is not known",
-    404: "The model is not served here",
+    404: "The model is not served here, or what the path is for is switched off",
     408: "The body did not arrive in time",
     413: "The body is too large",
     429: "The queue is full; Retry-After tells when to try again",
     500: "The engine failed at this request",
     503: "The model is being loaded, the service shuts down, or a time limit has passed; Retry-After",
+    507: "The disk is full, or the file cannot be written; nothing of this request is in it",
 }
 
 Statuses = dict[int | str, dict[str, Any]]
@@ -50,6 +52,7 @@ def _errors(*statuses: int) -> Statuses:
 
 ERRORS = _errors(400, 401, 404, 408, 413, 503)
 GENERATION_ERRORS = _errors(400, 401, 404, 408, 413, 429, 500, 503)
+FEEDBACK_ERRORS = _errors(400, 401, 404, 408, 413, 503, 507)
 
 
 def stream_answer(model: type, description: str) -> Statuses:

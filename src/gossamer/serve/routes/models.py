@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from gossamer.infer.defaults import sampling_for_readers
+from gossamer.reading import text_of_name
 from gossamer.serve.replies import offered_tools, template_messages, template_tools
 from gossamer.serve.routes.common import ERRORS, Served, Statuses
 from gossamer.serve.service import Service
@@ -50,4 +51,5 @@ def _model(service: Service) -> ModelAnswer:
         chat_template="default" if service.template.is_default else "checkpoint",
         tools=service.template.tools is not None,
         sampling=sampling_for_readers(service.defaults),
+        feedback=None if service.feedback is None else text_of_name(str(service.feedback.path)),
     )

@@ -10,6 +10,7 @@ from gossamer.serve.wire.base import Answer, AnyFormat, Items, JsonSchema, Logpr
 
 __all__ = [
     "AllowedTool",
+    "AssistantMessage",
     "ChatAnswer",
     "ChatChoice",
     "ChatChunk",

@@ -96,6 +96,7 @@ class ModelAnswer(Answer):
         description="what `gossamer chat` and the page sample with where their user says nothing; a request that says "
         "nothing gets the checkpoint's values, else OpenAI's"
     )
+    feedback: str | None = Field(description="the server's file in which ratings are kept; null: none are")
 
 
 class ModelsAnswer(Answer):
