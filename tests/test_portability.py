@@ -108,6 +108,8 @@ RULES = {
             ("model/decode/drafts.py", 2, "tokens, on the host"),
             ("model/decode/layers.py", 1, "the names in the native kernels' table, once"),
             ("model/sampled_vocabulary.py", 2, "which tokens a batch has is found on the host"),
+            ("ops/linear_cross_entropy.py", 1, "which tokens have a label, on a CPU alone"),
+            ("ops/token_logprobs.py", 1, "how many tokens have a label decides the shape of the result"),
             ("ops/packing.py", 1, "where documents begin is on the host already"),
             ("train/balance.py", 4, "for a line of metrics, between steps"),
             ("train/step.py", 1, "how many targets the step has: the losses are divided by it"),

@@ -35,6 +35,22 @@ def test_the_loss_is_the_mean_over_predicted_tokens() -> None:
     assert out.logits is None
 
 
+def test_log_probabilities_of_targets_are_in_the_order_of_the_flattened_batch() -> None:
+    model, ids = CausalLM(CONFIG), tokens(2, 9)
+    labels, cu_seqlens = ids.clone(), torch.tensor([0, 4, 9, 18])
+    labels[0, 5:7] = labels[1, :3] = -100
+    plain = model(ids, labels=labels, cu_seqlens=cu_seqlens)
+    out = model(ids, labels=labels, cu_seqlens=cu_seqlens, token_logprobs=True)
+    logprobs = model(ids, cu_seqlens=cu_seqlens).logits.log_softmax(-1).flatten(0, 1)
+    # A document's first token has nothing before it; the others are predicted where their predecessor is.
+    expected = [logprobs[at - 1, labels.flatten()[at]] for at in (1, 2, 3, 7, 8, *range(12, 18))]
+    torch.testing.assert_close(out.token_logprobs, torch.stack(expected))
+    for name in ("loss", "mtp_loss"):
+        torch.testing.assert_close(getattr(out, name), getattr(plain, name))
+        own, other = (torch.autograd.grad(getattr(of, name), model.lm_head.weight)[0] for of in (out, plain))
+        torch.testing.assert_close(own, other)
+
+
 def test_nothing_to_predict_is_a_loss_of_zero() -> None:
     model, ids = CausalLM(CONFIG), tokens(2, 5)
     out = model(ids, labels=torch.full_like(ids, -100))
@@ -156,6 +172,10 @@ def wrong_calls(ids: Tensor) -> dict[str, tuple[dict[str, object], str]]:
         "divisors too few": ({"divisors": [1.0]}, "divisors"),
         "a vocabulary without a label": (
             {"vocabulary": SampledVocabulary(torch.tensor([96]), torch.zeros(1)), "labels": ids % 96}, "not among",
+        ),
+        "log-probabilities over a sampled vocabulary": (
+            {"vocabulary": SampledVocabulary(torch.arange(97), torch.zeros(97)), "token_logprobs": True},
+            "gives no log-probabilities",
         ),
         "a vocabulary beyond": (
             {"vocabulary": SampledVocabulary(torch.arange(200), torch.zeros(200))}, "token 199 is outside",

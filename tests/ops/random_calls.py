@@ -232,6 +232,12 @@ def linear_cross_entropy(m: Made) -> tuple[Callable[..., Any], dict[str, Any]]:
     return ops.linear_cross_entropy, made | {"labels": labels, "bias": m.random.choice((None, m.floats(v)))}
 
 
+def token_logprobs(m: Made) -> tuple[Callable[..., Any], dict[str, Any]]:
+    _, made = linear_cross_entropy(m)
+    made.pop("bias")
+    return ops.token_logprobs, made
+
+
 def orthogonalize(m: Made) -> tuple[Callable[..., Any], dict[str, Any]]:
     m.comparable = False  # a product in bfloat16 is another answer; its tests say how near it is
     return ops.orthogonalize, {"matrices": m.floats(*[m.whole(1, 3)] * m.whole(0, 2), m.whole(1, 9), m.whole(1, 9))}
@@ -338,7 +344,7 @@ CALLS: dict[str, Callable[[Made], tuple[Callable[..., Any], dict[str, Any]]]] = 
     for function in (
         attention, decode_layers, delta_rule, delta_step, draft_tokens, gated_rms_norm, grouped_mlp,
         linear_cross_entropy, network, orthogonalize, paged_attention, rms_norm, sample_tokens, short_conv,
-        small_linear,
+        small_linear, token_logprobs,
     )
 }  # fmt: skip
 

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
 
 import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from exactness import (
@@ -24,34 +20,14 @@ from exactness import (
     every_dtype,
     implementations,
     inner_tolerance,
-    normal,
-    seeds,
 )
 from gossamer import ops
 from gossamer.errors import UserError
 from gossamer.ops.linear_cross_entropy import IGNORED
+from output_heads import LargestTensor, inputs_of, problems
 
 every_implementation = pytest.mark.parametrize("implementation", implementations("linear_cross_entropy"))
 MODULE = import_module("gossamer.ops.linear_cross_entropy")  # `gossamer.ops` has a function of the same name
-
-
-def inputs_of(tokens: int = 7, vocab: int = 11, hidden: int = 5, ignored: float = 0.3, seed: int = 0) -> Inputs:
-    """Random inputs with a share of labels that are not predicted."""
-    random, generator = normal(seed), torch.Generator().manual_seed(seed)
-    labels = torch.randint(vocab, (tokens,), generator=generator)
-    labels[torch.rand(tokens, generator=generator) < ignored] = IGNORED
-    return {"hidden": random(tokens, hidden), "weight": random(vocab, hidden), "labels": labels}
-
-
-@st.composite
-def problems(draw: st.DrawFn) -> Inputs:
-    return inputs_of(
-        tokens=draw(st.integers(0, 20)),
-        vocab=draw(st.integers(1, 40)),
-        hidden=draw(st.integers(1, 9)),
-        ignored=draw(st.sampled_from([0.0, 0.3, 1.0])),
-        seed=draw(seeds),
-    )
 
 
 @every_implementation
@@ -129,7 +105,7 @@ def test_one_input_may_be_frozen(implementation: str, frozen: str) -> None:
 @every_implementation
 def test_without_gradients_only_the_logits_are_computed(implementation: str) -> None:
     """The weights of an evaluation require gradients that are never computed."""
-    inputs = cast(inputs_of(tokens=7, vocab=11, hidden=5), torch.float32)
+    inputs = cast(inputs_of(tokens=7, vocab=11, hidden=5, ignored=0), torch.float32)
     inputs["weight"].requires_grad_()
     in_place = {torch.ops.aten.addmm_: lambda total, a, b, **_: 2 * a[0] * a[1] * b[1]}  # PyTorch's counter omits it
     counter = FlopCounterMode(display=False, custom_mapping=in_place)
@@ -141,22 +117,20 @@ def test_without_gradients_only_the_logits_are_computed(implementation: str) -> 
     assert found.get_total_flops() - with_gradient == 2 * 7 * 11 * 5
 
 
-class LargestTensor(TorchDispatchMode):
-    """Records the size in bytes of the largest storage that any operation returns."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bytes = 0
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = function(*args, **(kwargs or {}))
-        sizes = [leaf.untyped_storage().nbytes() for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-        self.bytes = max([self.bytes, *sizes])
-        return result
+@every_implementation
+@pytest.mark.parametrize(("unlabeled", "multiplied"), [(0, 40), (5, 40), (6, 34), (40, 0)])
+def test_tokens_without_a_label_are_left_out_where_they_are_many(
+    implementation: str, unlabeled: int, multiplied: int
+) -> None:
+    inputs = cast(inputs_of(tokens=40, vocab=11, hidden=5, ignored=0), torch.float32)
+    inputs["labels"][:unlabeled] = IGNORED
+    with ops.forced(linear_cross_entropy=implementation), torch.no_grad(), FlopCounterMode(display=False) as found:
+        ops.linear_cross_entropy(**inputs)
+    assert found.get_total_flops() == 2 * 11 * 5 * (40 if inputs["hidden"].device.type != "cpu" else multiplied)
 
 
 def largest_tensor(implementation: str, tokens: int, vocab: int, dtype: torch.dtype) -> int:
-    inputs = cast(inputs_of(tokens=tokens, vocab=vocab, hidden=4), dtype)
+    inputs = cast(inputs_of(tokens=tokens, vocab=vocab, hidden=4, ignored=0), dtype)
     inputs["hidden"].requires_grad_()
     inputs["weight"].requires_grad_()
     with ops.forced(linear_cross_entropy=implementation), LargestTensor() as largest:

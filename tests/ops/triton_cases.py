@@ -9,7 +9,6 @@ import os
 
 import pytest
 import test_delta_rule
-import test_linear_cross_entropy
 import test_short_conv
 import torch
 from torch import Tensor
@@ -28,6 +27,7 @@ from exactness import (
 )
 from gossamer import ops
 from gossamer.device import default_device
+from output_heads import inputs_of
 
 assert os.environ.get("TRITON_INTERPRET") == "1" and default_device().type == "cpu", "run by test_triton.py"
 
@@ -144,16 +144,17 @@ def test_gated_rms_norm_of_a_row_of_zeros() -> None:
 @each("dtype", [F64, F32, BF16])
 def test_linear_cross_entropy_float64_reference(vocab: int, shares: list[float], dtype: torch.dtype) -> None:
     for ignored in shares:
-        inputs = test_linear_cross_entropy.inputs_of(tokens=5, vocab=vocab, ignored=ignored)
+        inputs = inputs_of(tokens=5, vocab=vocab, ignored=ignored)
         check("linear_cross_entropy", "triton", cast(inputs, dtype), inner_tolerance(dtype))
+        check("token_logprobs", "triton", cast(inputs, dtype), inner_tolerance(dtype))
 
 
 def test_linear_cross_entropy_far_beyond_the_range_of_exp() -> None:
-    inputs = test_linear_cross_entropy.inputs_of(tokens=5)
+    inputs = inputs_of(tokens=5)
     inputs["hidden"] *= 1e3
     check("linear_cross_entropy", "triton", cast(inputs, F32), TOLERANCE[F32])
 
 
 def test_a_cpu_never_chooses_them_by_itself() -> None:
-    for operation in ("delta_rule", "short_conv", "gated_rms_norm", "linear_cross_entropy"):
+    for operation in ("delta_rule", "short_conv", "gated_rms_norm", "linear_cross_entropy", "token_logprobs"):
         assert ops.OPERATIONS[operation].choose(torch.device("cpu")).name != "triton"

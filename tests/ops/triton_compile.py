@@ -55,7 +55,7 @@ def operations(dtype: torch.dtype, heads: int, size: int) -> None:
     """Each operation forward and backward, its kernels launched for nothing."""
     from gossamer.ops.triton.delta_rule import delta_rule
     from gossamer.ops.triton.gated_rms_norm import gated_rms_norm
-    from gossamer.ops.triton.linear_cross_entropy import linear_cross_entropy
+    from gossamer.ops.triton.linear_cross_entropy import linear_cross_entropy, token_logprobs
     from gossamer.ops.triton.short_conv import short_conv
 
     def rows(*shape: int, kind: torch.dtype = dtype) -> Tensor:
@@ -70,6 +70,7 @@ def operations(dtype: torch.dtype, heads: int, size: int) -> None:
         (short_conv, (rows(1, 128, 64), rows(64, 4, kind=f32), rows(2, 3, 64), lengths)),
         (gated_rms_norm, (rows(64, size), rows(64, size), rows(size, kind=f32), 1e-6)),
         (linear_cross_entropy, (rows(8, size), rows(5000, size, kind=f32), torch.zeros(8, dtype=torch.int64))),
+        (token_logprobs, (rows(8, size), rows(5000, size, kind=f32), torch.zeros(8, dtype=torch.int64))),
     ]
     for function, arguments in calls:
         out = function(*arguments)

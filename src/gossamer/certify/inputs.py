@@ -114,7 +114,7 @@ def inputs_of(operation: str, config: ModelConfig, lengths: list[int], gates: Ga
                 "down_A": scaled(experts, 3, width),
                 "down_B": normal(experts, hidden, 3),
             }
-        case "linear_cross_entropy":
+        case "linear_cross_entropy" | "token_logprobs":
             labels = torch.randint(config.vocab_size, (tokens,), generator=generator)
             labels[::7] = -100
             return {"hidden": normal(tokens, hidden), "weight": scaled(config.vocab_size, hidden), "labels": labels}
@@ -222,8 +222,8 @@ def _one_expert_for_all(operation: str) -> Inputs:
     return inputs | {"expert_indices": torch.full_like(inputs["expert_indices"], 2)}
 
 
-def _large_logits() -> Inputs:
-    inputs = inputs_of("linear_cross_entropy", CONFIG, [33])
+def _large_logits(operation: str) -> Inputs:
+    inputs = inputs_of(operation, CONFIG, [33])
     return inputs | {"hidden": 2e2 * inputs["hidden"]}
 
 
@@ -243,7 +243,8 @@ _EXTREMES: dict[str, tuple[str, Callable[[], Inputs]]] = {
     "delta_rule": ("one key written in full", _one_key_written_in_full),
     "grouped_mlp": ("one expert for all", partial(_one_expert_for_all, "grouped_mlp")),
     "frozen_grouped_mlp": ("one expert for all", partial(_one_expert_for_all, "frozen_grouped_mlp")),
-    "linear_cross_entropy": ("logits beyond the range of exp", _large_logits),
+    "linear_cross_entropy": ("logits beyond the range of exp", partial(_large_logits, "linear_cross_entropy")),
+    "token_logprobs": ("logits beyond the range of exp", partial(_large_logits, "token_logprobs")),
     "rms_norm": ("rows of zeros", partial(_rows_of_zeros, "rms_norm")),
     "gated_rms_norm": ("rows of zeros", partial(_rows_of_zeros, "gated_rms_norm")),
     "attention": ("more keys than queries", _more_keys_than_queries),

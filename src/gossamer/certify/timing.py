@@ -163,7 +163,7 @@ def flops_of(operation: str, config: ModelConfig, inputs: Inputs, length: int) -
             forward = 6.0 * hidden * width * inputs["expert_indices"].numel()
             if operation == "frozen_grouped_mlp":  # no gradient of the weights; the thin products are left out
                 return forward, forward
-        case "linear_cross_entropy":
+        case "linear_cross_entropy" | "token_logprobs":
             forward = 2.0 * inputs["weight"].numel() * int((inputs["labels"] != IGNORED).sum())
         case _:
             forward = 0.0

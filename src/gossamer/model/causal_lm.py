@@ -47,6 +47,8 @@ class Output:
         routing: how the routers of the L layers with experts, the head's last, spread the tokens; None in a dense
             network
         predicted: how many tokens `loss` is the mean of, a scalar
+        token_logprobs: if asked for, the log-probability of every target, [predicted] in the order of the flattened
+            batch; `loss` is made of them
         hidden: [B, T, hidden] after the final norm
         drafts: with labels, [B, T, hidden] for each step of the head, after its norm
         greedy: if asked for, the most likely tokens [B, T]: first the trunk's for the next position, then those of each
@@ -59,6 +61,7 @@ class Output:
     aux_loss: Tensor | None = None
     routing: Routing | None = None
     predicted: Tensor | None = None
+    token_logprobs: Tensor | None = None
     hidden: Tensor | None = None
     drafts: tuple[Tensor, ...] = ()
     greedy: tuple[Tensor, ...] = ()
@@ -92,6 +95,7 @@ class CausalLM(nn.Module):
         divisors: Sequence[float] | None = None,
         greedy: bool = False,
         vocabulary: SampledVocabulary | None = None,
+        token_logprobs: bool = False,
     ) -> Output:
         """Compute logits, or with labels the losses.
 
@@ -107,9 +111,11 @@ class CausalLM(nn.Module):
                 a step.
             greedy: with labels, also give the most likely tokens
             vocabulary: with labels, the only tokens that get a logit; all labels are among them
+            token_logprobs: with labels, also give the log-probability of every target, over the whole vocabulary
 
         Raises:
-            UserError: an id or a label lies outside the vocabulary, or shapes, types or devices do not fit.
+            UserError: an id or a label lies outside the vocabulary, or shapes, types or devices do not fit; or
+                log-probabilities are asked for of a sampled vocabulary, which has none.
         """
         input_ids = self._check_ids("input_ids", input_ids)
         batch, length = input_ids.shape
@@ -134,7 +140,14 @@ class CausalLM(nn.Module):
         else:
             targets = targets_ahead(labels, lengths, 1)
             out.predicted = (targets != IGNORED).sum()
-            out.loss = _loss(hidden, self.lm_head.weight, targets, divisors[0] if divisors else None, vocabulary)
+            if token_logprobs:
+                if vocabulary is not None:
+                    raise UserError("token_logprobs: a sampled vocabulary gives no log-probabilities; leave it out")
+                head = self.lm_head.weight
+                out.token_logprobs = ops.token_logprobs(hidden.flatten(0, 1), head, targets.flatten())
+                out.loss = -out.token_logprobs.sum() / _divisor(targets, divisors, 0)
+            else:
+                out.loss = _loss(hidden, self.lm_head.weight, targets, _divisor(targets, divisors, 0), vocabulary)
             if self.mtp is not None and mtp is not None:
                 documents = _Documents(lengths, rotary, cu_seqlens, token_mask)
                 routings += self._mtp_loss(out, mtp, input_ids, labels, documents, divisors, vocabulary)
@@ -184,7 +197,7 @@ class CausalLM(nn.Module):
                 embedding = embedding.detach()
             hidden, routing = self.mtp(embedding, hidden, documents.rotary, documents.cu_seqlens, documents.token_mask)
             targets = targets_ahead(labels, documents.lengths, step + 1)
-            losses.append(weight * _loss(hidden, head, targets, divisors[step] if divisors else None, vocabulary))
+            losses.append(weight * _loss(hidden, head, targets, _divisor(targets, divisors, step), vocabulary))
             out.drafts += (hidden,)
             steps.append(routing)
         out.mtp_loss = torch.stack(losses).sum()
@@ -215,14 +228,19 @@ class _Documents(NamedTuple):
 
 
 def _loss(
-    hidden: Tensor, head: Tensor, targets: Tensor, divisor: float | None, vocabulary: SampledVocabulary | None
+    hidden: Tensor, head: Tensor, targets: Tensor, divisor: float | Tensor, vocabulary: SampledVocabulary | None
 ) -> Tensor:
-    """Divide the sum of the targets' losses by `divisor`, or take their mean."""
+    """Divide the sum of the targets' losses by `divisor`."""
     labels, bias = targets, None
     if vocabulary is not None:
         head, labels, bias = vocabulary.select(head, targets)
     total = ops.linear_cross_entropy(hidden.flatten(0, 1), head, labels.flatten(), bias)
-    return total / ((targets != IGNORED).sum().clamp(min=1) if divisor is None else divisor)
+    return total / divisor
+
+
+def _divisor(targets: Tensor, divisors: Sequence[float] | None, step: int) -> float | Tensor:
+    """Return what the loss of a step of the head, 0 for the next token, is divided by; see `CausalLM.forward`."""
+    return (targets != IGNORED).sum().clamp(min=1) if divisors is None else divisors[step]
 
 
 def targets_ahead(labels: Tensor, lengths: tuple[int, ...], ahead: int) -> Tensor:

@@ -19,6 +19,7 @@ from gossamer.ops.rms_norm import rms_norm
 from gossamer.ops.sample_tokens import sample_tokens
 from gossamer.ops.short_conv import short_conv
 from gossamer.ops.small_linear import small_linear
+from gossamer.ops.token_logprobs import token_logprobs
 
 __all__ = [
     "attention",
@@ -38,6 +39,7 @@ __all__ = [
     "sample_tokens",
     "short_conv",
     "small_linear",
+    "token_logprobs",
     "training_operations",
 ]
 

@@ -23,6 +23,8 @@ IGNORED = -100  # the label of a token that is not predicted, as in the losses o
 CHUNK_BYTES = 8 << 20  # size of the logits held at once
 # A large vocabulary has few rows in as many bytes. Each chunk reads the whole weight, so they are then this many.
 MIN_ROWS, ROWS_OF_LARGE_VOCABULARY = 32, 128
+# Tokens without a label are left out where they are more than this share, on a CPU: elsewhere the host would wait.
+MAX_UNLABELED = 1 / 8
 # An accelerator's products need more rows to be efficient, and each chunk costs it one pass over the weight's gradient.
 ACCELERATOR_CHUNKS = 32
 
@@ -53,8 +55,18 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, bias: T
     if labels.shape != hidden.shape[:1]:
         raise UserError(f"linear_cross_entropy: labels {shape(labels)} must be {[len(hidden)]}, one for each token")
     bias = None if bias is None else bias.detach()
+    if hidden.device.type == "cpu":
+        hidden, labels = _without_unlabeled(hidden, labels)
     loss: Tensor = LINEAR_CROSS_ENTROPY(hidden.device, autocast_input(hidden), weight, labels, bias)
     return loss
+
+
+def _without_unlabeled(hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the tokens that have a label, where the others would be multiplied with the weight for little."""
+    rows = (labels != IGNORED).nonzero().squeeze(1)
+    if len(rows) >= (1 - MAX_UNLABELED) * len(labels):
+        return hidden, labels
+    return hidden.index_select(0, rows), labels.index_select(0, rows)
 
 
 def reference(hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -67,7 +79,7 @@ def reference(hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | Non
 
 def chunked(hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None = None) -> Tensor:
     """Compute the loss a few tokens at a time, and the gradient while their logits are at hand."""
-    return loss_in_chunks(hidden, weight, labels, bias, softmax_loss)
+    return loss_in_chunks(hidden, weight, labels, bias, softmax_losses)
 
 
 def loss_in_chunks(
@@ -75,10 +87,10 @@ def loss_in_chunks(
     weight: Tensor,
     labels: Tensor,
     bias: Tensor | None,
-    softmax_loss: Callable[[Tensor, Tensor], Tensor],
+    softmax_losses: Callable[[Tensor, Tensor], Tensor],
     cast_to_input_dtype: bool = False,
 ) -> Tensor:
-    """Compute the loss chunk by chunk with `softmax_loss`, which turns a chunk of logits into their gradient.
+    """Compute the loss chunk by chunk with `softmax_losses`, which turns a chunk of logits into their gradient.
 
     The loss is a sum, so its gradient with respect to the logits, softmax − one-hot, is known as soon as they are. Each
     chunk's logits are replaced by it and used at once for the gradients of hidden and weight. Only those two are saved
@@ -89,26 +101,26 @@ def loss_in_chunks(
         weight: [V, hidden]
         labels: [N] int64
         bias: [V] or None
-        softmax_loss: takes logits [rows, V] and labels [rows] and works as the function of that name below
-        cast_to_input_dtype: whether `softmax_loss` takes the logits in the dtype of hidden and not in float32
+        softmax_losses: takes logits [rows, V] and labels [rows] and works as the function of that name below
+        cast_to_input_dtype: whether `softmax_losses` takes the logits in the dtype of hidden and not in float32
     """
     if not torch.is_grad_enabled():  # otherwise `needs_input_grad` would still ask for the weight's gradient
         hidden, weight = hidden.detach(), weight.detach()
-    loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, labels, bias, softmax_loss, cast_to_input_dtype)
+    loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, labels, bias, softmax_losses, cast_to_input_dtype)
     return loss
 
 
-def softmax_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Sum the losses of a chunk of logits [rows, V] and replace the logits by their gradient, softmax − one-hot.
+def softmax_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the losses [rows] of a chunk of logits [rows, V], which are replaced by their gradient, softmax − one-hot.
 
     Rows with a negative label have no loss and a gradient of zero.
     """
     valid = (labels >= 0).to(logits.dtype).unsqueeze(1)
     index = labels.clamp(min=0).unsqueeze(1)
     normalizer = logits.logsumexp(1, keepdim=True)
-    total = ((normalizer - logits.gather(1, index)) * valid).sum()
+    losses = ((normalizer - logits.gather(1, index)) * valid).squeeze(1)
     logits.sub_(normalizer).exp_().mul_(valid).scatter_add_(1, index, -valid)
-    return total
+    return losses
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -121,7 +133,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         weight: Tensor,
         labels: Tensor,
         bias: Tensor | None,
-        softmax_loss: Callable[[Tensor, Tensor], Tensor],
+        softmax_losses: Callable[[Tensor, Tensor], Tensor],
         cast_to_input_dtype: bool,
     ) -> Tensor:
         dtype = torch.promote_types(hidden.dtype, torch.float32)
@@ -137,7 +149,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             chunk = slice(start, start + rows)
             h = hidden[chunk]
             logits = linear(h, w, b).to(hidden.dtype if cast_to_input_dtype else dtype)
-            total += softmax_loss(logits, labels[chunk])
+            total += softmax_losses(logits, labels[chunk]).sum()
             dlogits = logits.to(hidden.dtype)
             if dhidden is not None:
                 torch.mm(dlogits, w, out=dhidden[chunk])
@@ -176,14 +188,14 @@ def native(hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None =
     """Compute the loss in chunks with the C++ kernel; hidden states of other dtypes than float32 go to `chunked`."""
     if hidden.dtype != torch.float32:
         return chunked(hidden, weight, labels, bias)
-    return loss_in_chunks(hidden, weight, labels, bias, _native_softmax_loss)
+    return loss_in_chunks(hidden, weight, labels, bias, native_softmax_losses)
 
 
-def _native_softmax_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Call ops/native/cross_entropy.cpp, which does what `softmax_loss` does."""
+def native_softmax_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """Call ops/native/cross_entropy.cpp, which does what `softmax_losses` does."""
     losses = logits.new_empty(len(logits))
     kernels.call("softmax_loss", logits, labels.contiguous(), losses, *logits.shape)
-    return losses.sum()
+    return losses
 
 
 LINEAR_CROSS_ENTROPY.register("native", native, kernels.obstacle)

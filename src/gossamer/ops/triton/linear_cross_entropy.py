@@ -1,4 +1,4 @@
-"""The chunked loss with one Triton kernel between the two products.
+"""The chunked loss, and the chunked log-probabilities, with one Triton kernel between the two products.
 
 PyTorch's own functions read and write a chunk's logits about ten times on the way to softmax − one-hot. Here each row
 is read twice and written once, in the narrow dtype that the products return and take.
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gossamer import device as devices
 from gossamer.ops.linear_cross_entropy import loss_in_chunks
+from gossamer.ops.token_logprobs import logprobs_in_chunks
 from gossamer.ops.triton.tiles import accumulator, padded
 
 BLOCK = 4096  # logits that a program holds at once
@@ -20,18 +21,23 @@ BLOCK = 4096  # logits that a program holds at once
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None = None) -> Tensor:
     """Compute the loss in chunks; the arguments are those of `gossamer.ops.linear_cross_entropy`."""
-    return loss_in_chunks(hidden, weight, labels, bias, softmax_loss, cast_to_input_dtype=True)
+    return loss_in_chunks(hidden, weight, labels, bias, softmax_losses, cast_to_input_dtype=True)
 
 
-def softmax_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Do what `softmax_loss` of the operation does, for logits of any dtype."""
+def token_logprobs(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+    """Compute log-probabilities in chunks; the arguments are those of `gossamer.ops.token_logprobs`, all labeled."""
+    return logprobs_in_chunks(hidden, weight, labels, softmax_losses, cast_to_input_dtype=True)
+
+
+def softmax_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """Do what `softmax_losses` of the operation does, for logits of any dtype."""
     losses = torch.empty(len(logits), dtype=torch.promote_types(logits.dtype, torch.float32), device=logits.device)
     block = min(BLOCK, padded(logits.shape[1]))
     with devices.device_context(logits.device):
         _softmax_loss[(len(logits),)](
             logits, labels.contiguous(), losses, logits.shape[1], BLOCK=block, ACC=accumulator(logits.dtype)
         )
-    return losses.sum()
+    return losses
 
 
 @triton.jit
