@@ -6,6 +6,7 @@ import logging
 import shutil
 import threading
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from gossamer.run.checkpoint import (
     Saver,
     TrainerState,
     best_checkpoint,
+    copy_model,
     load_checkpoint,
     newest_checkpoint,
     prune_checkpoints,
@@ -182,7 +184,8 @@ def learning(tiny_config):
 
 @pytest.fixture
 def saver(tmp_path):
-    made = Saver(tmp_path, char_tokenizer(["abc"]), keep=2, world=SINGLE_PROCESS)
+    copier = partial(copy_model, tmp_path, char_tokenizer(["abc"]), SINGLE_PROCESS)
+    made = Saver(tmp_path, copier, keep=2, world=SINGLE_PROCESS)
     yield made
     made.wait()
 

@@ -20,7 +20,6 @@ from gossamer.errors import UserError
 from gossamer.report import write_report
 from gossamer.run import loop, metrics, samples
 from gossamer.run.checkpoint import newest_checkpoint
-from gossamer.run.log import Journal
 from gossamer.run.metrics import read_metrics
 from gossamer.train.recipe import load_recipe, to_yaml
 from gossamer.train.step import Learner
@@ -372,7 +371,7 @@ def test_nothing_that_a_run_can_do_without_ends_it(tiny_recipe, tmp_path, monkey
         yield
 
     monkeypatch.setattr(samples, "sample_text", failing_sample)
-    monkeypatch.setattr(Journal, "suggest", fail)
+    monkeypatch.setattr(samples.SampleWriter, "suggested_prompt", fail)
     monkeypatch.setattr(metrics.TensorBoard, "show", fail)
     loop.train(recipe, tmp_path / "run", report=fail)
     told = capsys.readouterr().err

@@ -10,7 +10,7 @@ import pytest
 from gossamer.cost import budget
 from gossamer.cost.ledger import read_ledger
 from gossamer.errors import UserError
-from gossamer.run import checkpoint, cost, loop, validate
+from gossamer.run import checkpoint, cost, loop, training_run, validate
 from gossamer.run.checkpoint import Saver
 from gossamer.run.metrics import read_metrics
 from gossamer.run.samples import SampleWriter
@@ -104,7 +104,7 @@ def test_the_last_validation_stops_in_time_but_reads_something():
 def clock(monkeypatch):
     """The clock of a run in this process, which moves only by what `takes` says that something takes."""
     clock = SimpleNamespace(now=100.0)
-    for module in (loop, cost, checkpoint):
+    for module in (loop, training_run, cost, checkpoint):
         monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: clock.now))
 
     def takes(owner, name, seconds):

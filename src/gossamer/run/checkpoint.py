@@ -16,7 +16,7 @@ import shutil
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -27,7 +27,7 @@ from typing import Annotated, Any, Self
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.optim import Optimizer
 from typing_extensions import TypedDict  # Python 3.11 has one that pydantic cannot read
 
@@ -45,10 +45,13 @@ from gossamer.train.world import SINGLE_PROCESS, World
 from gossamer.typed import Range
 
 __all__ = [
+    "ModelCopier",
+    "ModelWriter",
     "Saver",
     "TrainerState",
     "best_checkpoint",
     "checkpoint_to_resume",
+    "copy_model",
     "load_checkpoint",
     "newest_checkpoint",
     "prune_checkpoints",
@@ -106,9 +109,15 @@ def read_state(folder: Path) -> TrainerState:
     return checked(found, TrainerState, str(path))
 
 
-def snapshot(model: nn.Module, optimizers: Optimizers) -> dict[str, Any]:
-    """Return a copy in host memory of all tensors that a checkpoint holds; training may go on meanwhile."""
-    return _copied(_tensors(model, optimizers))
+def snapshot(model: nn.Module, optimizers: Optimizers, trained_only: bool = False) -> dict[str, Any]:
+    """Return a copy in host memory of all tensors that a checkpoint holds; training may go on meanwhile.
+
+    Args:
+        model: the network
+        optimizers: its optimizers
+        trained_only: leave out what is frozen
+    """
+    return _copied(_tensors(model, optimizers, trained_only))
 
 
 def save_checkpoint(run: Path, tensors: dict[str, Any], state: TrainerState, world: World = SINGLE_PROCESS) -> Path:
@@ -172,16 +181,21 @@ def checkpoint_to_resume(run: Path) -> Path | None:
 
 
 def load_checkpoint(
-    folder: Path, model: nn.Module, optimizers: Optimizers, world: World = SINGLE_PROCESS
+    folder: Path,
+    model: nn.Module,
+    optimizers: Optimizers,
+    world: World = SINGLE_PROCESS,
+    trained_only: bool = False,
 ) -> TrainerState:
     """Put a checkpoint's weights, optimizer state and random state in place, and return the rest.
 
-    Every process calls this; how many there were when it was written, and on what devices, does not matter.
+    Every process calls this; how many there were when it was written, and on what devices, does not matter. With
+    `trained_only`, as it was written, what is frozen stays as it is.
 
     Raises:
         UserError: the checkpoint is of another model.
     """
-    tensors = _tensors(model, optimizers)
+    tensors = _tensors(model, optimizers, trained_only)
     # One that was written on a device of another kind holds no random state for this one.
     written = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
     tensors["random"] = {name: value for name, value in tensors["random"].items() if f"random.{name}" in written}
@@ -192,7 +206,13 @@ def load_checkpoint(
         reason = next(iter(error.failures.values()))[0]
         raise UserError(f"checkpoint {folder} is of another model: {reason}") from error
     with _quiet():
-        set_state_dict(model, optimizers, model_state_dict=tensors["model"], optim_state_dict=tensors["optimizer"])
+        set_state_dict(
+            model,
+            optimizers,
+            model_state_dict=tensors["model"],
+            optim_state_dict=tensors["optimizer"],
+            options=StateDictOptions(strict=not trained_only),
+        )
     devices.set_rng_state(tensors["random"], _device(model))
     return read_state(folder)
 
@@ -227,9 +247,10 @@ def _checkpoints(run: Path) -> list[Path]:
     return sorted((run / _CHECKPOINTS).glob(f"{_PREFIX}*"))
 
 
-def _tensors(model: nn.Module, optimizers: Optimizers) -> dict[str, Any]:
+def _tensors(model: nn.Module, optimizers: Optimizers, trained_only: bool) -> dict[str, Any]:
     """Return all tensors of a checkpoint, in memory shared with the training."""
-    weights, moments = get_state_dict(model, optimizers)
+    options = StateDictOptions(ignore_frozen_params=trained_only)
+    weights, moments = get_state_dict(model, optimizers, options=options)
     return {"model": weights, "optimizer": moments, "random": devices.get_rng_state(_device(model))}
 
 
@@ -285,6 +306,18 @@ def _quiet() -> Iterator[None]:
 
 # Saving while training continues.
 
+ModelWriter = Callable[[], None]
+"""Writes a copy of what was learned into the run's folder; called in the background."""
+
+ModelCopier = Callable[[CausalLM], ModelWriter | None]
+"""Copies what is to be written, and returns what writes it; every process calls it, and gets None but for the main."""
+
+
+def copy_model(run: Path, tokenizer: Tokenizer, world: World, model: CausalLM) -> ModelWriter | None:
+    """Copy a network, and return what writes it with its tokenizer into a run's `model/`; see `ModelCopier`."""
+    whole = gathered_model(model, world, copy=True)
+    return None if whole is None else partial(hub.save, whole, run / _MODEL, tokenizer)
+
 
 class Saver:
     """Writes a run's model/ and checkpoints/ in a background thread, one save at a time.
@@ -293,16 +326,17 @@ class Saver:
 
     Args:
         run: the run's folder, which all processes see
-        tokenizer: saved beside the model
+        copy: copies what is to be written beside the checkpoint; see `Parts.copy_model`
         keep: how many of the newest checkpoints stay, beside the best
         world: the processes; their threads talk in a group of their own
+        trained_only: checkpoints leave out what is frozen
 
     Attributes:
         seconds: how long the newest finished save took; None: none has finished
     """
 
-    def __init__(self, run: Path, tokenizer: Tokenizer, keep: int, world: World) -> None:
-        self.run, self.tokenizer, self.keep = run, tokenizer, keep
+    def __init__(self, run: Path, copy: ModelCopier, keep: int, world: World, trained_only: bool = False) -> None:
+        self.run, self.copy, self.keep, self.trained_only = run, copy, keep, trained_only
         self.world, self._thread_world = world, world.new_group()
         self.seconds: float | None = None
         self._thread: threading.Thread | None = None
@@ -325,9 +359,9 @@ class Saver:
         """
         began = time.perf_counter()
         self.wait()
-        tensors, whole = snapshot(model, optimizers), gathered_model(model, self.world, copy=True)
+        tensors, write_model = snapshot(model, optimizers, self.trained_only), self.copy(model)
         # Not a daemon: a program that ends lets it finish.
-        self._thread = threading.Thread(target=self._write, args=(began, tensors, whole, state), name="saver")
+        self._thread = threading.Thread(target=self._write, args=(began, tensors, write_model, state), name="saver")
         self._thread.start()
         if wait:
             self.wait()
@@ -359,11 +393,13 @@ class Saver:
             if error is None:
                 raise
 
-    def _write(self, began: float, tensors: dict[str, Any], whole: CausalLM | None, state: TrainerState) -> None:
+    def _write(
+        self, began: float, tensors: dict[str, Any], write_model: ModelWriter | None, state: TrainerState
+    ) -> None:
         """Write a save; runs in the thread."""
         try:
-            if whole is not None:
-                hub.save(whole, self.run / _MODEL, self.tokenizer)
+            if write_model is not None:
+                write_model()
             save_checkpoint(self.run, tensors, state, self._thread_world)
             if self.world.is_main:
                 prune_checkpoints(self.run, self.keep)

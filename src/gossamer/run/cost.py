@@ -119,9 +119,9 @@ class CostMeter:
 
     # While it trains.
 
-    def book_step(self, is_taken: bool) -> None:
-        """Book a step, with the time since anything was last booked."""
-        self.ledger.book_step(is_taken, self.tokens_per_step, self.flops, self._next_seconds())
+    def book_step(self, is_taken: bool, tokens: int) -> None:
+        """Book a step of so many tokens, with the time since anything was last booked."""
+        self.ledger.book_step(is_taken, tokens, self.flops, self._next_seconds())
 
     def book_work(self, flops: Mapping[str, float]) -> None:
         """Book FLOPs by part of the network before the first step, with the time since anything was last booked."""

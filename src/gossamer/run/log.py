@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shlex
 import sys
 import time
 from collections import Counter
@@ -26,7 +25,6 @@ from torch import Tensor
 from gossamer import __version__, ops
 from gossamer import device as devices
 from gossamer.cost.network import count_network
-from gossamer.data.dataset import Dataset
 from gossamer.errors import exception_line
 from gossamer.files import write_atomically
 from gossamer.hub.find import RUN_CONFIG
@@ -35,7 +33,7 @@ from gossamer.run.budget import BudgetPlan
 from gossamer.run.cost import CostMeter
 from gossamer.run.memory import MemoryEstimate
 from gossamer.run.metrics import MetricsWriter, forget_metrics, read_metrics
-from gossamer.run.samples import why_unreadable
+from gossamer.run.parts import Description
 from gossamer.run.stop import Progress
 from gossamer.run.validate import Evaluation
 from gossamer.train.balance import describe_load
@@ -109,7 +107,7 @@ class Journal:
         self,
         resumed: bool,
         step: int,
-        dataset: Dataset,
+        description: Description,
         learner: Learner,
         costs: CostMeter,
         estimate: MemoryEstimate,
@@ -121,12 +119,12 @@ class Journal:
             self.say(f"resuming {self.out} after step {step}")
         else:
             self.say(f"beginning {self.out}")
-            self.write("start", step, **self._start_facts(dataset, learner, costs))
+            self.write("start", step, **self._start_facts(description, learner, costs))
             if plan is not None:
                 self.write("plan", step, **asdict(plan))
-        self._describe(dataset, learner, costs, estimate, plan)
+        self._describe(description, learner, costs, estimate, plan)
 
-    def _start_facts(self, dataset: Dataset, learner: Learner, costs: CostMeter) -> dict[str, Any]:
+    def _start_facts(self, description: Description, learner: Learner, costs: CostMeter) -> dict[str, Any]:
         """Return what the event `start` holds; see `gossamer.run.metrics`."""
         counts = count_network(self.recipe.model, self.recipe.training.sequence_length)
         return {
@@ -137,12 +135,12 @@ class Journal:
             "flops_per_token": costs.flops_per_token,
             "tokens_per_step": costs.tokens_per_step,
             "steps": self.recipe.training.steps,
-            "corpus": dataset.description,
+            "corpus": description.corpus,
         }
 
     def _describe(
         self,
-        dataset: Dataset,
+        description: Description,
         learner: Learner,
         costs: CostMeter,
         estimate: MemoryEstimate,
@@ -150,16 +148,14 @@ class Journal:
     ) -> None:
         """Say what the text, the network and the plan are and what the run will take, and warn of likely mistakes."""
         world, training = self.world, self.recipe.training
-        self.say(dataset.description)
-        self._warn(dataset.warning())
-        if reason := why_unreadable(training.sample_prompt, dataset.tokenizer):
-            self._warn(f"samples begin without training.sample_prompt: {reason}")
+        self.say(description.corpus)
+        for line in description.warnings:
+            self._warn(line)
         self.say(network_words(*count_network(self.recipe.model, training.sequence_length).sizes))
         dtype, device = str(learner.dtype).removeprefix("torch."), devices.device_name(learner.device)
         self.say(f"steps of {costs.tokens_per_step:,} tokens in {dtype} on {world.size} x {device}")
         if plan is not None:
             self.say(plan.describe(training.budget))
-            self._warn(plan.warning(training.budget, dataset.train.num_bytes))
         self.say(estimate.describe())
         if not estimate.fits(world.device, world.ranks_per_device):
             self._warn(
@@ -169,9 +165,11 @@ class Journal:
         chosen = ", ".join(f"{count} {name}" for name, count in runs.most_common())
         self.say(f"operations: {chosen} (gossamer doctor lists them)")
         self.say(costs.describe_peak())
+        for line in description.notes:
+            self.say(line)
 
-    def _warn(self, line: str | None) -> None:
-        if line is not None and self.world.is_main:
+    def _warn(self, line: str) -> None:
+        if self.world.is_main:
             log.warning(line)
 
     def end(self, progress: Progress, last: Evaluation, plan: BudgetPlan | None) -> None:
@@ -184,17 +182,12 @@ class Journal:
         if plan is not None:
             self.say(plan.outcome(last.bits_per_byte))
 
-    def suggest(self, prompt: str) -> None:
-        """Say which command shows what the run has learned."""
-        run, text = shlex.quote(str(self.out)), shlex.quote(prompt or "TEXT")
-        self.say(f"what it writes: gossamer sample {run} --prompt {text}")
-
     # Between steps.
 
     def record_means(self, progress: Progress, means: RunningMean, learner: Learner, costs: CostMeter) -> None:
         """Record and show the means over some steps."""
         values = means.values()
-        speed = means.count * costs.tokens_per_step / (progress.elapsed - means.began)
+        speed = means.tokens / (progress.elapsed - means.began)
         mfu = costs.mfu(speed)
         costs.update(progress.fraction)
         self.write(
@@ -265,11 +258,12 @@ class RunningMean:
     """
 
     def __init__(self, began: float) -> None:
-        self.began, self.count, self._sums = began, 0, dict[str, Tensor]()
+        self.began, self.count, self.tokens, self._sums = began, 0, 0, dict[str, Tensor]()
 
-    def add(self, values: dict[str, Tensor]) -> None:
-        """Count a step in."""
+    def add(self, values: dict[str, Tensor], tokens: int) -> None:
+        """Count a step of so many tokens in."""
         self.count += 1
+        self.tokens += tokens
         for name, value in values.items():
             self._sums[name] = value + self._sums.get(name, 0.0)
 

@@ -8,6 +8,8 @@ nothing; there a sample continues words of the held-out text.
 from __future__ import annotations
 
 import re
+import shlex
+from pathlib import Path
 
 from gossamer.data.dataset import Dataset
 from gossamer.data.tokenizer import Tokenizer
@@ -18,7 +20,7 @@ from gossamer.infer.request import SamplingParams
 from gossamer.model.causal_lm import CausalLM
 from gossamer.train.config import TrainingConfig
 
-__all__ = ["SampleWriter", "held_out_words", "is_in_training_text", "why_unreadable"]
+__all__ = ["SampleWriter", "held_out_words", "is_in_training_text", "next_command", "why_unreadable"]
 
 _SEARCHED_TOKENS = 1 << 18  # of each set
 _LONG = 16  # rows that a document fills on average, beyond which beginnings are rare
@@ -85,3 +87,8 @@ def is_in_training_text(prompt: str, dataset: Dataset) -> bool:
     """Whether the training text has the prompt, near its beginning."""
     texts = (file.tokens[:_SEARCHED_TOKENS].tolist() for file in dataset.train.token_files.values())
     return any(prompt in dataset.tokenizer.decode(ids) for ids in texts)
+
+
+def next_command(run: Path, prompt: str) -> str:
+    """Return the line that names the command which shows what a run has learned."""
+    return f"what it writes: gossamer sample {shlex.quote(str(run))} --prompt {shlex.quote(prompt or 'TEXT')}"

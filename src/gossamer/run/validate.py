@@ -238,10 +238,14 @@ class Validator:
         dataset: the sets
         learner: the network
         world: the processes, which share the rows
+        best_by: the set whose loss decides which checkpoint is the best, from `validation_set`
     """
 
-    def __init__(self, training: TrainingConfig, dataset: Dataset, learner: Learner, world: World) -> None:
+    def __init__(
+        self, training: TrainingConfig, dataset: Dataset, learner: Learner, world: World, best_by: str
+    ) -> None:
         self.training, self.dataset, self.learner, self.world = training, dataset, learner, world
+        self.best_by = best_by
         self._token_bytes: dict[str, np.ndarray] = {}  # by set
 
     def measure(self) -> Iterator[tuple[str, Evaluation]]:
