@@ -13,6 +13,7 @@ import importlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +22,32 @@ from gossamer.errors import UserError, did_you_mean
 from gossamer.reading import open_to_read, parse_json
 from gossamer.units import size
 
-__all__ = ["MAX_CHUNK", "SETTINGS_OR_RECORDS", "NoTextField", "is_binary", "read_documents", "split_into_chunks"]
+__all__ = [
+    "JSON_LINES",
+    "MAX_CHUNK",
+    "MAX_JSON_LIST",
+    "SETTINGS_OR_RECORDS",
+    "TABLES",
+    "NoTextField",
+    "is_binary",
+    "open_table",
+    "read_documents",
+    "split_into_chunks",
+]
 
 MAX_CHUNK = 1 << 18
 """Characters of a chunk: two threads can share a document of one megabyte, and cuts are too rare to matter."""
 
 _TABLE_ROWS = 64  # rows of a Parquet file that are read at once
 _MAX_CSV_FIELD = 1 << 28  # bytes
-_MAX_JSON_LIST = 1 << 30  # characters of a .json file that is one list
+MAX_JSON_LIST = 1 << 30
+"""Characters of a .json file that is one list."""
 
-_JSONL = (".jsonl", ".ndjson")
-_TABLES = (".parquet", ".arrow", ".feather")
-_RECORDS = frozenset({*_JSONL, *_TABLES, ".json", ".csv", ".tsv"})
+JSON_LINES = (".jsonl", ".ndjson")
+"""Suffixes of files with a record a line."""
+TABLES = (".parquet", ".arrow", ".feather")
+"""Suffixes of files that pyarrow reads."""
+_RECORDS = frozenset({*JSON_LINES, *TABLES, ".json", ".csv", ".tsv"})
 """Suffixes of files that hold records, one field of which is the text."""
 
 SETTINGS_OR_RECORDS = frozenset({".json", ".csv", ".tsv"})
@@ -99,13 +114,13 @@ def read_documents(
     stats = stats or DecodeStats()
     kind = content_suffix(path)
     try:
-        if kind in _JSONL:
+        if kind in JSON_LINES:
             yield from _chunked(_jsonl_texts(path, text_field, errors, stats))
         elif kind == ".json":
             yield from _chunked(_json_texts(path, text_field, errors, stats))
         elif kind in (".csv", ".tsv"):
             yield from _chunked(_csv_texts(path, text_field, errors, stats))
-        elif kind in _TABLES:
+        elif kind in TABLES:
             yield from _chunked(_table_texts(path, text_field, errors, stats))
         else:
             stream = split_into_chunks(text_blocks(path, errors, stats))
@@ -152,10 +167,8 @@ def _json_texts(path: Path, field: str, errors: str, stats: DecodeStats) -> Iter
     parts, length = [], 0
     for text in text_blocks(path, errors, stats):
         length += len(text)
-        if length > _MAX_JSON_LIST:
-            raise UserError(
-                f"{path}: is a list of more than {size(_MAX_JSON_LIST)}; write it as JSONL, a line a record"
-            )
+        if length > MAX_JSON_LIST:
+            raise UserError(f"{path}: is a list of more than {size(MAX_JSON_LIST)}; write it as JSONL, a line a record")
         parts.append(text)
     whole = "".join(parts)
     if not whole.strip():
@@ -240,6 +253,23 @@ def _csv_texts(path: Path, field: str, errors: str, stats: DecodeStats) -> Itera
 
 def _table_texts(path: Path, field: str, errors: str, stats: DecodeStats) -> Iterator[str]:
     """The texts in a column of a Parquet or Arrow file."""
+    with open_table(path, field) as (names, batches):
+        if field not in names:
+            raise _no_field(str(path), field, names, "file", True)
+        yield from _column_texts(path, field, batches, errors, stats)
+
+
+@contextmanager
+def open_table(path: Path, column: str | None = None) -> Iterator[tuple[list[str], Iterator[Any]]]:
+    """Open a Parquet or Arrow file: the names of its columns, and its rows in record batches of Arrow.
+
+    Args:
+        path: the file
+        column: the only column of Parquet that is read; None: all
+
+    Raises:
+        UserError: pyarrow is not installed, or the file cannot be read, then or while its rows are read.
+    """
     name = "Parquet" if content_suffix(path) == ".parquet" else "Arrow"
     try:
         arrow = importlib.import_module("pyarrow")
@@ -251,7 +281,8 @@ def _table_texts(path: Path, field: str, errors: str, stats: DecodeStats) -> Ite
             if name == "Parquet":
                 reader: Any = parquet.ParquetFile(file)
                 names = reader.schema_arrow.names
-                batches = reader.iter_batches(batch_size=_TABLE_ROWS, columns=[field] if field in names else [])
+                columns = names if column is None else [column] if column in names else []
+                batches = reader.iter_batches(batch_size=_TABLE_ROWS, columns=columns)
             elif file.peek(6)[:6] == b"ARROW1":
                 reader = ipc.open_file(file)
                 names = reader.schema.names
@@ -259,16 +290,13 @@ def _table_texts(path: Path, field: str, errors: str, stats: DecodeStats) -> Ite
             else:
                 reader = ipc.open_stream(file)
                 names, batches = reader.schema.names, iter(reader)
-            if field not in names:
-                raise _no_field(str(path), field, names, "file", True)
-            yield from _column_texts(path, field, batches, arrow, errors, stats)
+            yield names, batches
         except (arrow.ArrowException, OSError, EOFError, OverflowError) as error:
             raise UserError(f"{path}: not a complete {name} file; write it again, or leave it out") from error
 
 
-def _column_texts(
-    path: Path, field: str, batches: Iterable[Any], arrow: Any, errors: str, stats: DecodeStats
-) -> Iterator[str]:
+def _column_texts(path: Path, field: str, batches: Iterable[Any], errors: str, stats: DecodeStats) -> Iterator[str]:
+    arrow = importlib.import_module("pyarrow")
     row = 0
     for batch in batches:
         column = batch.column(batch.schema.names.index(field))

@@ -221,8 +221,14 @@ def _reason_to_skip(path: Path, records: frozenset[str] | None) -> str:
     return ""
 
 
-def fetch_hub_dataset(spec: str, text_field: str, cache: Path, progress: ProgressDisplay) -> Path:
+def fetch_hub_dataset(spec: str, text_field: str | None, cache: Path, progress: ProgressDisplay) -> Path:
     """Return the JSONL file of `hf:NAME[[:CONFIG]:SPLIT]` (split "train" by default), and fetch it on the first call.
+
+    Args:
+        spec: the data set
+        text_field: the only field that is kept, which holds text; None keeps whole records
+        cache: the folder that data sets are fetched into
+        progress: shows how far it has come
 
     Raises:
         UserError: the datasets library is not installed, or the dataset cannot be loaded or has no text in
@@ -246,18 +252,24 @@ def fetch_hub_dataset(spec: str, text_field: str, cache: Path, progress: Progres
             progress.stage(f"fetching {spec}", None) as advance,
             open(folder / _HUB_FILE, "w", encoding="utf-8") as file,
         ):
-            for text in _hub_texts(datasets, spec, name, config, split, text_field):
-                file.write(json.dumps({text_field: text}) + "\n")
-                advance(len(text))
+            for record in _hub_records(datasets, spec, name, config, split, text_field):
+                line = json.dumps(record)
+                file.write(line + "\n")
+                advance(len(line))
 
     return cached_folder(cache / "hub" / key, lambda folder: (folder / _HUB_FILE).is_file(), build) / _HUB_FILE
 
 
-def _hub_texts(datasets: Any, spec: str, name: str, config: str | None, split: str, field: str) -> Iterator[str]:
+def _hub_records(
+    datasets: Any, spec: str, name: str, config: str | None, split: str, field: str | None
+) -> Iterator[dict[str, Any]]:
     number = 0
     try:
         for record in datasets.load_dataset(name, config, split=split, streaming=True):
             number += 1
+            if field is None:
+                yield {key: value for key, value in record.items() if _is_json(value)}
+                continue
             if field not in record:
                 hint = did_you_mean(field, record) or "; name the right one with --corpus.text_field"
                 raise UserError(f"{spec}: no field {field!r} in this dataset ({', '.join(map(repr, record))}){hint}")
@@ -265,7 +277,7 @@ def _hub_texts(datasets: Any, spec: str, name: str, config: str | None, split: s
                 raise UserError(
                     f"{spec}, record {number}: field {field!r} is not a string; name another --corpus.text_field"
                 )
-            yield record[field]
+            yield {field: record[field]}
     except UserError:
         raise
     except Exception as error:  # the library, its servers and its file formats raise some thirty unrelated classes
@@ -273,3 +285,12 @@ def _hub_texts(datasets: Any, spec: str, name: str, config: str | None, split: s
         raise UserError(f"{spec}: cannot be loaded ({reason}); check its name, its split and the network") from error
     if number == 0:
         raise UserError(f"{spec}: holds no records; name another split")
+
+
+def _is_json(value: Any) -> bool:
+    """Whether a value of a record can be written as JSON, which pictures, sounds and dates cannot."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):
+        return False
+    return True

@@ -110,9 +110,12 @@ class Tokenizer:
         if self.vocab_size > MAX_VOCABULARY:  # tables of this size are made
             raise UserError(f"tokenizer: has the id {self.vocab_size - 1}; ids must be below {MAX_VOCABULARY:,}")
         model = core.model
-        is_char = isinstance(model, models.WordLevel) and all(len(token) == 1 for token in vocab if token != eot)
-        # for single characters a dictionary does the same as the library, eighty times faster
-        self._characters = {token: index for token, index in vocab.items() if token != eot} if is_char else None
+        self._characters: dict[str, int] | None = None
+        if isinstance(model, models.WordLevel):
+            special = {eot, *self.special_tokens}
+            characters = {token: index for token, index in vocab.items() if token not in special}
+            # for single characters a dictionary does the same as the library, eighty times faster
+            self._characters = characters if all(len(token) == 1 for token in characters) else None
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the constructor's arguments: a copy by the library would forget that special tokens are text."""
@@ -145,6 +148,20 @@ class Tokenizer:
         config = json.dumps(self._config, indent=2, ensure_ascii=False)
         (place / "tokenizer_config.json").write_text(config + "\n", encoding="utf-8")
         write_chat_template_files(place, self._template_files)
+
+    def with_chat(self, template: str, special_tokens: Iterable[str] = ()) -> Tokenizer:
+        """Return a copy with another chat template, and with more special tokens after all others."""
+        core = tokenizers.Tokenizer.from_str(self._core.to_str())
+        core.add_special_tokens(list(special_tokens))
+        config = {key: value for key, value in self._config.items() if key != "chat_template"}
+        return type(self)(core, self._eot, config, template)
+
+    def with_template_line(self, line: str) -> Tokenizer:
+        """Return a copy whose chat templates begin with a line more."""
+        core = tokenizers.Tokenizer.from_str(self._core.to_str())
+        return type(self)(
+            core, self._eot, self._config, {name: line + text for name, text in self.chat_templates.items()}
+        )
 
     def check_embedding(self, rows: int, folder: Path) -> None:
         """Refuse a network whose embedding lacks rows for ids of this tokenizer; rows beyond them are padding.

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
 
+from gossamer.data.chat.special_marks import SpecialMarks
 from gossamer.data.chat.template_process import rendering
 from gossamer.data.tokenizer import Tokenizer
 from gossamer.errors import UserError
 from gossamer.isolated import IsolatedWorkers, RefusedError, Worker, WorkerFailedError
 
-__all__ = ["ChatTemplate", "RenderedPrompt", "TemplateRefusal", "ToolFormat"]
+__all__ = ["ChatTemplate", "Conversation", "RenderedPrompt", "TemplateRefusal", "ToolFormat"]
 
 ToolFormat = Literal["json", "xml"]
 """How the model writes a tool call: as a JSON object (Qwen3-Next), or as `<function=` with `<parameter=` (Qwen3.5)."""
@@ -82,6 +82,7 @@ class ChatTemplate:
         stop: texts that end an answer
         thinks: whether the model may begin an answer with `<think>`
         tools: how the model writes tool calls; None if the template cannot offer tools
+        sources: the text of the templates
 
     Raises:
         UserError: the chat template of the checkpoint cannot be used.
@@ -100,12 +101,11 @@ class ChatTemplate:
         self.tools: ToolFormat | None = None
         if "tools" in with_tools:
             self.tools = "xml" if "<function=" in with_tools else "json" if "<tool_call>" in with_tools else None
-        self._sources = plain + with_tools
+        self.sources = plain + with_tools
         # Tags of reasoning and calls are text, even where they are special: templates look for them in earlier answers.
         hidden = set(tokenizer.special_ids)
         special = (token for token, index in tokenizer.special_tokens.items() if index in hidden)
-        self._special = sorted(special, key=len, reverse=True)
-        self._special_pattern = re.compile("|".join(map(re.escape, self._special)) or r"(?!)")
+        self._marks = SpecialMarks(special, self.sources)
         self._renderer = _Renderer(DEFAULT_TEMPLATE if self.is_default else plain, with_tools)
         try:
             self._turn_token = self._find_turn_token()
@@ -129,23 +129,29 @@ class ChatTemplate:
             TemplateRefusal: the template refuses the messages or fails.
             UserError: the tokenizer does not know a character.
         """
-        variables: list[Any] = [messages, tools, template_kwargs or {}]
-        try:
-            mark = self._unused_mark(variables) if any(map(self._special_pattern.search, _texts(variables))) else ""
-            if mark:
-                variables = self._mark_special_tokens(variables, mark)
-        except RecursionError as error:
-            raise TemplateRefusal("nested too deeply") from error
-        try:
-            text = self._text(variables[0], variables[1], variables[2], add_generation_prompt=True)
-        except (RefusedError, WorkerFailedError) as error:
-            raise TemplateRefusal(str(error)) from error
-        ids: list[int] = []
-        for index, part in enumerate(self._split_marked(text, mark)):
-            if part:
-                ids += self._tokenizer.encode(part, special=index % 2 == 0)
+        conversation = self.conversation(messages, tools, template_kwargs)
+        text = conversation.prompt(len(messages))
+        ids = conversation.encode(text)
         boundaries = tuple(index for index, token in enumerate(ids) if index and token == self._turn_token)
         return RenderedPrompt(tuple(ids), boundaries, _OPEN_REASONING.search(text) is not None)
+
+    def conversation(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
+    ) -> Conversation:
+        """Return a conversation that is rendered up to several of its messages; the arguments are those of `render`.
+
+        Raises:
+            TemplateRefusal: the messages are nested too deeply.
+        """
+        variables: list[Any] = [messages, tools, template_kwargs or {}]
+        try:
+            mark = self._marks.mark_for(variables)
+            return Conversation(self, self._marks.marked(variables, mark), mark)
+        except RecursionError as error:
+            raise TemplateRefusal("nested too deeply") from error
 
     def end_of(self, prompt: RenderedPrompt, count: int) -> RenderedPrompt:
         """Return the last `count` tokens of a plain dialogue, after the token that texts begin with, as in training."""
@@ -183,68 +189,71 @@ class ChatTemplate:
         except RefusedError:
             return None
         begin = prompted[len(bare) :] if prompted.startswith(bare) else ""
-        token = next((token for token in self._special if begin.startswith(token)), None)
+        token = self._marks.first_at(begin)
         return None if token is None else self._tokenizer.special_tokens[token]
 
-    # A special token that a message spells out must not become that token. So the template receives it with a mark
-    # after each of its characters, which occurs nowhere else. Then what carries the marks is encoded as text.
 
-    def _unused_mark(self, variables: Any) -> str:
-        """A mark that occurs neither in the variables nor in the templates, as it is or as JSON escapes it."""
-        used = json.dumps(variables, ensure_ascii=False) + self._sources
-        return next(mark for mark in _marks() if mark not in used and not any(map(used.__contains__, _escapes(mark))))
+class Conversation:
+    """Messages and tools that a chat template makes texts of, in which special tokens that they spell out are marked.
 
-    def _mark_special_tokens(self, value: Any, mark: str) -> Any:
-        """A copy of a value with marks in every special token in all of its texts."""
-        if isinstance(value, str):
-            return self._special_pattern.sub(lambda found: "".join(letter + mark for letter in found.group()), value)
-        if isinstance(value, Mapping):
-            return {
-                self._mark_special_tokens(key, mark): self._mark_special_tokens(item, mark)
-                for key, item in value.items()
-            }
-        if isinstance(value, Sequence):
-            return [self._mark_special_tokens(item, mark) for item in value]
-        return value
+    All texts have the same marks, so that one may begin with another. `ChatTemplate.conversation` makes it.
 
-    def _split_marked(self, text: str, mark: str) -> list[str]:
-        """Split a text, without its marks, at special tokens that stay text; these have the odd indices."""
-        if not mark:
-            return [text]
-        for escape in _escapes(mark):
-            text = text.replace(escape, mark)
-        marked = ("".join(re.escape(letter + mark) for letter in token) for token in self._special)
-        return [part.replace(mark, "") for part in re.split(f"({'|'.join(marked)})", text)]
+    Args:
+        template: the template
+        variables: the messages, the tools and further variables, marked
+        mark: the mark; empty if nothing had to be marked
+    """
+
+    def __init__(self, template: ChatTemplate, variables: Sequence[Any], mark: str) -> None:
+        self._template, self._mark = template, mark
+        self._messages, self._tools, self._variables = variables
+
+    def prompt(self, count: int, **variables: Any) -> str:
+        """Return the text that asks for the message after the first `count`, as the service asks.
+
+        Raises:
+            TemplateRefusal: the template refuses the messages or fails.
+        """
+        return self._text(count, variables, True)
+
+    def transcript(self, count: int, **variables: Any) -> str:
+        """Return the text of the first `count` messages, with nothing asked for; raises as `prompt` does."""
+        return self._text(count, variables, False)
+
+    def _text(self, count: int, variables: Mapping[str, Any], is_prompt: bool) -> str:
+        try:
+            return self._template._text(
+                self._messages[:count], self._tools, {**self._variables, **variables}, is_prompt
+            )
+        except (RefusedError, WorkerFailedError) as error:
+            raise TemplateRefusal(str(error)) from error
+
+    def encode(self, text: str) -> list[int]:
+        """Return the tokens of one of the texts, or of a part of it.
+
+        Raises:
+            UserError: the tokenizer does not know a character.
+        """
+        ids: list[int] = []
+        for index, part in enumerate(self._template._marks.split(text, self._mark)):
+            if part:
+                ids += self._template._tokenizer.encode(part, special=index % 2 == 0)
+        return ids
+
+    def plain(self, text: str) -> str:
+        """Return one of the texts, or a part of it, without marks."""
+        return "".join(self._template._marks.split(text, self._mark))
+
+    def end_of_turn(self, text: str) -> tuple[int, int] | None:
+        """Return where the special token ends that closes a text, and its id; None if the text ends in none."""
+        found = self._template._marks.last(text)
+        return None if found is None else (found.end(), self._template._tokenizer.special_tokens[found.group()])
 
 
 def _with_reasoning_names(message: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return a message with its reasoning under the names that templates read, as transformers does."""
     found = next((message[name] for name in _REASONING_NAMES if message.get(name) is not None), None)
     return message if found is None else {"thinking": found, **message, "reasoning_content": found}
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """Yield all texts within a value."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _texts(key)
-            yield from _texts(item)
-    elif isinstance(value, Sequence):
-        for item in value:
-            yield from _texts(item)
-
-
-def _marks() -> Iterator[str]:
-    """Yield characters that do not occur in texts, then pairs of them: more than one text can hold."""
-    letters = [chr(code) for code in (*range(0xFDD0, 0xFDF0), *range(0xE000, 0xF900))]
-    return itertools.chain(letters, map("".join, itertools.permutations(letters, 2)))
-
-
-def _escapes(mark: str) -> Iterable[str]:
-    """Return the ways in which JSON may write a mark in ASCII."""
-    return (form % tuple(map(ord, mark)) for form in ("\\u%04x" * len(mark), "\\u%04X" * len(mark)))
 
 
 class _Renderer:

@@ -1,0 +1,108 @@
+"""From files to records: every line in its normal form, all of one method, with what people should know about them."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from gossamer.data.chat.forms import Completion, Method, Record, form_of, read_record
+from gossamer.data.chat.record_files import read_lines
+from gossamer.errors import UserError
+
+__all__ = ["Completion", "Record", "Records", "read_records"]
+
+
+@dataclass(frozen=True)
+class Records:
+    """All lines of some files.
+
+    Attributes:
+        method: how is learned from them
+        records: the lines, in order
+        ignored_keys: keys that mean nothing here, each once
+        num_equal: lines that say the same as one before them
+        notices: what people should know, a line each
+    """
+
+    method: Method
+    records: tuple[Record, ...]
+    ignored_keys: tuple[str, ...]
+    num_equal: int
+    notices: tuple[str, ...]
+
+
+def read_records(paths: Sequence[str], *, method: str = "auto", cache: Path | None = None) -> Records:
+    """Read files of conversations, pairs, ratings or texts.
+
+    Args:
+        paths: files, folders, `hf:NAME[[:CONFIG]:SPLIT]` for a data set of the Hub, or `-` for standard input
+        method: sft, dpo or kto; "auto" takes that of the first line
+        cache: the folder that data sets of the Hub are fetched into; None: the usual one
+
+    Raises:
+        UserError: a file cannot be read, a line has none of the forms, or two lines are of different methods; the
+            message names the place and the key.
+    """
+    notices: list[str] = []
+    ignored: dict[str, None] = {}
+    records: list[Record] = []
+    found: Method | None = None
+    first = ""
+    for where, values in read_lines(paths, notices, cache):
+        form = form_of(where, values, method)
+        if found is None:
+            found, first = form.method, where
+        elif form.method != found:
+            raise UserError(
+                f"{where}: {form}: these keys are data for {form.method}, but {first} is data for {found}; give each "
+                "kind to a call of its own"
+            )
+        records.append(read_record(form, where, values, ignored))
+    if found is None:
+        raise UserError(f"{', '.join(paths)}: no line to learn from; name a file with conversations")
+    num_equal = _num_equal(records)
+    if method == "dpo" and found == "kto":
+        records, found = _paired(records, notices), "dpo"
+    return Records(found, tuple(records), tuple(ignored), num_equal, tuple(notices))
+
+
+def _num_equal(records: Iterable[Record]) -> int:
+    seen: set[str] = set()
+    count = 0
+    for record in records:
+        count += (key := _content(record)) in seen
+        seen.add(key)
+    return count
+
+
+def _content(record: Record) -> str:
+    return json.dumps(asdict(replace(record, where="")), sort_keys=True)
+
+
+def _paired(records: Sequence[Record], notices: list[str]) -> list[Record]:
+    """Return every good completion with every bad one of the same prompt, as pairs."""
+    rated: dict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        rated[_content(replace(record, completions=(), label=None))].append(record)
+    pairs = []
+    num_paired = 0
+    for group in rated.values():
+        good, bad = ([record for record in group if record.label is label] for label in (True, False))
+        made = [
+            replace(one, completions=(one.completions[0], other.completions[0]), label=None)
+            for one in good
+            for other in bad
+            if one.completions != other.completions
+        ]
+        num_paired += len(group) if made else 0
+        pairs += made
+    if not pairs:
+        raise UserError(
+            f"{records[0].where}: no prompt has a good and a bad answer, so there are no pairs; leave --method out"
+        )
+    if num_paired < len(records):
+        notices.append(f"{len(records) - num_paired:,} of {len(records):,} ratings are of prompts without a pair")
+    return pairs

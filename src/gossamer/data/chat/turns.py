@@ -1,0 +1,156 @@
+"""Answers of a conversation, each with the prompt that the service would have asked for it with.
+
+The context of an answer is the prompt that serving makes of the messages before it, token for token. The target is what
+the template writes after that prompt once the answer is among the messages, up to and with the token that ends it. The
+two are encoded apart, as the engine does.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gossamer.data.chat.messages import Message
+from gossamer.data.chat.output_parser import Content, OutputParser, Reasoning
+from gossamer.data.chat.template import ChatTemplate, Conversation, TemplateRefusal
+from gossamer.data.tokenizer import Tokenizer
+from gossamer.errors import UserError, shorten
+
+__all__ = ["Turn", "TurnFinder", "with_reasoning_split"]
+
+_OPENS_REASONING = re.compile(r"<think>\s*\Z")
+
+
+@dataclass(frozen=True)
+class Turn:
+    """An answer that is learned.
+
+    Attributes:
+        index: of its message
+        context: the tokens of the prompt
+        target: the tokens of the answer, with the one that ends it
+        end: the token that ends it
+        has_reasoning: whether it has a thought
+        opens_reasoning: whether the prompt ends in an open `<think>`
+    """
+
+    index: int
+    context: list[int]
+    target: list[int]
+    end: int
+    has_reasoning: bool
+    opens_reasoning: bool
+
+
+class TurnFinder:
+    """Finds the answers of conversations for one chat template.
+
+    Args:
+        tokenizer: the tokenizer with its template
+        template: the same template
+
+    Attributes:
+        reads_thinking: whether the template knows the variable `enable_thinking`
+    """
+
+    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate) -> None:
+        self._tokenizer, self._template = tokenizer, template
+        self.reads_thinking = "enable_thinking" in template.sources
+
+    def turns(
+        self,
+        where: str,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] | None,
+        weights: Sequence[int],
+        thinking: bool | None = None,
+    ) -> list[Turn]:
+        """Return the answers of a conversation whose weight is 1.
+
+        Args:
+            where: the place of the conversation, for messages
+            messages: the conversation, in the normal form, with reasoning apart from content
+            tools: the functions that the model is told about
+            weights: for each message 1 if it is learned from, else 0
+            thinking: whether a thought is asked for; None: where the answer has one
+
+        Raises:
+            UserError: the template does not take the messages, or writes an answer otherwise than it asks for it.
+        """
+        try:
+            conversation = self._template.conversation(messages, tools)
+        except TemplateRefusal as error:
+            raise UserError(f"{where}: messages: {error}; leave the line out") from error
+        return [
+            self._turn(where, conversation, index, messages[index], thinking)
+            for index, weight in enumerate(weights)
+            if weight
+        ]
+
+    def _turn(
+        self, where: str, conversation: Conversation, index: int, message: Message, thinking: bool | None
+    ) -> Turn:
+        has_reasoning = "reasoning_content" in message
+        wish = has_reasoning if thinking is None else thinking
+        attempts: list[dict[str, bool]] = [{}]
+        if self.reads_thinking:
+            attempts = [{"enable_thinking": wish}, {"enable_thinking": not wish}]
+        texts = []
+        for variables in attempts:
+            prompt, transcript = self._texts(where, conversation, index, variables)
+            if transcript.startswith(prompt):
+                break
+            texts.append((prompt, transcript))
+        else:
+            raise _otherwise(where, index, *map(conversation.plain, texts[0]))
+        answer = transcript[len(prompt) :]
+        ending = conversation.end_of_turn(answer)
+        if ending is None:  # the template ends no answer, so the end of the text does
+            target, end = [*conversation.encode(answer.rstrip()), self._tokenizer.eot_id], self._tokenizer.eot_id
+        else:
+            target, end = conversation.encode(answer[: ending[0]]), ending[1]
+        opens = _OPENS_REASONING.search(prompt) is not None
+        return Turn(index, conversation.encode(prompt), target, end, has_reasoning, opens)
+
+    def _texts(
+        self, where: str, conversation: Conversation, index: int, variables: Mapping[str, bool]
+    ) -> tuple[str, str]:
+        """The prompt for a message, and the transcript with it."""
+        if index == 0:
+            raise UserError(
+                f"{where}: messages.0: an answer that nothing was asked for cannot be learned; give it the weight 0"
+            )
+        try:
+            return conversation.prompt(index, **variables), conversation.transcript(index + 1, **variables)
+        except TemplateRefusal as error:
+            raise UserError(
+                f"{where}: messages.{index}: the chat template does not take this answer with what precedes it "
+                f"({shorten(error, 200)}); mend the messages, or give it the weight 0"
+            ) from error
+
+
+def _otherwise(where: str, index: int, prompt: str, transcript: str) -> UserError:
+    same = next(
+        (place for place, (left, right) in enumerate(zip(prompt, transcript, strict=False)) if left != right),
+        min(len(prompt), len(transcript)),
+    )
+    start = max(0, same - 20)
+    return UserError(
+        f"{where}: messages.{index}: the chat template asks for this answer with …{prompt[start : same + 30]!r} and "
+        f"writes …{transcript[start : same + 30]!r}; mend the template"
+    )
+
+
+def with_reasoning_split(message: Message) -> Message:
+    """Return an assistant's message with a leading `<think>…</think>` apart from its content, as serving reads it."""
+    if message["role"] != "assistant" or "reasoning_content" in message or "</think>" not in message["content"]:
+        return message
+    parser = OutputParser(thinking=False, thinks=True, reader=None)
+    events = [*parser.push(message["content"]), *parser.finish()]
+    reasoning = "".join(event.text for event in events if isinstance(event, Reasoning))
+    content = "".join(event.text for event in events if isinstance(event, Content))
+    if content == message["content"]:
+        return message
+    return {**message, "content": content} | ({"reasoning_content": reasoning} if reasoning else {})
