@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gossamer.data.chat.records import read_records
 from gossamer.errors import UserError
 from gossamer.reading import parse_json
 from gossamer.serve import feedback as feedback_module
@@ -68,6 +69,27 @@ def test_a_rating_is_one_line_that_says_what_was_rated(rated: Live, kept: Path) 
         "rating_id": answer.json()["rating_id"],
     }
     assert rated.get("/v1/models").json()["data"][0]["feedback"] == str(kept)
+
+
+def test_what_is_kept_is_what_tuning_reads(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "ratings.jsonl"
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+    called = [{"role": "assistant", "content": None, "reasoning_content": "hm", "tool_calls": [call]}]
+    with live(folder, feedback=path) as service:
+        first = service.post("/feedback", GOOD).json()["rating_id"]
+        service.post("/feedback", GOOD | {"label": False, "rating_id": first})
+        parts = [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]
+        service.post("/feedback", {"messages": parts, "tools": [tool], "completion": called, "label": True})
+        taken_back = service.post("/feedback", GOOD).json()["rating_id"]
+        service.post("/feedback", GOOD | {"label": None, "rating_id": taken_back})
+    records = read_records([str(path)])
+    assert records.method == "kto" and not records.ignored_keys
+    changed, with_tools = records.records
+    assert changed.label is False and changed.completions[0].messages == tuple(RATING["completion"])
+    assert with_tools.label is True and with_tools.messages[0]["content"] == "ab" and with_tools.tools is not None
+    (answer,) = with_tools.completions[0].messages
+    assert answer["reasoning_content"] == "hm" and answer["tool_calls"][0]["function"]["arguments"] == {"a": 1}
 
 
 def test_a_later_rating_has_the_same_identifier(rated: Live, kept: Path) -> None:

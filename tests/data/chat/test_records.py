@@ -323,6 +323,22 @@ def rated(question: str, answer: str, label: bool) -> dict[str, Any]:
     return {"messages": [USER | {"content": question}], "completion": answer, "label": label, "model": "m"}
 
 
+def test_the_last_rating_of_an_answer_counts(tmp_path):
+    def line(rating_id, label, note=""):
+        return {"messages": [USER], "completion": [ANSWER], "label": label, "note": note, "rating_id": rating_id}
+
+    lines = [line("x", True), line("y", True), line("x", False), line("z", True), line("y", None), line("w", None)]
+    file = write(tmp_path, *lines, {"messages": [USER], "completion": "b", "label": True})
+    records = read_records([file])
+    assert [(record.where, record.label) for record in records.records] == [
+        (f"{file}:3", False), (f"{file}:4", True), (f"{file}:7", True)
+    ]  # fmt: skip
+    assert records.notices == ("4 lines are ratings that were changed or taken back later",)
+    assert not records.ignored_keys
+    with pytest.raises(UserError, match="no line to learn from"):
+        read_records([write(tmp_path, line("x", True), line("x", None), name="none.jsonl")])
+
+
 def test_ratings_of_one_prompt_become_pairs(tmp_path):
     lines = [rated("q", "a", True), rated("r", "a", True), rated("q", "b", False), rated("q", "a", False)]
     file = write(tmp_path, *lines, rated("q", "c", False))

@@ -348,7 +348,7 @@ def _form(method: Method, keys: str, read: Callable[[Line], Record], more: str =
     return Form(method, frozenset(keys.split()), read, frozenset(more.split()))
 
 
-_OF_RATINGS = "tools system model sampling time note"  # what the service writes beside a rating is no mistake
+_OF_RATINGS = "tools system model sampling time note rating_id"  # what the service writes beside a rating is no mistake
 
 FORMS = (
     _form("sft", "messages", _from_messages, "tools system"),

@@ -20,7 +20,7 @@ from gossamer.files import cache_folder
 from gossamer.reading import parse_json
 from gossamer.units import size
 
-__all__ = ["STANDARD_INPUT", "read_lines"]
+__all__ = ["STANDARD_INPUT", "Line", "read_lines"]
 
 STANDARD_INPUT = "-"
 """What stands for standard input where a path may stand."""

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from gossamer.data.chat.forms import Completion, Method, Record, form_of, read_record
-from gossamer.data.chat.record_files import read_lines
+from gossamer.data.chat.record_files import Line, read_lines
 from gossamer.errors import UserError
 
 __all__ = ["Completion", "Record", "Records", "read_records"]
+
+_RATING_ID = "rating_id"  # which ratings of one answer share
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ def read_records(paths: Sequence[str], *, method: str = "auto", cache: Path | No
     records: list[Record] = []
     found: Method | None = None
     first = ""
-    for where, values in read_lines(paths, notices, cache):
+    for where, values in _newest_ratings(read_lines(paths, notices, cache), notices):
         form = form_of(where, values, method)
         if found is None:
             found, first = form.method, where
@@ -67,6 +69,23 @@ def read_records(paths: Sequence[str], *, method: str = "auto", cache: Path | No
     if method == "dpo" and found == "kto":
         records, found = _paired(records, notices), "dpo"
     return Records(found, tuple(records), tuple(ignored), num_equal, tuple(notices))
+
+
+def _newest_ratings(lines: Iterable[Line], notices: list[str]) -> Iterator[Line]:
+    """Yield the lines, but of those with one `rating_id` the last alone, and none if that takes the rating back.
+
+    A rating is taken back by a line whose `label` is null.
+    """
+    found = list(lines)
+    last = {repr(values[_RATING_ID]): place for place, (_, values) in enumerate(found) if _RATING_ID in values}
+    replaced = 0
+    for place, (where, values) in enumerate(found):
+        if _RATING_ID in values and (last[repr(values[_RATING_ID])] != place or "label" not in values):
+            replaced += 1
+        else:
+            yield where, values
+    if replaced:
+        notices.append(f"{replaced:,} lines are ratings that were changed or taken back later")
 
 
 def _num_equal(records: Iterable[Record]) -> int:
