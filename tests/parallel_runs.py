@@ -18,7 +18,9 @@ import numpy as np
 import torch
 from torch.distributed.tensor import DTensor
 
+from answers import tunings
 from gossamer import ops
+from gossamer.data.chat.rows import ExampleBatches
 from gossamer.data.token_files import Mixture, TokenFile
 from gossamer.errors import UserError
 from gossamer.model.causal_lm import CausalLM, targets_ahead
@@ -224,8 +226,19 @@ def conversation(world: World) -> dict[str, Any]:
     }
 
 
+def preferences(world: World) -> dict[str, Any]:
+    """What two steps of each kind of tuning measure, from rows that the processes share, some of them unequally."""
+    found: dict[str, Any] = {}
+    for name, learner, examples in tunings(Case().model, world):
+        batches = ExampleBatches(examples, 3, 20, seed=0, rank=world.rank, world_size=world.size)
+        steps = [learner.step(next(batches), 1e-2).values for _ in range(2)]
+        # A micro-batch is balanced against the loads so far, which depend on what lies in it.
+        found[name] = [{key: float(value) for key, value in step.items() if key != "aux_loss"} for step in steps]
+    return found
+
+
 def launch(processes: int, cases: list[Case], folder: Path) -> list[dict[str, Any]]:
-    """Run the cases one after the other on several processes under torchrun; results by case, then the two checks."""
+    """Run the cases one after the other on several processes under torchrun; results by case, then of other checks."""
     order, results = folder / "cases.json", folder / "results.json"
     order.write_text(json.dumps([asdict(case) for case in cases]))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
@@ -243,7 +256,7 @@ def main() -> None:
     names = {field.name for field in fields(Case)}
     cases = [Case(**values) for values in json.loads(Path(order).read_text()) if values.keys() == names]
     world = World.join(CPU)
-    found = [*(run(case, world) for case in cases), lopsided_experts(world), conversation(world)]
+    found = [*(run(case, world) for case in cases), preferences(world), lopsided_experts(world), conversation(world)]
     everywhere = world.all_gather([{**result, "gathered": None} for result in found[: len(cases)]])
     assert all(other == everywhere[0] for other in everywhere), "the processes disagree"
     worst = world.all_gather(found[-2])

@@ -10,7 +10,7 @@ import torch
 from gossamer.errors import UserError
 from gossamer.train.parallel import gathered_model, parallelize
 from gossamer.train.world import World
-from parallel_runs import CPU, Case, launch, run
+from parallel_runs import CPU, Case, launch, preferences, run
 
 
 @cache
@@ -30,9 +30,12 @@ def assert_same(result, case, tolerance=1e-6):
 
 def test_two_processes_learn_what_one_does(tmp_path):
     spread = Case(expert_parallel=2, recompute=True, last=2, save=str(tmp_path))
-    *results, experts, heard = launch(2, cases := [spread, Case("muon", bigram_steps=3, last=2)], tmp_path)
+    *results, tuned, experts, heard = launch(2, cases := [spread, Case("muon", bigram_steps=3, last=2)], tmp_path)
     for case, result in zip(cases, results, strict=True):
         assert_same(result, case)
+    for method, steps in preferences(World()).items():
+        for found, wanted in zip(tuned[method], steps, strict=True):
+            assert found == pytest.approx(wanted, rel=1e-5, abs=1e-5), method
     assert max(experts.values()) < 1e-10, experts
     assert heard == {
         "sum": [2.0, 1.0],
@@ -66,7 +69,7 @@ def test_every_way_to_spread_a_network_gives_one_process_curve(processes, tmp_pa
     ]
     if processes == 4:
         cases += [Case(expert_parallel=4, last=20), Case("muon", expert_parallel=4, recompute=True)]
-    *results, experts, _ = launch(processes, cases, tmp_path)
+    *results, _, experts, _ = launch(processes, cases, tmp_path)
     for case, result in zip(cases, results, strict=True):
         assert_same(result, case)
     assert max(experts.values()) < 1e-10, experts

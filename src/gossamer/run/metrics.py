@@ -15,7 +15,9 @@ These are the events; a reader can rely on `step` only. `tokens` and `elapsed` (
     pairs       loss, seconds (of the embedding and the head, which learned from the text's bigrams before the first
                 step)
     train       tokens, elapsed, loss, mtp_loss, aux_loss, z_loss, grad_norm, learning_rate, tokens_per_second,
-                mfu (share of the device's measured peak), memory (peak bytes)
+                mfu (share of the device's measured peak), memory (peak bytes); of pairs sft_loss, accuracy (share in
+                which the chosen answer leads), margin, reward_chosen, reward_rejected; of ratings accuracy (share that
+                is told right), reward_chosen, reward_rejected, kl (estimate of the divergence from the base, nats)
     eval, end   tokens, elapsed, set (name of the validation text; one event for each), eval_tokens (how many of it were
                 predicted), loss (nats per token), perplexity, bits_per_byte, mtp_acceptance (share of accepted drafts
                 for each step of the head); flops and device_seconds: all that the run had cost by then, lost work and

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -56,8 +57,15 @@ class Objective(ABC):
         return self
 
 
+@dataclass(frozen=True)
 class NextTokenObjective(Objective):
-    """The mean negative log-likelihood of the step's targets."""
+    """The mean negative log-likelihood of the step's targets.
+
+    Attributes:
+        balances: whether the experts are kept equally busy
+    """
+
+    balances: bool = True
 
     def counts(self, batch: Batch) -> list[int]:
         """Count the targets."""

@@ -167,5 +167,12 @@ def test_ratings_have_their_completion_behind_the_next_prompt_too(base):
     assert texts == [["p0c0", "p1c0"], ["p1c1", "p2c1"], ["p2c2", "p0c2"]]
     assert [[sample.num_targets for sample in example.samples] for example in made.examples] == [[3, 3]] * 3
     assert [example.label for example in made.examples] == [False, True, False]
-    (alone,) = build(base, lines[0]).examples
-    assert len(alone.samples) == 1
+    for same in (lines[:1], [lines[0], lines[0] | {"label": 1}]):
+        assert {len(example.samples) for example in build(base, *same).examples} == {1}
+
+
+def test_the_next_prompt_is_another_one(base):
+    """Several answers to a prompt are often rated one after the other."""
+    lines = [{"prompt": prompt, "completion": f"c{n}", "label": n % 2} for n, prompt in enumerate("aabbbca")]
+    texts = [base.decode(example.samples[1].input_ids.tolist()) for example in build(base, *lines).examples]
+    assert texts == ["bc0", "bc1", "cc2", "cc3", "cc4", "ac5", "bc6"]

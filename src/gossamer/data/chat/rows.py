@@ -26,7 +26,7 @@ from gossamer.ops.linear_cross_entropy import IGNORED
 from gossamer.reading import checked
 from gossamer.typed import Range
 
-__all__ = ["ExampleBatch", "ExampleBatches", "rows_of", "split_held_out"]
+__all__ = ["ExampleBatch", "ExampleBatches", "padding_row", "rows_of", "split_held_out"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +69,7 @@ def _row(examples: Sequence[Example], indices: Sequence[int]) -> ExampleBatch:
     )
 
 
-def _padding() -> ExampleBatch:
+def padding_row() -> ExampleBatch:
     """A row without an example."""
     ids, labels = torch.zeros(1, 2, dtype=torch.int64), torch.full((1, 2), IGNORED)
     return ExampleBatch(ids, labels, torch.tensor([0, 2], dtype=torch.int32), (), ())
@@ -148,7 +148,7 @@ class ExampleBatches:
         rows = [rows_of(self.examples, share, self.row_tokens) for share in shares]
         mine = rows[self.rank]
         # Every process takes part in every forward pass of a step, for which weights are gathered.
-        return mine + [_padding() for _ in range(max(map(len, rows)) - len(mine))]
+        return mine + [padding_row() for _ in range(max(map(len, rows)) - len(mine))]
 
     def _example(self, place: int) -> int:
         """The index of the example at a place in the order of all epochs."""

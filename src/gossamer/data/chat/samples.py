@@ -359,15 +359,32 @@ def _key(record: Record) -> str:
 
 
 def _with_other_prompts(examples: Sequence[Example], context: int) -> list[Example]:
-    """Return ratings with a second sample each: the completion behind the prompt of the next example."""
+    """Return ratings with a second sample each: the completion behind the next example's prompt that is another one.
+
+    Several answers to one prompt often stand side by side, and a completion behind its own prompt would not tell what
+    the network gives completions that have nothing to do with it.
+    """
+    learned = [int(np.argmax(example.samples[0].labels != IGNORED)) for example in examples]
+    prompts = [example.samples[0].input_ids[:first] for example, first in zip(examples, learned, strict=True)]
     made = []
-    for index, example in enumerate(examples):
-        other = examples[(index + 1) % len(examples)]
+    others = _next_others([prompt.tobytes() for prompt in prompts])
+    for example, first, other in zip(examples, learned, others, strict=True):
         (own,) = example.samples
-        first, second = (int(np.argmax(one.labels != IGNORED)) for one in (own, other.samples[0]))
-        ids = np.concatenate([other.samples[0].input_ids[:second], own.input_ids[first:]])[:context]
-        labels = np.concatenate([other.samples[0].labels[:second], own.labels[first:]])[:context]
-        mismatched = Sample(ids, labels)
-        has_two = other is not example and mismatched.num_targets > 0
-        made.append(replace(example, samples=(own, mismatched) if has_two else (own,)))
+        if other is not None:
+            ids = np.concatenate([prompts[other], own.input_ids[first:]])[:context]
+            labels = np.concatenate([np.full(len(prompts[other]), IGNORED, np.int32), own.labels[first:]])[:context]
+            mismatched = Sample(ids, labels)
+            if mismatched.num_targets:
+                example = replace(example, samples=(own, mismatched))
+        made.append(example)
     return made
+
+
+def _next_others(values: Sequence[bytes]) -> list[int | None]:
+    """Return for each place the next one whose value is another, going round; None if all are equal."""
+    count = len(values)
+    others: list[int | None] = [None] * count
+    for place in reversed(range(2 * count)):  # the second time round, the end of the list knows its beginning
+        here, following = place % count, (place + 1) % count
+        others[here] = following if values[following] != values[here] else others[following]
+    return others
