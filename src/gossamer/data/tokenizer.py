@@ -279,6 +279,15 @@ class Tokenizer:
         except Exception as error:  # the library raises bare Exception for an unknown character
             raise self._unencodable(texts, error) from error
 
+    def encode_with_places(self, text: str, special: bool = False) -> tuple[list[int], list[tuple[int, int]]]:
+        """Return the ids of `text`, and for each at which character it begins and ends; raises as `encode` does."""
+        core = self._special_core if special else self._core
+        try:
+            encoding = core.encode(text, add_special_tokens=False)
+        except Exception as error:  # the library raises bare Exception for an unknown character
+            raise self._unencodable([text], error) from error
+        return encoding.ids, encoding.offsets
+
     def decode(self, ids: Iterable[int], special: bool = False) -> str:
         """Return the text of `ids`, without `special_ids` unless `special`; bytes that are not UTF-8 become U+FFFD."""
         hidden = () if special else self._hidden

@@ -15,7 +15,8 @@ from gossamer.data.chat.chatml import with_chatml
 from gossamer.data.chat.forms import Completion, Method, Record
 from gossamer.data.chat.messages import Message
 from gossamer.data.chat.records import Records
-from gossamer.data.chat.template import ChatTemplate
+from gossamer.data.chat.template import ChatTemplate, TemplateRefusal
+from gossamer.data.chat.transcripts import Transcript, TranscriptReader
 from gossamer.data.chat.turns import Turn, TurnFinder, with_reasoning_split
 from gossamer.data.tokenizer import Tokenizer
 from gossamer.errors import UserError
@@ -25,7 +26,7 @@ __all__ = ["Example", "Examples", "Sample", "TooLong", "Turns", "build_examples"
 
 TooLong = Literal["drop", "cut", "refuse"]
 """What is done about a sample that is longer than the context."""
-Turns = Literal["exact", "last"]
+Turns = Literal["exact", "last", "joined"]
 """Which answers of a conversation are learned, and behind which context."""
 
 Ids = npt.NDArray[np.int32]
@@ -111,7 +112,8 @@ def build_examples(
         tokenizer: the model's, with its chat template if it has one
         context: tokens that a sample may have
         too_long: what is done about longer ones: they are left out, cut at their end, or refused
-        turns: "exact" learns every answer behind the prompt that serving makes, "last" the last one alone
+        turns: "exact" learns every answer behind the prompt that serving makes, "last" the last one alone, "joined" all
+            of them in the transcript
         template: "chatml" for the template of our own; empty for the tokenizer's
 
     Raises:
@@ -137,6 +139,8 @@ class _Counts:
     cut: int = 0
     trailing: int = 0
     lost_reasoning: int = 0
+    joined_answers: int = 0
+    foreign_answers: int = 0
     turns: Counter[str] = field(default_factory=Counter)
 
 
@@ -214,15 +218,35 @@ class _Builder:
         """The samples of a conversation: an answer shares that of the one before if its prompt continues it."""
         template, finder = self._template_for(record)
         messages = self._split(record.messages)
+        if template.tools is None and (key := _of_tools(record)):
+            raise UserError(f"{record.where}: {key}: this model's chat template cannot call any; leave them out")
+        try:
+            conversation = template.conversation(messages, record.tools)
+        except TemplateRefusal as error:
+            raise UserError(f"{record.where}: messages: {error}; leave the line out") from error
+        if self.turns == "joined":
+            reader = TranscriptReader(finder, template.marks_answers)
+            return [self._joined(record.where, reader.transcript(record.where, conversation, messages, weights))]
         if self.turns == "last":
             last = max(index for index, weight in enumerate(weights) if weight)
             weights = [int(index == last) for index in range(len(weights))]
-        if record.tools and template.tools is None:
-            raise UserError(f"{record.where}: tools: this model's chat template cannot call any; leave them out")
-        turns = finder.turns(record.where, messages, record.tools, weights, thinking)
+        turns = finder.turns(record.where, conversation, messages, weights, thinking)
         samples = _samples_of(turns)
         self._count(messages, turns, samples)
         return samples
+
+    def _joined(self, where: str, transcript: Transcript) -> Sample:
+        """The sample of a whole conversation."""
+        self.counts.joined_answers += transcript.num_answers
+        self.counts.foreign_answers += transcript.num_foreign
+        self.ends.update(dict.fromkeys(transcript.ends))
+        ids = np.array(transcript.ids, np.int32)
+        labels = np.where(transcript.is_target, ids, np.int32(IGNORED))
+        labels[:1] = IGNORED
+        sample = Sample(ids, labels)
+        if not sample.num_targets:
+            raise UserError(f"{where}: messages: the chat template marks nothing that is learned; leave the line out")
+        return sample
 
     def _template_for(self, record: Record) -> tuple[ChatTemplate, TurnFinder]:
         if self.template is None or self.finder is None:
@@ -276,7 +300,7 @@ class _Builder:
     def _tokenizer_to_save(self) -> tuple[Tokenizer, bool]:
         """The tokenizer with the template for serving, and whether that says that no thought is asked for."""
         learned_none = self.counts.turns["no reasoning"] and not self.counts.turns["reasoning"]
-        if self.template is None or self.finder is None or not learned_none or not self.finder.reads_thinking:
+        if self.template is None or self.finder is None or not learned_none or not self.template.reads_thinking:
             return self.tokenizer, False
         said = [{"role": "user", "content": "a"}]
         if self.template.render(said).ids == self.template.render(said, None, {"enable_thinking": False}).ids:
@@ -298,6 +322,11 @@ class _Builder:
                 f"{counts.conversations:,} conversations → {counts.samples_of_conversations:,} samples (the template "
                 f"shows earlier turns otherwise than it asked for them), {more:+.0%} tokens"
             )
+        if counts.joined_answers:
+            yield (
+                f"{counts.foreign_answers:,} of {counts.joined_answers:,} answers stand in a context that serving "
+                "never builds (--turns joined)"
+            )
         if counts.dropped:
             yield f"{counts.dropped:,} examples of more than {self.context:,} tokens were left out (--too_long drop)"
         if counts.cut:
@@ -318,6 +347,14 @@ class _Builder:
 
 DISABLE_THINKING = "{%- set enable_thinking = enable_thinking if enable_thinking is defined else false -%}\n"
 """What a template begins with that asks for no thought by default."""
+
+
+def _of_tools(record: Record) -> str:
+    """The first key of a record that needs a template with tools; empty if there is none."""
+    if record.tools:
+        return "tools"
+    called = (f"messages.{index}.tool_calls" for index, one in enumerate(record.messages) if one.get("tool_calls"))
+    return next(called, "")
 
 
 def _behind(record: Record, completion: Completion) -> tuple[Record, list[int]]:

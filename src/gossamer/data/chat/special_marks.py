@@ -64,6 +64,10 @@ class SpecialMarks:
         found = list(self._pattern.finditer(text))
         return found[-1] if found and not text[found[-1].end() :].strip() else None
 
+    def first_after(self, text: str, begin: int) -> re.Match[str] | None:
+        """Return the first special token of a marked text from a place on."""
+        return self._pattern.search(text, begin)
+
     def first_at(self, text: str) -> str | None:
         """Return the special token that a text begins with; None if it begins with none."""
         return next((token for token in self._special if text.startswith(token)), None)

@@ -82,7 +82,8 @@ class ChatTemplate:
         stop: texts that end an answer
         thinks: whether the model may begin an answer with `<think>`
         tools: how the model writes tool calls; None if the template cannot offer tools
-        sources: the text of the templates
+        reads_thinking: whether the template knows the variable `enable_thinking`
+        marks_answers: whether the template says with `{% generation %}` what is learned
 
     Raises:
         UserError: the chat template of the checkpoint cannot be used.
@@ -101,11 +102,13 @@ class ChatTemplate:
         self.tools: ToolFormat | None = None
         if "tools" in with_tools:
             self.tools = "xml" if "<function=" in with_tools else "json" if "<tool_call>" in with_tools else None
-        self.sources = plain + with_tools
+        sources = plain + with_tools
+        self.reads_thinking = "enable_thinking" in sources
+        self.marks_answers = re.search(r"\{%[-+]?\s*generation\b", sources) is not None
         # Tags of reasoning and calls are text, even where they are special: templates look for them in earlier answers.
         hidden = set(tokenizer.special_ids)
         special = (token for token, index in tokenizer.special_tokens.items() if index in hidden)
-        self._marks = SpecialMarks(special, self.sources)
+        self._marks = SpecialMarks(special, sources)
         self._renderer = _Renderer(DEFAULT_TEMPLATE if self.is_default else plain, with_tools)
         try:
             self._turn_token = self._find_turn_token()
@@ -159,13 +162,13 @@ class ChatTemplate:
         prefix = prompt.ids[:1] if prompt.ids[0] == bos else ()
         return RenderedPrompt((*prefix, *prompt.ids[len(prompt.ids) - count + len(prefix) :]), (), False)
 
-    def _text(
-        self,
-        messages: Any,
-        tools: Any,
-        template_kwargs: Mapping[str, Any],
-        add_generation_prompt: bool,
-    ) -> str:
+    def _text(self, messages: Any, tools: Any, template_kwargs: Mapping[str, Any], add_generation_prompt: bool) -> str:
+        return self._renderer.text(bool(tools), self._all(messages, tools, template_kwargs, add_generation_prompt))
+
+    def _all(
+        self, messages: Any, tools: Any, template_kwargs: Mapping[str, Any], add_generation_prompt: bool
+    ) -> dict[str, Any]:
+        """All variables of the template."""
         known = {
             "messages": list(map(_with_reasoning_names, messages)),
             "tools": tools or None,
@@ -173,7 +176,7 @@ class ChatTemplate:
         }
         if repeated := known.keys() & template_kwargs.keys():
             raise TemplateRefusal(f"{min(repeated)} is set by the request itself")
-        return self._renderer.text(bool(tools), {**self._variables, **template_kwargs, **known})
+        return {**self._variables, **template_kwargs, **known}
 
     def _find_turn_token(self) -> int | None:
         """Find the special token that begins a message, as it does in the prompt for an answer; None if there is none.
@@ -220,11 +223,23 @@ class Conversation:
         """Return the text of the first `count` messages, with nothing asked for; raises as `prompt` does."""
         return self._text(count, variables, False)
 
+    def transcript_with_spans(self) -> tuple[str, list[tuple[int, int]]]:
+        """Return the text of all messages, and where in it the blocks lie that the template marks as what is learned.
+
+        Raises:
+            TemplateRefusal: the template refuses the messages or fails.
+        """
+        template = self._template
+        variables = template._all(self._messages, self._tools, self._variables, False)
+        try:
+            return template._renderer.text_with_spans(bool(self._tools), variables)
+        except (RefusedError, WorkerFailedError) as error:
+            raise TemplateRefusal(str(error)) from error
+
     def _text(self, count: int, variables: Mapping[str, Any], is_prompt: bool) -> str:
         try:
-            return self._template._text(
-                self._messages[:count], self._tools, {**self._variables, **variables}, is_prompt
-            )
+            messages, variables = self._messages[:count], {**self._variables, **variables}
+            return self._template._text(messages, self._tools, variables, is_prompt)
         except (RefusedError, WorkerFailedError) as error:
             raise TemplateRefusal(str(error)) from error
 
@@ -240,9 +255,26 @@ class Conversation:
                 ids += self._template._tokenizer.encode(part, special=index % 2 == 0)
         return ids
 
+    def encode_with_places(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Return the tokens of one of the texts, and for each where in `plain(text)` it begins and ends."""
+        ids: list[int] = []
+        places: list[tuple[int, int]] = []
+        start = 0
+        for index, part in enumerate(self._template._marks.split(text, self._mark)):
+            more, where = self._template._tokenizer.encode_with_places(part, special=index % 2 == 0)
+            ids += more
+            places += [(start + begin, start + end) for begin, end in where]
+            start += len(part)
+        return ids, places
+
     def plain(self, text: str) -> str:
         """Return one of the texts, or a part of it, without marks."""
         return "".join(self._template._marks.split(text, self._mark))
+
+    def end_after(self, text: str, begin: int) -> int:
+        """Return where the first special token after a place of a text ends; the end of the text if there is none."""
+        found = self._template._marks.first_after(text, begin)
+        return len(text) if found is None else found.end()
 
     def end_of_turn(self, text: str) -> tuple[int, int] | None:
         """Return where the special token ends that closes a text, and its id; None if the text ends in none."""
@@ -286,9 +318,17 @@ class _Renderer:
             RefusedError: the template refuses the variables or fails.
             WorkerFailedError: it takes too much time or memory.
         """
+        return self._answer(tools, variables, False).decode(errors="surrogatepass")
+
+    def text_with_spans(self, tools: bool, variables: Mapping[str, Any]) -> tuple[str, list[tuple[int, int]]]:
+        """Render a template, and say where in the text its `{% generation %}` blocks lie; raises as `text` does."""
+        answer = json.loads(self._answer(tools, variables, True))
+        return answer["text"], [(begin, end) for begin, end in answer["spans"]]
+
+    def _answer(self, tools: bool, variables: Mapping[str, Any], spans: bool) -> bytes:
         try:
             name = "with tools" if tools and self._are_different else "plain"
-            message = json.dumps({"template": name, "variables": variables}).encode()
+            message = json.dumps({"template": name, "variables": variables, "spans": spans}).encode()
         except RecursionError as error:
             raise RefusedError("nested too deeply") from error
         with self._slots:
@@ -297,7 +337,7 @@ class _Renderer:
             except IndexError:
                 worker = self._start_worker()
             try:
-                text = worker.ask(message, MAX_SECONDS)
+                answer = worker.ask(message, MAX_SECONDS)
             except WorkerFailedError:
                 worker.close()
                 raise
@@ -308,7 +348,7 @@ class _Renderer:
                 self._idle.append(worker)
             else:
                 worker.close()
-        return text.decode(errors="surrogatepass")
+        return answer
 
     def _start_worker(self) -> Worker:
         worker = _processes().worker()

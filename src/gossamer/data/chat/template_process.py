@@ -30,7 +30,8 @@ def rendering() -> Callable[[], Handler]:
     """Return a function that makes the handler of one checkpoint's templates; only the imports are done beforehand.
 
     The handler receives JSON: first `{"templates": {name: source}}`, then `{"template": name, "variables": {…}}`, which
-    it answers with the text.
+    it answers with the text. With `"spans": true` the answer is JSON, `{"text": …, "spans": [[begin, end], …]}`: where
+    in the text the blocks lie that `{% generation %}` marks as what is learned.
     """
 
     def begin() -> Handler:
@@ -44,7 +45,9 @@ def rendering() -> Callable[[], Handler]:
                     for name, source in values["templates"].items():
                         templates[name] = environment.from_string(source)
                     return b""
-                return _text(templates[values["template"]], values["variables"]).encode(errors="surrogatepass")
+                text, spans = _rendered(templates[values["template"]], values["variables"])
+                answer = json.dumps({"text": text, "spans": spans}) if values.get("spans") else text
+                return answer.encode(errors="surrogatepass")
             except RecursionError as error:
                 raise RefusedError("nested too deeply") from error
             except TemplateError as error:
@@ -55,14 +58,18 @@ def rendering() -> Callable[[], Handler]:
     return begin
 
 
-def _text(template: Template, variables: Mapping[str, Any]) -> str:
-    parts, size = [], 0
+def _rendered(template: Template, variables: Mapping[str, Any]) -> tuple[str, list[tuple[int, int]]]:
+    """The text of a template, and where the blocks lie in it that are learned from."""
+    marked = template.environment.extensions[_Generation.identifier]
+    assert isinstance(marked, _Generation)
+    marked.begin()
+    parts = []
     for part in template.generate(variables):
-        size += len(part)
-        if size > MAX_PROMPT:
+        marked.length += len(part)
+        if marked.length > MAX_PROMPT:
             raise RefusedError(f"it makes a prompt of more than {MAX_PROMPT:,} characters")
         parts.append(part)
-    return "".join(parts)
+    return "".join(parts), marked.spans
 
 
 def _error_text(error: TemplateError) -> str:
@@ -84,9 +91,20 @@ def _environment() -> ImmutableSandboxedEnvironment:
 
 
 class _Generation(Extension):
-    """The tags `{% generation %}` … `{% endgeneration %}` around what is learned from, which a prompt ignores."""
+    """The tags `{% generation %}` … `{% endgeneration %}` around what is learned from, which a prompt ignores.
+
+    Attributes:
+        length: of the text so far, outside of the block that is being rendered
+        spans: where the blocks begin and end
+    """
 
     tags = {"generation"}  # noqa: RUF012, as the class above declares it
+    length: int
+    spans: list[tuple[int, int]]
+
+    def begin(self) -> None:
+        """Forget the text before."""
+        self.length, self.spans = 0, []
 
     def parse(self, parser: Parser) -> nodes.Node:
         """Parse the block as a call that returns its text."""
@@ -96,6 +114,7 @@ class _Generation(Extension):
 
     def _block_text(self, caller: Macro) -> str:
         text: str = caller()
+        self.spans.append((self.length, self.length + len(text)))
         return text
 
 

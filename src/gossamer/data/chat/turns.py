@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from gossamer.data.chat.messages import Message
 from gossamer.data.chat.output_parser import Content, OutputParser, Reasoning
@@ -18,7 +17,7 @@ from gossamer.data.chat.template import ChatTemplate, Conversation, TemplateRefu
 from gossamer.data.tokenizer import Tokenizer
 from gossamer.errors import UserError, shorten
 
-__all__ = ["Turn", "TurnFinder", "with_reasoning_split"]
+__all__ = ["Asked", "Turn", "TurnFinder", "with_reasoning_split"]
 
 _OPENS_REASONING = re.compile(r"<think>\s*\Z")
 
@@ -44,26 +43,37 @@ class Turn:
     opens_reasoning: bool
 
 
+@dataclass(frozen=True)
+class Asked:
+    """The texts of an answer, with special tokens that messages spell out marked.
+
+    Attributes:
+        prompt: what asks for it
+        answer: what the template writes after that, up to the end of the answer
+        end: the token that ends it
+    """
+
+    prompt: str
+    answer: str
+    end: int
+
+
 class TurnFinder:
     """Finds the answers of conversations for one chat template.
 
     Args:
         tokenizer: the tokenizer with its template
         template: the same template
-
-    Attributes:
-        reads_thinking: whether the template knows the variable `enable_thinking`
     """
 
     def __init__(self, tokenizer: Tokenizer, template: ChatTemplate) -> None:
         self._tokenizer, self._template = tokenizer, template
-        self.reads_thinking = "enable_thinking" in template.sources
 
     def turns(
         self,
         where: str,
+        conversation: Conversation,
         messages: Sequence[Message],
-        tools: Sequence[Mapping[str, Any]] | None,
         weights: Sequence[int],
         thinking: bool | None = None,
     ) -> list[Turn]:
@@ -71,64 +81,59 @@ class TurnFinder:
 
         Args:
             where: the place of the conversation, for messages
-            messages: the conversation, in the normal form, with reasoning apart from content
-            tools: the functions that the model is told about
+            conversation: the template's view of the messages
+            messages: the messages, with reasoning apart from content
             weights: for each message 1 if it is learned from, else 0
             thinking: whether a thought is asked for; None: where the answer has one
 
         Raises:
             UserError: the template does not take the messages, or writes an answer otherwise than it asks for it.
         """
-        try:
-            conversation = self._template.conversation(messages, tools)
-        except TemplateRefusal as error:
-            raise UserError(f"{where}: messages: {error}; leave the line out") from error
-        return [
-            self._turn(where, conversation, index, messages[index], thinking)
-            for index, weight in enumerate(weights)
-            if weight
-        ]
+        found = []
+        for index in (index for index, weight in enumerate(weights) if weight):
+            asked = self.asked(where, conversation, index, messages[index], thinking)
+            context, target = conversation.encode(asked.prompt), conversation.encode(asked.answer)
+            if not target or target[-1] != asked.end:  # the template ends no answer, so the end of the text does
+                target.append(asked.end)
+            opens = _OPENS_REASONING.search(asked.prompt) is not None
+            has_reasoning = "reasoning_content" in messages[index]
+            found.append(Turn(index, context, target, asked.end, has_reasoning, opens))
+        return found
 
-    def _turn(
-        self, where: str, conversation: Conversation, index: int, message: Message, thinking: bool | None
-    ) -> Turn:
-        has_reasoning = "reasoning_content" in message
-        wish = has_reasoning if thinking is None else thinking
+    def asked(
+        self, where: str, conversation: Conversation, index: int, message: Message, thinking: bool | None = None
+    ) -> Asked:
+        """Return the texts of one answer; arguments and exceptions are those of `turns`."""
+        wish = "reasoning_content" in message if thinking is None else thinking
         attempts: list[dict[str, bool]] = [{}]
-        if self.reads_thinking:
+        if self._template.reads_thinking:
             attempts = [{"enable_thinking": wish}, {"enable_thinking": not wish}]
         texts = []
         for variables in attempts:
-            prompt, transcript = self._texts(where, conversation, index, variables)
+            prompt, transcript = _texts(where, conversation, index, variables)
             if transcript.startswith(prompt):
-                break
+                answer = transcript[len(prompt) :]
+                ending = conversation.end_of_turn(answer)
+                if ending is None:
+                    return Asked(prompt, answer.rstrip(), self._tokenizer.eot_id)
+                return Asked(prompt, answer[: ending[0]], ending[1])
             texts.append((prompt, transcript))
-        else:
-            raise _otherwise(where, index, *map(conversation.plain, texts[0]))
-        answer = transcript[len(prompt) :]
-        ending = conversation.end_of_turn(answer)
-        if ending is None:  # the template ends no answer, so the end of the text does
-            target, end = [*conversation.encode(answer.rstrip()), self._tokenizer.eot_id], self._tokenizer.eot_id
-        else:
-            target, end = conversation.encode(answer[: ending[0]]), ending[1]
-        opens = _OPENS_REASONING.search(prompt) is not None
-        return Turn(index, conversation.encode(prompt), target, end, has_reasoning, opens)
+        raise _otherwise(where, index, *map(conversation.plain, texts[0]))
 
-    def _texts(
-        self, where: str, conversation: Conversation, index: int, variables: Mapping[str, bool]
-    ) -> tuple[str, str]:
-        """The prompt for a message, and the transcript with it."""
-        if index == 0:
-            raise UserError(
-                f"{where}: messages.0: an answer that nothing was asked for cannot be learned; give it the weight 0"
-            )
-        try:
-            return conversation.prompt(index, **variables), conversation.transcript(index + 1, **variables)
-        except TemplateRefusal as error:
-            raise UserError(
-                f"{where}: messages.{index}: the chat template does not take this answer with what precedes it "
-                f"({shorten(error, 200)}); mend the messages, or give it the weight 0"
-            ) from error
+
+def _texts(where: str, conversation: Conversation, index: int, variables: Mapping[str, bool]) -> tuple[str, str]:
+    """The prompt for a message, and the transcript with it."""
+    if index == 0:
+        raise UserError(
+            f"{where}: messages.0: an answer that nothing was asked for cannot be learned; give it the weight 0"
+        )
+    try:
+        return conversation.prompt(index, **variables), conversation.transcript(index + 1, **variables)
+    except TemplateRefusal as error:
+        raise UserError(
+            f"{where}: messages.{index}: the chat template does not take this answer with what precedes it "
+            f"({shorten(error, 200)}); mend the messages, or give it the weight 0"
+        ) from error
 
 
 def _otherwise(where: str, index: int, prompt: str, transcript: str) -> UserError:
@@ -139,7 +144,7 @@ def _otherwise(where: str, index: int, prompt: str, transcript: str) -> UserErro
     start = max(0, same - 20)
     return UserError(
         f"{where}: messages.{index}: the chat template asks for this answer with …{prompt[start : same + 30]!r} and "
-        f"writes …{transcript[start : same + 30]!r}; mend the template"
+        f"writes …{transcript[start : same + 30]!r}; mend the template, or take --turns joined"
     )
 
 
