@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import transformers
 
 from engine_double import write_tokenizer
 from family_templates import TEMPLATES, write_family_tokenizer
+from gossamer.data.chat.chatml import missing_tokens
 from gossamer.data.chat.forms import form_of, read_record
 from gossamer.data.chat.records import Records
 from gossamer.data.chat.samples import Examples, Sample, build_examples
 from gossamer.data.chat.template import ChatTemplate
-from gossamer.data.tokenizer import Tokenizer
+from gossamer.data.tokenizer import Tokenizer, char_tokenizer
 from gossamer.errors import UserError
 
 USER = {"role": "user", "content": "q"}
@@ -176,3 +179,109 @@ def test_the_next_prompt_is_another_one(base):
     lines = [{"prompt": prompt, "completion": f"c{n}", "label": n % 2} for n, prompt in enumerate("aabbbca")]
     texts = [base.decode(example.samples[1].input_ids.tolist()) for example in build(base, *lines).examples]
     assert texts == ["bc0", "bc1", "cc2", "cc3", "cc4", "ac5", "bc6"]
+
+
+# Whole transcripts.
+
+
+@pytest.mark.parametrize("form", TEMPLATES)
+def test_without_the_tag_every_answer_of_a_transcript_is_learned(families, form):
+    plain = families[form].tokenizer
+    source = re.sub(r"\{%- (end)?generation %\}", "", plain.chat_template)
+    tokenizer = plain.with_chat(source)
+    messages = [USER | {"content": "q<|im_end|>"}, answer("a", "r"), USER, answer("b", weight=0), USER, answer("c")]
+    made = build(tokenizer, {"messages": messages}, turns="joined")
+    (sample,) = (example.samples[0] for example in made.examples)
+    assert [text for is_target, text in spans(tokenizer, sample) if is_target] == ["a<|im_end|>", "c<|im_end|>"]
+    whole = ChatTemplate(tokenizer).conversation(messages)
+    assert sample.input_ids.tolist() == whole.encode(whole.transcript(len(messages)))
+    assert "1 of 2 answers stand in a context that serving never builds (--turns joined)" in made.summary
+    alone = build(tokenizer, {"messages": messages[:1] + messages[-1:]}, turns="joined")
+    assert "0 of 1 answers stand in a context that serving never builds (--turns joined)" in alone.summary
+
+
+# A template of our own.
+
+
+def test_a_base_learns_conversations_in_chatml(base, tmp_path):
+    assert missing_tokens(base) == ()
+    bare = char_tokenizer(["".join(map(chr, range(10, 127)))])
+    assert missing_tokens(bare) == ("<|im_start|>", "<|im_end|>")
+    lines = [
+        {"messages": [{"role": "system", "content": "s"}, USER, answer("a", "r"), USER, answer("b")]},
+        {
+            "messages": [USER, answer("", tool_calls=[CALL]), {"role": "tool", "content": "7"}, answer("c")],
+            "tools": TOOLS,
+        },
+    ]
+    for tokenizer in (base, bare):
+        made = build(tokenizer, *lines, template="chatml")
+        assert len(made.examples) == 2  # nothing is unfolded
+        end = made.tokenizer.special_tokens["<|im_end|>"]
+        assert made.end_ids == (end, tokenizer.eot_id) and end < made.tokenizer.vocab_size
+        targets = [
+            [text for is_target, text in spans(made.tokenizer, example.samples[0]) if is_target]
+            for example in made.examples
+        ]
+        call = '<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call><|im_end|>'
+        assert targets == [["<think>\nr\n</think>\n\na<|im_end|>", "b<|im_end|>"], [call, "c<|im_end|>"]]
+        assert ChatTemplate(made.tokenizer).tools == "json" and ChatTemplate(made.tokenizer).thinks
+    assert made.tokenizer.kind == "char" and made.tokenizer.decode([end], special=True) == "<|im_end|>"
+    made.tokenizer.save(tmp_path)
+    peer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    wanted = peer.apply_chat_template(lines[1]["messages"], tools=TOOLS, return_dict=False)
+    assert made.examples[1].samples[0].input_ids.tolist() == wanted[: len(made.examples[1].samples[0])]
+
+
+def test_calls_are_refused_where_the_template_writes_none(base):
+    tokenizer = base.with_chat("{% for m in messages %}{{ m.role + ': ' + m.content + '\\n' }}{% endfor %}")
+    line = {"messages": [USER, answer("", tool_calls=[CALL])]}
+    with pytest.raises(UserError, match=r"F:1: messages\.1\.tool_calls: this model's chat template cannot call any"):
+        build(tokenizer, line)
+    with pytest.raises(UserError, match="F:1: tools: this model's chat template cannot call any"):
+        build(tokenizer, {"messages": [USER, answer()], "tools": TOOLS})
+
+
+def test_what_a_template_does_not_take_names_the_answer(families):
+    tokenizer = families["qwen3"].tokenizer
+    for messages, place in (
+        ([answer(), USER, answer()], r"messages\.0: an answer that nothing was asked for"),
+        ([{"role": "system", "content": "s"}, answer()], r"messages\.1: the chat template does not take this answer"),
+    ):
+        with pytest.raises(UserError, match=f"F:1: {place}"):
+            build(tokenizer, {"messages": messages})
+    strict = tokenizer.with_chat(
+        "{% for m in messages %}{{ m.content }}{% endfor %}{{ 'A:' if add_generation_prompt }}"
+    )
+    with pytest.raises(UserError, match=r"F:1: messages\.1: .* asks for this answer with …'qA:' and writes …'qa'"):
+        build(strict, {"messages": [USER, answer()]})
+
+
+def test_a_template_that_ends_no_answer_is_followed_by_the_end_of_the_text(base):
+    tokenizer = base.with_chat(
+        "{% for m in messages %}{{ m.role + ': ' + m.content + '\\n' }}{% endfor %}"
+        "{{ 'assistant: ' if add_generation_prompt }}"
+    )
+    made = build(tokenizer, {"messages": [USER, answer("a")]})
+    assert spans(tokenizer, made.examples[0].samples[0]) == [(False, "user: q\nassistant: "), (True, "a<|endoftext|>")]
+
+
+def test_answers_without_a_thought_behind_an_open_one_are_counted(families):
+    tokenizer = families["qwen3_5"].tokenizer
+    always = tokenizer.with_chat(tokenizer.chat_template.replace("enable_thinking is false", "false"))
+    always = always.with_chat(always.chat_template.replace("enable_thinking", "thinking"))
+    made = build(always, {"messages": [USER, answer("a")]})
+    assert spans(always, made.examples[0].samples[0])[-1] == (True, "\n</think>\n\na<|im_end|>")
+    assert any("1 answers without reasoning follow a prompt that opens <think>" in line for line in made.summary)
+
+
+@pytest.mark.parametrize("form", TEMPLATES)
+def test_arguments_may_be_texts_or_objects_and_thoughts_may_stand_in_the_content(families, form):
+    tokenizer = families[form].tokenizer
+    called = {"type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
+    first = build(tokenizer, {"messages": [USER, answer("b", "r", tool_calls=[CALL])], "tools": TOOLS})
+    second = build(
+        tokenizer, {"messages": [USER, answer("<think>\nr\n</think>\n\nb", tool_calls=[called])], "tools": TOOLS}
+    )
+    ids = [made.examples[0].samples[0].input_ids.tolist() for made in (first, second)]
+    assert ids[0] == ids[1]
