@@ -10,20 +10,23 @@ from typing import TYPE_CHECKING
 from gossamer.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from gossamer.hub.adapter import load_adapter, save_adapter
     from gossamer.hub.find import find_model
     from gossamer.hub.gguf_file import export_gguf
     from gossamer.hub.read import load
     from gossamer.hub.write import export, save
 
-__all__ = ["export", "export_gguf", "find_model", "load", "save"]
+__all__ = ["export", "export_gguf", "find_model", "load", "load_adapter", "save", "save_adapter"]
 
 __getattr__, __dir__ = lazy_exports(
     __name__,
     {
         "find_model": "gossamer.hub.find",
         "load": "gossamer.hub.read",
+        "load_adapter": "gossamer.hub.adapter",
         "export": "gossamer.hub.write",
         "export_gguf": "gossamer.hub.gguf_file",
         "save": "gossamer.hub.write",
+        "save_adapter": "gossamer.hub.adapter",
     },
 )

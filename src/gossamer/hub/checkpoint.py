@@ -10,13 +10,14 @@ from pathlib import Path
 from torch import Tensor
 
 from gossamer.errors import UserError, shorten
-from gossamer.hub.find import StoredConfig, find_model, read_config
+from gossamer.hub.find import ADAPTER_CONFIG, StoredConfig, base_of, find_model, read_config
 from gossamer.hub.fp8 import read_scales
 from gossamer.hub.gguf_folder import weights_of
 from gossamer.hub.gguf_read import gguf_layout, read_gguf
 from gossamer.hub.layout import Layout, is_mtp, is_vision, layout_of
 from gossamer.hub.shards import StoredTensor, read_headers
 from gossamer.model.config import ModelConfig
+from gossamer.reading import user_path
 
 _SECOND_LAYER = re.compile(r"mtp\.layers\.0*[1-9]")
 
@@ -33,6 +34,7 @@ class Checkpoint:
         scales: the scales of FP8 weights, by the names of the weights
         layout: how the network's tensors are laid out
         vision: names of the tensors of a vision tower, which are not read
+        adapters: folders of the adapters that are added to the weights, the first one first
     """
 
     folder: Path
@@ -42,18 +44,21 @@ class Checkpoint:
     scales: dict[str, Tensor]
     layout: Layout
     vision: list[str]
+    adapters: tuple[Path, ...] = ()
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
     """Read all of a checkpoint but its weights.
 
     Args:
-        path: a run's folder, a Hugging Face directory or a GGUF file
+        path: a run's folder, a Hugging Face directory or a GGUF file; of an adapter, it is the checkpoint of its base
 
     Raises:
         UserError: there is no model, it has another architecture or quantization, or its files are pickled or damaged.
     """
     folder = find_model(path)
+    if (base := base_of(folder)) is not None:
+        return _open_base(folder, base)
     if (file := weights_of(folder)) is not None:
         return _open_gguf(file, read_config(folder))
     said, headers = read_config(folder), read_headers(folder)
@@ -65,6 +70,16 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         raise UserError(f"{folder}: {error}") from error
     scales = read_scales(stored, said.block)
     return Checkpoint(folder, said, config, stored, scales, layout, [name for name in headers if is_vision(name)])
+
+
+def _open_base(adapter: Path, base: str) -> Checkpoint:
+    """Return the checkpoint that an adapter is added to."""
+    if not user_path(base).exists():
+        raise UserError(f"{adapter}: its base, {shorten(base)}, is not there; write its place in {ADAPTER_CONFIG}")
+    if find_model(base).resolve() == adapter.resolve():
+        raise UserError(f"{adapter}: names itself as its base in {ADAPTER_CONFIG}")
+    checkpoint = open_checkpoint(base)
+    return replace(checkpoint, adapters=(*checkpoint.adapters, adapter))
 
 
 def _open_gguf(file: Path, said: StoredConfig) -> Checkpoint:

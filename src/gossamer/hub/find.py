@@ -13,6 +13,7 @@ from gossamer.model.config_json import MTP_KEY, keys_not_for_text, language_mode
 from gossamer.reading import read_object, user_path
 
 CONFIG = "config.json"
+ADAPTER = "adapter"  # of a run that has trained one, in place of `model`
 ADAPTER_CONFIG = "adapter_config.json"  # PEFT's
 RUN_CONFIG = "config.yaml"  # the recipe in a run's folder
 
@@ -57,9 +58,10 @@ def is_gguf(path: Path) -> bool:
 
 
 def find_model(path: str | Path, of_any_kind: bool = False) -> Path:
-    """Return the folder of a model: `model/` of a run's folder, or a Hugging Face directory itself.
+    """Return the folder of a model: `model/` or `adapter/` of a run's folder, or a Hugging Face directory itself.
 
-    That of a GGUF file lies in the cache and holds all but the weights (see `gossamer/hub/gguf_folder.py`).
+    An adapter's folder is that of a model if config.json lies in it; the weights are its base's, and what it adds. That
+    of a GGUF file lies in the cache and holds all but the weights (see `gossamer/hub/gguf_folder.py`).
 
     Args:
         path: the folder of a run, a Hugging Face directory, or a GGUF file
@@ -74,13 +76,13 @@ def find_model(path: str | Path, of_any_kind: bool = False) -> Path:
         from gossamer.hub.gguf_folder import gguf_folder  # it needs the tokenizers' library
 
         return gguf_folder(folder)
-    if (adapter := folder / ADAPTER_CONFIG).is_file():
+    if (adapter := folder / ADAPTER_CONFIG).is_file() and not (folder / CONFIG).is_file():
         base = shorten(read_object(adapter).get("base_model_name_or_path"))
         raise UserError(
-            f"{path}: holds an adapter ({ADAPTER_CONFIG}) of the model {base}, no model; merge it into that one, "
-            "as peft's merge_and_unload does, and save the result"
+            f"{path}: holds an adapter ({ADAPTER_CONFIG}) of the model {base}, no model; serve it beside that one "
+            f"with: gossamer serve BASE --adapter NAME={path}"
         )
-    for candidate in (folder, folder / "model"):
+    for candidate in (folder, folder / "model", folder / ADAPTER):
         if (candidate / CONFIG).is_file():
             if not of_any_kind:
                 read_config(candidate)
@@ -94,3 +96,31 @@ def find_model(path: str | Path, of_any_kind: bool = False) -> Path:
     if re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
         raise UserError(f"{path}: no such folder; a model of the Hub comes with: hf download {path} --local-dir DIR")
     raise UserError(f"{path}: no such folder; name a run or a Hugging Face directory")
+
+
+def find_adapter(path: str | Path) -> Path:
+    """Return the folder of an adapter: `adapter/` of a run's folder, or PEFT's folder itself.
+
+    Raises:
+        UserError: there is none.
+    """
+    folder = user_path(path)
+    for candidate in (folder, folder / ADAPTER):
+        if (candidate / ADAPTER_CONFIG).is_file():
+            return candidate
+    raise UserError(f"{path}: holds no adapter ({ADAPTER_CONFIG}); name the folder of a tuned run, or PEFT's")
+
+
+def base_of(folder: Path) -> str | None:
+    """Return the path of the base of an adapter, as it stands there; None for a folder that holds no adapter.
+
+    Raises:
+        UserError: the adapter does not name its base.
+    """
+    file = folder / ADAPTER_CONFIG
+    if not file.is_file():
+        return None
+    base = read_object(file).get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise UserError(f"{file}: does not name the model that the adapter is for (base_model_name_or_path)")
+    return base

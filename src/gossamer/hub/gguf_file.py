@@ -11,12 +11,12 @@ from torch import Tensor
 
 from gossamer.errors import UserError
 from gossamer.files import disk_errors, replacing
-from gossamer.hub.find import find_model
+from gossamer.hub.find import ADAPTER, find_model
 from gossamer.hub.gguf_folder import weights_of
 from gossamer.hub.gguf_tensors import QWEN3NEXT, QWEN35, QWEN35MOE, architecture_of, gguf_tensors
 from gossamer.hub.gguf_vocabulary import Vocabulary, read_vocabulary
 from gossamer.hub.names import EMBEDDING, tensors_of
-from gossamer.hub.read import load
+from gossamer.hub.read import load, merged
 from gossamer.hub.write import SAVE_ELSEWHERE
 from gossamer.model.config import ModelConfig
 from gossamer.model.layer_spec import layer_specs
@@ -48,7 +48,7 @@ def export_gguf(run: str | Path, file: str | Path) -> None:
         raise UserError(f"{file}: name a file that ends in .gguf")
     if target.exists():
         raise UserError(f"{file}: exists; name a new file")
-    model = load(source)
+    model = merged(load(source))
     parameters = {name: tensor.detach() for name, tensor in tensors_of(model).items()}
     architecture = architecture_of(model.config, list(parameters))
     vocabulary = read_vocabulary(source, model.config.vocab_size)
@@ -70,7 +70,7 @@ def _name(folder: Path) -> str:
     """Return what a model is called: as its run, its directory or its GGUF file."""
     if (file := weights_of(folder)) is not None:
         return file.stem
-    return folder.parent.name if folder.name == "model" else folder.name
+    return folder.parent.name if folder.name in ("model", ADAPTER) else folder.name
 
 
 def _library() -> Any:

@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from gossamer import device as devices
 from gossamer.cost.network import count_network
 from gossamer.errors import UserError, shorten
+from gossamer.hub.adapter import load_adapter
 from gossamer.hub.checkpoint import Checkpoint, open_checkpoint
 from gossamer.hub.fp8 import SCALE_SUFFIX, dequantized
 from gossamer.hub.gguf_read import GgufLayout, read_gguf_rows
@@ -29,6 +30,8 @@ from gossamer.hub.names import EMBEDDING, MTP_PREFIX, first_few, load_dtype, ten
 from gossamer.hub.shards import DTYPES, FP8, SAVE_AGAIN, StoredTensor, read_header, read_rows
 from gossamer.model.causal_lm import CausalLM
 from gossamer.model.experts import Router
+from gossamer.model.linear import has_low_rank
+from gossamer.model.low_rank import merge_low_rank
 from gossamer.units import count
 
 log = logging.getLogger("gossamer")
@@ -38,9 +41,10 @@ def load(path: str | Path, dtype: torch.dtype | None = None, device: str | torch
     """Load the model of a run, of any Hugging Face directory of the family, or of a GGUF file, in evaluation mode.
 
     Weights are read from `model.safetensors` or its shards, in every layout that `gossamer/hub/layout.py` describes.
-    FP8 by blocks is dequantized. The tensors, not config.json, decide whether there is a multi-token-prediction head,
-    because transformers drops those tensors and keeps that key. The logger "gossamer" says whether one was found, as a
-    warning if config.json promises more, and what was left out of a checkpoint that also sees pictures.
+    FP8 by blocks is dequantized. The adapter of a tuned run stays beside its base's weights. The tensors, not
+    config.json, decide whether there is a multi-token-prediction head, because transformers drops those tensors and
+    keeps that key. The logger "gossamer" says whether one was found, as a warning if config.json promises more, and
+    what was left out of a checkpoint that also sees pictures.
 
     Args:
         path: a run's folder, a Hugging Face directory or a GGUF file
@@ -77,8 +81,19 @@ def load_weights(
         _fill(model, checkpoint, places)
     if checkpoint.config.tie_word_embeddings and checkpoint.layout.head in checkpoint.stored:
         _check_tied(model, checkpoint.stored[checkpoint.layout.head].file, checkpoint.layout.head)
+    for adapter in checkpoint.adapters:
+        merged(model)
+        load_adapter(model, adapter)
     _report(checkpoint)
     return model.eval()
+
+
+def merged(model: CausalLM) -> CausalLM:
+    """Return the network with an adapter added to its weights, if it has one; the log names the largest rounding."""
+    if has_low_rank(model):
+        error = merge_low_rank(model)
+        log.info("the adapter is added to the weights; the largest rounding of a sum is %.2g", error)
+    return model
 
 
 def _report(checkpoint: Checkpoint) -> None:

@@ -107,6 +107,16 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
     return header
 
 
+def read_metadata(file: Path) -> dict[str, str]:
+    """Return the metadata of a safetensors file.
+
+    Raises:
+        UserError: it is no whole safetensors file.
+    """
+    with _opened(file) as handle:
+        return dict(handle.metadata() or {})
+
+
 @contextmanager
 def utf8_path(file: Path) -> Iterator[str]:
     """Yield a path to a file that is UTF-8, since safetensors takes no other: by its folder's descriptor if need be.

@@ -7,11 +7,11 @@ crash between two renames leaves no mixture of two checkpoints that could be loa
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,24 +23,18 @@ from torch import Tensor
 from gossamer.errors import UserError
 from gossamer.files import building, disk_errors, publish, sync, sync_tree
 from gossamer.hub.checkpoint import open_checkpoint
+from gossamer.hub.companions import copy_companions, json_text, token_values
 from gossamer.hub.find import CONFIG, find_model
 from gossamer.hub.layout import Layout, Piece, named_layout, released_layout, tensors_in, written_layout
 from gossamer.hub.names import EMBEDDING, INDEX, SHARD_PATTERN, is_weight_file
-from gossamer.hub.read import load_weights
+from gossamer.hub.read import load_weights, merged
 from gossamer.hub.shards import utf8_path
 from gossamer.model.causal_lm import CausalLM
 from gossamer.model.linear import has_low_rank
-from gossamer.reading import read_object, user_path
+from gossamer.reading import user_path
 
 _SHARD_BYTES = 5 * 10**9  # as Hugging Face's Hub recommends
 SAVE_ELSEWHERE = "name a folder elsewhere"
-# Hugging Face's names of the files that belong to a model beside its weights and config.json.
-_COMPANIONS = (
-    "tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json vocab.json merges.txt "
-    "chat_template.jinja additional_chat_templates generation_config.json"
-).split()
-# Keys of config.json that are about the tokens of generated text, not about the network.
-_TOKEN_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 class SavableTokenizer(Protocol):
@@ -103,19 +97,8 @@ def export(run: str | Path, directory: str | Path, layout: str | None = None) ->
         written, config = written_layout(checkpoint.layout), checkpoint.config
     else:
         written, config = named_layout(layout, checkpoint.config)
-    values = read_object(source / CONFIG)
-    inner = values.get("text_config")  # of a checkpoint that also sees pictures
-    values = (inner if isinstance(inner, dict) else {}) | {key: one for key, one in values.items() if one is not None}
-    tokens = {key: values[key] for key in _TOKEN_KEYS if values.get(key) is not None}
-
-    def copy_companions(folder: Path) -> None:
-        for name in _COMPANIONS:
-            if (source / name).is_dir():
-                shutil.copytree(source / name, folder / name, copy_function=shutil.copyfile)
-            elif (source / name).is_file():
-                shutil.copyfile(source / name, folder / name)
-
-    _write_model(load_weights(checkpoint), target, written, config.to_dict() | tokens, copy_companions)
+    values = config.to_dict() | token_values(source)
+    _write_model(merged(load_weights(checkpoint)), target, written, values, partial(copy_companions, source))
 
 
 def _write_model(
@@ -145,7 +128,7 @@ def _write_model(
         if companions is not None:
             companions(temporary)
         dtype = str(model.get_parameter(EMBEDDING).dtype).removeprefix("torch.")
-        _write_json(temporary / CONFIG, values | {"dtype": dtype})
+        (temporary / CONFIG).write_text(json_text(values | {"dtype": dtype}), encoding="utf-8")
         _write_weights(model, temporary, layout)
         _publish(temporary, directory)
 
@@ -174,15 +157,11 @@ def _write_weights(model: CausalLM, folder: Path, layout: Layout) -> None:
         shutil.copymode(folder / CONFIG, folder / file)  # safetensors lets nobody else read it, whatever the umask
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-        _write_json(folder / INDEX, index)
+        (folder / INDEX).write_text(json_text(index), encoding="utf-8")
 
 
 def _bytes(parameter: Tensor, piece: Piece) -> int:
     return math.prod(piece.shape(parameter)) * parameter.itemsize
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 # From the temporary folder to its place.
