@@ -89,7 +89,7 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
             f"{folder}: holds no adapter ({ADAPTER_CONFIG}); name a run of `gossamer tune --lora` or PEFT's"
         )
     values = read_object(file)
-    said: _Fields = checked(values, _Fields, str(file), _SAVE_AGAIN)  # type: ignore[type-var]
+    said: _Fields = checked(values, _Fields, str(file), _SAVE_AGAIN)
     _require_lora(values, file)
     rank, patterns = said.get("r", 8), (said.get("rank_pattern") or {}, said.get("alpha_pattern") or {})
     for pattern in (key for one in patterns for key in one):
