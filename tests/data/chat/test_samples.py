@@ -285,3 +285,41 @@ def test_arguments_may_be_texts_or_objects_and_thoughts_may_stand_in_the_content
     )
     ids = [made.examples[0].samples[0].input_ids.tolist() for made in (first, second)]
     assert ids[0] == ids[1]
+
+
+def test_what_a_template_marks_otherwise_is_said(families):
+    tokenizer = families["qwen3_5"].tokenizer  # whose tag leaves out the token that ends an answer
+    made = build(tokenizer, {"messages": [USER, answer("a"), USER, answer("b")]})
+    assert any(
+        "marks other text than what is generated as what is learned, in 2 answers" in line for line in made.summary
+    )
+    tokenizer = families["qwen3"].tokenizer  # whose prompt opens no thought
+    source = tokenizer.chat_template.replace("{%- endgeneration %}", "").replace(
+        "<|im_end|>\\n' }}\n    {%- else", "<|im_end|>' }}{% endgeneration %}{{- '\\n' }}\n    {%- else"
+    )
+    same = build(tokenizer.with_chat(source), {"messages": [USER, answer("a", "r")]})
+    assert not any("marks other text" in line for line in same.summary), same.summary
+
+
+def test_the_line_that_disables_thoughts_is_obeyed_by_transformers(families, tmp_path):
+    for form in TEMPLATES:
+        made = build(families[form].tokenizer, {"messages": [USER, answer("a")]})
+        made.tokenizer.save(tmp_path / form)
+        peer = transformers.AutoTokenizer.from_pretrained(tmp_path / form)
+        ids = peer.apply_chat_template([USER], add_generation_prompt=True, return_dict=False)
+        assert ids == made.examples[0].samples[0].input_ids[: len(ids)].tolist()
+        assert peer.decode(ids).endswith("<think>\n\n</think>\n\n")
+        asked = peer.apply_chat_template([USER], add_generation_prompt=True, enable_thinking=True, tokenize=False)
+        assert not asked.endswith("</think>\n\n")
+
+
+def test_the_prompt_behind_which_a_rating_is_measured_is_another(base):
+    lines = [{"prompt": p, "completion": c, "label": 1} for p, c in (("p", "a"), ("p", "b"), ("q", "c"))]
+    texts = [base.decode(example.samples[1].input_ids.tolist()) for example in build(base, *lines).examples]
+    assert texts == ["qa", "qb", "pc"]
+
+
+def test_a_character_that_the_tokenizer_does_not_know_names_the_line():
+    tokenizer = char_tokenizer(["abc"])
+    with pytest.raises(UserError, match=r"^F:2: .*'x'"):
+        build(tokenizer, {"text": "a"}, {"text": "x"})

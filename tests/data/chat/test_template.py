@@ -108,7 +108,7 @@ ENDLESS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% 
 
 
 def test_a_template_without_end_is_given_up(tokenizer, monkeypatch):
-    monkeypatch.setattr("gossamer.data.chat.template.MAX_SECONDS", 0.3)
+    monkeypatch.setattr("gossamer.data.chat.renderer.MAX_SECONDS", 0.3)
     source = "{% if messages[1:] %}" + ENDLESS + "{% endif %}{{ messages[0].content }}"
     template = ChatTemplate(Tokenizer(tokenizer._core, tokenizer.eot, None, source))
     said = [{"role": "user", "content": "a"}]
@@ -129,7 +129,7 @@ def test_a_template_without_end_is_given_up(tokenizer, monkeypatch):
     ],
 )
 def test_a_template_that_hangs_or_eats_while_it_is_loaded_names_the_file(tokenizer, source, message, monkeypatch):
-    monkeypatch.setattr("gossamer.data.chat.template.MAX_SECONDS", 0.3)
+    monkeypatch.setattr("gossamer.data.chat.renderer.MAX_SECONDS", 0.3)
     with pytest.raises(UserError, match=rf"{message}.*chat_template\.jinja"):
         ChatTemplate(Tokenizer(tokenizer._core, tokenizer.eot, None, source))
 

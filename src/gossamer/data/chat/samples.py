@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -15,6 +14,7 @@ from gossamer.data.chat.chatml import with_chatml
 from gossamer.data.chat.forms import Completion, Method, Record
 from gossamer.data.chat.messages import Message
 from gossamer.data.chat.records import Records
+from gossamer.data.chat.summary import Counts
 from gossamer.data.chat.template import ChatTemplate, TemplateRefusal
 from gossamer.data.chat.transcripts import Transcript, TranscriptReader
 from gossamer.data.chat.turns import Turn, TurnFinder, with_reasoning_split
@@ -127,21 +127,21 @@ def build_examples(
     return builder.finish(records)
 
 
-@dataclass
-class _Counts:
-    """What is counted on the way, for the summary."""
+class _Chat:
+    """What makes tokens of messages.
 
-    conversations: int = 0
-    samples_of_conversations: int = 0
-    tokens: int = 0
-    joined_tokens: int = 0
-    dropped: int = 0
-    cut: int = 0
-    trailing: int = 0
-    lost_reasoning: int = 0
-    joined_answers: int = 0
-    foreign_answers: int = 0
-    turns: Counter[str] = field(default_factory=Counter)
+    Args:
+        tokenizer: the tokenizer with a chat template
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.template = ChatTemplate(tokenizer)
+        self.finder = TurnFinder(tokenizer, self.template)
+        self.transcripts = TranscriptReader(self.finder, self.template.marks_answers)
+
+    def split(self, messages: Sequence[Message]) -> list[Message]:
+        """Return messages with reasoning apart from content, if the template knows reasoning."""
+        return [with_reasoning_split(message) if self.template.thinks else message for message in messages]
 
 
 class _Builder:
@@ -150,23 +150,17 @@ class _Builder:
     def __init__(self, tokenizer: Tokenizer, method: Method, context: int, too_long: TooLong, turns: Turns) -> None:
         self.tokenizer, self.method = tokenizer, method
         self.context, self.too_long, self.turns = context, too_long, turns
-        self.template: ChatTemplate | None = None
-        self.finder: TurnFinder | None = None
+        self.chat: _Chat | None = None  # once a record has messages
         self.examples: list[Example] = []
         self.ends: dict[int, None] = {}
-        self.counts = _Counts()
+        self.counts = Counts()
 
     def add(self, record: Record) -> None:
         """Add what one record gives."""
-        if record.text is not None:
-            samples = [[self._plain(record.where, "", record.text)]]
-        elif record.prompt_text is not None:
-            sides = [self._plain(record.where, record.prompt_text, one.text or "") for one in record.completions]
-            samples = [sides]
-        elif record.completions:
-            samples = self._completed(record)
-        else:
-            samples = [[sample] for sample in self._conversation(record, record.weights, None)]
+        try:
+            samples = self._samples(record)
+        except UserError as error:  # a tokenizer that does not know a character does not know where it stands
+            raise error if str(error).startswith(record.where) else UserError(f"{record.where}: {error}") from error
         key = _key(record)
         for sides in samples:
             fitting = self._fitting(record.where, sides)
@@ -183,26 +177,31 @@ class _Builder:
         examples = _with_other_prompts(self.examples, self.context) if self.method == "kto" else self.examples
         tokenizer, disabled = self._tokenizer_to_save()
         ends = tuple(dict.fromkeys((*self.ends, tokenizer.eot_id)))
-        summary = tuple(self._summary(records, disabled))
+        summary = tuple(self.counts.lines(records, self.context, disabled))
         return Examples(self.method, tuple(examples), tokenizer, ends, disabled, summary)
 
     # Samples.
 
-    def _plain(self, where: str, prompt: str, completion: str) -> Sample:
+    def _samples(self, record: Record) -> list[list[Sample]]:
+        """The sides of each example of a record."""
+        if record.text is not None:
+            return [[self._plain("", record.text)]]
+        if record.prompt_text is not None:
+            return [[self._plain(record.prompt_text, one.text or "") for one in record.completions]]
+        if record.completions:
+            return self._completed(record)
+        return [[sample] for sample in self._conversation(record, record.weights, None)]
+
+    def _plain(self, prompt: str, completion: str) -> Sample:
         """A sample without a template: the completion is learned, and the token that ends texts."""
-        try:
-            context = [*self.tokenizer.prefix_ids, *self.tokenizer.encode(prompt)]
-            target = [*self.tokenizer.encode(completion), self.tokenizer.eot_id]
-        except UserError as error:
-            raise UserError(f"{where}: {error}") from error
-        return _sample([(context, target)])
+        context = [*self.tokenizer.prefix_ids, *self.tokenizer.encode(prompt)]
+        return _sample([(context, [*self.tokenizer.encode(completion), self.tokenizer.eot_id])])
 
     def _completed(self, record: Record) -> list[list[Sample]]:
         """Samples of a prompt and its completions: a list of the sides of each example."""
         thinking = None
         if self.method == "dpo":  # both sides follow one prompt
-            self._template_for(record)
-            messages = self._split(record.completions[0].messages)
+            messages = self._chat_for(record).split(record.completions[0].messages)
             thinking = any("reasoning_content" in message for message in messages)
         sides = [self._conversation(*_behind(record, one), thinking) for one in record.completions]
         if self.method == "sft":
@@ -216,8 +215,8 @@ class _Builder:
 
     def _conversation(self, record: Record, weights: Sequence[int], thinking: bool | None) -> list[Sample]:
         """The samples of a conversation: an answer shares that of the one before if its prompt continues it."""
-        template, finder = self._template_for(record)
-        messages = self._split(record.messages)
+        chat = self._chat_for(record)
+        template, messages = chat.template, chat.split(record.messages)
         if template.tools is None and (key := _of_tools(record)):
             raise UserError(f"{record.where}: {key}: this model's chat template cannot call any; leave them out")
         try:
@@ -225,14 +224,16 @@ class _Builder:
         except TemplateRefusal as error:
             raise UserError(f"{record.where}: messages: {error}; leave the line out") from error
         if self.turns == "joined":
-            reader = TranscriptReader(finder, template.marks_answers)
-            return [self._joined(record.where, reader.transcript(record.where, conversation, messages, weights))]
+            transcript = chat.transcripts.transcript(record.where, conversation, messages, weights)
+            return [self._joined(record.where, transcript)]
         if self.turns == "last":
             last = max(index for index, weight in enumerate(weights) if weight)
             weights = [int(index == last) for index in range(len(weights))]
-        turns = finder.turns(record.where, conversation, messages, weights, thinking)
+        turns = chat.finder.turns(record.where, conversation, messages, weights, thinking)
         samples = _samples_of(turns)
         self._count(messages, turns, samples)
+        if template.marks_answers:
+            self.counts.marked_otherwise += chat.transcripts.num_marked_otherwise(conversation, messages, turns)
         return samples
 
     def _joined(self, where: str, transcript: Transcript) -> Sample:
@@ -248,21 +249,15 @@ class _Builder:
             raise UserError(f"{where}: messages: the chat template marks nothing that is learned; leave the line out")
         return sample
 
-    def _template_for(self, record: Record) -> tuple[ChatTemplate, TurnFinder]:
-        if self.template is None or self.finder is None:
+    def _chat_for(self, record: Record) -> _Chat:
+        if self.chat is None:
             if not self.tokenizer.chat_templates:
                 raise UserError(
                     f"{record.where}: messages need a chat template, and this model has none; give --template chatml, "
                     "or write the lines as texts under prompt and completion"
                 )
-            self.template = ChatTemplate(self.tokenizer)
-            self.finder = TurnFinder(self.tokenizer, self.template)
-        return self.template, self.finder
-
-    def _split(self, messages: Sequence[Message]) -> list[Message]:
-        """The messages with reasoning apart from content, if the template knows reasoning."""
-        assert self.template is not None
-        return [with_reasoning_split(message) if self.template.thinks else message for message in messages]
+            self.chat = _Chat(self.tokenizer)
+        return self.chat
 
     def _fitting(self, where: str, sides: list[Sample]) -> list[Sample] | None:
         """The samples of an example as far as they fit into the context; None if it is left out."""
@@ -286,63 +281,28 @@ class _Builder:
     def _count(self, messages: Sequence[Message], turns: list[Turn], samples: list[Sample]) -> None:
         counts = self.counts
         counts.conversations += 1
-        counts.samples_of_conversations += len(samples)
+        counts.samples += len(samples)
         counts.tokens += sum(map(len, samples))
-        counts.joined_tokens += len(samples[-1])
+        counts.tokens_of_last += len(samples[-1])
         counts.trailing += turns[-1].index + 1 < len(messages)
         self.ends.update(dict.fromkeys(turn.end for turn in turns))
         for turn in turns:
-            counts.turns["reasoning" if turn.has_reasoning else "no reasoning"] += 1
-            counts.turns["left open"] += turn.opens_reasoning and not turn.has_reasoning
-        if self.template is not None and not self.template.thinks:
+            counts.with_reasoning += turn.has_reasoning
+            counts.without_reasoning += not turn.has_reasoning
+            counts.left_open += turn.opens_reasoning and not turn.has_reasoning
+        if self.chat is not None and not self.chat.template.thinks:
             counts.lost_reasoning += sum(turn.has_reasoning for turn in turns)
 
     def _tokenizer_to_save(self) -> tuple[Tokenizer, bool]:
         """The tokenizer with the template for serving, and whether that says that no thought is asked for."""
-        learned_none = self.counts.turns["no reasoning"] and not self.counts.turns["reasoning"]
-        if self.template is None or self.finder is None or not learned_none or not self.template.reads_thinking:
+        learned_none = self.counts.without_reasoning and not self.counts.with_reasoning
+        if self.chat is None or not learned_none or not self.chat.template.reads_thinking:
             return self.tokenizer, False
         said = [{"role": "user", "content": "a"}]
-        if self.template.render(said).ids == self.template.render(said, None, {"enable_thinking": False}).ids:
+        bare, disabled = (self.chat.template.render(said, None, more) for more in ({}, {"enable_thinking": False}))
+        if bare.ids == disabled.ids:
             return self.tokenizer, False
         return self.tokenizer.with_template_line(DISABLE_THINKING), True
-
-    def _summary(self, records: Records, is_disabled: bool) -> Iterable[str]:
-        counts = self.counts
-        yield from records.notices
-        if records.ignored_keys:
-            yield f"keys that mean nothing here: {', '.join(records.ignored_keys)}"
-        if records.num_equal:
-            yield f"{records.num_equal:,} lines say the same as an earlier one"
-        if counts.trailing:
-            yield f"{counts.trailing:,} conversations go on after the last answer that is learned; that is left out"
-        if counts.samples_of_conversations > counts.conversations and counts.joined_tokens:
-            more = counts.tokens / counts.joined_tokens - 1
-            yield (
-                f"{counts.conversations:,} conversations → {counts.samples_of_conversations:,} samples (the template "
-                f"shows earlier turns otherwise than it asked for them), {more:+.0%} tokens"
-            )
-        if counts.joined_answers:
-            yield (
-                f"{counts.foreign_answers:,} of {counts.joined_answers:,} answers stand in a context that serving "
-                "never builds (--turns joined)"
-            )
-        if counts.dropped:
-            yield f"{counts.dropped:,} examples of more than {self.context:,} tokens were left out (--too_long drop)"
-        if counts.cut:
-            yield f"{counts.cut:,} examples were cut to {self.context:,} tokens"
-        if counts.lost_reasoning:
-            yield f"{counts.lost_reasoning:,} answers have reasoning, which the chat template does not write"
-        if is_disabled:
-            yield (
-                "no answer has reasoning: the template that is saved asks for none unless a request sets "
-                "enable_thinking"
-            )
-        elif counts.turns["left open"]:
-            yield (
-                f"{counts.turns['left open']:,} answers without reasoning follow a prompt that opens <think>; the "
-                "model learns not to think"
-            )
 
 
 DISABLE_THINKING = "{%- set enable_thinking = enable_thinking if enable_thinking is defined else false -%}\n"

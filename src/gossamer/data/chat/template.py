@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, Literal
 
+from gossamer.data.chat.renderer import Renderer
 from gossamer.data.chat.special_marks import SpecialMarks
-from gossamer.data.chat.template_process import rendering
 from gossamer.data.tokenizer import Tokenizer
 from gossamer.errors import UserError
-from gossamer.isolated import IsolatedWorkers, RefusedError, Worker, WorkerFailedError
+from gossamer.isolated import RefusedError, WorkerFailedError
 
 __all__ = ["ChatTemplate", "Conversation", "RenderedPrompt", "TemplateRefusal", "ToolFormat"]
 
@@ -37,14 +34,6 @@ DEFAULT_STOP = ("\nUser:",)
 
 _REASONING_NAMES = ("reasoning_content", "thinking", "reasoning")
 _OPEN_REASONING = re.compile(r"<think>\s*\Z")
-MAX_SECONDS = 5.0
-"""Processor time that a template may take for a prompt."""
-MAX_MEMORY = 512 << 20
-"""Bytes that a template may take."""
-NUM_WORKERS = 4
-"""Prompts that are rendered at the same time."""
-MAX_WORKER_PROMPTS = 1000
-"""Prompts after which a worker is replaced by a fresh one."""
 
 
 class TemplateRefusal(ValueError):
@@ -109,7 +98,7 @@ class ChatTemplate:
         hidden = set(tokenizer.special_ids)
         special = (token for token, index in tokenizer.special_tokens.items() if index in hidden)
         self._marks = SpecialMarks(special, sources)
-        self._renderer = _Renderer(DEFAULT_TEMPLATE if self.is_default else plain, with_tools)
+        self._renderer = Renderer(DEFAULT_TEMPLATE if self.is_default else plain, with_tools)
         try:
             self._turn_token = self._find_turn_token()
         except (RefusedError, WorkerFailedError) as error:
@@ -210,6 +199,23 @@ class Conversation:
     def __init__(self, template: ChatTemplate, variables: Sequence[Any], mark: str) -> None:
         self._template, self._mark = template, mark
         self._messages, self._tools, self._variables = variables
+        self._prepared: dict[tuple[int, bool, tuple[tuple[str, Any], ...]], str | Exception] = {}
+
+    def prepare(self, cuts: Sequence[tuple[int, bool, Mapping[str, Any]]]) -> None:
+        """Make several texts at once, which is faster than one by one; each is then returned when it is asked for.
+
+        Args:
+            cuts: for each text after how many messages it ends, whether it asks for the next, and its variables
+        """
+        wanted = [(count, {**more, "add_generation_prompt": is_prompt}) for count, is_prompt, more in cuts]
+        template = self._template
+        variables = template._all(self._messages, self._tools, self._variables, False)
+        try:
+            texts = template._renderer.texts(bool(self._tools), variables, wanted)
+        except (RefusedError, WorkerFailedError):
+            return  # asked for one by one, each of them says what it takes
+        for (count, is_prompt, more), text in zip(cuts, texts, strict=True):
+            self._prepared[count, is_prompt, tuple(more.items())] = text
 
     def prompt(self, count: int, **variables: Any) -> str:
         """Return the text that asks for the message after the first `count`, as the service asks.
@@ -238,6 +244,11 @@ class Conversation:
 
     def _text(self, count: int, variables: Mapping[str, Any], is_prompt: bool) -> str:
         try:
+            prepared = self._prepared.pop((count, is_prompt, tuple(variables.items())), None)
+            if isinstance(prepared, Exception):
+                raise prepared
+            if prepared is not None:
+                return prepared
             messages, variables = self._messages[:count], {**self._variables, **variables}
             return self._template._text(messages, self._tools, variables, is_prompt)
         except (RefusedError, WorkerFailedError) as error:
@@ -286,76 +297,3 @@ def _with_reasoning_names(message: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return a message with its reasoning under the names that templates read, as transformers does."""
     found = next((message[name] for name in _REASONING_NAMES if message.get(name) is not None), None)
     return message if found is None else {"thinking": found, **message, "reasoning_content": found}
-
-
-class _Renderer:
-    """Renders templates in processes of their own, which are ended if they take too long; for several threads.
-
-    Args:
-        plain: the source of the template for conversations without tools
-        with_tools: the source of the template for conversations with tools
-    """
-
-    def __init__(self, plain: str, with_tools: str) -> None:
-        self._are_different = plain != with_tools and bool(with_tools)
-        sources = {"plain": plain} | ({"with tools": with_tools} if self._are_different else {})
-        self._sources = json.dumps({"templates": sources}).encode()
-        self._idle: list[Worker] = []
-        self._slots = threading.BoundedSemaphore(NUM_WORKERS)
-
-    def check(self) -> None:
-        """Check that the sources are templates; raises as `text` does."""
-        self._idle.append(self._start_worker())
-
-    def text(self, tools: bool, variables: Mapping[str, Any]) -> str:
-        """Render a template.
-
-        Args:
-            tools: whether to use the template for conversations with tools
-            variables: the variables of the template
-
-        Raises:
-            RefusedError: the template refuses the variables or fails.
-            WorkerFailedError: it takes too much time or memory.
-        """
-        return self._answer(tools, variables, False).decode(errors="surrogatepass")
-
-    def text_with_spans(self, tools: bool, variables: Mapping[str, Any]) -> tuple[str, list[tuple[int, int]]]:
-        """Render a template, and say where in the text its `{% generation %}` blocks lie; raises as `text` does."""
-        answer = json.loads(self._answer(tools, variables, True))
-        return answer["text"], [(begin, end) for begin, end in answer["spans"]]
-
-    def _answer(self, tools: bool, variables: Mapping[str, Any], spans: bool) -> bytes:
-        try:
-            name = "with tools" if tools and self._are_different else "plain"
-            message = json.dumps({"template": name, "variables": variables, "spans": spans}).encode()
-        except RecursionError as error:
-            raise RefusedError("nested too deeply") from error
-        with self._slots:
-            try:
-                worker = self._idle.pop()
-            except IndexError:
-                worker = self._start_worker()
-            try:
-                answer = worker.ask(message, MAX_SECONDS)
-            except WorkerFailedError:
-                worker.close()
-                raise
-            except RefusedError:
-                self._idle.append(worker)
-                raise
-            if worker.num_questions < MAX_WORKER_PROMPTS:
-                self._idle.append(worker)
-            else:
-                worker.close()
-        return answer
-
-    def _start_worker(self) -> Worker:
-        worker = _processes().worker()
-        worker.ask(self._sources, MAX_SECONDS)
-        return worker
-
-
-@cache
-def _processes() -> IsolatedWorkers:
-    return IsolatedWorkers(rendering, memory=MAX_MEMORY)

@@ -31,7 +31,8 @@ def rendering() -> Callable[[], Handler]:
 
     The handler receives JSON: first `{"templates": {name: source}}`, then `{"template": name, "variables": {…}}`, which
     it answers with the text. With `"spans": true` the answer is JSON, `{"text": …, "spans": [[begin, end], …]}`: where
-    in the text the blocks lie that `{% generation %}` marks as what is learned.
+    in the text the blocks lie that `{% generation %}` marks as what is learned. With `"cuts": [[count, variables], …]`
+    it is a JSON list of [text, null] or [null, refusal] for each beginning of the messages.
     """
 
     def begin() -> Handler:
@@ -45,7 +46,11 @@ def rendering() -> Callable[[], Handler]:
                     for name, source in values["templates"].items():
                         templates[name] = environment.from_string(source)
                     return b""
-                text, spans = _rendered(templates[values["template"]], values["variables"])
+                template, variables = templates[values["template"]], values["variables"]
+                if "cuts" in values:
+                    texts = [_beginning(template, variables, count, more) for count, more in values["cuts"]]
+                    return json.dumps(texts).encode()
+                text, spans = _rendered(template, variables)
                 answer = json.dumps({"text": text, "spans": spans}) if values.get("spans") else text
                 return answer.encode(errors="surrogatepass")
             except RecursionError as error:
@@ -56,6 +61,23 @@ def rendering() -> Callable[[], Handler]:
         return handle
 
     return begin
+
+
+def _beginning(
+    template: Template, variables: Mapping[str, Any], count: int, more: Mapping[str, Any]
+) -> tuple[str | None, str | None]:
+    """The text of the first messages, or why they are refused."""
+    try:
+        text, _ = _rendered(template, {**variables, **more, "messages": variables["messages"][:count]})
+    except RecursionError:
+        return None, "nested too deeply"
+    except RefusedError as error:
+        return None, str(error)
+    except TemplateError as error:
+        return None, _error_text(error)
+    except Exception as error:  # as of any other answer
+        return None, f"{type(error).__name__}: {error}"
+    return text, None
 
 
 def _rendered(template: Template, variables: Mapping[str, Any]) -> tuple[str, list[tuple[int, int]]]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from gossamer.data.chat.messages import Message
 from gossamer.data.chat.template import Conversation, TemplateRefusal
-from gossamer.data.chat.turns import Asked, TurnFinder
+from gossamer.data.chat.turns import Asked, Turn, TurnFinder
 from gossamer.errors import UserError, shorten
 
 __all__ = ["Transcript", "TranscriptReader"]
@@ -67,6 +67,7 @@ class TranscriptReader:
             ) from error
         answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
         learned = [index for index in answers if weights[index]]
+        self._finder.prepare(conversation, messages, learned, None)
         asked = {index: self._asked(where, conversation, index, messages[index]) for index in learned}
         spans = marked if self._marks_answers else self._spans(conversation, text, answers, asked)
         if len(spans) == len(answers):
@@ -83,6 +84,20 @@ class TranscriptReader:
             foreign = sum(not _is_asked(conversation, text, span, answer) for span, answer in pairs)
         ends = tuple(dict.fromkeys(answer.end for answer in asked.values() if answer is not None))
         return Transcript(ids, is_target, ends, len(learned), foreign)
+
+    def num_marked_otherwise(
+        self, conversation: Conversation, messages: Sequence[Message], turns: Sequence[Turn]
+    ) -> int:
+        """Return of how many answers the template marks other text as what is learned than what is generated."""
+        try:
+            text, spans = conversation.transcript_with_spans()
+        except TemplateRefusal:
+            return 0
+        answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+        if len(spans) != len(answers):
+            return len(turns)
+        by_answer = dict(zip(answers, spans, strict=True))
+        return sum(conversation.encode(text[slice(*by_answer[turn.index])]) != turn.target for turn in turns)
 
     def _asked(self, where: str, conversation: Conversation, index: int, message: Message) -> Asked | None:
         """The answer as serving asks for it; None if it never does."""

@@ -90,7 +90,9 @@ class TurnFinder:
             UserError: the template does not take the messages, or writes an answer otherwise than it asks for it.
         """
         found = []
-        for index in (index for index, weight in enumerate(weights) if weight):
+        learned = [index for index, weight in enumerate(weights) if weight]
+        self.prepare(conversation, messages, learned, thinking)
+        for index in learned:
             asked = self.asked(where, conversation, index, messages[index], thinking)
             context, target = conversation.encode(asked.prompt), conversation.encode(asked.answer)
             if not target or target[-1] != asked.end:  # the template ends no answer, so the end of the text does
@@ -100,16 +102,29 @@ class TurnFinder:
             found.append(Turn(index, context, target, asked.end, has_reasoning, opens))
         return found
 
+    def prepare(
+        self, conversation: Conversation, messages: Sequence[Message], indices: Sequence[int], thinking: bool | None
+    ) -> None:
+        """Make the texts of several answers at once, as far as they are likely to be asked for."""
+        cuts: list[tuple[int, bool, Mapping[str, bool]]] = []
+        for index in indices:
+            variables = self._attempts(messages[index], thinking)[0]
+            cuts += [(index, True, variables), (index + 1, False, variables)]
+        conversation.prepare(cuts)
+
+    def _attempts(self, message: Message, thinking: bool | None) -> list[dict[str, bool]]:
+        """The variables to ask for an answer with, the likelier first."""
+        if not self._template.reads_thinking:
+            return [{}]
+        wish = "reasoning_content" in message if thinking is None else thinking
+        return [{"enable_thinking": wish}, {"enable_thinking": not wish}]
+
     def asked(
         self, where: str, conversation: Conversation, index: int, message: Message, thinking: bool | None = None
     ) -> Asked:
         """Return the texts of one answer; arguments and exceptions are those of `turns`."""
-        wish = "reasoning_content" in message if thinking is None else thinking
-        attempts: list[dict[str, bool]] = [{}]
-        if self._template.reads_thinking:
-            attempts = [{"enable_thinking": wish}, {"enable_thinking": not wish}]
         texts = []
-        for variables in attempts:
+        for variables in self._attempts(message, thinking):
             prompt, transcript = _texts(where, conversation, index, variables)
             if transcript.startswith(prompt):
                 answer = transcript[len(prompt) :]
