@@ -196,7 +196,7 @@ def test_pairs_before_the_first_step(loss: str, at_start: float) -> None:
     rows = rows_of(examples, range(len(examples)), 30)
     logprobs, sums = unmoved(rows, examples)
     found = losses_of(PairObjective(loss, 0.1, reference=sums), rows, logprobs)
-    assert float(found["minimized"]) == pytest.approx(at_start)
+    assert float(found["minimized"].detach()) == pytest.approx(at_start)
     assert {name: float(found[name]) for name in ("margin", "reward_chosen", "reward_rejected")} == pytest.approx(
         {"margin": 0, "reward_chosen": 0, "reward_rejected": 0}, abs=1e-12
     )
@@ -208,7 +208,7 @@ def test_ratings_before_the_first_step(labels: tuple[bool, ...]) -> None:
     rows = rows_of(trained_examples(examples), range(len(examples)), 30)
     logprobs, sums = unmoved(rows, examples)
     found = losses_of(KtoObjective.of_examples(examples, sums, 0.1, 30), rows, logprobs)
-    assert float(found["minimized"]) == pytest.approx(0.5)
+    assert float(found["minimized"].detach()) == pytest.approx(0.5)
 
 
 def test_the_chosen_answers_own_loss_is_added_with_its_weight() -> None:
