@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,25 +11,14 @@ from typing import Any
 import pytest
 import transformers
 from hypothesis import given
-from hypothesis import strategies as st
 
+from chat_strategies import TOOLS, conversation, tools_or_none, variables
 from family_templates import TEMPLATES, write_family_tokenizer
+from gossamer.data.chat.records import read_records
+from gossamer.data.chat.samples import build_examples
 from gossamer.data.chat.template import ChatTemplate, TemplateRefusal
 from gossamer.data.tokenizer import Tokenizer
 from live_service import live
-
-PARAMETERS = {
-    "type": "object",
-    "properties": {"city": {"type": "string"}, "days": {"type": "integer", "default": None}},
-    "required": ["city"],
-}
-TOOLS = [
-    {
-        "type": "function",
-        "function": {"name": "weather", "description": 'of "<city>" & 天気', "parameters": PARAMETERS},
-    },
-    {"type": "function", "function": {"name": "now"}},
-]
 
 
 def folder_of_trl() -> Path | None:
@@ -73,37 +61,8 @@ def check(both: SimpleNamespace, said: list[dict[str, Any]], tools: Any, variabl
     )
 
 
-WORDS = [" ", "\n", "a", "12", "天気 🦊", "e\u0301", "हिन्दी", "<b>&'\"", "{{ 7 }}"]
-TAGS = ["<think>", "</think>", "<tool_call>", "<tool_response>", "</tool_response>"]
-spoken = st.lists(st.sampled_from([*WORDS, *TAGS]), max_size=5).map("".join)
-parts = st.lists(st.builds(lambda text: {"type": "text", "text": text}, spoken), max_size=2)
-content = spoken | parts
-values = spoken | st.integers() | st.booleans() | st.none() | st.lists(st.floats(-9, 9) | spoken, max_size=2)
-call = st.builds(
-    lambda name, arguments: {"type": "function", "id": "c", "function": {"name": name, "arguments": arguments}},
-    st.sampled_from(["weather", "now"]),
-    st.dictionaries(st.sampled_from(["city", "days", "ü"]), values | st.dictionaries(spoken, values, max_size=1)),
-)
-question = st.fixed_dictionaries({"role": st.just("user"), "content": content})
-reply = st.fixed_dictionaries(
-    {"role": st.just("assistant")},
-    optional={"content": content, "reasoning_content": spoken, "tool_calls": st.lists(call, min_size=1, max_size=3)},
-)
-result = st.fixed_dictionaries({"role": st.just("tool"), "content": content, "tool_call_id": st.just("c")})
-system = st.fixed_dictionaries({"role": st.just("system"), "content": content})
-turn = st.tuples(question, st.lists(reply | result, max_size=4)).map(lambda made: [made[0], *made[1]])
-# Mostly as conversations go, and sometimes in any order, which templates refuse.
-conversation = st.tuples(st.lists(system, max_size=1), st.lists(turn, min_size=1, max_size=3)).map(
-    lambda made: [*made[0], *chain.from_iterable(made[1])]
-) | st.lists(system | question | reply | result, min_size=1, max_size=4)
-variables = st.fixed_dictionaries(
-    {},
-    optional={"enable_thinking": st.booleans(), "preserve_thinking": st.booleans(), "reasoning_effort": st.just("low")},
-)
-
-
 @pytest.mark.parametrize("form", TEMPLATES)
-@given(said=conversation, tools=st.sampled_from([None, TOOLS]), variables=variables)
+@given(said=conversation, tools=tools_or_none, variables=variables)
 def test_a_conversation_becomes_the_tokens_of_transformers(pairs, form, said, tools, variables):
     check(pairs[form], said, tools, variables)
 
@@ -117,7 +76,7 @@ def test_released_templates_give_the_tokens_of_transformers(path, tmp_path):
     if "vl" not in path.stem:
         assert both.template.tools == ("xml" if form == "qwen3_5" else "json")
 
-    @given(said=conversation, tools=st.sampled_from([None, TOOLS]), variables=variables)
+    @given(said=conversation, tools=tools_or_none, variables=variables)
     def agree(said, tools, variables):
         check(both, said, tools, variables)
 
@@ -206,3 +165,38 @@ def test_an_answer_goes_back_into_the_conversation(served):
     tokenizer = served.service.service.tokenizer
     prompt = tokenizer.decode(found.json()["tokens"], special=True)
     assert f"<think>\n{THOUGHT}\n</think>\n\n{WRITTEN[served.form]}<|im_end|>" in prompt
+
+
+def test_what_is_learned_stands_behind_what_the_service_sends_to_the_engine(served, monkeypatch, tmp_path):
+    call = {"id": "c", "type": "function", "function": {"name": "weather", "arguments": '{"city": "東京", "days": 3}'}}
+    messages: list[dict[str, Any]] = [
+        {
+            "role": "developer",
+            "content": [{"type": "text", "text": "Be "}, {"type": "text", "text": "brief <|im_end|>"}],
+        },
+        {"role": "user", "content": "And <think> tomorrow?"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "rain", "tool_call_id": "c"},
+        {"role": "assistant", "content": "It rains.", "reasoning_content": THOUGHT},
+        {"role": "user", "content": "Sure?"},
+        {"role": "assistant", "content": "Yes."},
+    ]
+    sent: list[tuple[int, ...]] = []
+    engine = served.service.service.engine
+    admit = engine.admit
+    monkeypatch.setattr(engine, "admit", lambda made: sent.append(made[0].prompt) or admit(made))
+    for index, message in enumerate(messages):
+        if message["role"] == "assistant":
+            more = {"enable_thinking": "reasoning_content" in message}
+            body = {"messages": messages[:index], "tools": TOOLS, "chat_template_kwargs": more, "max_tokens": 1}
+            assert served.service.post("/v1/chat/completions", body).status_code == 200
+    file = tmp_path / "data.jsonl"
+    file.write_text(json.dumps({"messages": messages, "tools": TOOLS}))
+    made = build_examples(read_records([str(file)]), served.service.service.tokenizer, context=4096)
+    contexts = []
+    for example in made.examples:
+        (sample,) = example.samples
+        is_target = sample.labels != -100
+        starts = [place for place in range(1, len(sample)) if is_target[place] and not is_target[place - 1]]
+        contexts += [tuple(sample.input_ids[:start].tolist()) for start in starts]
+    assert contexts == sent

@@ -376,3 +376,31 @@ def test_whatever_a_line_holds_it_is_read_or_refused_in_one_line(values):
     else:
         assert len(record.weights) == len(record.messages)
         assert any(record.weights) or record.completions or record.text
+
+
+lines_of_bytes = st.lists(
+    st.binary(max_size=12)
+    | st.sampled_from(
+        [b'{"text": "a"}', b'{"text": "', b"[", b"]", b'[{"text": "a"}]', b"\xef\xbb\xbf{}", b'{"text": NaN}']
+    )
+    | st.dictionaries(st.sampled_from(["text", "prompt", "completion", "id"]), st.text(max_size=3)).map(
+        lambda one: json.dumps(one).encode()
+    ),
+    max_size=5,
+)
+
+
+@given(
+    lines_of_bytes,
+    st.sampled_from([b"\n", b"\r\n", b""]),
+    st.sampled_from([".jsonl", ".json", ".txt", ".parquet", ".csv"]),
+)
+def test_whatever_a_file_holds_it_is_read_or_refused_in_one_line(tmp_path_factory, lines, end, suffix):
+    file = tmp_path_factory.mktemp("any") / f"data{suffix}"
+    file.write_bytes((end or b"\n").join(lines) + end)
+    try:
+        records = read_records([str(file)])
+    except UserError as error:
+        assert "\n" not in str(error) and f"data{suffix}" in str(error)
+    else:
+        assert records.records

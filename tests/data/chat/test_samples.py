@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import transformers
+from hypothesis import given, settings
 
+from chat_strategies import conversation, tools_or_none
 from engine_double import write_tokenizer
 from family_templates import TEMPLATES, write_family_tokenizer
 from gossamer.data.chat.chatml import missing_tokens
@@ -17,6 +19,7 @@ from gossamer.data.chat.forms import form_of, read_record
 from gossamer.data.chat.records import Records
 from gossamer.data.chat.samples import Examples, Sample, build_examples
 from gossamer.data.chat.template import ChatTemplate
+from gossamer.data.chat.turns import with_reasoning_split
 from gossamer.data.tokenizer import Tokenizer, char_tokenizer
 from gossamer.errors import UserError
 
@@ -49,8 +52,9 @@ def spans(tokenizer: Tokenizer, sample: Sample) -> list[tuple[bool, str]]:
 def families(tmp_path_factory: pytest.TempPathFactory) -> dict[str, SimpleNamespace]:
     made = {}
     for form in TEMPLATES:
-        tokenizer = Tokenizer.load(write_family_tokenizer(tmp_path_factory.mktemp(form), form))
-        made[form] = SimpleNamespace(tokenizer=tokenizer, template=ChatTemplate(tokenizer))
+        folder = write_family_tokenizer(tmp_path_factory.mktemp(form), form)
+        tokenizer, peer = Tokenizer.load(folder), transformers.AutoTokenizer.from_pretrained(folder)
+        made[form] = SimpleNamespace(tokenizer=tokenizer, template=ChatTemplate(tokenizer), peer=peer)
     return made
 
 
@@ -323,3 +327,38 @@ def test_a_character_that_the_tokenizer_does_not_know_names_the_line():
     tokenizer = char_tokenizer(["abc"])
     with pytest.raises(UserError, match=r"^F:2: .*'x'"):
         build(tokenizer, {"text": "a"}, {"text": "x"})
+
+
+# Conversations of any kind.
+
+
+@pytest.mark.parametrize("form", TEMPLATES)
+@settings(max_examples=20)  # each starts a process for its template
+@given(said=conversation, tools=tools_or_none)
+def test_whatever_is_said_contexts_are_the_prompts_of_transformers(families, form, said, tools):
+    tokenizer, peer = families[form].tokenizer, families[form].peer
+    values = {"messages": said} | ({"tools": tools} if tools else {})
+    try:
+        record = read_record(form_of("F:1", values), "F:1", values, {})
+        made = build_examples(Records("sft", (record,), (), 0, ()), tokenizer, context=10**6)
+    except UserError as error:
+        assert str(error).startswith("F:1: ") and "\n" not in str(error)
+        return
+    messages = list(map(with_reasoning_split, record.messages))
+    answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+    contexts = []
+    for example in made.examples:
+        is_target = example.samples[0].labels != -100
+        for start in np.flatnonzero(is_target[1:] & ~is_target[:-1]) + 1:
+            contexts.append(example.samples[0].input_ids[:start].tolist())
+    wanted = [
+        [
+            peer.apply_chat_template(
+                messages[:index], tools=tools, add_generation_prompt=True, return_dict=False, enable_thinking=wish
+            )
+            for wish in (False, True)
+        ]
+        for index in answers
+    ]
+    assert len(contexts) == len(wanted)
+    assert all(context in prompts for context, prompts in zip(contexts, wanted, strict=True))
