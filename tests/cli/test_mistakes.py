@@ -10,14 +10,18 @@ import pytest
 from gossamer.cli import main
 from stand_in import Calls
 
+VERBS = "train, tune, sample, eval, report, export, serve, chat, plan, doctor, certify"
 MISTAKES = [
     (
         "",
-        "which verb? one of train, sample, eval, report, export, serve, chat, plan, doctor, certify (gossamer --help)",
+        f"which verb? one of {VERBS} (gossamer --help)",
     ),
     ("trian", "unknown verb 'trian'; did you mean 'train'?"),
     ("--hepl", "unknown option '--hepl'; did you mean '--help'?"),
-    ("foo x", "unknown verb 'foo'; there are train, sample, eval, report, export, serve, chat, plan, doctor, certify"),
+    (
+        "foo x",
+        "unknown verb 'foo'; there are train, tune, sample, eval, report, export, serve, chat, plan, doctor, certify",
+    ),
     ("sample", "missing RUN (gossamer sample --help)"),
     ("export runs/mine", "missing OUT (gossamer export --help)"),
     ("sample runs/mien", "no run 'runs/mien'; did you mean 'runs/mine'?"),
@@ -30,6 +34,15 @@ MISTAKES = [
     ("sample runs/mine more", "unexpected argument 'more'; did you mean --prompt more?"),
     ("doctor now", "unexpected argument 'now' (gossamer doctor --help)"),
     ("train --lr 1e-3", "unknown option '--lr'; did you mean '--optimizer.learning_rate'?"),
+    ("tune", "missing BASE (gossamer tune --help)"),
+    ("tune runs/mine", "--data: name the files with examples"),
+    ("tune runs/mien --data x", "no run 'runs/mien'; did you mean 'runs/mine'?"),
+    ("tune runs/mine --data x --rnak 8", "unknown option '--rnak'; did you mean '--rank'?"),
+    ("tune runs/mine --data x --method rl", "--method rl: expected one of auto, sft, dpo, kto"),
+    ("tune runs/mine --data x --model.vocab_size 8", "--model.vocab_size and --training.sequence_length follow from"),
+    ("tune runs/mine --data x --resume --look 3", "--resume continues a run, and --look trains nothing"),
+    ("tune runs/mine --resume --out runs/mine", "--resume: no run in runs/mine (it has no config.yaml)"),
+    ("tune runs/mine --data x --steps x", "--steps x: expected a whole number"),
     ("train --tuning.rank 8", "--tuning.rank is a value of gossamer tune, which teaches a model by examples"),
     ("train --steps 10", "unknown option '--steps'; did you mean '--training.steps'?"),
     ("sample runs/mine --tokens 3", "unknown option '--tokens'; did you mean '--max-tokens'?"),

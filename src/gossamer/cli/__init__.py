@@ -14,6 +14,7 @@ from gossamer.cli.command_line import run
 from gossamer.cli.generation import chat, sample, serve
 from gossamer.cli.runs import eval, export, report, train
 from gossamer.cli.shared import Verb
+from gossamer.cli.tune import tune
 
 # Environment variables of the process, unless the user has set them. PyTorch reads them when it is imported.
 ENVIRONMENT = {
@@ -23,7 +24,7 @@ ENVIRONMENT = {
 }
 
 VERBS: dict[str, Verb] = {
-    verb.__name__: verb for verb in (train, sample, eval, report, export, serve, chat, plan, doctor, certify)
+    verb.__name__: verb for verb in (train, tune, sample, eval, report, export, serve, chat, plan, doctor, certify)
 }
 
 
@@ -31,7 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line, the process's own if none is given, and return its exit status.
 
     Returns:
-        0 for success, 1 for a device that is not certified, 2 for a mistake, 130 if interrupted, 141 for a closed pipe.
+        0 for success, 1 for a device that is not certified or a model that tuning has made worse, 2 for a mistake, 130
+        if interrupted, 141 for a closed pipe.
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)

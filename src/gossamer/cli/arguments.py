@@ -10,13 +10,13 @@ from __future__ import annotations
 import argparse
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, is_dataclass
+from dataclasses import MISSING, dataclass, field, is_dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
-from gossamer.cli.shared import Verb
+from gossamer.cli.shared import TuningFlags, Verb
 from gossamer.errors import FieldError, UserError, did_you_mean, shorten
 from gossamer.options import Option, options_of, plain_type, without_none
 from gossamer.reading import parse_number, user_path
@@ -70,10 +70,7 @@ def flags_of(prog: str, function: Verb) -> Flags:
     flags = Flags(prog, function)
     for name, option in options_of(function).items():
         if name == "overrides":
-            from gossamer.train.recipe import recipe_options
-
-            flags.recipe = {key: value for key, value in recipe_options().items() if "." in key}
-            flags.short = {value.short_flag: value for value in flags.recipe.values() if value.short_flag}
+            flags.recipe, flags.short = _recipe_flags(option.metadata(TuningFlags))
         elif is_dataclass(plain_type(option.annotation)):
             fields = options_of(plain_type(option.annotation))
             flags.own |= {key: value for key, value in fields.items() if value.has_flag}
@@ -82,6 +79,24 @@ def flags_of(prog: str, function: Verb) -> Flags:
         else:
             flags.own[name] = option
     return flags
+
+
+def _recipe_flags(tuning: TuningFlags | None) -> tuple[dict[str, Option], dict[str, Option]]:
+    """Return the flags of a recipe's values by their dotted names, and the short ones by theirs."""
+    from gossamer.train.recipe import TUNING, recipe_options
+
+    options = recipe_options(tuning=tuning is not None).items()
+    if tuning is None:
+        every = {key: value for key, value in options if "." in key}
+        return every, {value.short_flag: value for value in every.values() if value.short_flag}
+    # What the base and the data decide has no default that could be shown.
+    every = {
+        key: value if key.startswith(f"{TUNING}.") else replace(value, default=None)
+        for key, value in options
+        if "." in key
+    }
+    short = {value.short_flag: value for key, value in every.items() if key.startswith(f"{TUNING}.")}
+    return every, {name: every[key] for name, key in tuning.short.items()} | short
 
 
 def parse(verb: str, function: Verb, words: Sequence[str]) -> dict[str, Any]:

@@ -38,7 +38,7 @@ def help_page(flags: Flags, words: Sequence[str]) -> str:
 
     names = dict.fromkeys(key.partition(".")[0] for key in flags.recipe)
     sections = {name: documented(Recipe)[name] for name in names}
-    topic, defaults = _topic(words, sections), _recipe_defaults(words)
+    topic, defaults = _topic(words, sections), _recipe_defaults(flags, words)
     if topic in sections:
         usage = f"usage: {flags.prog} [--{topic}.NAME VALUE …]"
         return "\n".join([usage, *_section(flags.recipe, defaults, topic, sections[topic])])
@@ -67,13 +67,16 @@ def _topic(words: Sequence[str], sections: Mapping[str, str]) -> str:
     return ""
 
 
-def _recipe_defaults(words: Sequence[str]) -> dict[str, Any]:
-    """The values of the recipe that the words name, by dotted name."""
-    from gossamer.train.recipe import DEFAULT_RECIPE, flatten, load_recipe
+def _recipe_defaults(flags: Flags, words: Sequence[str]) -> dict[str, Any]:
+    """The values of the recipe that the words name, by dotted name; a tuning has no recipe unless they name one."""
+    from gossamer.train.recipe import DEFAULT_RECIPE, TUNING, flatten, load_recipe
 
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     finder.add_argument("--recipe", nargs="?")
-    return flatten(load_recipe(finder.parse_known_args(words)[0].recipe or DEFAULT_RECIPE))
+    name = finder.parse_known_args(words)[0].recipe
+    declared = {key: option.default for key, option in flags.recipe.items()}
+    is_tuning = any(key.startswith(f"{TUNING}.") for key in flags.recipe)
+    return declared if name is None and is_tuning else declared | flatten(load_recipe(name or DEFAULT_RECIPE))
 
 
 # The layout.

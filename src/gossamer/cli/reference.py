@@ -32,7 +32,7 @@ def reference() -> str:
     """Write the document."""
     parts = [_HEAD]
     for section, text in documented(Recipe).items():
-        own = {name: option for name, option in recipe_options().items() if name.startswith(f"{section}.")}
+        own = {name: option for name, option in recipe_options(tuning=True).items() if name.startswith(f"{section}.")}
         if own:
             parts += [f"## {section}: {text}\n", _table(own, may_change=True)]
     for verb, function in VERBS.items():

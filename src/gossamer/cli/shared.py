@@ -6,7 +6,7 @@ import json as jsonlib
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,6 +23,18 @@ Verb = Callable[..., int | None]
 RunFolder = Annotated[str, Help("folder of a run, a Hugging Face directory, or a GGUF file")]
 Device = Annotated[str, Help("device to use: auto, cpu, cuda, cuda:1, npu …")]
 Json = Annotated[bool, Help("print one JSON object")]
+
+
+class TuningFlags:
+    """Metadata of a verb's `overrides`: it takes the values of a tuning, too.
+
+    Args:
+        short: names of values that have a flag without the section, by that flag, beside those of the tuning itself
+    """
+
+    def __init__(self, short: Mapping[str, str]) -> None:
+        self.short = short
+
 
 AUTO = "auto"
 """The default of every `--device`: an accelerator where there is one, else the CPU."""

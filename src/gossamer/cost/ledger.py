@@ -7,6 +7,7 @@ Every device-second is booked once, on one account:
     failed       steps that were skipped because their gradient was not finite, and steps that a rollback undid
     start        loading PyTorch, reading data, building the network, loading a checkpoint
     evaluation, samples, checkpoints    time in which training stood still
+    reference   in a tuning, what the base makes of the examples, before the first step
 
 Only the first three have steps, tokens and FLOPs. FLOPs are those of the model (`gossamer.cost.network`).
 """
@@ -37,8 +38,8 @@ __all__ = [
 LEDGER_FILE = "ledger.json"
 _REMEDY = "restore or delete it"
 STEPS = ("useful", "repeated", "failed")
-OVERHEADS = ("start", "evaluation", "samples", "checkpoints")
-Overhead = Literal["start", "evaluation", "samples", "checkpoints"]
+OVERHEADS = ("start", "reference", "evaluation", "samples", "checkpoints")
+Overhead = Literal["start", "reference", "evaluation", "samples", "checkpoints"]
 
 _Count = Annotated[int, Range(0, (1 << 63) - 1)]
 _Amount = Annotated[float, Range(0, 1e60)]
@@ -258,14 +259,16 @@ class Ledger:
     def estimate(self) -> Estimate | None:
         """Return what the run will have cost at its end if the rest goes as so far without a stop; None before a step.
 
-        The time of steps and of what interrupts them grows with the fraction; start, repeated and failed
-        work stay as they are.
+        The time of steps and of what interrupts them grows with the fraction; start, reference, repeated and
+        failed work stay as they are.
         """
         moved = self.useful + self.accounts["failed"]  # both have brought the run nearer to its end
         if not (self.fraction and moved.steps):
             return None
         more = (1 - self.fraction) / self.fraction
-        pauses = math.fsum(self.accounts[name].device_seconds for name in OVERHEADS if name != "start")
+        pauses = math.fsum(
+            self.accounts[name].device_seconds for name in OVERHEADS if name not in ("start", "reference")
+        )
         spent, work = self.total.device_seconds, self.work
         seconds = spent + more * (moved.device_seconds + pauses)
         has_energy = self.kilowatt_hours is not None and self.joules_seconds > 0

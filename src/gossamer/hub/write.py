@@ -10,11 +10,13 @@ from __future__ import annotations
 import math
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -22,13 +24,13 @@ from torch import Tensor
 
 from gossamer.errors import UserError
 from gossamer.files import building, disk_errors, publish, sync, sync_tree
-from gossamer.hub.checkpoint import open_checkpoint
+from gossamer.hub.checkpoint import Checkpoint, open_checkpoint
 from gossamer.hub.companions import copy_companions, json_text, token_values
 from gossamer.hub.find import CONFIG, find_model
 from gossamer.hub.layout import Layout, Piece, named_layout, released_layout, tensors_in, written_layout
-from gossamer.hub.names import EMBEDDING, INDEX, SHARD_PATTERN, is_weight_file
+from gossamer.hub.names import EMBEDDING, INDEX, SHARD_PATTERN, is_weight_file, load_dtype, tensors_of
 from gossamer.hub.read import load_weights, merged
-from gossamer.hub.shards import utf8_path
+from gossamer.hub.shards import FP8, utf8_path
 from gossamer.model.causal_lm import CausalLM
 from gossamer.model.linear import has_low_rank
 from gossamer.reading import user_path
@@ -72,6 +74,33 @@ def save(
         written, config = named_layout(layout, model.config)
     values = config.to_dict() | ({} if tokenizer is None else {"eos_token_id": tokenizer.eot_id})
     _write_model(model, user_path(directory), written, values, None if tokenizer is None else tokenizer.save)
+
+
+def save_like(model: CausalLM, directory: Path, base: Checkpoint, companions: Callable[[Path], None]) -> None:
+    """Write a network as the checkpoint is written whose weights it began with: in its layout and its types.
+
+    Args:
+        model: the network; its weights are brought into the types of the base
+        directory: made if it is missing; of a model that it held before nothing is left
+        base: the checkpoint
+        companions: writes the tokenizer and further files into a folder
+
+    Raises:
+        UserError: the directory cannot be written, or the disk is full; the model that was there is unchanged.
+    """
+    dtype = _main_dtype(base)
+    for name, tensor in tensors_of(model).items():
+        tensor.data = tensor.data.to(load_dtype(name, dtype))
+    values = model.config.to_dict() | token_values(find_model(base.folder))
+    _write_model(model, directory, written_layout(base.layout), values, companions)
+
+
+def _main_dtype(checkpoint: Checkpoint) -> torch.dtype:
+    """Return the type of most of the weights of a checkpoint; that of FP8 once it is dequantized."""
+    sizes: Counter[torch.dtype] = Counter()
+    for tensor in checkpoint.stored.values():
+        sizes[torch.bfloat16 if tensor.dtype == FP8 else tensor.dtype] += math.prod(tensor.shape)
+    return max(sizes, key=sizes.__getitem__)
 
 
 def export(run: str | Path, directory: str | Path, layout: str | None = None) -> None:

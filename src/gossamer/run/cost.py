@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 
@@ -18,15 +18,36 @@ from gossamer.cost.energy import EnergyMeter
 from gossamer.cost.ledger import LEDGER_FILE, Ledger, Overhead, Work, read_ledger
 from gossamer.cost.network import flops_by_part
 from gossamer.files import write_atomically
+from gossamer.train.config import TrainingConfig
 from gossamer.train.recipe import Recipe
 from gossamer.train.world import World
 
-__all__ = ["CostMeter"]
+__all__ = ["CostMeter", "StepShape"]
 
 # All in seconds.
 _WRITE_EVERY = 1.0  # the shortest time between two writings of the file, unless one is asked for
 _ENERGY_EVERY = 60.0  # a processor's counter turns over after some minutes
 _PEAK_AFTER, _MAX_PEAK_PAUSE = 10.0, 300.0  # until a CPU's peak is measured again; then twice as long each time
+
+
+class StepShape(NamedTuple):
+    """The size of a step.
+
+    Attributes:
+        tokens: of all micro-batches and processes; where steps differ, on average
+        length: tokens of a document, which the work of attention depends on
+        trained_share: the share of the work of a step that is done where most weights are frozen; 1 where none is
+    """
+
+    tokens: int
+    length: int
+    trained_share: float = 1.0
+
+    @classmethod
+    def of(cls, training: TrainingConfig) -> StepShape:
+        """Return the size of a step of rows that are all alike."""
+        length = training.sequence_length
+        return cls(training.batch_size * length * training.gradient_accumulation, length)
 
 
 class CostMeter:
@@ -37,17 +58,20 @@ class CostMeter:
         recipe: the run's recipe, which knows the size of the vocabulary
         world: the processes
         began: when this process began with the run, by `time.perf_counter`
+        shape: the size of a step; None: that of the recipe
 
     Raises:
         UserError: the ledger in the folder is damaged.
     """
 
-    def __init__(self, run: Path, recipe: Recipe, world: World, began: float) -> None:
+    def __init__(self, run: Path, recipe: Recipe, world: World, began: float, shape: StepShape | None = None) -> None:
         training = recipe.training
+        shape = StepShape.of(training) if shape is None else shape
         self.run, self.world = run, world
-        self.tokens_per_step = training.batch_size * training.sequence_length * training.gradient_accumulation
+        self.tokens_per_step = shape.tokens
         mtp_steps = training.mtp_steps if training.mtp_loss_weight else 0
-        self.flops = flops_by_part(recipe.model, training.sequence_length, mtp_steps, training.sampled_vocab_size)
+        flops = flops_by_part(recipe.model, shape.length, mtp_steps, training.sampled_vocab_size)
+        self.flops = {part: shape.trained_share * each for part, each in flops.items()}
         found = world.call_on_main(lambda: read_ledger(run))
         self._has_ledger = found is not None
         self.ledger = found or Ledger()

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gossamer import device as devices
 from gossamer.cost.activations import MicroBatchShape
@@ -30,6 +30,7 @@ from gossamer.ops.orthogonalize import MAX_NATIVE_SIDE
 from gossamer.ops.registry import OPERATIONS
 from gossamer.train.muon import Split, matrix_splits
 from gossamer.train.recipe import Recipe
+from gossamer.train.trained import choose_trained
 from gossamer.units import human, size
 
 # Loaded by PyTorch's first network, products and backward pass: measured with a network of no size to speak of.
@@ -132,10 +133,18 @@ def _require(about: str, needed: int, device: torch.device) -> None:
         )
 
 
-def estimate_peak(recipe: Recipe, device: torch.device, world_size: int = 1) -> MemoryEstimate:
+def estimate_peak(
+    recipe: Recipe, device: torch.device, world_size: int = 1, stored_bytes: int | None = None
+) -> MemoryEstimate:
     """Estimate the peak memory of one of `world_size` processes that train by `recipe` on `device`.
 
     On a CPU, call it before the network is built: the process as it stands is taken to be the base.
+
+    Args:
+        recipe: how is trained; that of a tuning knows the tokens of a row
+        device: where
+        world_size: how many processes share the network
+        stored_bytes: of the network as it is stored, which is how what is frozen is held; None: in float32
 
     Raises:
         UserError: the device cannot compute in the recipe's precision, or the network is beyond every machine.
@@ -152,15 +161,19 @@ def estimate_peak(recipe: Recipe, device: torch.device, world_size: int = 1) -> 
     mtp_steps = training.mtp_steps if model.mtp is not None and training.mtp_loss_weight else 0
     if model.mtp is not None and not mtp_steps:
         model.mtp.requires_grad_(False)
-    resident = _resident_bytes(model, recipe.optimizer.kind, device, world_size)
+    rows, length, accumulates = training.batch_size, training.sequence_length, training.gradient_accumulation > 1
+    if recipe.tuning is not None:
+        choose_trained(model, recipe.tuning)
+        rows, length, accumulates = world_size, recipe.tuning.row_tokens or length, True
+    resident = _resident_bytes(model, recipe.optimizer.kind, device, world_size, stored_bytes)
 
     itemsize = devices.compute_dtype(device, training.precision).itemsize
     native = frozenset(name for name, operation in OPERATIONS.items() if operation.choose(device).name == "native")
-    layout = Layout(world_size, rows=max(1, training.batch_size // world_size), recompute=training.recompute)
+    layout = Layout(world_size, rows=max(1, rows // world_size), recompute=training.recompute)
     step = StepSpec(
-        MicroBatchShape(layout.rows, training.sequence_length, itemsize, native),
+        MicroBatchShape(layout.rows, length, itemsize, native),
         recompute=training.recompute,
-        accumulates=training.gradient_accumulation > 1,
+        accumulates=accumulates,
         mtp_steps=mtp_steps,
         mtp_trunk_gradient=training.mtp_trunk_gradient,
         casts=world_size == 1,  # several processes gather weights in the computing type
@@ -170,20 +183,31 @@ def estimate_peak(recipe: Recipe, device: torch.device, world_size: int = 1) -> 
         **asdict(step_memory(timeline, layout, resident)),
         slack=_slack([*timeline.moments, MemoryMoment("optimizer", 0, 0, resident.update)]) if on_cpu else 0,
         base=base,
-        checkpoint=resident.weights + resident.optimizer + _bytes(model.parameters()),
+        checkpoint=2 * _bytes(_saved(model, recipe)) + resident.optimizer,
         device_type=device.type,
     )
 
 
-def _resident_bytes(model: CausalLM, optimizer: str, device: torch.device, world_size: int) -> ResidentBytes:
+def _saved(model: CausalLM, recipe: Recipe) -> list[nn.Parameter]:
+    """Return what a checkpoint holds of a network: all of it, or of a tuning of a part that part."""
+    is_partial = recipe.tuning is not None and (recipe.tuning.lora or recipe.tuning.drafts)
+    return [parameter for parameter in model.parameters() if parameter.requires_grad or not is_partial]
+
+
+def _resident_bytes(
+    model: CausalLM, optimizer: str, device: torch.device, world_size: int, stored_bytes: int | None
+) -> ResidentBytes:
     """What one process holds of a network on the meta device, and what its optimizer's update takes."""
     splits = matrix_splits(model) if optimizer == "muon" else {}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    weights = _bytes(model.parameters())
+    if stored_bytes is not None:
+        weights = min(weights, stored_bytes + _bytes(trained))
     gradients = _bytes(trained) // world_size
     # Muon keeps a running mean of each matrix, AdamW a running mean and a running square of all else.
     matrices = [parameter for parameter in trained if parameter in splits]
     return ResidentBytes(
-        weights=_bytes(model.parameters()) // world_size,
+        weights=weights // world_size,
         gradients=gradients,
         optimizer=2 * gradients - _bytes(matrices) // world_size,
         update=(max((_muon_workspace(matrix, splits[matrix], device, world_size) for matrix in matrices), default=0),),

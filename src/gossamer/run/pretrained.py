@@ -98,18 +98,23 @@ def _require_same(name: str, value: object, stored: object, recipe: Recipe) -> N
         )
 
 
-def pretrained_network(recipe: Recipe, world: World) -> CausalLM:
-    """Return the network of the checkpoint that a recipe begins with, in float32 on the device of this process.
+def pretrained_network(recipe: Recipe, world: World, dtype: torch.dtype | None = torch.float32) -> CausalLM:
+    """Return the network of the checkpoint that a recipe begins with, on the device of this process.
 
     If the recipe has a multi-token-prediction head and the checkpoint has none, the head has the initial weights of the
     recipe's seed.
+
+    Args:
+        recipe: names the checkpoint
+        world: knows the device
+        dtype: of the weights; None: each in the type in which it is stored
 
     Raises:
         UserError: the checkpoint cannot be read, or is no longer the one that the recipe was made for.
     """
     folder, config = Path(recipe.training.init_from), recipe.model
     devices.seed_everything(recipe.training.seed)
-    network = load(folder, torch.float32, world.device)
+    network = load(folder, dtype, world.device)
     if _without_training_values(network.config) != _without_training_values(config):
         raise UserError(f"{folder}: holds another network than when the run began; begin another run with --out DIR")
     if config.num_nextn_predict_layers and network.mtp is None:

@@ -76,17 +76,10 @@ def fresh_recipe(folder: Path, name: str, overrides: Mapping[str, Any]) -> Recip
     Raises:
         UserError: a bad recipe or override, a folder in use, or text that the recipe names and that is not here.
     """
-    recipe = _with_absolute_paths(load_recipe(name, overrides))
+    recipe = with_absolute_paths(load_recipe(name, overrides))
     if recipe.tuning is not None:
         raise UserError(f"--recipe {name}: has the section tuning, which is for gossamer tune")
-    if (folder / RUN_CONFIG).exists():
-        require_unclaimed(folder)
-        raise UserError(f"{folder} already holds a run; continue it with --resume, or begin another with --out DIR")
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file; choose a folder with --out DIR")
-    # A start that was killed leaves hidden files.
-    if folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
-        raise UserError(f"{folder} is not empty and holds no run; choose another folder with --out DIR")
+    require_free(folder)
     if "corpus.paths" not in overrides:
         _require_text(recipe.corpus.paths, recipe_file(name))
     if not recipe.training.init_from:
@@ -101,6 +94,18 @@ def fresh_recipe(folder: Path, name: str, overrides: Mapping[str, Any]) -> Recip
     return pretrained
 
 
+def require_free(folder: Path) -> None:
+    """Refuse a folder for a run that begins if it holds anything."""
+    if (folder / RUN_CONFIG).exists():
+        require_unclaimed(folder)
+        raise UserError(f"{folder} already holds a run; continue it with --resume, or begin another with --out DIR")
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; choose a folder with --out DIR")
+    # A start that was killed leaves hidden files.
+    if folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
+        raise UserError(f"{folder} is not empty and holds no run; choose another folder with --out DIR")
+
+
 def _require_text(paths: Iterable[str], recipe: Path) -> None:
     """Refuse a recipe whose text is not here; what the command line names is left to the code that opens it."""
     for path in paths:
@@ -111,7 +116,7 @@ def _require_text(paths: Iterable[str], recipe: Path) -> None:
             )
 
 
-def resumed_recipe(folder: Path, name: str | None, overrides: Mapping[str, Any]) -> Recipe:
+def resumed_recipe(folder: Path, name: str | None, overrides: Mapping[str, Any], tuning: bool = False) -> Recipe:
     """Return the recipe of a run that is resumed, with overrides of what may still change.
 
     Overrides that repeat the run's own values are accepted, so that a command can be repeated with --resume at its end.
@@ -120,6 +125,7 @@ def resumed_recipe(folder: Path, name: str | None, overrides: Mapping[str, Any])
         folder: the run's
         name: name or path of the recipe that the command names, if it names one
         overrides: values that win over the run's own, by dotted name
+        tuning: whether it is a tuning
 
     Raises:
         UserError: no run there, a run of another recipe than `name`, or an override of what is fixed.
@@ -127,15 +133,17 @@ def resumed_recipe(folder: Path, name: str | None, overrides: Mapping[str, Any])
     saved = folder / RUN_CONFIG
     if not saved.is_file():
         raise UserError(f"--resume: no run in {folder} (it has no config.yaml); leave --resume out to begin one")
-    before = _with_absolute_paths(load_recipe(saved))
-    if before.tuning is not None:
+    before = with_absolute_paths(load_recipe(saved))
+    if before.tuning is not None and not tuning:
         raise UserError(f"--resume: the run in {folder} is a tuning; continue it with gossamer tune")
+    if before.tuning is None and tuning:
+        raise UserError(f"--resume: the run in {folder} is no tuning; continue it with gossamer train")
     # The overrides of its first command are part of a run's recipe; the description tells which file they were put on.
     if name is not None and load_recipe(name).description != before.description:
         raise UserError(f"--recipe {name}: the run in {folder} was begun by another recipe; leave --recipe out")
-    after = _with_absolute_paths(load_recipe(saved, overrides))
+    after = with_absolute_paths(load_recipe(saved, overrides))
     for key in _changed_keys(before, after):
-        if not recipe_options()[key].is_resumable:
+        if not recipe_options(tuning)[key].is_resumable:
             raise UserError(
                 f"--{key} is fixed for the run in {folder}; leave it out, or begin another run with --out DIR"
             )
@@ -147,8 +155,8 @@ def _changed_keys(recipe: Recipe, other: Recipe) -> list[str]:
     return [key for key in before if before[key] != after[key]]
 
 
-def _with_absolute_paths(recipe: Recipe) -> Recipe:
-    """The recipe with absolute paths: a run may be resumed and evaluated from another working directory."""
+def with_absolute_paths(recipe: Recipe) -> Recipe:
+    """Return the recipe with absolute paths: a run may be resumed and evaluated from another working directory."""
 
     def absolute(path: str) -> str:
         found = user_path(path).absolute()
@@ -168,4 +176,5 @@ def _with_absolute_paths(recipe: Recipe) -> Recipe:
             tokenizer=corpus.tokenizer if corpus.tokenizer in ("bpe", "char") else absolute(corpus.tokenizer),
         ),
         training=replace(recipe.training, init_from=absolute(recipe.training.init_from)),
+        tuning=recipe.tuning and replace(recipe.tuning, keep=tuple(map(absolute, recipe.tuning.keep))),
     )

@@ -21,9 +21,10 @@ from gossamer.typed import Range
 
 __all__ = ["NOTHING_YET", "Progress", "StopRule", "interruptible"]
 
-Pause = Literal["validation", "sample", "save"]
+Pause = Literal["validation", "sample", "save", "guard"]
 
-# A pause that was not measured yet is expected to need this share of the budget.
+# A pause that was not measured yet is expected to need this share of the budget; a guard has only a tuning, which
+# measures it before its first step.
 _UNMEASURED: dict[Pause, float] = {"validation": 0.02, "sample": 0.01, "save": 0.01}
 _REPORT_SECONDS = 1.5  # for the report and the end of the process
 
@@ -116,7 +117,9 @@ class StopRule:
     def batches_in_time(self, batches: Iterator[Batch], min_batches: int = 1) -> Iterator[Batch]:
         """Yield as many batches of the last validation as a budget of time leaves room for, or `min_batches`."""
         latest = (
-            None if self.budget_seconds is None else self.budget_seconds - self._seconds_at_the_end("sample", "save")
+            None
+            if self.budget_seconds is None
+            else self.budget_seconds - self._seconds_at_the_end("sample", "save", "guard")
         )
         for number, batch in enumerate(batches):
             if latest is not None and number >= min_batches and self._seconds_spent() > latest:
@@ -132,7 +135,7 @@ class StopRule:
         assert self.budget_seconds is not None
         unmeasured = {pause: self.budget_seconds * share for pause, share in _UNMEASURED.items()}
         seconds = unmeasured | self._pauses
-        needed = sum(seconds[pause] for pause in pauses or _UNMEASURED) + _REPORT_SECONDS
+        needed = sum(seconds.get(pause, 0.0) for pause in pauses or seconds) + _REPORT_SECONDS
         return self.world.mean_over_ranks(min(needed, self.budget_seconds / 2))
 
 

@@ -221,8 +221,8 @@ class TuningConfig:
             a run)
         max_regression: how many bits per byte worse the model may get on that text before the exit status is 1
         template: chat template: stored (the base's) or chatml, for a base that has none
-        turns: how a conversation of several answers is learned: exact (each in the context that serving builds), last
-            (the last answer alone) or joined (the whole transcript as one sample)
+        turns: how a conversation of several answers is learned: exact (each in the context that serving builds) or last
+            (the last answer alone)
     """
 
     method: Annotated[Literal["auto", "sft", "dpo", "kto"], Flag("method")] = "auto"
@@ -245,7 +245,7 @@ class TuningConfig:
     keep: Annotated[tuple[str, ...], Metavar("PATH"), Flag("keep")] = ()
     max_regression: Annotated[float, Range(0, 1000), Unit("bits per byte"), RESUMABLE, Flag("max_regression")] = 0.02
     template: Annotated[Literal["stored", "chatml"], Flag("template")] = "stored"
-    turns: Annotated[Literal["exact", "last", "joined"], Flag("turns")] = "exact"
+    turns: Annotated[Literal["exact", "last"], Flag("turns")] = "exact"
 
     def __post_init__(self) -> None:
         check_fields(self)
