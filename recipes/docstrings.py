@@ -1,7 +1,9 @@
 """Questions about the standard library, from its own docstrings: `python recipes/docstrings.py OUT.jsonl` writes them.
 
-Each line is a conversation of one question and its answer. Half of the functions are asked for their docstring, and the
-other half for their signature, so that no answer stands in the question of another line.
+Most lines are a conversation of one question and its answer. Half of the functions are asked for their docstring, and
+the other half for their signature, so that no answer stands in the question of another line. The other lines are short
+source files as texts, so that a model that has read the library does not forget how to write it. Files that such a
+model is measured on are left out.
 """
 
 from __future__ import annotations
@@ -14,26 +16,37 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from gossamer.data.sources import standard_library
+from gossamer.data.config import CorpusConfig
+from gossamer.data.corpus import open_corpus, split_rule
+from gossamer.data.progress import ProgressDisplay
 
 MAX_CHARACTERS = 120
 """Maximum length of a signature, and of a description."""
 
+MAX_TEXT = 4000
+"""Maximum length of a source file that is learned as a text (characters)."""
+
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
-def conversations(path: Path, root: Path) -> Iterator[list[dict[str, str]]]:
-    """Yield the questions about one source file, each with its answer.
+def sources() -> dict[str, str]:
+    """Return the text of the standard library's modules by their names, without what `gossamer train` holds out."""
+    corpus = open_corpus((), CorpusConfig(), ProgressDisplay(False))
+    root, found = Path(ast.__file__).parent, dict[str, str]()
+    for chunk in corpus.read(split_rule(corpus)):
+        assert chunk.file is not None
+        name = ".".join(chunk.file.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
+        if chunk.part == "train":
+            found[name] = found.get(name, "") + chunk.text
+    return found
 
-    Args:
-        path: the file
-        root: the folder that holds the standard library
-    """
+
+def conversations(module: str, source: str) -> Iterator[list[dict[str, str]]]:
+    """Yield the questions about one module, each with its answer."""
     try:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-    except (SyntaxError, UnicodeDecodeError):
+        tree = ast.parse(source)
+    except SyntaxError:
         return
-    module = ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
     for place, function in _functions(tree, module):
         signature, description = _signature(function), _description(function)
         if signature and description:
@@ -72,18 +85,19 @@ def _conversation(place: str, signature: str, description: str) -> list[dict[str
 
 
 def all_conversations() -> list[list[dict[str, str]]]:
-    """Return the questions about all source files of the standard library, each once."""
-    root = Path(ast.__file__).parent
-    found = {json.dumps(item): item for path, _ in standard_library() for item in conversations(path, root)}
+    """Return the questions about all modules, each once."""
+    found = {json.dumps(item): item for name, source in sources().items() for item in conversations(name, source)}
     return list(found.values())
 
 
 def main(out: Path) -> None:
-    """Write all conversations to a file."""
-    found = all_conversations()
-    lines = [json.dumps({"messages": item}) + "\n" for item in found]
-    out.write_text("".join(lines), encoding="utf-8")
-    print(f"{out}: {len(found):,} questions")
+    """Write all questions and some texts to a file."""
+    questions = all_conversations()
+    texts = [source for source in sources().values() if len(source) <= MAX_TEXT]
+    lines = [json.dumps({"messages": item}) for item in questions] + [json.dumps({"text": text}) for text in texts]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print(f"{out}: {len(questions):,} questions and {len(texts):,} texts")
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ def test_the_python_runs_as_pasted_after_a_demo_run(tmp_path: Path, monkeypatch:
     assert "".join(sample_run(Path("exported"), "def ", 3, {}, "cpu")).startswith("def ")
 
 
-def test_every_recipe_is_listed() -> None:
-    (row,) = [line for line in README.splitlines() if line.startswith("| `gossamer train --recipe NAME`")]
-    assert sorted(re.findall(r"`([\w.-]+)`", row.partition("recipes)")[2])) == recipe_names()
+@pytest.mark.parametrize(("command", "tuning"), [("train", False), ("tune BASE", True)])
+def test_every_recipe_is_listed(command: str, tuning: bool) -> None:
+    (row,) = [line for line in README.splitlines() if line.startswith(f"| `gossamer {command} --recipe NAME")]
+    assert sorted(re.findall(r"`([\w.-]+)`", row.partition("recipes)")[2])) == recipe_names(tuning)

@@ -11,6 +11,7 @@ import pytest
 
 from browser import PHONE, send, texts
 from live_service import Live, live
+from tuned_runs import begin, make_base, values_of
 
 expect = pytest.importorskip("playwright.sync_api").expect
 
@@ -130,3 +131,18 @@ def test_on_a_phone(rated: Live, visit: Any) -> None:
     page.get_by_role("button", name="Keep note").tap()
     expect(page.locator(".note")).to_be_hidden()
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+@pytest.mark.slow
+def test_from_a_thumb_to_a_tuned_model(visit: Any, tmp_path: Path) -> None:
+    base, file = make_base(tmp_path / "base"), tmp_path / "ratings.jsonl"
+    with live(base, feedback=file) as service:
+        page = visit(service)
+        for answer, thumb in (("yes.", "Good answer"), ("no no.", "Bad answer")):
+            page.get_by_role("button", name="New conversation").click()
+            send(page, f"SAY {answer}")
+            button(page, thumb).click()
+            expect(page.locator(".rated > p")).to_contain_text("Kept in")
+    verdict = begin(values_of(base, file, training__steps=6, tuning__hold_out=0.0), tmp_path / "tuned")
+    assert verdict is not None and verdict.after.loss < verdict.before.loss
+    assert [(one.wanted, "SAY yes." in one.prompt) for one in verdict.answers] == [("yes.", True)]

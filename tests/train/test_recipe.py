@@ -129,6 +129,13 @@ def test_a_killed_run_loses_a_tenth_or_a_few_minutes(name: str) -> None:
     assert 0 < training.checkpoint_every <= (50 if training.seconds else training.steps / 10)
 
 
+@pytest.mark.parametrize("name", recipe_names(tuning=True))
+def test_recipes_of_tuning_describe_themselves_and_say_what_is_tuned(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe.description.startswith(f"{name}: ") and recipe.tuning is not None
+    assert name not in recipe_names()
+
+
 def test_the_default_recipe_exists() -> None:
     assert DEFAULT_RECIPE in recipe_names()
 

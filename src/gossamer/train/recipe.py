@@ -184,6 +184,8 @@ def _section(kind: Any, values: dict[str, Any], name: str) -> Any:
 
 # Recipes on disk.
 
+_OF_TUNING = "tune-"  # how the names of recipes begin that have a section `tuning`
+
 
 def recipe_folder() -> Path:
     """The recipes that come with the package: inside an installed wheel, or at the top of a checkout."""
@@ -192,9 +194,10 @@ def recipe_folder() -> Path:
     return installed if installed.is_dir() else package.parents[1] / "recipes"
 
 
-def recipe_names() -> list[str]:
-    """Names of the recipes that come with the package."""
-    return sorted(path.stem for path in recipe_folder().glob("*.yaml"))
+def recipe_names(tuning: bool = False) -> list[str]:
+    """Names of the recipes that come with the package: those of training, or those of tuning."""
+    names = sorted(path.stem for path in recipe_folder().glob("*.yaml"))
+    return [name for name in names if name.startswith(_OF_TUNING) == tuning]
 
 
 def recipe_file(name_or_path: str | Path) -> Path:
@@ -207,10 +210,10 @@ def recipe_file(name_or_path: str | Path) -> Path:
     if path.is_file():
         return path
     name = str(name_or_path)
-    if name not in recipe_names():
+    names = [*recipe_names(), *recipe_names(tuning=True)]
+    if name not in names:
         raise UserError(
-            f"no recipe {name!r}{did_you_mean(name, recipe_names())} "
-            f"(a path of a YAML file, or one of {', '.join(recipe_names())})"
+            f"no recipe {name!r}{did_you_mean(name, names)} (a path of a YAML file, or one of {', '.join(names)})"
         )
     return recipe_folder() / f"{name}.yaml"
 
