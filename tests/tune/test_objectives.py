@@ -241,7 +241,7 @@ def test_a_row_of_padding_gives_nothing_but_has_a_gradient(method: str) -> None:
     objective = objective_of(TuningConfig(method=method, row_tokens=30), examples, reference(examples))
     nothing = torch.zeros(0, requires_grad=True)
     found = losses_of(objective, [padding_row()], [nothing])
-    assert not any(float(value) for value in found.values())
+    assert not any(float(value.detach()) for value in found.values())
     assert torch.autograd.grad(found["minimized"], nothing)[0].shape == (0,)
 
 
@@ -249,9 +249,8 @@ def test_the_objective_of_a_tuning() -> None:
     examples, rated = pairs(), ratings()
     sums = reference(examples)
     assert objective_of(TuningConfig(method="sft"), [], None) is NEXT_TOKEN
-    assert not objective_of(TuningConfig(method="sft", lora=True), [], None).balances
     found = objective_of(TuningConfig(method="dpo", loss="norm", sft_weight=0.5), examples, sums)
-    assert isinstance(found, PairObjective) and not found.balances and not found.drafts_teach_trunk
+    assert isinstance(found, PairObjective)
     assert (found.loss, found.beta, found.sft_weight) == ("norm", 5.0, 0.5) and found.reference is sums
     found = objective_of(TuningConfig(method="kto", beta=0.3, row_tokens=99), rated, reference(rated))
     assert isinstance(found, KtoObjective) and (found.beta, found.row_tokens) == (0.3, 99)
@@ -285,7 +284,7 @@ def one_row(method: str, experts: int) -> tuple[dict[str, Tensor], dict[str, Ten
 
 @pytest.mark.parametrize("experts", [0, 8], ids=["dense", "experts"])
 @pytest.mark.parametrize("method", ["sft", *LOSSES, "kto"])
-@settings(max_examples=3)
+@settings(max_examples=2)
 @given(data=st.data())
 def test_it_does_not_matter_which_rows_answers_lie_in(method: str, experts: int, data: st.DataObject) -> None:
     """In any order, in rows of any size, in any number of micro-batches: values and gradients are those of one row."""
@@ -301,24 +300,3 @@ def test_it_does_not_matter_which_rows_answers_lie_in(method: str, experts: int,
         assert float(values[name]) == pytest.approx(float(expected[name]), rel=1e-5, abs=1e-5), name
     assert len(gradients) == len(expected_gradients) > 30
     assert_close(gradients, expected_gradients, 1e-5)
-
-
-@pytest.mark.parametrize("method", ["sft", "sigmoid", "kto"])
-def test_drafts_teach_the_trunk_in_supervised_tuning_alone(method: str) -> None:
-    examples, objective = objective_for(method)
-    rows = rows_of(examples, range(len(examples)), 1000)
-    found = [step_of(learner_of(network(8), objective, mtp_loss_weight=weight), rows)[1] for weight in (0.1, 5.0)]
-    moved = {name for name in found[0] if not torch.allclose(found[0][name], found[1][name], rtol=1e-4, atol=1e-7)}
-    assert any(name.startswith("mtp.") for name in moved)
-    assert any(name.startswith("model.layers") for name in moved) == (method == "sft")
-
-
-@pytest.mark.parametrize(("method", "is_balanced"), [("sft", True), ("sigmoid", False), ("kto", False)])
-def test_experts_are_balanced_in_supervised_tuning_alone(method: str, is_balanced: bool) -> None:
-    examples, objective = objective_for(method)
-    model = network(8)
-    model.config = replace(model.config, router_aux_loss_coef=0.5)
-    rows = rows_of(examples, range(len(examples)), 1000)
-    found = [step_of(learner_of(model, objective, balance=balance), rows)[1] for balance in ("none", "loss")]
-    router = next(name for name in found[0] if name.endswith("mlp.gate.weight"))
-    assert torch.allclose(found[0][router], found[1][router], rtol=1e-5, atol=1e-8) == (not is_balanced)

@@ -35,7 +35,25 @@ def test_rates_depend_on_the_method_and_on_what_is_trained(base: Path) -> None:
     for optimizer, rate in rates:
         assert (optimizer.kind, optimizer.learning_rate, optimizer.weight_decay) == ("adamw", rate, 0.0)
     assert first(base, optimizer__learning_rate=1.0).optimizer.learning_rate == 1.0
-    assert first(base, tuning__lora=True).training.balance == "none"
+
+
+@pytest.mark.parametrize(
+    ("method", "more", "expected"),
+    [
+        ("sft", {}, ("loss", 1, True)),
+        ("sft", {"tuning__lora": True}, ("none", 0, True)),
+        ("sft", {"tuning__lora": True, "tuning__drafts": True}, ("none", 1, True)),
+        ("sft", {"tuning__drafts": True}, ("none", 1, True)),
+        ("dpo", {}, ("none", 1, False)),
+        ("kto", {"tuning__lora": True}, ("none", 0, False)),
+        ("dpo", {"training__balance": "loss", "training__mtp_trunk_gradient": True}, ("loss", 1, True)),
+    ],
+)
+def test_experts_are_balanced_and_drafts_teach_the_trunk_where_all_is_tuned_on_answers(
+    base: Path, method: str, more: dict[str, Any], expected: tuple[str, int, bool]
+) -> None:
+    training = first(base, method, **more).training
+    assert (training.balance, training.mtp_steps, training.mtp_trunk_gradient) == expected
 
 
 def test_a_run_is_tuned_by_its_own_optimizer_at_a_tenth_of_its_peak(base: Path, tmp_path: Path) -> None:

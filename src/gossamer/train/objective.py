@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -24,13 +23,9 @@ class Objective(ABC):
 
     Attributes:
         needs_logprobs: whether the losses are made of `Output.token_logprobs`
-        balances: whether the experts are kept equally busy
-        drafts_teach_trunk: whether the loss of the multi-token-prediction head may reach the trunk
     """
 
     needs_logprobs = False
-    balances = True
-    drafts_teach_trunk = True
 
     @abstractmethod
     def counts(self, batch: Batch) -> list[int]:
@@ -57,15 +52,8 @@ class Objective(ABC):
         return self
 
 
-@dataclass(frozen=True)
 class NextTokenObjective(Objective):
-    """The mean negative log-likelihood of the step's targets.
-
-    Attributes:
-        balances: whether the experts are kept equally busy
-    """
-
-    balances: bool = True
+    """The mean negative log-likelihood of the step's targets."""
 
     def counts(self, batch: Batch) -> list[int]:
         """Count the targets."""

@@ -84,8 +84,7 @@ class Learner:
         self.mtp: MTPTraining | None = None
         if model.mtp is not None:
             if training.mtp_steps and training.mtp_loss_weight:
-                teaches_trunk = training.mtp_trunk_gradient and objective.drafts_teach_trunk
-                self.mtp = MTPTraining(training.mtp_steps, training.mtp_decay, teaches_trunk)
+                self.mtp = MTPTraining(training.mtp_steps, training.mtp_decay, training.mtp_trunk_gradient)
             else:
                 model.mtp.requires_grad_(False)  # it does not learn, and needs no optimizer state
         gathered_in = None if self.dtype == torch.float32 else self.dtype
@@ -184,8 +183,7 @@ class Learner:
         if out.mtp_loss is not None:
             losses["mtp_loss"] = (training.mtp_loss_weight, out.mtp_loss)
         if out.routing is not None:
-            is_balanced = training.balance == "loss" and self.objective.balances
-            coefficient = self.recipe.model.router_aux_loss_coef if is_balanced else 0.0
+            coefficient = self.recipe.model.router_aux_loss_coef if training.balance == "loss" else 0.0
             share = out.routing.tokens[0] / tokens
             losses["aux_loss"] = (coefficient, self.balance.loss(out.routing) * share)
             if training.router_z_loss_weight:

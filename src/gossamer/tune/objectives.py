@@ -22,7 +22,7 @@ from gossamer.data.chat.samples import Example
 from gossamer.data.packing import Batch
 from gossamer.model.causal_lm import Output
 from gossamer.train.config import TuningConfig
-from gossamer.train.objective import NEXT_TOKEN, Losses, NextTokenObjective, Objective, targets_per_document
+from gossamer.train.objective import NEXT_TOKEN, Losses, Objective, targets_per_document
 from gossamer.train.world import World
 
 __all__ = ["KtoObjective", "PairObjective", "document_sums", "needs_reference", "objective_of", "trained_examples"]
@@ -59,19 +59,11 @@ def objective_of(tuning: TuningConfig, examples: Sequence[Example], reference: S
         return KtoObjective.of_examples(
             examples, reference, 0.1 if tuning.beta is None else tuning.beta, tuning.row_tokens
         )
-    return NextTokenObjective(balances=False) if tuning.lora else NEXT_TOKEN
-
-
-class _AnswerObjective(Objective):
-    """What objectives have in common whose losses depend on the log-probabilities of whole answers."""
-
-    needs_logprobs = True
-    balances = False
-    drafts_teach_trunk = False
+    return NEXT_TOKEN
 
 
 @dataclass(frozen=True, eq=False)
-class PairObjective(_AnswerObjective):
+class PairObjective(Objective):
     """A loss of pairs, which the chosen answer should lead by what the network has learned.
 
     With Δ of the chosen answer (w) and of the rejected one (l):
@@ -89,6 +81,8 @@ class PairObjective(_AnswerObjective):
         reference: [examples, 2] sums of the log-probabilities of chosen and rejected answers before the first step;
             None for simpo
     """
+
+    needs_logprobs = True
 
     loss: PairLoss = "sigmoid"
     beta: float = 0.1
@@ -138,7 +132,7 @@ class PairObjective(_AnswerObjective):
 
 
 @dataclass(frozen=True, eq=False)
-class KtoObjective(_AnswerObjective):
+class KtoObjective(Objective):
     """The loss of answers that are rated, each by itself (arXiv 2402.01306).
 
     λ_D (1 − σ(β (Δ − z))) for good ones and λ_U (1 − σ(β (z − Δ))) for the others, where z = max(0, mean Δ of the
@@ -154,6 +148,8 @@ class KtoObjective(_AnswerObjective):
         row_tokens: tokens of a row in which these are measured
         kl: z of the step
     """
+
+    needs_logprobs = True
 
     labels: npt.NDArray[np.bool_]
     reference: Sums

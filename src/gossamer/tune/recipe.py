@@ -101,8 +101,13 @@ def first_recipe(method: str, name: str | None, overrides: Mapping[str, Any]) ->
         "training.sequence_length": context,
         "training.batch_size": 1,
     }
-    if said.get("tuning.lora") or said.get("tuning.drafts"):
+    is_lora, learns_drafts = bool(said.get("tuning.lora")), bool(said.get("tuning.drafts"))
+    if is_lora or learns_drafts or method != "sft":
         defaults["training.balance"] = "none"
+    if method != "sft":  # what the head predicts are answers that others gave, rejected ones among them
+        defaults["training.mtp_trunk_gradient"] = False
+    if is_lora and not learns_drafts:
+        defaults["training.mtp_steps"] = 0
     try:
         recipe = recipe_from({"model": _network(network)}, defaults | said | {"tuning.method": method})
     except FieldError as error:
