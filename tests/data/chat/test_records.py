@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import sys
+from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -37,7 +39,7 @@ def said(*pairs: tuple[str, str]) -> tuple[dict[str, str], ...]:
 
 
 PROMPT = said(("user", "q"))
-A, B = Completion(said(("assistant", "a"))), Completion(said(("assistant", "b")))
+A, B = (Completion(said(("assistant", text)), None, (1,)) for text in "ab")
 
 
 @pytest.mark.parametrize(
@@ -209,6 +211,11 @@ MISTAKES = {
         r":1: rejected\.1: chosen and rejected part here",
     ),
     "a label of its own": ('{"prompt": "a", "completion": "b", "label": "good"}', r":1: label: must be true, false"),
+    "no rating": (json.dumps({"messages": [USER], "completion": "a"}), r":1: label: is missing beside messages"),
+    "a completion of weight zero": (
+        json.dumps({"prompt": [USER], "completion": [ANSWER | {"weight": 0}]}),
+        r":1: completion: no message of an assistant is learned from",
+    ),
     "two systems": (
         json.dumps({"messages": [{"role": "system", "content": "a"}, ANSWER], "system": "b"}),
         ":1: system:",
@@ -287,6 +294,25 @@ def test_nulls_of_a_table_are_left_out_at_every_depth(tmp_path):
     assert record.messages[1]["tool_calls"][0]["function"]["arguments"] == {"x": 1}
     line = write(tmp_path, row)  # in JSON a null is an argument
     assert read_records([line]).records[0].messages[1]["tool_calls"][0]["function"]["arguments"] == {"x": 1, "y": None}
+
+
+def test_what_json_cannot_hold_is_refused_in_a_table(tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+
+    for wrong in (datetime.now(), b"x", math.nan):
+        row = {"messages": [USER, {"role": "assistant", "tool_calls": [{"name": "f", "arguments": {"x": wrong}}]}]}
+        parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "a.parquet")
+        with pytest.raises(UserError, match=r"row 1: messages\.1\.tool_calls\.0\.arguments: holds what JSON cannot"):
+            read_records([str(tmp_path / "a.parquet")])
+
+
+def test_a_data_set_of_the_hub_keeps_whole_records(tmp_path, monkeypatch):
+    rows = [{"messages": [USER, ANSWER], "picture": object(), "id": None}]
+    library = SimpleNamespace(load_dataset=lambda *_, **__: rows)
+    monkeypatch.setitem(sys.modules, "datasets", library)
+    records = read_records(["hf:org/name"], cache=tmp_path)
+    assert records.records[0].messages == said(("user", "q"), ("assistant", "a")) and not records.ignored_keys
 
 
 def test_a_folder_or_table_without_conversations(tmp_path):

@@ -321,6 +321,8 @@ def test_the_prompt_behind_which_a_rating_is_measured_is_another(base):
     lines = [{"prompt": p, "completion": c, "label": 1} for p, c in (("p", "a"), ("p", "b"), ("q", "c"))]
     texts = [base.decode(example.samples[1].input_ids.tolist()) for example in build(base, *lines).examples]
     assert texts == ["qa", "qb", "pc"]
+    alone = build(base, *lines[:2]).examples
+    assert [len(example.samples) for example in alone] == [1, 1]
 
 
 def test_a_character_that_the_tokenizer_does_not_know_names_the_line():

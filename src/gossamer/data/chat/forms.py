@@ -5,11 +5,11 @@ A line has the form with the most keys of those that it holds all of, and that f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from gossamer.data.chat.messages import Line, Message, read_conversation, read_messages, read_tools
+from gossamer.data.chat.messages import LineReader, Message, read_conversation, read_messages, read_tools
 from gossamer.errors import UserError, did_you_mean, shorten
 
 __all__ = ["Completion", "Form", "Method", "Record", "form_of", "read_record"]
@@ -25,10 +25,12 @@ class Completion:
     Attributes:
         messages: the messages; empty in a plain form
         text: the text of a plain form, else None
+        weights: for each message whether it is learned from: 1 or 0
     """
 
     messages: tuple[Message, ...] = ()
     text: str | None = None
+    weights: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class Form:
 
     method: Method
     keys: frozenset[str]
-    read: Callable[[Line], Record]
+    read: Callable[[LineReader], Record]
     more: frozenset[str] = frozenset()
 
     def __str__(self) -> str:
@@ -99,6 +101,8 @@ def form_of(where: str, values: Mapping[str, Any], method: str = "auto") -> Form
             f"{where}: {largest[0]}: these keys are data for {largest[0].method}, not for {method}; leave --method "
             "out, or name other data"
         )
+    if fitting[0].keys == {"messages"} and "completion" in values:
+        raise UserError(f"{where}: label: is missing beside messages and completion; rate the completion")
     if len(fitting) > 1:
         raise UserError(f"{where}: has the keys of two forms ({fitting[0]}; {fitting[1]}); leave out those of one")
     return fitting[0]
@@ -131,7 +135,7 @@ def read_record(form: Form, where: str, values: Mapping[str, Any], ignored: dict
     Raises:
         UserError: a value is not what its key asks for.
     """
-    line = Line(where, values, ignored)
+    line = LineReader(where, values, ignored)
     line.ignore(key for key in values if key not in form.keys and key not in form.more)
     return form.read(line)
 
@@ -139,7 +143,7 @@ def read_record(form: Form, where: str, values: Mapping[str, Any], ignored: dict
 # What the forms mean.
 
 
-def _conversation(line: Line, key: str) -> tuple[list[Message], list[int]]:
+def _conversation(line: LineReader, key: str) -> tuple[list[Message], list[int]]:
     """The messages under a key, after those of the system under `system`."""
     value = line.values[key]
     read = read_conversation if key == "conversations" else None
@@ -151,7 +155,7 @@ def _conversation(line: Line, key: str) -> tuple[list[Message], list[int]]:
     return messages, weights
 
 
-def _instruction(line: Line) -> tuple[list[Message], list[int]]:
+def _instruction(line: LineReader) -> tuple[list[Message], list[int]]:
     values = line.values
     question = line.text("instruction", values["instruction"])
     if more := line.text("input", values.get("input", "")):
@@ -170,49 +174,56 @@ def _instruction(line: Line) -> tuple[list[Message], list[int]]:
     return messages, [int(message["role"] == "assistant") for message in messages]
 
 
-def _tools(line: Line) -> tuple[dict[str, Any], ...] | None:
+def _tools(line: LineReader) -> tuple[dict[str, Any], ...] | None:
     return read_tools(line, line.values.get("tools"))
 
 
-def _whole(line: Line, messages: list[Message], weights: list[int]) -> Record:
+def _whole(line: LineReader, messages: list[Message], weights: list[int]) -> Record:
     if not any(weights):
         raise line.error("messages", "no message of an assistant is learned from; leave the line out")
     return Record(line.where, tuple(messages), _tools(line), tuple(weights))
 
 
-def _from_messages(line: Line) -> Record:
+def _from_messages(line: LineReader) -> Record:
     return _whole(line, *_conversation(line, "messages"))
 
 
-def _from_conversations(line: Line) -> Record:
+def _from_conversations(line: LineReader) -> Record:
     return _whole(line, *_conversation(line, "conversations"))
 
 
-def _from_instruction(line: Line) -> Record:
+def _from_instruction(line: LineReader) -> Record:
     return _whole(line, *_instruction(line))
 
 
-def _from_text(line: Line) -> Record:
+def _from_text(line: LineReader) -> Record:
     text = line.text("text", line.values["text"])
     if not text:
         raise line.error("text", "is empty; leave the line out")
     return Record(line.where, text=text)
 
 
-def _completion(line: Line, key: str, is_plain: bool) -> Completion:
+def _completion(line: LineReader, key: str, is_plain: bool) -> Completion:
     """What follows a prompt: a text, a message or a list of messages."""
     value = line.values[key]
     if isinstance(value, str):
         if not value:
             raise line.error(key, "is empty; leave the line out")
-        return Completion(text=value) if is_plain else Completion(({"role": "assistant", "content": value},))
+        if is_plain:
+            return Completion(text=value)
+        value = {"role": "assistant", "content": value}
     messages, weights = read_messages(line, key, [value] if isinstance(value, dict) else value)
+    return _answers(line, key, messages, weights)
+
+
+def _answers(line: LineReader, key: str, messages: Sequence[Message], weights: Sequence[int]) -> Completion:
+    """Messages that follow a prompt."""
     if not any(weights):
         raise line.error(key, "no message of an assistant is learned from; leave the line out")
-    return Completion(tuple(messages))
+    return Completion(tuple(messages), None, tuple(weights))
 
 
-def _completed(line: Line, prompt_key: str, *keys: str, label: bool | None = None) -> Record:
+def _completed(line: LineReader, prompt_key: str, *keys: str, label: bool | None = None) -> Record:
     """The record of a prompt and what follows it."""
     prompt = line.values[prompt_key]
     is_plain = isinstance(prompt, str) and all(isinstance(line.values[key], str) for key in keys)
@@ -233,11 +244,11 @@ def _completed(line: Line, prompt_key: str, *keys: str, label: bool | None = Non
     )
 
 
-def _from_completion(line: Line) -> Record:
+def _from_completion(line: LineReader) -> Record:
     return _completed(line, "prompt", "completion")
 
 
-def _from_pair(line: Line) -> Record:
+def _from_pair(line: LineReader) -> Record:
     chosen = line.values["chosen"]
     if isinstance(line.values["prompt"], str) and isinstance(chosen, list) and chosen:
         first = chosen[0]
@@ -246,7 +257,7 @@ def _from_pair(line: Line) -> Record:
     return _differing(line, _completed(line, "prompt", "chosen", "rejected"))
 
 
-def _from_transcripts(line: Line) -> Record:
+def _from_transcripts(line: LineReader) -> Record:
     """The record of two whole transcripts, whose longest common beginning is the prompt."""
     chosen, rejected = line.values["chosen"], line.values["rejected"]
     if isinstance(chosen, str) and isinstance(rejected, str):
@@ -255,8 +266,8 @@ def _from_transcripts(line: Line) -> Record:
         if not all(side.text for side in sides):
             raise line.error("chosen", "one of chosen and rejected begins the other; leave the line out")
         return _differing(line, Record(line.where, prompt_text=prompt, completions=sides))
-    sides_of_messages = [read_messages(line, key, line.values[key])[0] for key in ("chosen", "rejected")]
-    first, second = sides_of_messages
+    sides_of_messages = [read_messages(line, key, line.values[key]) for key in ("chosen", "rejected")]
+    (first, _), (second, _) = sides_of_messages
     same = [left == right for left, right in zip(first, second, strict=False)]
     count = same.index(False) if False in same else len(same)
     if count == len(first) == len(second):
@@ -266,11 +277,11 @@ def _from_transcripts(line: Line) -> Record:
     if not count:
         raise line.error("chosen", "has no beginning in common with rejected; give the prompt under prompt")
     completions = []
-    for key, messages in zip(("chosen", "rejected"), sides_of_messages, strict=True):
+    for key, (messages, weights) in zip(("chosen", "rejected"), sides_of_messages, strict=True):
         rest = messages[count:]
         if rest[0]["role"] != "assistant":
             raise line.error(f"{key}.{count}", f"chosen and rejected part here, where the {rest[0]['role']} speaks")
-        completions.append(Completion(tuple(rest)))
+        completions.append(_answers(line, key, rest, weights[count:]))
     return _differing(
         line, Record(line.where, tuple(first[:count]), _tools(line), (0,) * count, completions=tuple(completions))
     )
@@ -285,52 +296,52 @@ def _common_text(first: str, second: str) -> str:
     return first[: count - 1] if count and first[count - 1] == " " else first[:count]
 
 
-def _differing(line: Line, record: Record) -> Record:
+def _differing(line: LineReader, record: Record) -> Record:
     chosen, rejected = record.completions
     if chosen == rejected:
         raise line.error("rejected", "equals chosen, which teaches nothing; leave the line out")
     return record
 
 
-def _from_preferred(line: Line) -> Record:
+def _from_preferred(line: LineReader) -> Record:
     given = line.mapping("input", line.values["input"])
     line.ignore(f"input.{key}" for key in given if key not in ("messages", "tools"))
     if "messages" not in given:
         raise line.error("input.messages", "is missing")
     keys = {"prompt": given["messages"], "tools": given.get("tools")}
     keys |= {"chosen": line.values["preferred_output"], "rejected": line.values["non_preferred_output"]}
-    return _differing(line, _completed(Line(line.where, keys, line.ignored), "prompt", "chosen", "rejected"))
+    return _differing(line, _completed(LineReader(line.where, keys, line.ignored), "prompt", "chosen", "rejected"))
 
 
-def _from_rejected_response(line: Line) -> Record:
-    messages, _ = _conversation(line, "messages")
+def _from_rejected_response(line: LineReader) -> Record:
+    messages, weights = _conversation(line, "messages")
     if len(messages) < 2 or messages[-1]["role"] != "assistant":
         raise line.error("messages", "must end with the chosen answer of an assistant after a prompt")
     rejected = _completion(line, "rejected_response", is_plain=False)
-    completions = (Completion((messages[-1],)), rejected)
+    completions = (_answers(line, "messages", messages[-1:], weights[-1:]), rejected)
     prompt = tuple(messages[:-1])
     return _differing(line, Record(line.where, prompt, _tools(line), (0,) * len(prompt), completions=completions))
 
 
-def _label(line: Line, key: str) -> bool:
+def _label(line: LineReader, key: str) -> bool:
     value = line.values[key]
     if isinstance(value, bool) or value in (0, 1, -1):
         return value is True or value == 1
     raise line.error(key, f"must be true, false, 1, 0 or -1, not {shorten(repr(value), 60)}")
 
 
-def _from_rating(line: Line) -> Record:
+def _from_rating(line: LineReader) -> Record:
     prompt = "messages" if "messages" in line.values else "prompt"
     label = _label(line, "label" if "label" in line.values else "kto_tag")
     return _completed(line, prompt, "completion", label=label)
 
 
-def _from_rated_conversation(line: Line) -> Record:
+def _from_rated_conversation(line: LineReader) -> Record:
     label = _label(line, "kto_tag")
     if "instruction" in line.values:
-        messages, _ = _instruction(line)
+        messages, weights = _instruction(line)
     else:
-        messages, _ = _conversation(line, "messages" if "messages" in line.values else "conversations")
+        messages, weights = _conversation(line, "messages" if "messages" in line.values else "conversations")
     if len(messages) < 2 or messages[-1]["role"] != "assistant":
         raise line.error("kto_tag", "the conversation must end with the rated answer of an assistant after a prompt")
     prompt = tuple(messages[:-1])
@@ -339,12 +350,12 @@ def _from_rated_conversation(line: Line) -> Record:
         prompt,
         _tools(line),
         (0,) * len(prompt),
-        completions=(Completion((messages[-1],)),),
+        completions=(_answers(line, "messages", messages[-1:], weights[-1:]),),
         label=label,
     )
 
 
-def _form(method: Method, keys: str, read: Callable[[Line], Record], more: str = "") -> Form:
+def _form(method: Method, keys: str, read: Callable[[LineReader], Record], more: str = "") -> Form:
     return Form(method, frozenset(keys.split()), read, frozenset(more.split()))
 
 

@@ -6,13 +6,14 @@ in another way is brought into it; what cannot be is refused with the place and 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from gossamer.errors import UserError, did_you_mean, shorten
 from gossamer.reading import parse_json
 
-__all__ = ["Line", "Message", "read_conversation", "read_messages", "read_tools"]
+__all__ = ["LineReader", "Message", "read_conversation", "read_messages", "read_tools"]
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 SPEAKERS = {
@@ -33,7 +34,7 @@ _KNOWN = frozenset(("role", "content", "tool_calls", "tool_call_id", "name", "we
 Message = dict[str, Any]
 
 
-class Line:
+class LineReader:
     """One line of a file while it is read: its mistakes name the place and the key, keys that mean nothing are noted.
 
     Args:
@@ -73,12 +74,20 @@ class Line:
             raise self.error(key, "is empty; leave the line out")
         return value
 
+    def json(self, key: str, value: Any) -> Any:
+        """Return a value that JSON must be able to hold, which a table's dates, bytes and NaN are not."""
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError):
+            raise self.error(key, f"holds what JSON cannot hold ({shorten(repr(value), 60)})") from None
+        return value
+
     def parsed(self, key: str, text: str) -> Any:
         """Return the value of a text that must be JSON."""
         return parse_json(text, f"{self.where}: {key}", "write it as JSON")
 
 
-def read_messages(line: Line, key: str, value: Any) -> tuple[list[Message], list[int]]:
+def read_messages(line: LineReader, key: str, value: Any) -> tuple[list[Message], list[int]]:
     """Return messages in their normal form, and for each whether it is learned from (1 or 0).
 
     Raises:
@@ -92,7 +101,7 @@ def read_messages(line: Line, key: str, value: Any) -> tuple[list[Message], list
     return messages, weights
 
 
-def _message(line: Line, key: str, value: Any) -> tuple[Message, int]:
+def _message(line: LineReader, key: str, value: Any) -> tuple[Message, int]:
     given = line.mapping(key, value)
     role = given.get("role")
     if role not in ROLES:
@@ -125,7 +134,7 @@ def _message(line: Line, key: str, value: Any) -> tuple[Message, int]:
     return message, int(weight) if role == "assistant" else 0
 
 
-def _content(line: Line, key: str, value: Any) -> str:
+def _content(line: LineReader, key: str, value: Any) -> str:
     """The text of a message; parts of text are joined."""
     if not isinstance(value, list):
         return line.text(key, value)
@@ -139,11 +148,11 @@ def _content(line: Line, key: str, value: Any) -> str:
     return "".join(texts)
 
 
-def _calls(line: Line, key: str, value: Any) -> list[dict[str, Any]]:
+def _calls(line: LineReader, key: str, value: Any) -> list[dict[str, Any]]:
     return [_call(line, f"{key}.{index}", item) for index, item in enumerate(line.items(key, value))]
 
 
-def _call(line: Line, key: str, value: Any) -> dict[str, Any]:
+def _call(line: LineReader, key: str, value: Any) -> dict[str, Any]:
     given = line.mapping(key, value)
     called = line.mapping(f"{key}.function", given["function"]) if "function" in given else given
     prefix = f"{key}.function" if "function" in given else key
@@ -153,11 +162,12 @@ def _call(line: Line, key: str, value: Any) -> dict[str, Any]:
         arguments = line.parsed(f"{prefix}.arguments", arguments or "{}")
     if not isinstance(arguments, dict):
         raise line.error(f"{prefix}.arguments", f"must be a JSON object, not {shorten(repr(arguments), 60)}")
-    call: dict[str, Any] = {"type": "function", "function": {"name": name, "arguments": arguments}}
+    call: dict[str, Any] = {"type": "function", "function": {"name": name}}
+    call["function"]["arguments"] = line.json(f"{prefix}.arguments", arguments)
     return {"id": line.text(f"{key}.id", given["id"]), **call} if "id" in given else call
 
 
-def read_tools(line: Line, value: Any) -> tuple[dict[str, Any], ...] | None:
+def read_tools(line: LineReader, value: Any) -> tuple[dict[str, Any], ...] | None:
     """Return the tools of a line as the service describes them to templates; None if there are none.
 
     Raises:
@@ -170,7 +180,7 @@ def read_tools(line: Line, value: Any) -> tuple[dict[str, Any], ...] | None:
     return tuple(_tool(line, f"tools.{index}", item) for index, item in enumerate(line.items("tools", value)))
 
 
-def _tool(line: Line, key: str, value: Any) -> dict[str, Any]:
+def _tool(line: LineReader, key: str, value: Any) -> dict[str, Any]:
     given = line.mapping(key, value)
     if given.get("type", "function") != "function":
         raise line.error(f"{key}.type", f"must be 'function', not {shorten(repr(given['type']), 60)}")
@@ -179,13 +189,13 @@ def _tool(line: Line, key: str, value: Any) -> dict[str, Any]:
     if "description" in described:
         function["description"] = line.text(f"{key}.function.description", described["description"])
     if "parameters" in described:
-        function["parameters"] = described["parameters"]
+        function["parameters"] = line.json(f"{key}.function.parameters", described["parameters"])
     known = ("type", "function", "strict", "name", "description", "parameters")
     line.ignore(f"tools.{name}" for name in {**given, **described} if name not in known)
     return {"type": "function", "function": function}
 
 
-def read_conversation(line: Line, value: Any) -> tuple[list[Message], list[int]]:
+def read_conversation(line: LineReader, value: Any) -> tuple[list[Message], list[int]]:
     """Return the messages of a list of `from` and `value`, as `read_messages` does; raises as it does."""
     messages: list[Message] = []
     weights: list[int] = []
@@ -201,7 +211,7 @@ def read_conversation(line: Line, value: Any) -> tuple[list[Message], list[int]]
     return messages, weights
 
 
-def _spoken(line: Line, key: str, given: Mapping[str, Any]) -> tuple[Message, int]:
+def _spoken(line: LineReader, key: str, given: Mapping[str, Any]) -> tuple[Message, int]:
     speaker = given.get("from")
     if speaker not in SPEAKERS:
         hint = did_you_mean(speaker, SPEAKERS) if isinstance(speaker, str) else ""

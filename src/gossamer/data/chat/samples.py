@@ -103,7 +103,7 @@ def build_examples(
     context: int,
     too_long: TooLong = "drop",
     turns: Turns = "exact",
-    template: str = "",
+    template: str = "stored",
 ) -> Examples:
     """Return what is learned from records.
 
@@ -114,7 +114,7 @@ def build_examples(
         too_long: what is done about longer ones: they are left out, cut at their end, or refused
         turns: "exact" learns every answer behind the prompt that serving makes, "last" the last one alone, "joined" all
             of them in the transcript
-        template: "chatml" for the template of our own; empty for the tokenizer's
+        template: "chatml" for the template of our own, "stored" for the tokenizer's
 
     Raises:
         UserError: a line cannot become a sample, or none is left.
@@ -320,8 +320,7 @@ def _of_tools(record: Record) -> str:
 def _behind(record: Record, completion: Completion) -> tuple[Record, list[int]]:
     """The conversation of a prompt and a completion, and the weights of its messages."""
     messages = (*record.messages, *completion.messages)
-    weights = [0] * len(record.messages) + [int(message["role"] == "assistant") for message in completion.messages]
-    return replace(record, messages=messages), weights
+    return replace(record, messages=messages), [*[0] * len(record.messages), *completion.weights]
 
 
 def _samples_of(turns: Sequence[Turn]) -> list[Sample]:
