@@ -364,3 +364,23 @@ def test_whatever_is_said_contexts_are_the_prompts_of_transformers(families, for
     ]
     assert len(contexts) == len(wanted)
     assert all(context in prompts for context, prompts in zip(contexts, wanted, strict=True))
+
+
+def test_both_sides_of_a_pair_follow_one_prompt_whichever_of_them_thinks(families):
+    for form in TEMPLATES:
+        tokenizer = families[form].tokenizer
+        for chosen, rejected in ((answer("a"), answer("b", "r")), (answer("a", "r"), answer("b"))):
+            (example,) = build(tokenizer, {"prompt": [USER], "chosen": [chosen], "rejected": [rejected]}).examples
+            contexts = [spans(tokenizer, sample)[0] for sample in example.samples]
+            assert contexts[0] == contexts[1] and not contexts[0][1].endswith("</think>\n\n")
+
+
+def test_the_first_mistake_is_told_and_the_order_is_kept(families):
+    tokenizer = families["qwen3"].tokenizer
+    good = [{"messages": [USER | {"content": f"q{n}"}, answer(f"a{n}")]} for n in range(100)]
+    made = build(tokenizer, *good)
+    assert [example.where for example in made.examples] == [f"F:{n}" for n in range(1, 101)]
+    assert spans(tokenizer, made.examples[70].samples[0])[-1] == (True, "a70<|im_end|>")
+    bad = {"messages": [answer("x"), USER, answer("y")]}
+    with pytest.raises(UserError, match=r"^F:51: "):
+        build(tokenizer, *good[:50], bad, *good[50:], bad)

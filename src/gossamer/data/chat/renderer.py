@@ -11,7 +11,7 @@ from typing import Any
 from gossamer.data.chat.template_process import rendering
 from gossamer.isolated import IsolatedWorkers, RefusedError, Worker, WorkerFailedError
 
-__all__ = ["Renderer"]
+__all__ = ["NUM_WORKERS", "Renderer"]
 
 MAX_SECONDS = 5.0
 """Processor time that a template may take for a prompt."""

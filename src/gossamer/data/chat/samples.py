@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from gossamer.data.chat.chat_reader import DISABLE_THINKING, ChatReader
 from gossamer.data.chat.chatml import with_chatml
 from gossamer.data.chat.forms import Completion, Method, Record
-from gossamer.data.chat.messages import Message
 from gossamer.data.chat.records import Records
+from gossamer.data.chat.renderer import NUM_WORKERS
 from gossamer.data.chat.summary import Counts
-from gossamer.data.chat.template import ChatTemplate, TemplateRefusal
-from gossamer.data.chat.transcripts import Transcript, TranscriptReader
-from gossamer.data.chat.turns import Turn, TurnFinder, with_reasoning_split
+from gossamer.data.chat.template import TemplateRefusal
+from gossamer.data.chat.transcripts import Transcript
+from gossamer.data.chat.turns import Turn
 from gossamer.data.tokenizer import Tokenizer
 from gossamer.errors import UserError
 from gossamer.ops.linear_cross_entropy import IGNORED
@@ -29,6 +32,7 @@ TooLong = Literal["drop", "cut", "refuse"]
 Turns = Literal["exact", "last", "joined"]
 """Which answers of a conversation are learned, and behind which context."""
 
+_AHEAD = 64  # records that are worked on before the first of them is asked for
 Ids = npt.NDArray[np.int32]
 
 
@@ -121,145 +125,173 @@ def build_examples(
     """
     if template == "chatml":
         tokenizer = with_chatml(tokenizer)
-    builder = _Builder(tokenizer, records.method, context, too_long, turns)
-    for record in records.records:
-        builder.add(record)
-    return builder.finish(records)
+    chat = _chat_for(records, tokenizer)
+    maker = _SampleMaker(tokenizer, chat, records.method, context, too_long, turns)
+    examples: list[Example] = []
+    counts = Counts()
+    for record, made in zip(records.records, _in_threads(maker.samples, records.records), strict=True):
+        key = _key(record)
+        examples += [Example(tuple(sides), record.where, key, record.label) for sides in made.sides]
+        counts.add(made.counts)
+    if not examples:
+        where = records.records[0].where
+        raise UserError(f"{where}: no sample fits into {context:,} tokens; give a larger --context, or --too_long cut")
+    if records.method == "kto":
+        examples = _with_other_prompts(examples, context)
+    learned_none = counts.without_reasoning and not counts.with_reasoning
+    is_disabled = bool(chat is not None and learned_none and chat.asks_for_thoughts())
+    ends = tuple(dict.fromkeys((*counts.ends, tokenizer.eot_id)))
+    summary = tuple(counts.lines(records, context, is_disabled))
+    if is_disabled:
+        tokenizer = tokenizer.with_template_line(DISABLE_THINKING)
+    return Examples(records.method, tuple(examples), tokenizer, ends, is_disabled, summary)
 
 
-class _Chat:
-    """What makes tokens of messages.
+def _in_threads(make: Callable[[Record], _Made], records: Sequence[Record]) -> Iterator[_Made]:
+    """Yield what is made of each record, in order: templates run in processes, tokenizers leave the interpreter."""
+    with ThreadPoolExecutor(NUM_WORKERS) as pool:
+        waiting: deque[Future[_Made]] = deque()
+        for record in records:
+            waiting.append(pool.submit(make, record))
+            if len(waiting) == _AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
-    Args:
-        tokenizer: the tokenizer with a chat template
+
+def _chat_for(records: Records, tokenizer: Tokenizer) -> ChatReader | None:
+    """What makes tokens of messages; None if no record has any."""
+    first = next((record for record in records.records if record.messages), None)
+    if first is None:
+        return None
+    if not tokenizer.chat_templates:
+        raise UserError(
+            f"{first.where}: messages need a chat template, and this model has none; give --template chatml, or write "
+            "the lines as texts under prompt and completion"
+        )
+    return ChatReader(tokenizer)
+
+
+@dataclass
+class _Made:
+    """What becomes of a record.
+
+    Attributes:
+        sides: for each example its samples
+        counts: what is counted on the way
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self.template = ChatTemplate(tokenizer)
-        self.finder = TurnFinder(tokenizer, self.template)
-        self.transcripts = TranscriptReader(self.finder, self.template.marks_answers)
-
-    def split(self, messages: Sequence[Message]) -> list[Message]:
-        """Return messages with reasoning apart from content, if the template knows reasoning."""
-        return [with_reasoning_split(message) if self.template.thinks else message for message in messages]
+    sides: list[list[Sample]]
+    counts: Counts
 
 
-class _Builder:
-    """Makes examples of records, one after the other."""
+class _SampleMaker:
+    """Makes samples of records; several threads may use it."""
 
-    def __init__(self, tokenizer: Tokenizer, method: Method, context: int, too_long: TooLong, turns: Turns) -> None:
-        self.tokenizer, self.method = tokenizer, method
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        chat: ChatReader | None,
+        method: Method,
+        context: int,
+        too_long: TooLong,
+        turns: Turns,
+    ) -> None:
+        self.tokenizer, self.chat, self.method = tokenizer, chat, method
         self.context, self.too_long, self.turns = context, too_long, turns
-        self.chat: _Chat | None = None  # once a record has messages
-        self.examples: list[Example] = []
-        self.ends: dict[int, None] = {}
-        self.counts = Counts()
 
-    def add(self, record: Record) -> None:
-        """Add what one record gives."""
+    def samples(self, record: Record) -> _Made:
+        """Return the samples of each example of a record."""
+        counts = Counts()
         try:
-            samples = self._samples(record)
+            sides = self._sides(record, counts)
         except UserError as error:  # a tokenizer that does not know a character does not know where it stands
             raise error if str(error).startswith(record.where) else UserError(f"{record.where}: {error}") from error
-        key = _key(record)
-        for sides in samples:
-            fitting = self._fitting(record.where, sides)
-            if fitting is not None:
-                self.examples.append(Example(tuple(fitting), record.where, key, record.label))
+        fitting = [self._fitting(record.where, samples, counts) for samples in sides]
+        return _Made([samples for samples in fitting if samples is not None], counts)
 
-    def finish(self, records: Records) -> Examples:
-        """Return all examples."""
-        if not self.examples:
-            where = records.records[0].where
-            raise UserError(
-                f"{where}: no sample fits into {self.context:,} tokens; give a larger --context, or --too_long cut"
-            )
-        examples = _with_other_prompts(self.examples, self.context) if self.method == "kto" else self.examples
-        tokenizer, disabled = self._tokenizer_to_save()
-        ends = tuple(dict.fromkeys((*self.ends, tokenizer.eot_id)))
-        summary = tuple(self.counts.lines(records, self.context, disabled))
-        return Examples(self.method, tuple(examples), tokenizer, ends, disabled, summary)
-
-    # Samples.
-
-    def _samples(self, record: Record) -> list[list[Sample]]:
-        """The sides of each example of a record."""
+    def _sides(self, record: Record, counts: Counts) -> list[list[Sample]]:
         if record.text is not None:
             return [[self._plain("", record.text)]]
         if record.prompt_text is not None:
             return [[self._plain(record.prompt_text, one.text or "") for one in record.completions]]
-        if record.completions:
-            return self._completed(record)
-        return [[sample] for sample in self._conversation(record, record.weights, None)]
+        if not record.completions:
+            return [[sample] for sample in self._conversation(record, record.weights, counts)]
+        if self.method == "sft":
+            return [[sample] for sample in self._conversation(*_behind(record, record.completions[0]), counts)]
+        if self.method == "dpo":
+            return [self._pair(record, counts)]
+        return [[self._alone(record, record.completions[0], counts)]]
 
     def _plain(self, prompt: str, completion: str) -> Sample:
         """A sample without a template: the completion is learned, and the token that ends texts."""
         context = [*self.tokenizer.prefix_ids, *self.tokenizer.encode(prompt)]
         return _sample([(context, [*self.tokenizer.encode(completion), self.tokenizer.eot_id])])
 
-    def _completed(self, record: Record) -> list[list[Sample]]:
-        """Samples of a prompt and its completions: a list of the sides of each example."""
-        thinking = None
-        if self.method == "dpo":  # both sides follow one prompt
-            messages = self._chat_for(record).split(record.completions[0].messages)
-            thinking = any("reasoning_content" in message for message in messages)
-        sides = [self._conversation(*_behind(record, one), thinking) for one in record.completions]
-        if self.method == "sft":
-            return [[sample] for sample in sides[0]]
-        if any(len(samples) > 1 for samples in sides):
+    def _pair(self, record: Record, counts: Counts) -> list[Sample]:
+        """The samples of two completions, behind one and the same prompt."""
+        assert self.chat is not None
+        chosen = self.chat.split(record.completions[0].messages)
+        wish = any("reasoning_content" in message for message in chosen)
+        for thinking in (wish, not wish):
+            found = Counts()
+            sides = [self._alone(record, one, found, thinking) for one in record.completions]
+            prompts = [side.input_ids[: int(np.argmax(side.labels != IGNORED))].tolist() for side in sides]
+            if prompts[0] == prompts[1]:
+                counts.add(found)
+                return sides
+        raise UserError(
+            f"{record.where}: the chat template asks for chosen and rejected with different prompts; give both "
+            "reasoning, or neither"
+        )
+
+    def _alone(self, record: Record, completion: Completion, counts: Counts, thinking: bool | None = None) -> Sample:
+        """The one sample of a completion."""
+        samples = self._conversation(*_behind(record, completion), counts, thinking)
+        if len(samples) > 1:
             raise UserError(
                 f"{record.where}: the template shows the answers of one completion otherwise once more follow; give "
                 "one answer in each"
             )
-        return [[samples[0] for samples in sides]]
+        return samples[0]
 
-    def _conversation(self, record: Record, weights: Sequence[int], thinking: bool | None) -> list[Sample]:
+    def _conversation(
+        self, record: Record, weights: Sequence[int], counts: Counts, thinking: bool | None = None
+    ) -> list[Sample]:
         """The samples of a conversation: an answer shares that of the one before if its prompt continues it."""
-        chat = self._chat_for(record)
-        template, messages = chat.template, chat.split(record.messages)
+        assert self.chat is not None
+        template, messages = self.chat.template, self.chat.split(record.messages)
         if template.tools is None and (key := _of_tools(record)):
             raise UserError(f"{record.where}: {key}: this model's chat template cannot call any; leave them out")
         try:
             conversation = template.conversation(messages, record.tools)
         except TemplateRefusal as error:
             raise UserError(f"{record.where}: messages: {error}; leave the line out") from error
-        if self.turns == "joined":
-            transcript = chat.transcripts.transcript(record.where, conversation, messages, weights)
-            return [self._joined(record.where, transcript)]
+        learned = [index for index, weight in enumerate(weights) if weight]
         if self.turns == "last":
-            last = max(index for index, weight in enumerate(weights) if weight)
-            weights = [int(index == last) for index in range(len(weights))]
-        turns = chat.finder.turns(record.where, conversation, messages, weights, thinking)
+            learned = learned[-1:]
+        has_reasoning = ["reasoning_content" in messages[index] for index in learned]
+        counts.trailing += learned[-1] + 1 < len(messages)
+        counts.with_reasoning += sum(has_reasoning)
+        counts.without_reasoning += len(learned) - sum(has_reasoning)
+        counts.lost_reasoning += 0 if template.thinks else sum(has_reasoning)
+        weights = [int(index in learned) for index in range(len(weights))]
+        if self.turns == "joined":
+            transcript = self.chat.transcripts.transcript(record.where, conversation, messages, weights)
+            return [_joined(record.where, transcript, counts)]
+        turns = self.chat.finder.turns(record.where, conversation, messages, weights, thinking)
         samples = _samples_of(turns)
-        self._count(messages, turns, samples)
+        counts.conversations += 1
+        counts.samples += len(samples)
+        counts.tokens += sum(map(len, samples))
+        counts.tokens_of_last += len(samples[-1])
+        counts.left_open += sum(turn.opens_reasoning and not turn.has_reasoning for turn in turns)
+        counts.ends.update(dict.fromkeys(turn.end for turn in turns))
         if template.marks_answers:
-            self.counts.marked_otherwise += chat.transcripts.num_marked_otherwise(conversation, messages, turns)
+            counts.marked_otherwise += self.chat.transcripts.num_marked_otherwise(conversation, messages, turns)
         return samples
 
-    def _joined(self, where: str, transcript: Transcript) -> Sample:
-        """The sample of a whole conversation."""
-        self.counts.joined_answers += transcript.num_answers
-        self.counts.foreign_answers += transcript.num_foreign
-        self.ends.update(dict.fromkeys(transcript.ends))
-        ids = np.array(transcript.ids, np.int32)
-        labels = np.where(transcript.is_target, ids, np.int32(IGNORED))
-        labels[:1] = IGNORED
-        sample = Sample(ids, labels)
-        if not sample.num_targets:
-            raise UserError(f"{where}: messages: the chat template marks nothing that is learned; leave the line out")
-        return sample
-
-    def _chat_for(self, record: Record) -> _Chat:
-        if self.chat is None:
-            if not self.tokenizer.chat_templates:
-                raise UserError(
-                    f"{record.where}: messages need a chat template, and this model has none; give --template chatml, "
-                    "or write the lines as texts under prompt and completion"
-                )
-            self.chat = _Chat(self.tokenizer)
-        return self.chat
-
-    def _fitting(self, where: str, sides: list[Sample]) -> list[Sample] | None:
+    def _fitting(self, where: str, sides: list[Sample], counts: Counts) -> list[Sample] | None:
         """The samples of an example as far as they fit into the context; None if it is left out."""
         if all(len(sample) <= self.context for sample in sides):
             return sides
@@ -271,42 +303,24 @@ class _Builder:
             )
         cut = [Sample(sample.input_ids[: self.context], sample.labels[: self.context]) for sample in sides]
         if self.too_long == "cut" and all(sample.num_targets for sample in cut):
-            self.counts.cut += 1
+            counts.cut += 1
             return cut
-        self.counts.dropped += 1
+        counts.dropped += 1
         return None
 
-    # What people are told.
 
-    def _count(self, messages: Sequence[Message], turns: list[Turn], samples: list[Sample]) -> None:
-        counts = self.counts
-        counts.conversations += 1
-        counts.samples += len(samples)
-        counts.tokens += sum(map(len, samples))
-        counts.tokens_of_last += len(samples[-1])
-        counts.trailing += turns[-1].index + 1 < len(messages)
-        self.ends.update(dict.fromkeys(turn.end for turn in turns))
-        for turn in turns:
-            counts.with_reasoning += turn.has_reasoning
-            counts.without_reasoning += not turn.has_reasoning
-            counts.left_open += turn.opens_reasoning and not turn.has_reasoning
-        if self.chat is not None and not self.chat.template.thinks:
-            counts.lost_reasoning += sum(turn.has_reasoning for turn in turns)
-
-    def _tokenizer_to_save(self) -> tuple[Tokenizer, bool]:
-        """The tokenizer with the template for serving, and whether that says that no thought is asked for."""
-        learned_none = self.counts.without_reasoning and not self.counts.with_reasoning
-        if self.chat is None or not learned_none or not self.chat.template.reads_thinking:
-            return self.tokenizer, False
-        said = [{"role": "user", "content": "a"}]
-        bare, disabled = (self.chat.template.render(said, None, more) for more in ({}, {"enable_thinking": False}))
-        if bare.ids == disabled.ids:
-            return self.tokenizer, False
-        return self.tokenizer.with_template_line(DISABLE_THINKING), True
-
-
-DISABLE_THINKING = "{%- set enable_thinking = enable_thinking if enable_thinking is defined else false -%}\n"
-"""What a template begins with that asks for no thought by default."""
+def _joined(where: str, transcript: Transcript, counts: Counts) -> Sample:
+    """The sample of a whole conversation."""
+    counts.joined_answers += transcript.num_answers
+    counts.foreign_answers += transcript.num_foreign
+    counts.ends.update(dict.fromkeys(transcript.ends))
+    ids = np.array(transcript.ids, np.int32)
+    labels = np.where(transcript.is_target, ids, np.int32(IGNORED))
+    labels[:1] = IGNORED
+    sample = Sample(ids, labels)
+    if not sample.num_targets:
+        raise UserError(f"{where}: messages: the chat template marks nothing that is learned; leave the line out")
+    return sample
 
 
 def _of_tools(record: Record) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 
 from gossamer.data.chat.records import Records
 
@@ -29,6 +29,7 @@ class Counts:
         marked_otherwise: answers of which the template marks other text as what is learned
         joined_answers: answers of whole transcripts
         foreign_answers: those of them that serving would have asked for with other tokens
+        ends: the tokens that end answers, as keys
     """
 
     conversations: int = 0
@@ -45,6 +46,13 @@ class Counts:
     marked_otherwise: int = 0
     joined_answers: int = 0
     foreign_answers: int = 0
+    ends: dict[int, None] = field(default_factory=dict)
+
+    def add(self, other: Counts) -> None:
+        """Add what was counted of another record."""
+        for one in fields(self):
+            mine, theirs = getattr(self, one.name), getattr(other, one.name)
+            setattr(self, one.name, {**mine, **theirs} if isinstance(mine, dict) else mine + theirs)
 
     def lines(self, records: Records, context: int, is_disabled: bool) -> Iterator[str]:
         """Yield what people should know, a line each.
