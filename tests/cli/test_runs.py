@@ -196,7 +196,7 @@ def test_export_for_llama_cpp(run: str, monkeypatch: pytest.MonkeyPatch, capsys:
 
 def test_the_layouts_that_can_be_named_are_those_that_can_be_written() -> None:
     names = get_args(get_type_hints(export)["layout"])
-    assert names == ("stored", *NAMED_LAYOUTS)
+    assert names == ("stored", *NAMED_LAYOUTS, "experts")
 
 
 def test_export_of_a_gguf_file(

@@ -106,8 +106,10 @@ def report(run: tuple[str, ...], out: Annotated[str | None, Metavar("FILE")] = N
 def export(
     run: RunFolder,
     out: str,
-    to: Literal["hf", "gguf"] = "hf",
-    layout: Literal["stored", "qwen3_next", "qwen3_5", "qwen3_5_per_expert", "qwen3_5_language_model"] = "stored",
+    to: Literal["hf", "gguf", "adapter"] = "hf",
+    layout: Literal[
+        "stored", "qwen3_next", "qwen3_5", "qwen3_5_per_expert", "qwen3_5_language_model", "experts"
+    ] = "stored",
 ) -> None:
     """Write a trained model in the format of other programs.
 
@@ -115,22 +117,27 @@ def export(
         out: folder to write, or for gguf the file, NAME.gguf
         to: hf writes a Hugging Face directory, which transformers, vLLM and SGLang read; a prompt then has to begin
             with the tokenizer's end-of-text token, as documents do in training. gguf writes the file that llama.cpp
-            reads, which adds that token by itself, as gossamer sample does
+            reads, which adds that token by itself, as gossamer sample does. Both add the adapter of a tuned run to
+            the weights; adapter writes it alone, as PEFT reads it
         layout: names and shapes of the tensors in a Hugging Face directory. stored keeps those of the model that is
             read; the others are those of Qwen3-Next, of Qwen3.5 and its successors, of these with a tensor for each
-            expert, and of these under the names of a checkpoint that also sees pictures
+            expert, and of these under the names of a checkpoint that also sees pictures. Of an adapter, experts
+            writes a module for each matrix of each expert, as vLLM reads them
     """
     folder = existing_model(run)
     if to != "gguf" and out.lower().endswith(".gguf"):
         raise UserError(f"{out}: names a GGUF file, but --to {to} writes a folder; add --to gguf")
     if to == "hf" and out.lower().endswith((".safetensors", ".bin", ".pt")):
         raise UserError(f"{out}: names a file, but --to hf writes a folder; name that")
-    if to != "hf" and layout != "stored":
-        raise UserError(f"--layout {layout}: is of a Hugging Face directory, but --to {to} writes a file; leave it out")
+    if (layout == "experts") != (to == "adapter") and layout != "stored":
+        kind = "an adapter" if layout == "experts" else "a Hugging Face directory"
+        raise UserError(f"--layout {layout}: is of {kind}, but --to {to} writes something else; leave it out")
     from gossamer import hub
 
     if to == "gguf":
         hub.export_gguf(folder, Path(out))
+    elif to == "adapter":
+        hub.export_adapter(folder, Path(out), apart=layout == "experts")
     else:
         hub.export(folder, Path(out), None if layout == "stored" else layout)
     print_path(out)

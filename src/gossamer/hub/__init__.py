@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from gossamer.hub.find import find_model
     from gossamer.hub.gguf_file import export_gguf
     from gossamer.hub.read import load
-    from gossamer.hub.write import export, save
+    from gossamer.hub.write import export, export_adapter, save
 
-__all__ = ["export", "export_gguf", "find_model", "load", "load_adapter", "save", "save_adapter"]
+__all__ = ["export", "export_adapter", "export_gguf", "find_model", "load", "load_adapter", "save", "save_adapter"]
 
 __getattr__, __dir__ = lazy_exports(
     __name__,
@@ -25,6 +25,7 @@ __getattr__, __dir__ = lazy_exports(
         "load": "gossamer.hub.read",
         "load_adapter": "gossamer.hub.adapter",
         "export": "gossamer.hub.write",
+        "export_adapter": "gossamer.hub.write",
         "export_gguf": "gossamer.hub.gguf_file",
         "save": "gossamer.hub.write",
         "save_adapter": "gossamer.hub.adapter",

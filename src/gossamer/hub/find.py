@@ -124,3 +124,10 @@ def base_of(folder: Path) -> str | None:
     if not isinstance(base, str) or not base:
         raise UserError(f"{file}: does not name the model that the adapter is for (base_model_name_or_path)")
     return base
+
+
+def is_of_a_run(path: str | Path) -> bool:
+    """Whether a model was trained here, and not read from a Hugging Face directory: an adapter's base is asked."""
+    folder = find_model(path)
+    base = base_of(folder)
+    return folder == user_path(path) / "model" if base is None else is_of_a_run(base)

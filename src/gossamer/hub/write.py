@@ -24,9 +24,10 @@ from torch import Tensor
 
 from gossamer.errors import UserError
 from gossamer.files import building, disk_errors, publish, sync, sync_tree
+from gossamer.hub.adapter import save_adapter
 from gossamer.hub.checkpoint import Checkpoint, open_checkpoint
 from gossamer.hub.companions import copy_companions, json_text, token_values
-from gossamer.hub.find import CONFIG, find_model
+from gossamer.hub.find import CONFIG, base_of, find_model
 from gossamer.hub.layout import Layout, Piece, named_layout, released_layout, tensors_in, written_layout
 from gossamer.hub.names import EMBEDDING, INDEX, SHARD_PATTERN, is_weight_file, load_dtype, tensors_of
 from gossamer.hub.read import load_weights, merged
@@ -106,7 +107,8 @@ def _main_dtype(checkpoint: Checkpoint) -> torch.dtype:
 def export(run: str | Path, directory: str | Path, layout: str | None = None) -> None:
     """Write the model of a run, or of a Hugging Face directory, as a Hugging Face directory.
 
-    The weights are checked as `load` checks them; FP8 is dequantized. Tokenizer and generation settings are copied.
+    The weights are checked as `load` checks them; FP8 is dequantized. The adapter of a tuned run is added to its base's
+    weights in float32, and each sum is rounded once. Tokenizer and generation settings are copied.
 
     Args:
         run: a run's folder, a Hugging Face directory or a GGUF file
@@ -128,6 +130,31 @@ def export(run: str | Path, directory: str | Path, layout: str | None = None) ->
         written, config = named_layout(layout, checkpoint.config)
     values = config.to_dict() | token_values(source)
     _write_model(merged(load_weights(checkpoint)), target, written, values, partial(copy_companions, source))
+
+
+def export_adapter(run: str | Path, directory: str | Path, apart: bool = False) -> None:
+    """Write the adapter of a tuned run, or one of PEFT's that has a config.json beside it, as an adapter of PEFT's.
+
+    Args:
+        run: a run's folder, or an adapter's
+        directory: new or empty
+        apart: a module for each matrix of each expert, as vLLM reads them; else experts are stacked
+
+    Raises:
+        UserError: there is no adapter or no base of it, or `directory` holds something else or cannot be written.
+    """
+    target = user_path(directory)
+    if (base := base_of(source := find_model(run))) is None:
+        raise UserError(f"{run}: holds a whole model and no adapter; --to hf writes it")
+    if target.is_dir() and any(target.iterdir()):
+        raise UserError(f"{directory}: is not empty; name a new folder")
+    if target.exists() and not target.is_dir():
+        raise UserError(f"{directory}: is a file; name a folder")
+    model = load_weights(open_checkpoint(source))
+    with disk_errors(target, SAVE_ELSEWHERE), building(target) as temporary:
+        copy_companions(source, temporary)
+        save_adapter(model, temporary, base, apart)
+        publish(temporary, target)
 
 
 def _write_model(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
@@ -31,6 +31,7 @@ from gossamer.model.decode.decoder import Decoder
 from gossamer.model.decode.pool import StatePool
 from gossamer.model.nonfinite import NOT_FINITE, explain_nonfinite
 from gossamer.model.quantize import quantize_to_int8
+from gossamer.ops.matrix import Int8Matrix
 from gossamer.ops.sequences import Sequences
 
 __all__ = ["Engine", "EngineOptions", "EngineStats"]
@@ -71,12 +72,20 @@ class Engine:
         model: in evaluation mode, on its device; it must not be changed while the engine lives
         tokenizer: its end-of-text token ends a text
         options: sizes and switches
+        int8: the rounded weights of the model, if they were rounded for another engine already
 
     Attributes:
         max_length: the largest number of tokens that a request's prompt and answer may have together
+        int8: the rounded weights, if the options ask for them
     """
 
-    def __init__(self, model: CausalLM, tokenizer: Tokenizer, options: EngineOptions | None = None) -> None:
+    def __init__(
+        self,
+        model: CausalLM,
+        tokenizer: Tokenizer,
+        options: EngineOptions | None = None,
+        int8: Mapping[Tensor, Int8Matrix] | None = None,
+    ) -> None:
         options = options or EngineOptions()
         self._model, self._tokenizer, self._options = model, tokenizer, options
         max_length, page_size = model.config.max_position_embeddings, options.page_size
@@ -97,7 +106,8 @@ class Engine:
             weight.device,
             devices.hidden_dtype(weight.device, weight.dtype),
         )
-        self._decoder = Decoder(model, pool, quantize_to_int8(model) if options.weights == "int8" else None)
+        self.int8 = quantize_to_int8(model) if int8 is None and options.weights == "int8" else int8
+        self._decoder = Decoder(model, pool, self.int8)
         self._scheduler = Scheduler(self._decoder, options, total_pages, uses_drafts)
         self._drafter = Drafter(self._decoder, self._scheduler, options.prefill_chunk) if uses_drafts else None
         self._grammars = Grammars(tokenizer, model.config.vocab_size)

@@ -10,11 +10,11 @@ from gossamer import device as devices
 from gossamer import hub
 from gossamer.data.tokenizer import Tokenizer
 from gossamer.errors import UserError
+from gossamer.hub.find import is_of_a_run
 from gossamer.infer.defaults import generation_config, sampling_for_readers
 from gossamer.infer.engine import Engine, EngineOptions
 from gossamer.infer.request import Request, SamplingParams
 from gossamer.model.causal_lm import CausalLM
-from gossamer.reading import user_path
 
 
 def sample_text(
@@ -95,5 +95,5 @@ def sample_run(run: Path, prompt: str, max_tokens: int, sampling: Mapping[str, A
     tokenizer.check_embedding(model.config.vocab_size, directory)
     yield prompt
     # A run has learned that documents begin with the delimiter; other checkpoints begin as they do in transformers.
-    begin = None if directory == user_path(run) / "model" else tokenizer.prefix_ids
+    begin = None if is_of_a_run(run) else tokenizer.prefix_ids
     yield from sample_text(model, tokenizer, prompt, params, begin)

@@ -102,12 +102,14 @@ class Request:
         sampling: how tokens are chosen
         boundaries: positions in the prompt, in tokens from its beginning, after which another request is likely to go
             on differently (ends of messages): the state there is stored for prefix reuse
+        adapter: the adapter that is added to the model's weights; "" for the model itself
     """
 
     id: str
     prompt: tuple[int, ...]
     sampling: SamplingParams
     boundaries: tuple[int, ...] = ()
+    adapter: str = ""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ passes has about the rank r.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -26,6 +27,7 @@ __all__ = [
     "LowRankConfig",
     "Target",
     "add_low_rank",
+    "beside",
     "has_low_rank",
     "load_low_rank_state",
     "low_rank_state",
@@ -153,6 +155,15 @@ def _rank(target: Target, model: CausalLM, config: LowRankConfig) -> int:
             f"{target.parameter} [{rows}, {width}]; name a smaller rank or leave {target.kind} out of the targets"
         )
     return rank
+
+
+def beside(model: CausalLM) -> CausalLM:
+    """Return a network that shares all weights of another one, and has nothing of low rank beside them yet."""
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    other = copy.deepcopy(model, shared)
+    for target in targets_of(other):
+        target.low_rank = None
+    return other
 
 
 def low_rank_state(model: CausalLM) -> dict[str, Tensor]:

@@ -21,7 +21,7 @@ from gossamer.files import replacing
 from gossamer.hub.checkpoint import open_checkpoint
 from gossamer.hub.find import find_model
 from gossamer.hub.names import ROUTER_BIAS
-from gossamer.hub.read import load
+from gossamer.hub.read import load, merged
 from gossamer.model.causal_lm import CausalLM
 from gossamer.model.config import ModelConfig
 from gossamer.model.initialize import initialize
@@ -114,7 +114,7 @@ def pretrained_network(recipe: Recipe, world: World, dtype: torch.dtype | None =
     """
     folder, config = Path(recipe.training.init_from), recipe.model
     devices.seed_everything(recipe.training.seed)
-    network = load(folder, dtype, world.device)
+    network = merged(load(folder, dtype, world.device)).requires_grad_(True)
     if _without_training_values(network.config) != _without_training_values(config):
         raise UserError(f"{folder}: holds another network than when the run began; begin another run with --out DIR")
     if config.num_nextn_predict_layers and network.mtp is None:

@@ -13,7 +13,7 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
@@ -99,21 +99,25 @@ class EngineConfig:
     Attributes:
         device: auto, cpu, cuda, cuda:1, npu …
         options: sizes and switches of the engine
+        adapters: folders of adapters, by the names that requests have
     """
 
     device: str = "auto"
     options: EngineOptions = field(default_factory=EngineOptions)
+    adapters: Mapping[str, Path] = field(default_factory=dict)
 
 
 def build_engine(folder: Path, config: EngineConfig) -> MakeEngine:
-    """Load a Hugging Face directory, and return a function that makes a fresh engine on its weights.
+    """Load a Hugging Face directory and adapters, and return a function that makes a fresh engine on these weights.
 
     Raises:
-        UserError: the directory cannot be loaded.
+        UserError: the directory or an adapter cannot be loaded.
     """
     from gossamer import device as devices
     from gossamer import hub
     from gossamer.data.tokenizer import Tokenizer
+    from gossamer.hub.read import merged
+    from gossamer.infer.adapters import AdapterEngines, with_adapters
     from gossamer.infer.engine import Engine
 
     devices.keep_freed_memory()
@@ -121,8 +125,14 @@ def build_engine(folder: Path, config: EngineConfig) -> MakeEngine:
     tokenizer = Tokenizer.load(folder)
     tokenizer.check_embedding(model.config.vocab_size, folder)
 
+    networks = with_adapters(merged(model), config.adapters) if config.adapters else {}
+
     def make() -> tuple[EngineLike, ModelInfo]:
-        engine = Engine(model, tokenizer, config.options)
+        engine: Engine | AdapterEngines
+        if networks:
+            engine = AdapterEngines(networks, tokenizer, config.options)
+        else:
+            engine = Engine(model, tokenizer, config.options)
         return engine, ModelInfo(engine.max_length, model.config.vocab_size, config.options.max_batch)
 
     return make

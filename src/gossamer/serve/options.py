@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from gossamer.errors import UserError
+from gossamer.errors import UserError, shorten
+from gossamer.reading import user_path
 from gossamer.typed import PYTHON_ONLY, Formerly, Metavar, Range, Unit, check_fields, reject_unknown_fields
 
 __all__ = ["ServeOptions", "is_loopback"]
@@ -25,6 +26,7 @@ class ServeOptions:
         port: TCP port; 0 takes a free one
         keys: file of API keys, each in a line KEY or NAME KEY; it is read again whenever it changes
         name: what the model is called in the API
+        adapter: adapters that are served beside the model, each under a name of its own, by which requests choose it
         cors: origins of web pages that may call the API; * allows all
         max_queue: maximum number of requests that wait beyond those that run; one more is answered with 429
         max_connections: maximum number of open connections, half of them from one address; where there are too many,
@@ -47,6 +49,7 @@ class ServeOptions:
     port: Annotated[int, Range(0, 65535)] = 8000
     keys: Annotated[Path | None, Metavar("FILE")] = None
     name: Annotated[str, PYTHON_ONLY] = "gossamer"
+    adapter: Annotated[tuple[str, ...], Metavar("NAME=DIR")] = ()
     cors: Annotated[tuple[str, ...], Metavar("ORIGIN")] = ()
     max_queue: Annotated[int, Range(0, 1_000_000), Unit("requests")] = 128
     max_connections: Annotated[int, Range(16, 1_000_000)] = 1024
@@ -65,11 +68,32 @@ class ServeOptions:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        self.adapters()
         if not is_loopback(self.host) and self.keys is None:
             raise UserError(
                 f"--host {self.host} lets other machines in: give --keys FILE, a line with an API key for each user; "
                 "or leave --host out"
             )
+
+    def adapters(self) -> dict[str, Path]:
+        """Return the folders of the adapters by their names.
+
+        Raises:
+            UserError: one is not of the form NAME=DIR, or two models have one name.
+        """
+        found: dict[str, Path] = {}
+        for given in self.adapter:
+            name, equals, folder = given.partition("=")
+            if not (name and equals and folder):
+                raise UserError(
+                    f"--adapter {shorten(given)}: must be NAME=DIR, the model's name and the adapter's folder"
+                )
+            if name in found or name == self.name:
+                raise UserError(
+                    f"--adapter {shorten(given)}: another model is called {shorten(name)}; name it otherwise"
+                )
+            found[name] = user_path(folder)
+        return found
 
 
 def is_loopback(host: str) -> bool:

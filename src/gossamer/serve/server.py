@@ -8,9 +8,11 @@ import math
 import socket
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import uvicorn
 
@@ -18,6 +20,7 @@ from gossamer import hub
 from gossamer.data.chat.template import ChatTemplate
 from gossamer.data.tokenizer import Tokenizer
 from gossamer.errors import UserError
+from gossamer.hub.find import find_adapter
 from gossamer.hub.fingerprint import model_fingerprint
 from gossamer.infer.defaults import generation_config
 from gossamer.serve.app import make_app
@@ -45,12 +48,16 @@ def serve(run: Path, options: ServeOptions, config: EngineConfig) -> None:
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO, stream=sys.stderr)
     keys = None if options.keys is None else ApiKeys(options.keys)
     folder = hub.find_model(run)
+    adapters = {name: find_adapter(path) for name, path in options.adapters().items()}
     listener = _listen(options)
+    config = replace(config, adapters=adapters)
     service = make_service(folder, options, partial(build_engine, folder, config))
     server = Server(service, keys)
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     log.info("%s is served at http://%s:%d as %r", run, shown, port, options.name)
+    for name, path in adapters.items():
+        log.info("the adapter %s is served as %r", path, name)
     server.run(sockets=[listener])
     if service.engine.failure is not None:
         raise UserError(service.engine.failure)
@@ -61,7 +68,7 @@ def make_service(folder: Path, options: ServeOptions, build: BuildEngine) -> Ser
     metrics = Metrics()
     tokenizer = Tokenizer.load(folder)
     defaults, ends = generation_config(folder)
-    return Service(
+    service = Service(
         options=options,
         tokenizer=tokenizer,
         template=ChatTemplate(tokenizer),
@@ -74,6 +81,24 @@ def make_service(folder: Path, options: ServeOptions, build: BuildEngine) -> Ser
         feedback=None if options.feedback is None else FeedbackFile(options.feedback),
         fingerprint="" if options.feedback is None else model_fingerprint(folder),
     )
+    for name, path in options.adapters().items():
+        service.adapters[name] = _with_adapter(service, name, find_adapter(path))
+    return service
+
+
+def _with_adapter(service: Service, name: str, folder: Path) -> Service:
+    """Return the service as it is for an adapter, with the chat template and the settings that lie beside it."""
+    changes: dict[str, Any] = {"options": replace(service.options, name=name, adapter=()), "adapter": name}
+    if (folder / "tokenizer.json").is_file():
+        tokenizer = Tokenizer.load(folder)
+        if tokenizer.fingerprint != service.tokenizer.fingerprint:
+            raise UserError(f"{folder}: the adapter has another tokenizer than the model; serve it with its own base")
+        changes["template"] = ChatTemplate(tokenizer)
+    if any((folder / file).is_file() for file in ("config.json", "generation_config.json")):
+        changes["defaults"], changes["ends"] = generation_config(folder)
+    if service.feedback is not None:
+        changes["fingerprint"] = model_fingerprint(folder)
+    return replace(service, **changes, adapters={})
 
 
 class Server(uvicorn.Server):

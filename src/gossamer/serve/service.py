@@ -66,6 +66,8 @@ class Service:
         ends: tokens that end an answer by the checkpoint's files, besides the tokenizer's end of text
         feedback: the file of ratings; None if none are kept
         fingerprint: of the model that is rated
+        adapter: the adapter that is added to the model's weights; "" for the model itself
+        adapters: the same service with each adapter, by the adapter's name
     """
 
     options: ServeOptions
@@ -79,6 +81,8 @@ class Service:
     ends: tuple[int, ...] = ()
     feedback: FeedbackFile | None = None
     fingerprint: str = ""
+    adapter: str = ""
+    adapters: dict[str, Service] = field(default_factory=dict)
 
     @property
     def info(self) -> ModelInfo:
@@ -91,15 +95,19 @@ class Service:
             raise ApiError(503, "the model is being loaded", "loading", retry_after=5)
         return self.engine.info
 
-    def check_model(self, name: str | None) -> None:
-        """Refuse a request for another model.
+    def of_model(self, name: str | None) -> Service:
+        """Return the service as it is for the model that a request names: this one, or that of an adapter.
 
         Raises:
-            ApiError: 404.
+            ApiError: 404, if no model is called so.
         """
-        if name is not None and name != self.options.name:
-            message = f"the model {name!r} is not served here; {self.options.name!r} is"
-            raise ApiError(404, message, "model_not_found", "model")
+        if name is None or name == self.options.name:
+            return self
+        if name in self.adapters:
+            return self.adapters[name]
+        known = " and ".join(map(repr, (self.options.name, *self.adapters)))
+        message = f"the model {name!r} is not served here; {known} {'are' if self.adapters else 'is'}"
+        raise ApiError(404, message, "model_not_found", "model")
 
     def log_prompt(self, requests: Sequence[Request]) -> None:
         """Write prompts to the log if the user has asked for that."""
@@ -205,7 +213,7 @@ class Service:
         for index in range(count):
             seed = None if sampling.seed is None else (sampling.seed + index) % 2**63
             params = SamplingParams(**shared, seed=seed)
-            requests.append(Request(new_id("r"), tuple(prompt), params, boundaries))
+            requests.append(Request(new_id("r"), tuple(prompt), params, boundaries, self.adapter))
         return requests
 
     def check_ids(self, name: str, ids: Iterable[int]) -> None:

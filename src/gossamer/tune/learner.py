@@ -8,8 +8,6 @@ import torch
 
 from gossamer.errors import UserError
 from gossamer.model.causal_lm import CausalLM
-from gossamer.model.linear import has_low_rank
-from gossamer.model.low_rank import merge_low_rank
 from gossamer.run.pretrained import pretrained_network
 from gossamer.train.objective import Objective
 from gossamer.train.step import Learner
@@ -32,16 +30,13 @@ def base_network(material: Material, world: World) -> CausalLM:
     """
     recipe, tuning = material.recipe, tuning_of(material.recipe)
     stored = replace(recipe, model=replace(recipe.model, vocab_size=material.base.checkpoint.config.vocab_size))
-    dtype = None if tuning.lora or tuning.drafts else torch.float32
-    network = pretrained_network(stored, world, dtype)
-    if has_low_rank(network) and tuning.lora:
+    if tuning.lora and material.base.checkpoint.adapters:
         raise UserError(
             f"--lora: {recipe.training.init_from} is an adapter itself; make a model of it with gossamer export first, "
             "or leave --lora out"
         )
-    if has_low_rank(network):
-        merge_low_rank(network)
-        network.requires_grad_(True)
+    dtype = None if tuning.lora or tuning.drafts else torch.float32
+    network = pretrained_network(stored, world, dtype)
     grow_vocabulary(network, material.examples.tokenizer, material.num_new_tokens)
     return network
 

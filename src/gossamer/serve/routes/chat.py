@@ -49,7 +49,7 @@ router = APIRouter(tags=["chat"])
 )
 async def chat_completions(body: ChatRequest, request: Request, service: Served) -> Response:
     """The next message of a conversation, whole or as it is made (`stream`)."""
-    service.check_model(body.model)
+    service = service.of_model(body.model)
     service.engine.check(body.n or 1)
     prepared = await prepare_replies(service, _reply_request(body))
     if body.user is not None:

@@ -73,7 +73,7 @@ class _Text:
 )
 async def completions(body: CompletionRequest, request: Request, service: Served) -> Response:
     """The continuation of a text, without a chat template; several prompts and answers are numbered consecutively."""
-    service.check_model(body.model)
+    service = service.of_model(body.model)
     given, count = _prompts_of(body.prompt), body.n or 1
     service.engine.check(len(given) * count, "prompt" if count == 1 else "n")
     names = [f"prompt.{index}" if len(given) > 1 else "prompt" for index in range(len(given))]

@@ -31,7 +31,7 @@ async def feedback(
     body: FeedbackRequest, service: Served, file: Annotated[FeedbackFile, Depends(_feedback_file)]
 ) -> FeedbackAnswer:
     """Keep a rating of an answer in the file that `--feedback` names; a later one with its `rating_id` replaces it."""
-    service.check_model(body.model)
+    service = service.of_model(body.model)
     tools = template_tools(offered_tools(service, body.tools, None))
     conversation = template_messages(
         [*body.messages, *body.completion]

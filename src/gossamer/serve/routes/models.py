@@ -1,4 +1,4 @@
-"""GET /v1/models and POST /tokenize: the model that is served, and how long a prompt is."""
+"""GET /v1/models and POST /tokenize: the models that are served, and how long a prompt is."""
 
 from __future__ import annotations
 
@@ -15,23 +15,22 @@ router = APIRouter(tags=["models"])
 _READ_ERRORS: Statuses = {status: ERRORS[status] for status in (401, 503)}
 
 
-@router.get("/v1/models", responses=_READ_ERRORS, summary="List the model")
+@router.get("/v1/models", responses=_READ_ERRORS, summary="List the models")
 async def models(service: Served) -> ModelsAnswer:
-    """The one model that is served."""
-    return ModelsAnswer(object="list", data=[_model(service)])
+    """The model that is served, and its adapters."""
+    return ModelsAnswer(object="list", data=[_model(one) for one in (service, *service.adapters.values())])
 
 
 @router.get("/v1/models/{name:path}", responses=_READ_ERRORS | {404: ERRORS[404]}, summary="Describe the model")
 async def model(name: str, service: Served) -> ModelAnswer:
     """The model by its name."""
-    service.check_model(name)
-    return _model(service)
+    return _model(service.of_model(name))
 
 
 @router.post("/tokenize", responses=ERRORS, summary="Count and show a prompt's tokens")
 async def tokenize(body: TokenizeRequest, service: Served) -> TokenizeAnswer:
     """The tokens of a text as /v1/completions takes it, or of a conversation as /v1/chat/completions does."""
-    service.check_model(body.model)
+    service = service.of_model(body.model)
     if isinstance(body, TextPrompt):
         ids = await service.encode(body.prompt)
     else:

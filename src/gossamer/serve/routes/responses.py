@@ -80,7 +80,7 @@ _FIELDS = FieldNames("input", "max_output_tokens")
 )
 async def responses(body: ResponseRequest, request: Request, service: Served) -> Response:
     """A response to the whole input; nothing is stored, so `previous_response_id` is not known here."""
-    service.check_model(body.model)
+    service = service.of_model(body.model)
     service.engine.check(1)
     reply_request = ReplyRequest(
         messages=_chat_messages(body),
@@ -108,7 +108,7 @@ async def responses(body: ResponseRequest, request: Request, service: Served) ->
 @router.post("/v1/responses/input_tokens", responses=ERRORS, summary="Count an input's tokens")
 async def input_tokens(body: InputTokensRequest, service: Served) -> InputTokensAnswer:
     """How many tokens /v1/responses makes of the same input, instructions and tools."""
-    service.check_model(body.model)
+    service = service.of_model(body.model)
     tools = template_tools(offered_tools(service, _chat_tools(body.tools), _chat_tool_choice(body.tool_choice)))
     prompt = await service.render(template_messages(_chat_messages(body)), tools, field=_FIELDS.prompt)
     return InputTokensAnswer(object="response.input_tokens", input_tokens=len(prompt.ids))
