@@ -16,7 +16,7 @@ import gossamer
 from gossamer.errors import UserError
 from gossamer.hub.adapter import load_adapter, save_adapter
 from gossamer.model.causal_lm import CausalLM
-from gossamer.model.low_rank import TARGETS, LowRankConfig, add_low_rank, merge_low_rank, targets_of
+from gossamer.model.low_rank import TARGETS, LowRankConfig, add_low_rank, beside, merge_low_rank, targets_of
 from hub_layouts import FAMILY
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -351,3 +351,30 @@ def test_each_target_alone_there_and_back(build, tmp_path, tokens, target) -> No
     for apart in (False, True):
         save_adapter(ours, tmp_path / "adapter", tmp_path / "base", apart=apart)
         same(logits(loaded(base, tmp_path / "adapter"), tokens), logits(ours, tokens), 1e-5)
+
+
+# The drafting head beside an adapter.
+
+
+def test_a_head_that_was_trained_lies_beside_the_adapter(build, tmp_path, tokens) -> None:
+    base = build(**SIZES)
+    gossamer.save(base, tmp_path / "base")
+    ours = adapted(base)
+    assert ours.mtp is not None
+    save_adapter(ours, tmp_path / "adapter", tmp_path / "base")
+    assert not (tmp_path / "adapter" / "drafts.safetensors").exists()
+    ours.mtp.requires_grad_(True).fc.weight.data += 0.5
+    save_adapter(ours, tmp_path / "adapter", tmp_path / "base")
+    model = gossamer.load(tmp_path / "adapter")
+    same(logits(model, tokens), logits(ours, tokens), 1e-5)
+    assert model.mtp is not None and torch.equal(model.mtp.fc.weight, ours.mtp.fc.weight)
+    shared = beside(base)  # a network beside another has a head of its own then
+    load_adapter(shared, tmp_path / "adapter")
+    assert shared.mtp is not None and base.mtp is not None
+    assert torch.equal(base.mtp.fc.weight + 0.5, shared.mtp.fc.weight)
+    gossamer.hub.export(tmp_path / "adapter", tmp_path / "merged")
+    assert torch.equal(gossamer.load(tmp_path / "merged").mtp.fc.weight, ours.mtp.fc.weight)
+    save_file({"mtp.fc.weight": torch.zeros(2, 2)}, tmp_path / "adapter" / "drafts.safetensors")
+    refused(base, tmp_path / "adapter", "drafts.safetensors", "mtp.fc.weight")
+    base.mtp = None
+    refused(base, tmp_path / "adapter", "drafts.safetensors", "the base has none")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache
 
@@ -11,6 +12,7 @@ import torch
 
 import gossamer
 from engines import CONFIG, engine, greedy, ids, network, request, run, tokens
+from gossamer import ops
 from gossamer.errors import UserError
 from gossamer.model.causal_lm import CausalLM
 from gossamer.model.low_rank import (
@@ -222,3 +224,21 @@ def test_a_model_with_an_adapter_is_not_saved_as_one(tmp_path) -> None:
     with pytest.raises(UserError, match="merge it"):
         gossamer.save(tuned(), tmp_path / "model")
     assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("weights", ["stored", "int8"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_kernels_of_decoding_add_what_the_modules_add(dtype: torch.dtype, weights: str) -> None:
+    """Token by token and a few at a time, and beside others as alone."""
+    model, found = adapted(network(dtype=dtype), LowRankConfig(rank=7, alpha=5)), {}
+    for which in ("native", "reference"):
+        with ops.forced(decode_layers=which) if which == "reference" else nullcontext():
+            tried = engine(model, weights=weights, draft_length=2, prefill_chunk=9)
+            assert tried._decoder._trunk.is_readable_by_kernels
+            requests = [request(str(n), tokens(5 + 20 * n), 6, logprobs=0) for n in range(3)]
+            found[which] = run(tried, requests)
+    for n in range(3):
+        ours, theirs = (
+            [one.logprob for delta in found[which][str(n)] for one in delta.logprobs or ()] for which in found
+        )
+        assert ours == pytest.approx(theirs, abs=2e-3)

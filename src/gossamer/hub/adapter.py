@@ -37,6 +37,7 @@ from gossamer.hub.adapter_layout import (
 )
 from gossamer.hub.base_sample import SAMPLE, require_same_base, sample_of
 from gossamer.hub.companions import copy_companions, json_text, token_values
+from gossamer.hub.drafts import DRAFTS, head_tensors, read_drafts, set_drafts
 from gossamer.hub.find import ADAPTER_CONFIG, CONFIG, find_adapter, find_model
 from gossamer.hub.names import first_few
 from gossamer.hub.shards import StoredTensor, read_header, read_metadata, read_tensors, utf8_path
@@ -71,6 +72,8 @@ class _Entry:
 
 def save_adapter(model: CausalLM, folder: str | Path, base: str | Path, apart: bool = False) -> None:
     """Write what is added to a network's weights as an adapter of PEFT's, and beside it what a model has but weights.
+
+    A multi-token-prediction head that is trained is written, too, as `drafts.safetensors`.
 
     Args:
         model: with matrices of low rank beside some of its weights
@@ -111,6 +114,9 @@ def save_adapter(model: CausalLM, folder: str | Path, base: str | Path, apart: b
     with disk_errors(place, "name a folder elsewhere"):
         place.mkdir(parents=True, exist_ok=True)
         (place / ADAPTER_CONFIG).unlink(missing_ok=True)  # an adapter is one by this file
+        (place / DRAFTS).unlink(missing_ok=True)
+        if head := head_tensors(model):
+            write_tensors(head, place / DRAFTS, {})
         copy_companions(source, place)
         write_atomically(place / CONFIG, json_text(model.config.to_dict() | token_values(source)))
         write_tensors(tensors, place / _WEIGHTS, {SAMPLE: sample_of(model)})
@@ -188,12 +194,14 @@ def load_adapter(model: CausalLM, path: str | Path) -> None:
         if (factors := stored.factors(target, model)) is not None:
             found.append((target, factors))
     stored.require_nothing_left()
+    head = read_drafts(model, folder)
     model.requires_grad_(False)
     for target, factors in found:
         low_rank = LowRank(target.weight, factors.A.shape[-2], factors.scale)
         low_rank.A.data.copy_(factors.A)
         low_rank.B.data.copy_(factors.B)
         target.low_rank = low_rank.requires_grad_(False)
+    set_drafts(model, head)
 
 
 class _StoredAdapter:

@@ -21,4 +21,4 @@ def choose_trained(model: CausalLM, tuning: TuningConfig) -> None:
     elif tuning.drafts:
         model.requires_grad_(False)
     if tuning.drafts and model.mtp is not None:
-        model.mtp.requires_grad_(True)
+        model.mtp.float().requires_grad_(True)  # steps would be lost to the rounding of a narrower type

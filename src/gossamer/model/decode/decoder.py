@@ -12,9 +12,10 @@ from gossamer import ops
 from gossamer.device import use_huge_pages
 from gossamer.model.causal_lm import CausalLM
 from gossamer.model.decode.drafts import DraftHead, DraftSampling, draft_tokens
-from gossamer.model.decode.layers import DecoderLayers, LayerTensors, decode_layers
+from gossamer.model.decode.layers import DecoderLayers, LayerTensors, LowRankFactors, decode_layers
 from gossamer.model.decode.pool import KVCache, StatePool
-from gossamer.model.experts import SparseMLP
+from gossamer.model.experts import Experts, SparseMLP
+from gossamer.model.linear import Linear, LowRank
 from gossamer.model.mtp import MultiTokenPrediction
 from gossamer.model.norm import RMSNorm
 from gossamer.model.rotary import rotary_tables
@@ -117,7 +118,8 @@ class Decoder:
         blocks = [cast(Block, module) for module in modules]
         tensors = tuple(self._tensors(block, index) for block, index in zip(blocks, indices, strict=True))
         theta = self.model.config.rope_theta
-        return DecoderLayers(blocks, norm, indices, self.pool, tensors, norm.factor(), theta)
+        low_rank = tuple(_low_rank(block) for block in blocks)
+        return DecoderLayers(blocks, norm, indices, self.pool, tensors, norm.factor(), theta, low_rank)
 
     def _tensors(self, block: Block, index: int) -> LayerTensors:
         """Collect a block's weights and its part of the memory."""
@@ -160,3 +162,24 @@ class Decoder:
     def _widened(self, weight: Tensor | None) -> Tensor | None:
         """Return a weight that is no matrix in a type that is at least as wide as that of hidden states."""
         return None if weight is None else weight.detach().to(torch.promote_types(weight.dtype, self.pool.dtype))
+
+
+def _low_rank(block: Block) -> dict[str, LowRankFactors]:
+    """Collect what an adapter adds to a block's matrices, by the names that `LayerTensors` has."""
+    found: dict[str, LowRankFactors] = {}
+    for name, module in block.named_modules():
+        leaf = name.rpartition(".")[2]
+        if isinstance(module, Linear):
+            found |= _named(leaf, module.low_rank)
+        elif isinstance(module, Experts):
+            found |= _named("experts_gate_up_proj", module.gate_up_low_rank)
+            found |= _named("experts_down_proj", module.down_low_rank)
+    return found
+
+
+@torch.no_grad()
+def _named(name: str, low_rank: LowRank | None) -> dict[str, LowRankFactors]:
+    if low_rank is None:
+        return {}
+    A, B = low_rank.factors()
+    return {name: (A.detach().contiguous(), B.contiguous())}

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from gossamer.errors import UserError
 from gossamer.model.layer_spec import LayerSpec
-from gossamer.model.linear import has_low_rank
 from gossamer.model.rotary import rotary_frequencies, rotary_tables
 from gossamer.ops import native as kernels
 from gossamer.ops.checks import check_floats, check_kind, describe, shape
@@ -88,6 +87,8 @@ class LayerTensors(NamedTuple):
     down_proj: Matrix | None = None
 
 
+LowRankFactors = tuple[Tensor, Tensor]
+"""A [rank, width] and B [rows, rank], or stacked ones of experts, whose product is added to a matrix."""
 STATES = frozenset("conv recurrent keys updates gates k_pages v_pages".split())
 MATRICES = frozenset(
     "in_proj_qkvz in_proj_ba out_proj q_proj k_proj v_proj o_proj gate experts_gate_up_proj experts_down_proj "
@@ -111,6 +112,7 @@ class DecoderLayers:
         tensors: the weights and states of each layer
         final_norm: [hidden], what is multiplied with in the norm behind the layers
         rope_theta: base of the rotary frequencies
+        low_rank: for each layer what an adapter adds to its matrices, the factors A and B by the names of `tensors`
 
     Raises:
         UserError: the tensors of a layer do not have the shapes that its description says, or lie on several devices.
@@ -123,6 +125,7 @@ class DecoderLayers:
     tensors: tuple[LayerTensors, ...]
     final_norm: Tensor
     rope_theta: float
+    low_rank: tuple[Mapping[str, LowRankFactors], ...]
 
     def __post_init__(self) -> None:
         check_floats("decode_layers", final_norm=self.final_norm)
@@ -166,15 +169,13 @@ class DecoderLayers:
 
     @cached_property
     def is_readable_by_kernels(self) -> bool:
-        """Whether the native kernels can read all weights and states, and pages of this size.
-
-        They do not know what is added to weights: blocks with matrices of low rank are computed by the modules.
-        """
+        """Whether the native kernels can read all weights and states, and pages of this size."""
         entries = [(name, x) for layer in self.tensors for name, x in layer._asdict().items() if x is not None]
         matrices = [x for name, x in entries if name in MATRICES]
         weights = [self.final_norm, *(x for name, x in entries if name not in MATRICES)]
+        weights += [factor for layer in self.low_rank for factors in layer.values() for factor in factors]
         are_readable = all(map(is_matrix_for_kernels, matrices)) and all(map(is_weight_for_kernels, weights))
-        return self.pool.page_size <= MAX_PAGE_SIZE and are_readable and not any(map(has_low_rank, self.blocks))
+        return self.pool.page_size <= MAX_PAGE_SIZE and are_readable
 
     @cached_property
     def frequencies(self) -> Tensor:
@@ -186,14 +187,14 @@ class DecoderLayers:
         """[layers, …] int64: each layer as `Layer` in ops/native/layer.h."""
         _check_fields()
         rows = []
-        for block, layer in zip(self.blocks, self.tensors, strict=True):
+        for block, layer, added in zip(self.blocks, self.tensors, self.low_rank, strict=True):
             row = [int(getattr(block.spec, name)) for name in _SIZES]
             row += [self.pool.page_size, self.pool.max_step_tokens]
             for name, entry in zip(layer._fields, layer, strict=True):
                 values, scales, number_type = kernel_arguments(entry)
                 row.append(kernels.address(values))
                 if name in MATRICES:
-                    row += [kernels.address(scales), number_type]
+                    row += [kernels.address(scales), number_type, *_added(added.get(name))]
             rows.append(row)
         return torch.tensor(rows, dtype=torch.int64)
 
@@ -241,6 +242,14 @@ def native(x: Tensor, layers: DecoderLayers, sequences: Sequences, speculative: 
 def reference(x: Tensor, layers: DecoderLayers, sequences: Sequences, speculative: bool) -> Tensor:
     """Pass tokens through the network's own modules."""
     return layers.forward(x, sequences, speculative)
+
+
+def _added(factors: LowRankFactors | None) -> list[int]:
+    """Return what is added to a matrix as the last entries of `Matrix` in ops/native/small_linear.h."""
+    if factors is None:
+        return [0, 0, 0, 0, 0]
+    A, B = factors
+    return [kernels.address(A), kernels.address(B), B.shape[-1], B.shape[-2], 0]
 
 
 @cache

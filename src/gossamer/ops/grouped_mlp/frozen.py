@@ -14,9 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gossamer.errors import UserError
+from gossamer.ops import native as kernels
 from gossamer.ops.checks import check_floats, once_differentiable, shape
-from gossamer.ops.grouped_mlp import check_experts
+from gossamer.ops.grouped_mlp import check_experts, runs_natively
 from gossamer.ops.grouped_mlp.sorted import blocks_of, sum_by_token
+from gossamer.ops.matrix import kernel_arguments
 from gossamer.ops.registry import Operation, autocast_input
 
 FROZEN_GROUPED_MLP = Operation("frozen_grouped_mlp")
@@ -169,5 +171,54 @@ class _SortedMLP(torch.autograd.Function):
         return dx, None, dweights.view_as(weights), None, None, dA1, dB1, dA2, dB2
 
 
+def native(
+    x: Tensor, indices: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor, A1: Tensor, B1: Tensor, A2: Tensor,
+    B2: Tensor,
+) -> Tensor:  # fmt: skip
+    """Call the C++ kernels, as `grouped_mlp` does; weights of float32 and of bfloat16 are read as they are stored."""
+    if x.dtype == torch.float64 or not runs_natively(len(gate_up)):
+        return sorted_by_expert(x, indices, weights, gate_up, down, A1, B1, A2, B2)
+    if gate_up.dtype != torch.bfloat16 or down.dtype != torch.bfloat16:
+        gate_up, down = gate_up.float(), down.float()
+    factors = (factor.float() for factor in (A1, B1, A2, B2))
+    y: Tensor = _NativeMLP.apply(x.float(), indices, weights.float(), gate_up, down, *factors)
+    return y.to(x.dtype)
+
+
+class _NativeMLP(torch.autograd.Function):
+    """The kernels of ops/native/experts.cpp for frozen weights, forward and backward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, indices: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor, *factors: Tensor
+    ) -> Tensor:
+        x, indices, weights, gate_up, down = (part.contiguous() for part in (x, indices, weights, gate_up, down))
+        A1, B1, A2, B2 = (factor.contiguous() for factor in factors)
+        experts, double_width, hidden = gate_up.shape
+        order, rank = torch.empty_like(indices).flatten(), torch.empty_like(indices).flatten()
+        offsets = indices.new_empty(experts + 1)
+        kernels.call("sort_by_expert", indices, len(order), experts, order, rank, offsets)
+        inner, outputs = x.new_empty(len(order), double_width), x.new_empty(len(order), hidden)
+        y = torch.empty_like(x)
+        sizes = len(x), indices.shape[1], experts, hidden, double_width // 2
+        matrices = gate_up, down, kernel_arguments(gate_up)[2], A1, B1, A1.shape[1], A2, B2, A2.shape[1]
+        kernels.call("frozen_experts", x, order, rank, offsets, weights, *matrices, inner, outputs, y, *sizes)
+        ctx.save_for_backward(x, order, rank, offsets, weights, gate_up, down, inner, A1, B1, A2, B2)
+        ctx.sizes = sizes
+        return y
+
+    @staticmethod
+    @once_differentiable("frozen_grouped_mlp")
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, order, rank, offsets, weights, gate_up, down, inner, A1, B1, A2, B2 = ctx.saved_tensors
+        drows, dx, dweights = x.new_empty(len(order), x.shape[1]), torch.empty_like(x), torch.empty_like(weights)
+        dfactors = [torch.empty_like(factor) for factor in (A1, B1, A2, B2)]
+        inputs = grads[0].contiguous(), x, order, rank, offsets, weights
+        matrices = gate_up, down, kernel_arguments(gate_up)[2], A1, B1, A1.shape[1], A2, B2, A2.shape[1]
+        kernels.call("frozen_experts_backward", *inputs, *matrices, inner, drows, dx, dweights, *dfactors, *ctx.sizes)
+        return dx, None, dweights, None, None, *dfactors
+
+
+FROZEN_GROUPED_MLP.register("native", native, kernels.obstacle)
 FROZEN_GROUPED_MLP.register("sorted", sorted_by_expert)
 FROZEN_GROUPED_MLP.register("reference", reference)

@@ -165,6 +165,26 @@ inline void products_of(int tokens, int rows, const float *const *x, const Numbe
 
 }  // namespace
 
+// out[t·ldo + r] += ⟨A x_t, row r of B⟩. The thin product A x_t costs each caller a few rows more.
+static void add_low_rank(int tokens, int rows, const float *const *x, const Matrix &w, int n, float *out, int64_t ldo) {
+    if (!rows) return;
+    constexpr int GROUP = 4;
+    const int rank = int(w.rank);
+    const float *A = w.A + w.row / w.stack_rows * rank * n;
+    thread_local std::vector<float> thin, sums;
+    if (int64_t(thin.size()) < GROUP * rank) thin.resize(GROUP * rank);
+    if (int64_t(sums.size()) < int64_t(GROUP) * rows) sums.resize(int64_t(GROUP) * rows);
+    for (int first = 0; first < tokens; first += GROUP) {
+        const int count = std::min(GROUP, tokens - first);
+        products_of(count, rank, x + first, A, nullptr, n, thin.data(), rank);
+        const float *vectors[GROUP];
+        for (int t = 0; t < count; t++) vectors[t] = thin.data() + int64_t(t) * rank;
+        products_of(count, rows, vectors, w.B, nullptr, rank, sums.data(), rows);
+        for (int t = 0; t < count; t++)
+            add_scaled(out + int64_t(first + t) * ldo, 1.0f, sums.data() + int64_t(t) * rows, rows);
+    }
+}
+
 void products(int tokens, int rows, const float *const *x, const Matrix &w, int n, float *out, int64_t ldo) {
     if (w.type == INT8)
         products_of(tokens, rows, x, static_cast<const int8_t *>(w.values), w.scales, n, out, ldo);
@@ -172,6 +192,7 @@ void products(int tokens, int rows, const float *const *x, const Matrix &w, int 
         products_of(tokens, rows, x, static_cast<const BFloat16 *>(w.values), nullptr, n, out, ldo);
     else
         products_of(tokens, rows, x, static_cast<const float *>(w.values), nullptr, n, out, ldo);
+    if (w.A) add_low_rank(tokens, rows, x, w, n, out, ldo);
 }
 
 }  // namespace gossamer

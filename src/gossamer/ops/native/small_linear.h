@@ -12,20 +12,30 @@
 
 namespace gossamer {
 
-// A matrix in memory.
+// A matrix in memory, or several of `stack_rows` rows one after the other, and what an adapter adds to it: B A of low
+// rank, a product for each matrix of the stack.
 struct Matrix {
     const void *values;
     const float *scales;  // of int8, one for each row
     int64_t type;         // `NumberType`
+    const float *A = nullptr;  // [stack, rank, width] for the whole matrix; null: nothing is added
+    const float *B = nullptr;  // [stack, stack_rows, rank] from `row` on
+    int64_t rank = 0, stack_rows = 0;
+    int64_t row = 0;  // the first of these rows in the whole matrix
     explicit operator bool() const { return values != nullptr; }
-    // The rows from `row` on, which have `width` numbers each.
-    Matrix from(int64_t row, int64_t width) const {
-        const int64_t bytes = row * width * size_of(type);
-        return {static_cast<const char *>(values) + bytes, scales ? scales + row : nullptr, type};
+    // The rows from `first` on, which have `width` numbers each.
+    Matrix from(int64_t first, int64_t width) const {
+        Matrix part = *this;
+        part.values = static_cast<const char *>(values) + first * width * size_of(type);
+        if (scales) part.scales = scales + first;
+        if (B) part.B = B + first * rank;
+        part.row = row + first;
+        return part;
     }
 };
 
-// out[t·ldo + r] = ⟨x_t, row r⟩ for `tokens` vectors of n floats and the first `rows` rows of the matrix.
+// out[t·ldo + r] = ⟨x_t, row r⟩ for `tokens` vectors of n floats and the first `rows` rows of the matrix, of one of the
+// stack, with what is added to them.
 void products(int tokens, int rows, const float *const *x, const Matrix &w, int n, float *out, int64_t ldo);
 
 }  // namespace gossamer
