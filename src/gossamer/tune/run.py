@@ -172,7 +172,7 @@ class _Tuning(TrainingRun):
         parts = Parts(
             learner,
             _StepBatches(material.batches(world), world),
-            ExamplesValidator(learner, material.measured_name, self._guard.rows, token_bytes, kept),
+            ExamplesValidator(learner, material.measured_name, self._guard.rows, token_bytes),
             _Samples(self._guard),
             _description(material, kept),
             partial(write_adapter, *files) if tuning.lora else partial(copy_tuned_model, *files, world),

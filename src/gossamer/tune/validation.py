@@ -21,10 +21,7 @@ from gossamer.train.recipe import Recipe, load_recipe
 from gossamer.train.step import Learner
 from gossamer.train.world import SINGLE_PROCESS
 
-__all__ = ["KEPT", "ExamplesValidator", "KeptText", "kept_text"]
-
-KEPT = "kept-text"
-"""The name of the text that the model must not get worse on, as a set that is measured."""
+__all__ = ["ExamplesValidator", "KeptText", "kept_text"]
 
 _MIN_LENGTH = 2
 log = logging.getLogger("gossamer")
@@ -86,35 +83,28 @@ def kept_text(recipe: Recipe, tokenizer: Tokenizer, progress: bool) -> KeptText 
 
 
 class ExamplesValidator:
-    """Measures a network in tuning on examples and, if there is any, on text.
+    """Measures a network in tuning on examples; text that it must not get worse on is the guard's, before and after.
 
     Args:
         learner: the network
         name: what the examples are called
         rows: the examples in rows, the same on every process
         token_bytes: [V] bytes of text that each token stands for
-        kept: the text
 
     Attributes:
         best_by: the examples, whose loss decides which checkpoint is the best
     """
 
-    def __init__(
-        self, learner: Learner, name: str, rows: Sequence[Batch], token_bytes: np.ndarray, kept: KeptText | None
-    ) -> None:
+    def __init__(self, learner: Learner, name: str, rows: Sequence[Batch], token_bytes: np.ndarray) -> None:
         self.best_by = name
-        self._learner, self._rows, self._token_bytes, self._kept = learner, rows, token_bytes, kept
+        self._learner, self._rows, self._token_bytes = learner, rows, token_bytes
 
     def measure(self) -> Iterator[tuple[str, Evaluation]]:
-        """Measure set by set, as during the run; yields each set's name and evaluation."""
+        """Measure the examples, as during the run; yields their name and evaluation."""
         yield self.best_by, self._on_examples().evaluation()
-        if self._kept is not None:
-            learner, world = self._learner, self._learner.world
-            batches = self._kept.batches(world.rank, world.size)
-            yield KEPT, tally(learner.model, batches, self._kept.token_bytes, learner.mtp, world).evaluation()
 
     def measure_last(self, in_time: InTime) -> Iterator[tuple[str, FinalEvaluation]]:
-        """Measure set by set, as at the end of the run: the same again, which is little."""
+        """Measure them at the end of the run: the same again, which is little."""
         for name, found in self.measure():
             yield name, FinalEvaluation(None, found)
 
