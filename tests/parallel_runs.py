@@ -12,13 +12,14 @@ import subprocess
 import sys
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
 from torch.distributed.tensor import DTensor
 
-from answers import tunings
+from answers import pairs, tunings
 from gossamer import ops
 from gossamer.data.chat.rows import ExampleBatches
 from gossamer.data.token_files import Mixture, TokenFile
@@ -38,6 +39,7 @@ from gossamer.train.expert_parallel import SpreadExperts
 from gossamer.train.optimizer import build_optimizers, step_clipped
 from gossamer.train.parallel import gathered_model, grad_norm, parallelize
 from gossamer.train.world import World, to_local
+from gossamer.tune.reference import reference_logprobs
 
 ROWS, LENGTH, VOCABULARY = 4, 24, 48
 CPU = torch.device("cpu")
@@ -227,8 +229,10 @@ def conversation(world: World) -> dict[str, Any]:
 
 
 def preferences(world: World) -> dict[str, Any]:
-    """What two steps of each kind of tuning measure, from rows that the processes share, some of them unequally."""
-    found: dict[str, Any] = {}
+    """The reference of pairs, and what two steps of each kind of tuning measure; processes share rows unequally."""
+    with TemporaryDirectory() as cache:
+        sums = reference_logprobs(Case().model(), pairs(), 10, Path(cache), "fp32", world)
+    found: dict[str, Any] = {"reference": [{str(place): float(value) for place, value in enumerate(sums.flatten())}]}
     for name, learner, examples in tunings(Case().model, world):
         batches = ExampleBatches(examples, 3, 20, seed=0, rank=world.rank, world_size=world.size)
         steps = [learner.step(next(batches), 1e-2).values for _ in range(2)]
