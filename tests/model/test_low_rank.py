@@ -214,6 +214,13 @@ def test_a_network_without_experts_has_no_experts_as_targets() -> None:
     assert add_low_rank(model, LowRankConfig(rank=2))
 
 
+def test_experts_are_both_of_their_stacks() -> None:
+    model = CausalLM(CONFIG)
+    add_low_rank(model, LowRankConfig(rank=4, targets=("experts", "q_proj")))
+    kinds = {target.kind for target in targets_of(model) if target.low_rank is not None}
+    assert kinds == {"experts.gate_up_proj", "experts.down_proj", "q_proj"}
+
+
 def test_a_state_of_other_matrices_is_refused() -> None:
     model = adapted(network(), LowRankConfig(rank=3))
     with pytest.raises(UserError, match="another network, rank or list of targets"):

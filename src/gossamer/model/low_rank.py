@@ -42,6 +42,7 @@ TARGETS = (
     *("gate_proj", "up_proj", "down_proj"),
     *(EXPERTS_GATE_UP, EXPERTS_DOWN),
 )
+_ALIASES = {"experts": (EXPERTS_GATE_UP, EXPERTS_DOWN)}
 _GATES = "in_proj_ba"  # two rows for each head of linear attention, often fewer than the rank
 
 
@@ -52,7 +53,7 @@ class LowRankConfig:
     Attributes:
         rank: r of every matrix but those of experts
         alpha: α, which divided by a matrix' rank is the scale of B A
-        targets: names out of `TARGETS`; none: all that the network has
+        targets: names out of `TARGETS`, or `experts` for both of theirs; none: all that the network has
     """
 
     rank: int = 16
@@ -132,13 +133,14 @@ def _chosen(model: CausalLM, config: LowRankConfig) -> list[Target]:
     """Return the targets that a configuration names, in the order of the network."""
     found = list(targets_of(model))
     kinds = {target.kind for target in found}
-    for name in config.targets:
+    names = [part for name in config.targets for part in _ALIASES.get(name, (name,))]
+    for name in names:
         if name not in TARGETS:
             raise UserError(f"targets: unknown {name!r}{did_you_mean(name, TARGETS)}; known: {', '.join(TARGETS)}")
         if name not in kinds:
             have = ", ".join(known for known in TARGETS if known in kinds)
             raise UserError(f"targets: the network has no {name}; it has {have}")
-    return [target for target in found if not config.targets or target.kind in config.targets]
+    return [target for target in found if not names or target.kind in names]
 
 
 def _rank(target: Target, model: CausalLM, config: LowRankConfig) -> int:
