@@ -7,7 +7,7 @@ arrives here is what the kernels of a real chip would be called for.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from contextlib import nullcontext
 from functools import cache
 from typing import Any
@@ -31,7 +31,9 @@ class ChipTensor(torch.Tensor):
     def __new__(cls, host: torch.Tensor) -> ChipTensor:
         _check_dtype(host.dtype)
         CHIP.hold(host.untyped_storage())
-        with torch.inference_mode(host.is_inference()):  # a view of a weight is none, even in inference mode
+        is_inference = host.is_inference()  # a view of a weight is none, even in inference mode
+        is_enabled = torch.is_inference_mode_enabled()
+        with nullcontext() if is_inference == is_enabled else torch.inference_mode(is_inference):
             tensor = torch.Tensor._make_wrapper_subclass(
                 cls,
                 host.shape,
@@ -76,7 +78,7 @@ class Operator:
 
     def among(self, names: Collection[str]) -> str:
         """Its name, or that of the operator whose overload it is, if it is one of `names`; or else ""."""
-        return next((name for name in self.names if name in names), "")
+        return next((name for name in self.names if name in names), "") if names else ""
 
 
 _operator = cache(Operator)
@@ -93,7 +95,7 @@ def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     operator = _operator(func)
     if operator.composed:
         return func.decompose(*args, **kwargs)
-    operands = list(_tensors((args, kwargs)))
+    operands = _tensors((args, kwargs), [])
     _check(operator, operands, kwargs.get("generator"))
     _count(operator)
     options = _mapped(kwargs, _host_of)
@@ -148,7 +150,7 @@ def _count(operator: Operator) -> None:
 
 def _spoil(written: list[Any], result: Any, factor: float) -> None:
     """Multiply the results of an operator that is computed wrongly, those it writes in place included."""
-    leaves = {id(leaf): leaf for leaf in _tensors(_mapped((written, result), _host_of))}
+    leaves = {id(leaf): leaf for leaf in _tensors(_mapped((written, result), _host_of), [])}
     for leaf in leaves.values():
         if leaf.is_floating_point():
             leaf.mul_(factor)
@@ -161,18 +163,22 @@ def _host_of(tensor: torch.Tensor) -> torch.Tensor:
 # PyTorch's own walks through nested arguments know more kinds of them, and take longer than the operators do.
 
 
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
+def _tensors(value: Any, found: list[torch.Tensor]) -> list[torch.Tensor]:
     if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, list | tuple | dict):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _tensors(item)
+        found.append(value)
+    elif isinstance(value, (list, tuple)):  # a union is slower
+        for item in value:
+            _tensors(item, found)
+    elif isinstance(value, dict):
+        for item in value.values():
+            _tensors(item, found)
+    return found
 
 
 def _mapped(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
     if isinstance(value, torch.Tensor):
         return change(value)
-    if isinstance(value, list | tuple):
+    if isinstance(value, (list, tuple)):
         return type(value)([_mapped(item, change) for item in value])
     if isinstance(value, dict):
         return {name: _mapped(item, change) for name, item in value.items()}

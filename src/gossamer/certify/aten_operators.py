@@ -186,12 +186,17 @@ class Compared:
         return f"{self.operator} in {self.dtype} on {self.shapes} {wrong}"
 
 
+class _WrongOperator(Exception):
+    """What is wrong has been found, and the rest need not run."""
+
+
 class Shadow(TorchDispatchMode):
     """A dispatch mode that counts the operators that run on a device, and compares them with the CPU's.
 
     Args:
         device: operators that touch none of its tensors are ignored
         max_kinds: the largest number of kinds of input that are compared of an operator; 0 only counts
+        until_wrong: end with an error at the first operator that is wrong
 
     Attributes:
         calls: by operator
@@ -199,9 +204,9 @@ class Shadow(TorchDispatchMode):
         not_compared: operators that cannot be compared, with the reason
     """
 
-    def __init__(self, device: torch.device, max_kinds: int = 3) -> None:
+    def __init__(self, device: torch.device, max_kinds: int = 3, until_wrong: bool = False) -> None:
         super().__init__()
-        self.device, self.max_kinds = device, max_kinds
+        self.device, self.max_kinds, self.until_wrong = device, max_kinds, until_wrong
         self.calls: Counter[str] = Counter()
         self.compared: list[Compared] = []
         self.not_compared: dict[str, str] = {}
@@ -214,6 +219,8 @@ class Shadow(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if self.until_wrong and self.compared and not self.compared[-1].is_right:
+            raise _WrongOperator  # again and again, since what runs here may have its own way with errors
         if torch.is_inference_mode_enabled():  # where operators that consist of others arrive whole
             with self:
                 out = func.decompose(*args, **kwargs)
@@ -280,7 +287,7 @@ class Shadow(TorchDispatchMode):
 
 def culprit(run: Callable[[], object], device: torch.device) -> str:
     """Find the first aten operator that goes wrong in `run`, for the end of a message; "" if all of them are right."""
-    shadow = Shadow(device, max_kinds=1 << 30)
+    shadow = Shadow(device, max_kinds=1 << 30, until_wrong=True)
     try:
         with shadow:
             run()

@@ -38,6 +38,7 @@ from gossamer.ops.sequences import Sequences
 CPU = torch.device("cpu")
 PAGE_SIZE, MAX_STEP_TOKENS = 8, 4
 ROWS, LENGTH, LENGTHS = 2, 24, (5, 2, 1, 8, 1, 4, 3)  # sequences, their tokens, and the forward passes they come in
+ANSWER_TOKENS = 16
 # Of the largest logit. Seen on a CPU: 2e-7, and with weights in bfloat16 1e-2, where a token may go to another expert.
 LOGITS = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 
@@ -182,7 +183,7 @@ def _answer_error(device: torch.device, dtype: torch.dtype) -> float:
         max_batch=3, cache_tokens=3 * 96, prefill_chunk=16, page_size=PAGE_SIZE, snapshot_interval=16, draft_length=2
     )
     engine, ids = Engine(served_network(device, dtype), tokenizer, options), network.batches(1)[0].input_ids
-    sampling = SamplingParams(max_tokens=16, temperature=0.0, ignore_eos=True)
+    sampling = SamplingParams(max_tokens=ANSWER_TOKENS, temperature=0.0, ignore_eos=True)
     texts = {str(length): ids[0, :length].tolist() for length in (1, 7, 40)}
     for name, prompt in texts.items():
         engine.submit(Request(name, tuple(prompt), sampling))
