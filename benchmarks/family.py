@@ -1,7 +1,7 @@
 """How large a checkpoint of Qwen3.5 does a small machine serve and train, beside transformers on the same weights?
 
     python benchmarks/family.py [--shape 0.8b 2b] [--rounds 3] [--training-rounds 1] [--no-training] [--their-bf16]
-                                [--quick] [--json FILE]
+                                [--attempts [prompt] [training]] [--quick] [--json FILE]
 
 A checkpoint with random weights in bfloat16 and the exact shape of Qwen3.5-0.8B or 2B is written by transformers into a
 temporary folder. Each subject loads it in a process of its own: gossamer as `gossamer serve` does, with the weights in
@@ -15,6 +15,8 @@ in bfloat16 are left out; --their-bf16 measures its 16 tokens once.
 Training steps are those of `train_step.py`: one row of 512 tokens, float32, AdamW. A process of either has 12 bytes a
 parameter of weights and optimizer state and 4 of gradients, so they have their turns one after the other, each in a
 fresh process; the first step is not counted. They come last, and what is known before them is printed before them.
+
+--attempts measures instead what else was tried for the speed of prompts and of training (family_attempts.py).
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -36,9 +39,10 @@ from typing import Any, Protocol
 from unittest import mock
 
 import environment  # (before PyTorch; every subject's process inherits it)
+import family_attempts
 import torch
 from measure import describe, machine, table
-from peers import gossamer_step, random_tokens, transformers_step
+from peers import AS_CHOSEN, Variant, gossamer_step, random_tokens, transformers_step
 
 PROMPT, SHORT, ANSWER = 512, 16, 32  # tokens
 OURS, THEIRS, THEIRS_BF16 = "gossamer, bfloat16", "transformers, float32", "transformers, bfloat16"
@@ -93,15 +97,19 @@ class Subject(Protocol):
 class Gossamer:
     """The engine on the stored weights."""
 
-    def __init__(self, folder: str, tokenizer: Any) -> None:
+    def __init__(
+        self, folder: str, tokenizer: Any, dtype: torch.dtype | None = None, prefill_chunk: int = 1024
+    ) -> None:
         from gossamer import device as devices
         from gossamer import hub
         from gossamer.infer.engine import Engine, EngineOptions
 
         devices.prepare_process()  # as the command does
         devices.keep_freed_memory()
-        options = EngineOptions(max_batch=1, cache_tokens=2 * PROMPT, draft_length=0, prefix_cache_bytes=0)
-        self._engine = Engine(hub.load(folder), tokenizer, options)
+        options = EngineOptions(
+            max_batch=1, cache_tokens=2 * PROMPT, draft_length=0, prefix_cache_bytes=0, prefill_chunk=prefill_chunk
+        )
+        self._engine = Engine(hub.load(folder, dtype), tokenizer, options)
 
     def answer(self, prompt: list[int], count: int) -> None:
         """Continue a prompt greedily by so many tokens."""
@@ -205,14 +213,16 @@ def serve(pipe: Connection, name: str, folder: str, vocab_size: int) -> None:
         subject.answer(prompt, count)
 
 
-def train(pipe: Connection, name: str, shape: Shape) -> None:
+def train(
+    pipe: Connection, name: str, shape: Shape, rows: int = 1, length: int = PROMPT, variant: Variant = AS_CHOSEN
+) -> None:
     """Take a training step whenever asked: the seconds, and the peak of memory so far."""
     from gossamer.device import default_device, peak_memory
     from gossamer.model.config import ModelConfig
 
     if name == OURS:
         values = {key: value for key, value in shape.config().to_dict().items() if key != "architectures"}
-        step = gossamer_step(replace(ModelConfig.from_dict(values), num_nextn_predict_layers=0), 1, PROMPT)
+        step = gossamer_step(replace(ModelConfig.from_dict(values), num_nextn_predict_layers=0), rows, length, variant)
     else:
         step = transformers_step(shape.config(), 1, PROMPT)
     while True:
@@ -273,11 +283,26 @@ def training(shape: Shape, rounds: int) -> dict[str, dict[str, float]]:
 
 def measure(shape: Shape, rounds: int, their_bf16: bool) -> dict[str, Any]:
     """Return the record of a shape without training."""
+    with checkpoint(shape) as (folder, parameters):
+        return {"parameters": parameters, "serving": serving(shape, folder, rounds, their_bf16)}
+
+
+@contextmanager
+def checkpoint(shape: Shape) -> Iterator[tuple[str, int]]:
+    """Yield a temporary folder with a checkpoint, and how many parameters it has."""
     with tempfile.TemporaryDirectory() as folder:
         context = multiprocessing.get_context("spawn")
         with context.Pool(1) as pool:  # whose memory is free again
             parameters = pool.apply(write_checkpoint, (shape, folder))
-        return {"parameters": parameters, "serving": serving(shape, folder, rounds, their_bf16)}
+        yield folder, parameters
+
+
+def attempt(shape: Shape, kind: str, rounds: int, tokens: int) -> dict[str, Any]:
+    """Return what came of the attempts at a goal that is not met."""
+    if kind == "training":
+        return family_attempts.steps(shape, tokens)
+    with checkpoint(shape) as (folder, _):
+        return family_attempts.prompts(shape, folder, rounds, tokens)
 
 
 def ratios(record: Mapping[str, Any]) -> dict[str, float]:
@@ -326,6 +351,7 @@ def main() -> None:
     parser.add_argument("--training-rounds", type=int, default=1, help=f"processes of {STEPS} counted steps of either")
     parser.add_argument("--no-training", action="store_true", help="leave training steps out")
     parser.add_argument("--their-bf16", action="store_true", help=f"also transformers in bfloat16, on {SHORT} tokens")
+    parser.add_argument("--attempts", nargs="+", choices=("prompt", "training"), default=(), help="what else was tried")
     parser.add_argument("--quick", action="store_true", help="a tiny network and one round, to see that all of it runs")
     parser.add_argument("--json", type=Path, help="write the records to this file")
     arguments = parser.parse_args()
@@ -340,11 +366,14 @@ def main() -> None:
             arguments.json.parent.mkdir(parents=True, exist_ok=True)
             arguments.json.write_text(json.dumps({"machine": found, "shapes": records}, indent=1))
 
-    for name, shape in shapes.items():
+    for kind in arguments.attempts:
+        for shape in shapes.values():
+            print(family_attempts.report(kind, attempt(shape, kind, rounds, PROMPT), found), flush=True)
+    for name, shape in () if arguments.attempts else shapes.items():
         records[name] = measure(shape, rounds, arguments.their_bf16)
         show(name)
     for name, shape in shapes.items():
-        if shape.trains and not arguments.no_training:
+        if shape.trains and not arguments.no_training and not arguments.attempts:
             records[name]["training"] = training(shape, arguments.training_rounds)
             show(name)
 

@@ -42,6 +42,7 @@ class Variant:
         mapped_from: bytes from which a tensor gets a mapping of its own, returned when freed; 0 leaves it to glibc
         threads: threads of PyTorch and the native kernels; 0 means as many as there are
         compiled: whether the network runs under torch.compile
+        sampled_vocab_size: tokens of the vocabulary that a step's head computes; 0: all
     """
 
     pytorch_alone: bool = False
@@ -51,6 +52,7 @@ class Variant:
     mapped_from: int = 0
     threads: int = 0
     compiled: bool = False
+    sampled_vocab_size: int = 0
 
 
 AS_CHOSEN = Variant()
@@ -78,7 +80,12 @@ def gossamer_step(config: ModelConfig, rows: int, length: int, variant: Variant 
         model=replace(config, max_position_embeddings=max(length, config.max_position_embeddings)),
         optimizer=OptimizerConfig(kind="adamw", learning_rate=LEARNING_RATE, grad_clip=GRAD_CLIP),
         schedule=ScheduleConfig(),
-        training=TrainingConfig(sequence_length=length, batch_size=rows, recompute=variant.recompute),
+        training=TrainingConfig(
+            sequence_length=length,
+            batch_size=rows,
+            recompute=variant.recompute,
+            sampled_vocab_size=variant.sampled_vocab_size,
+        ),
     )
     learner = Learner(CausalLM(config).to(devices.default_device()), recipe)
     if variant.compiled:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -15,6 +17,7 @@ import torch
 import chip
 from gossamer import device as devices
 from gossamer import ops
+from gossamer.cli import main
 from gossamer.infer.generation import sample_run
 from gossamer.run.loop import train
 from gossamer.run.metrics import read_metrics
@@ -28,10 +31,14 @@ AS_THE_CHIP = "fused_adamw=no,bf16=no"
 
 @contextmanager
 def through_pytorch() -> Iterator[None]:
-    """Every operation through PyTorch's own functions; attention, for which CPUs have a kernel, by its definition."""
+    """Every operation through PyTorch's own functions, in the order in which a chip does it.
+
+    Attention, for which CPUs have a kernel, is computed by its definition, and tokens without a label meet the head.
+    """
     alone = {name: operation.pytorch_implementation().name for name, operation in ops.OPERATIONS.items()}
     flags = {"GOSSAMER_DEVICE_FLAGS": AS_THE_CHIP}
-    with ops.forced(**alone | {"attention": "reference"}), mock.patch.dict(os.environ, flags):
+    head = mock.patch.object(import_module("gossamer.ops.linear_cross_entropy"), "MAX_UNLABELED", 1.0)
+    with ops.forced(**alone | {"attention": "reference"}), mock.patch.dict(os.environ, flags), head:
         yield
 
 
@@ -49,6 +56,19 @@ def written(run: Path, device: str) -> str:
     """What the model of a run writes on a device."""
     with through_pytorch():
         return "".join(sample_run(run, "line 1", 12, {"seed": 0}, device))
+
+
+def typed(arguments: list[str], **faults: Any) -> tuple[int, str]:
+    """The exit status of a command on the chip, and what it says."""
+    chip.plug()
+    said = io.StringIO()
+    try:
+        for name, value in faults.items():
+            getattr(chip, name)(value)
+        with redirect_stderr(said):
+            return main(arguments), said.getvalue()
+    finally:
+        chip.plug()
 
 
 def attempt(code: str, **faults: Any) -> str:

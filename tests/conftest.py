@@ -20,7 +20,7 @@ sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # No deadline: the machine may be busy. On a CI machine the examples are the same in every run.
-settings.register_profile("gossamer", deadline=None, derandomize="CI" in os.environ)
+settings.register_profile("gossamer", deadline=None, derandomize="CI" in os.environ, max_examples=50)
 settings.load_profile("gossamer")
 
 

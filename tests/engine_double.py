@@ -2,7 +2,8 @@
 
 The last `SAY text` of a prompt, up to the end of its message, is the answer; a prompt without one goes on with
 `word word …`. These words in the prompt do something instead: REFUSE and BREAK when it is submitted, FAIL, NANS,
-RAISE, CRASH and SEGV at its first step. SLOW makes every step take 20 ms.
+RAISE, CRASH and SEGV at its first step. SLOW makes every step take 20 ms, and HOLD stops behind the first token as
+long as a file `held` lies in the tokenizer's folder.
 """
 
 from __future__ import annotations
@@ -72,9 +73,10 @@ class _Running:
 class EngineDouble:
     """One token a step for each of `max_batch` requests, first come first served."""
 
-    def __init__(self, tokenizer: Tokenizer, max_batch: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, max_batch: int, held: Path | None = None) -> None:
         self._tokenizer = tokenizer
         self._max_batch = max_batch
+        self._held = held
         self._all: dict[str, _Running] = {}
 
     @property
@@ -109,6 +111,9 @@ class EngineDouble:
         running = list(self._all.values())[: self._max_batch]
         if any("SLOW" in item.orders for item in running):
             time.sleep(0.02)
+        if any("HOLD" in item.orders and item.made for item in running) and self._held and self._held.exists():
+            running = [item for item in running if "HOLD" not in item.orders or not item.made]
+            time.sleep(0.0 if running else 0.005)
         for item in running:
             if "RAISE" in item.orders:
                 raise RuntimeError("this prompt breaks a step")
@@ -164,7 +169,8 @@ def build(folder: Path, max_batch: int = 4, max_model_len: int = 4096, first: st
         while Path(first).exists():
             time.sleep(0.01)
     tokenizer = Tokenizer.load(folder)
-    return lambda: (EngineDouble(tokenizer, max_batch), ModelInfo(max_model_len, tokenizer.vocab_size, max_batch))
+    held = folder / "held"
+    return lambda: (EngineDouble(tokenizer, max_batch, held), ModelInfo(max_model_len, tokenizer.vocab_size, max_batch))
 
 
 def build_by(folder: Path, order: str):

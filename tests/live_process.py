@@ -52,7 +52,7 @@ class Process:
 
     def url(self) -> str:
         """Its address, once it is ready."""
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while not re.search(r"ready$", self.log(), re.MULTILINE):
             assert self.process.poll() is None and time.monotonic() < deadline, self.log()
             time.sleep(0.02)
@@ -62,7 +62,7 @@ class Process:
         """What it has written so far."""
         return os.pread(self._log.fileno(), 1 << 24, 0).decode()
 
-    def end(self, seconds: float = 20) -> tuple[int, str]:
+    def end(self, seconds: float = 60) -> tuple[int, str]:
         """Its exit status and its log, once it has ended."""
         return self.process.wait(seconds), self.log()
 

@@ -6,7 +6,7 @@ import contextlib
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ class Live:
     """A service that answers at `url` while the context lasts."""
 
     def __init__(self, folder: Path, options: ServeOptions, build: BuildEngine) -> None:
+        self._held = folder / "held"
         self.service = make_service(folder, options, build)
         self.server = Server(self.service, ApiKeys(options.keys) if options.keys else None)
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -36,7 +37,7 @@ class Live:
         self._thread.start()
         return self
 
-    def wait(self, seconds: float = 30) -> Live:
+    def wait(self, seconds: float = 60) -> Live:
         deadline = time.monotonic() + seconds
         while self.service.engine.state != "ready":
             assert time.monotonic() < deadline and self._thread.is_alive()
@@ -46,7 +47,7 @@ class Live:
     def __exit__(self, *exception: object) -> None:
         self._http.close()
         self.server.should_exit = True
-        self._thread.join(30)
+        self._thread.join(60)
         assert not self._thread.is_alive()
 
     def post(self, path: str, body: Any = None, **more: Any) -> httpx2.Response:
@@ -62,16 +63,34 @@ class Live:
         return self.post("/v1/chat/completions", {"messages": [{"role": "user", "content": text}], **more})
 
     def connect(self) -> socket.socket:
-        return socket.create_connection(("127.0.0.1", int(self.url.rsplit(":", 1)[1])), 10)
+        return socket.create_connection(("127.0.0.1", int(self.url.rsplit(":", 1)[1])), 60)
 
     def client(self, key: str = "none") -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=30)
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=120)
 
-    def until_idle(self, seconds: float = 10) -> None:
-        deadline = time.monotonic() + seconds
-        while self.service.engine.active:
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Inside, requests that say HOLD stop behind their first token."""
+        self._held.touch()
+        try:
+            yield
+        finally:
+            self._held.unlink()
+
+    def until_active(self, count: int) -> None:
+        """Wait until so many requests run or wait in the engine's queue."""
+        until(lambda: self.service.engine.active == count)
+
+    def until_idle(self) -> None:
+        self.until_active(0)
+
+
+def until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    """Wait for what has to come, however busy the machine is."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
 
 
 @contextlib.contextmanager

@@ -62,7 +62,7 @@ def test_several_builders_at_once(tmp_path: Path) -> None:
 
     def build_together(folder: Path) -> None:
         build(folder)
-        together.wait(timeout=10)
+        together.wait(timeout=120)
 
     def work() -> None:
         try:

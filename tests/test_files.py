@@ -195,13 +195,13 @@ def test_one_thread_at_a_time_holds_a_lock(tmp_path: Path) -> None:
         with locked(tmp_path / "locks" / "a", lambda: waited.append(1)):
             inside += 1
             counts.append(inside)
-            entered.wait(timeout=10)
+            entered.wait(timeout=120)
             inside -= 1
 
     threads = [threading.Thread(target=work) for _ in range(3)]
     for thread in threads:
         thread.start()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 120
     while len(waited) < 2 and time.monotonic() < deadline:
         time.sleep(0.01)
     with locked(tmp_path / "locks" / "b", lambda: waited.append(2)):  # another lock is free

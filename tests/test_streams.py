@@ -96,6 +96,6 @@ os._exit(status if file.fileno() > 2 else 99)
     ],
 )
 def test_closed_streams(closed: str, arguments: list[str], status: int) -> None:
-    done = subprocess.run([sys.executable, "-c", CLOSED, closed, *arguments], capture_output=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", CLOSED, closed, *arguments], capture_output=True, timeout=300)
     assert done.returncode == status
     assert done.stderr == (b"" if "2" in closed else b"gossamer: standard output is closed: the answer went nowhere\n")

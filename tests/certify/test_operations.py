@@ -9,6 +9,7 @@ import torch
 
 from certify_faults import Faulty
 from gossamer import ops
+from gossamer.certify import decoding
 from gossamer.certify.checks import failed
 from gossamer.certify.decoding import check_decoding, check_served_operations, served_operations
 from gossamer.certify.inputs import cases
@@ -63,6 +64,7 @@ def test_the_network_decodes_and_the_engine_answers_as_the_reference() -> None:
 def test_a_wrong_implementation_that_decodes_is_told(
     monkeypatch: pytest.MonkeyPatch, operation: str, implementation: str
 ) -> None:
+    monkeypatch.setattr(decoding, "served_operations", lambda: [operation])
     plant(monkeypatch, operation, implementation, lambda function: lambda *rest: 1.01 * function(*rest))
     wrong = failed(check_served_operations(CPU, [torch.float32]))
     assert f"{operation} {implementation}" in {check.name for check in wrong}
@@ -70,6 +72,7 @@ def test_a_wrong_implementation_that_decodes_is_told(
 
 
 def test_wrong_drafts_and_samples_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "served_operations", lambda: ["draft_tokens"])
     plant(monkeypatch, "sample_tokens", "reference", lambda function: lambda *rest: function(*rest).roll(1))
     assert "draft_tokens reference" in {check.name for check in failed(check_served_operations(CPU, [torch.float32]))}
 

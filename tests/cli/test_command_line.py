@@ -70,7 +70,7 @@ def test_help_answers_without_torch_and_a_mistake_without_numpy() -> None:
         "assert cli.main(['sample', '--help']) == 0 and 'torch' not in sys.modules;"
         "assert cli.main(['train', '--training.step', '3']) == 2 and 'torch' not in sys.modules"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
 
 
@@ -80,6 +80,6 @@ def test_a_reader_who_leaves_ends_the_program_quietly() -> None:
     )
     assert process.stdout is not None and process.stderr is not None
     process.stdout.close()
-    assert process.wait(timeout=60) == 141
+    assert process.wait(timeout=300) == 141
     assert process.stderr.read() == b""
     process.stderr.close()

@@ -17,7 +17,7 @@ def limited(megabytes: int, *arguments: str) -> subprocess.CompletedProcess[str]
         [sys.executable, "-m", "gossamer.cli", *arguments],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (bound, bound)),
     )
 

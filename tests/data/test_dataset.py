@@ -296,7 +296,7 @@ def start(*arguments: str) -> subprocess.Popen[str]:
 
 def test_of_several_processes_one_does_the_work(corpus: Path) -> None:
     several = [start(str(corpus), str(corpus.parent / "both")) for _ in range(3)]
-    answers = [process.communicate(timeout=60) for process in several]
+    answers = [process.communicate(timeout=300) for process in several]
     here = prepare(config(corpus), progress=False)
     assert [out for out, _ in answers] == [f"{here.fingerprint} {int(train_of(here).tokens.sum())} False\n"] * 3
     told = [line for _, err in answers for line in err.splitlines() if "waiting" not in line]
@@ -317,7 +317,7 @@ def test_the_work_of_a_killed_process_is_taken_over(corpus: Path) -> None:
         for process in (first, second):
             assert process.stderr is not None and process.stderr.readline().startswith("waiting for another process")
         first.kill()
-    assert second.communicate(timeout=60)[0].endswith(" False\n") and first.wait() == -9
+    assert second.communicate(timeout=300)[0].endswith(" False\n") and first.wait() == -9
 
 
 def test_plain_paths_are_one_set(corpus: Path, tmp_path: Path) -> None:

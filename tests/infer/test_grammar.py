@@ -42,7 +42,7 @@ def test_what_cannot_be_compiled_is_refused_in_a_line(kind: Any, text: str, word
     began = time.monotonic()
     with pytest.raises(GrammarError, match=words) as refusal:
         grammars().matcher(Grammar(kind, text))
-    assert "\n" not in str(refusal.value) and len(str(refusal.value)) < 400 and time.monotonic() - began < 10
+    assert "\n" not in str(refusal.value) and len(str(refusal.value)) < 400 and time.monotonic() - began < 60
     assert first_tokens(grammars().matcher(Grammar("regex", "A"))) == tokenizer().encode("A")
 
 
@@ -59,7 +59,7 @@ def test_what_is_too_much_at_some_token_says_so_or_goes_on(kind: Any, text: str)
             matcher.consume(allowed[0])
     except GrammarError as error:
         assert str(error).startswith("grammar: ") and "\n" not in str(error)
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 120
 
 
 def test_a_token_that_is_not_allowed_is_an_error_and_changes_nothing() -> None:
@@ -72,17 +72,21 @@ def test_a_token_that_is_not_allowed_is_an_error_and_changes_nothing() -> None:
     assert matcher.has_ended
 
 
-def slowly(matcher: Matcher, seconds: float) -> Matcher:
-    """As if its process took so long for every token."""
-    worker, sent = matcher._worker, [0.0]
+def slowly(matcher: Matcher, steps: int) -> Matcher:
+    """As if its process took so many steps of the engine for every token."""
+    worker, asked = matcher._worker, [0]
     send, answered = worker.send, worker.has_answered
 
     def send_late(message: bytes, limit: float) -> None:
-        sent[0] = time.monotonic()
+        asked[0] = 0
         send(message, limit)
 
+    def has_answered() -> bool:
+        asked[0] += 1
+        return asked[0] > steps and answered()
+
     worker.send = send_late  # type: ignore[method-assign]
-    worker.has_answered = lambda: time.monotonic() - sent[0] > seconds and answered()  # type: ignore[method-assign]
+    worker.has_answered = has_answered  # type: ignore[method-assign]
     matcher.__class__ = type("Slow", (Matcher,), {"is_quick": property(lambda self: False)})
     read_mask = matcher._read_mask
 
@@ -101,7 +105,7 @@ def test_a_slow_grammar_holds_up_no_one_but_itself(draft_length: int) -> None:
     grammar = Grammar("regex", "(AB){3}[C-E]{2}")
     alone = ids(run(engine(), [request("g", tokens(20), 40, grammar=grammar, ignore_eos=False)])["g"])
     other = tokens(9, seed=2)
-    tried.submit(request("g", tokens(20), 40, grammar=grammar, ignore_eos=False), slowly(tried.matcher(grammar), 0.02))
+    tried.submit(request("g", tokens(20), 40, grammar=grammar, ignore_eos=False), slowly(tried.matcher(grammar), 3))
     tried.submit(request("o", other, 40))
     found: dict[str, list[Delta]] = {"g": [], "o": []}
     steps_of_other = 0

@@ -31,7 +31,7 @@ from gossamer.run.checkpoint import (
 )
 from gossamer.run.stop import Progress
 from gossamer.train.config import OptimizerConfig
-from gossamer.train.optimizer import build_optimizers
+from gossamer.train.optimizer import build_optimizers, step_clipped
 from gossamer.train.world import SINGLE_PROCESS
 
 
@@ -70,6 +70,24 @@ def test_round_trip(trained, tiny_config, tmp_path):
         for saved, loaded in states:
             assert saved.keys() == loaded.keys()
             assert all(torch.equal(saved[key], loaded[key]) for key in saved)
+
+
+@pytest.mark.parametrize("written_fused", [False, True])
+def test_a_checkpoint_goes_on_in_the_way_of_the_device_that_reads_it(
+    trained, tiny_config, tmp_path, monkeypatch, written_fused
+):
+    model, optimizers = trained
+    for group in optimizers[-1].param_groups:
+        group["fused"] = written_fused
+    folder = save_checkpoint(tmp_path, snapshot(model, optimizers), state(3))
+    monkeypatch.setenv("GOSSAMER_DEVICE_FLAGS", f"fused_adamw={'no' if written_fused else 'yes'}")
+    other = CausalLM(tiny_config)
+    other_optimizers = build_optimizers(other, OptimizerConfig())
+    load_checkpoint(folder, other, other_optimizers)
+    assert {group["fused"] for group in other_optimizers[-1].param_groups} == {not written_fused}
+    ids = torch.randint(64, (1, 16))
+    other(ids, labels=ids).loss.backward()
+    step_clipped(other_optimizers[-1], torch.tensor(2.0), max_norm=1.0)
 
 
 def test_a_damaged_checkpoint_is_passed_over(trained, tmp_path, caplog):

@@ -199,13 +199,23 @@ def test_a_prompt_for_other_text_costs_no_run_and_is_not_recommended(tiny_recipe
     assert "ROMEO" not in samples and samples.count(f"\n{words[1:-1]}") == 2
 
 
+WAITS_AFTER_FIVE_STEPS = """
+import sys, time
+from pathlib import Path
+from gossamer.run.loop import train
+from gossamer.train.recipe import load_recipe
+wait = lambda progress: time.sleep(600) if progress.step == 5 else None
+train(load_recipe(sys.argv[1]), Path(sys.argv[2]), on_step=wait)
+"""
+
+
 def test_a_killed_run_resumes_to_the_same_end(tiny_recipe, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    recipe = replace(tiny_recipe, training=replace(tiny_recipe.training, steps=24, checkpoint_every=3, eval_every=0))
+    recipe = replace(tiny_recipe, training=replace(tiny_recipe.training, steps=8, checkpoint_every=3, eval_every=0))
     loop.train(recipe, whole)
     file = tmp_path / "recipe.yaml"
     file.write_text(to_yaml(recipe))
-    command = [sys.executable, "-m", "gossamer.cli", "train", "--recipe", str(file), "--out", str(killed)]
+    command = [sys.executable, "-c", WAITS_AFTER_FIVE_STEPS, str(file), str(killed)]
     environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120

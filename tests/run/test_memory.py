@@ -83,7 +83,7 @@ def recipe_of(name: str, **changes) -> Recipe:
     return load_recipe(name, {"training.device": "cpu", "training.precision": "fp32"} | changes)
 
 
-SMALL = {"training.sequence_length": 128, "training.batch_size": 4}
+SMALL = {"training.sequence_length": 128, "training.batch_size": 4, "model.num_hidden_layers": 4}
 KINDS = {
     "muon": {},
     "adamw": {"optimizer.kind": "adamw"},

@@ -52,35 +52,36 @@ def test_it_goes_on_from_a_checkpoint_of_either_device(recipe, tmp_path, on_chip
         assert_same_weights(tmp_path / "cpu", cut)
 
 
-def command(recipe, out, tmp_path, **environment):
-    """`gossamer train` in a program that has the chip as a plug-in."""
+@pytest.fixture
+def command(recipe, tmp_path):
+    """What `gossamer` is called with, to train in tmp_path/run on the device that it finds."""
     file = tmp_path / "recipe.yaml"
     file.write_text(to_yaml(replace(recipe, training=replace(recipe.training, device="auto"))))
-    given = os.environ | {"GOSSAMER_PLUGIN": "chip.plugin", "PYTHONPATH": os.pathsep.join(sys.path)} | environment
-    arguments = [sys.executable, "-m", "gossamer.cli", "train", "--recipe", str(file), "--out", str(out)]
+    return ["train", "--recipe", str(file), "--out", str(tmp_path / "run")]
+
+
+def test_from_the_command_line_a_plug_in_is_all_it_takes(command, tmp_path):
+    given = os.environ | {"GOSSAMER_PLUGIN": "chip.plugin", "PYTHONPATH": os.pathsep.join(sys.path)}
+    arguments = [sys.executable, "-m", "gossamer.cli", *command]
     done = subprocess.run(arguments, env=given, capture_output=True, text=True, timeout=300)
     if "terminate called without an active exception" in done.stderr:
         # A thread of PyTorch's own that serves a device in Python may, rarely, end in the middle of the program's exit.
-        shutil.rmtree(out, ignore_errors=True)
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
         done = subprocess.run(arguments, env=given, capture_output=True, text=True, timeout=300)
-    return done
-
-
-def test_from_the_command_line_a_plug_in_is_all_it_takes(recipe, tmp_path):
-    done = command(recipe, tmp_path / "run", tmp_path)
     assert done.returncode == 0, done.stderr
     assert "in float32 on 1 x testchip (gossamer test chip)" in done.stderr
 
 
 @pytest.mark.parametrize(
-    ("environment", "line"),
+    ("fault", "line"),
     [
-        ({"CHIP_LACK": "aten.bincount"}, "gossamer: 'testchip' has no operator aten::bincount; docs/new-chip.md says"),
-        ({"CHIP_CAPACITY": "3000000"}, "gossamer: out of memory; training needs less with a smaller"),
+        ({"lack": "aten.bincount"}, "gossamer: 'testchip' has no operator aten::bincount; docs/new-chip.md says"),
+        ({"capacity": 3_000_000}, "gossamer: out of memory; training needs less with a smaller"),
     ],
+    ids=["operator", "memory"],
 )
-def test_what_goes_wrong_gives_one_line(recipe, tmp_path, environment, line):
-    done = command(recipe, tmp_path / "run", tmp_path, **environment)
-    assert done.returncode == 2, done.stderr
-    assert done.stderr.splitlines()[-1].startswith(line)
-    assert "Traceback" not in done.stderr
+def test_what_goes_wrong_gives_one_line(command, on_chip, fault, line):
+    status, said = on_chip(chip_runs.typed, command, **fault)
+    assert status == 2, said
+    assert said.splitlines()[-1].startswith(line)
+    assert "Traceback" not in said

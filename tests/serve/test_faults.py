@@ -15,7 +15,7 @@ import pytest
 from engine_double import write_tokenizer
 from gossamer.cli import main
 from live_process import Process, alive, children
-from live_service import Live, live
+from live_service import Live, live, until
 
 CHAT = "/v1/chat/completions"
 
@@ -36,30 +36,25 @@ def running(service: Live) -> float:
     return float(found[0].split()[-1]) if found else 0.0
 
 
-def until(condition, seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_leaves_frees_its_slot(server, stream):
-    with server.connect() as connection:
-        connection.sendall(raw_request(asking("SLOW x", stream=stream)))
-        until(lambda: running(server) == 1)
-    until(lambda: server.service.engine.active == 0, 1)
-    until(lambda: running(server) == 0, 1)
+    with server.held():
+        with server.connect() as connection:
+            connection.sendall(raw_request(asking("HOLD x", stream=stream)))
+            until(lambda: running(server) == 1)
+        server.until_active(0)
+        until(lambda: running(server) == 0)
 
 
 def test_a_client_that_leaves_the_queue_is_never_begun(folder):
     with live(folder, build={"max_batch": 1}) as service, ThreadPoolExecutor(1) as pool:
-        first = pool.submit(service.say, "SLOW SAY " + "x" * 30)
-        until(lambda: service.service.engine.active == 1)
-        with service.connect() as connection:
-            connection.sendall(raw_request(asking("SAY y", stream=True)))
-            until(lambda: service.service.engine.active == 2)
-        until(lambda: service.service.engine.active == 1, 1)
+        with service.held():
+            first = pool.submit(service.say, "HOLD SAY xx")
+            service.until_active(1)
+            with service.connect() as connection:
+                connection.sendall(raw_request(asking("SAY y", stream=True)))
+                service.until_active(2)
+            service.until_active(1)
         assert first.result().status_code == 200
 
 
@@ -68,7 +63,7 @@ def test_a_slow_reader_holds_nobody_up_and_gets_everything(server):
         connection.sendall(raw_request(asking("x", stream=True, max_tokens=500)))
         time.sleep(0.3)
         assert server.say("SAY quick").json()["choices"][0]["message"]["content"] == "quick"
-        until(lambda: server.service.engine.active == 0)  # the engine is done long before the reader
+        server.until_idle()  # the engine is done long before the reader
         received = b""
         while b"[DONE]" not in received:
             received += connection.recv(512)
@@ -82,7 +77,7 @@ def test_a_reader_who_never_reads_is_given_up(folder, caplog):
     with live(folder, write_timeout=0.3) as service, service.connect() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.sendall(raw_request(much))
-        until(lambda: any("finish=left" in record.getMessage() for record in caplog.records), 20)
+        until(lambda: any("finish=left" in record.getMessage() for record in caplog.records))
         assert service.service.engine.active == 0
         assert service.say("SAY ok").status_code == 200
 
@@ -91,11 +86,12 @@ def test_a_reader_who_never_reads_is_given_up(folder, caplog):
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_request_that_fails_fails_alone(server, order, status, stream):
     with ThreadPoolExecutor(1) as pool:
-        other = pool.submit(server.say, "SLOW SAY " + "x" * 20)
-        until(lambda: server.service.engine.active == 1)
-        failed = server.say(order, stream=stream)
+        with server.held():
+            other = pool.submit(server.say, "HOLD SAY xx")
+            server.until_active(1)
+            failed = server.say(order, stream=stream)
         assert failed.status_code == status and failed.json()["error"]["message"]
-        assert other.result().json()["choices"][0]["message"]["content"] == "x" * 20
+        assert other.result().json()["choices"][0]["message"]["content"] == "xx"
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -109,17 +105,18 @@ def test_logits_that_are_not_finite_are_told_to_who_asked(server, stream):
 def test_a_grammar_that_is_refused_is_its_writers_mistake(server):
     form = {"type": "grammar", "grammar": "FORBID"}
     with ThreadPoolExecutor(1) as pool:
-        other = pool.submit(server.say, "SLOW SAY " + "x" * 20)
-        until(lambda: server.service.engine.active == 1)
-        assert server.say("SAY a", response_format=form).status_code == 400
-        assert server.say("SAY a", response_format=form | {"grammar": "x"}).status_code == 200
-        assert other.result().json()["choices"][0]["message"]["content"] == "x" * 20
+        with server.held():
+            other = pool.submit(server.say, "HOLD SAY xx")
+            server.until_active(1)
+            assert server.say("SAY a", response_format=form).status_code == 400
+            assert server.say("SAY a", response_format=form | {"grammar": "x"}).status_code == 200
+        assert other.result().json()["choices"][0]["message"]["content"] == "xx"
 
 
 def test_after_a_step_that_raises_a_fresh_engine_goes_on(server, caplog):
-    with ThreadPoolExecutor(1) as pool:
-        other = pool.submit(server.say, "SLOW SAY " + "x" * 100)
-        until(lambda: server.service.engine.active == 1)
+    with server.held(), ThreadPoolExecutor(1) as pool:
+        other = pool.submit(server.say, "HOLD SAY xx")
+        server.until_active(1)
         pid = server.service.engine.pid
         assert server.say("RAISE").status_code == 500
         assert other.result().status_code == 500
@@ -128,9 +125,9 @@ def test_after_a_step_that_raises_a_fresh_engine_goes_on(server, caplog):
 
 
 def test_an_engine_that_dies_is_started_again_and_nobody_is_told_a_lie(folder):
-    with live(folder) as service, ThreadPoolExecutor(2) as pool:
-        plain = pool.submit(service.say, "SLOW SAY " + "x" * 100)
-        streamed = pool.submit(service.say, "SLOW SAY " + "x" * 100, stream=True)
+    with live(folder) as service, service.held(), ThreadPoolExecutor(2) as pool:
+        plain = pool.submit(service.say, "HOLD SAY xx")
+        streamed = pool.submit(service.say, "HOLD SAY xx", stream=True)
         until(lambda: running(service) == 2)
         time.sleep(0.1)
         os.kill(service.service.engine.pid, signal.SIGKILL)
@@ -147,8 +144,8 @@ def test_an_engine_that_dies_is_started_again_and_nobody_is_told_a_lie(folder):
 def test_responses_tell_of_a_failure_in_their_own_way(server):
     text = server.post("/v1/responses", {"input": "SLOW RAISE", "stream": True}).text
     assert json.loads(text)["error"]["code"] == "engine_error"
-    with ThreadPoolExecutor(1) as pool:
-        streamed = pool.submit(server.post, "/v1/responses", {"input": "SLOW SAY " + "x" * 100, "stream": True})
+    with server.held(), ThreadPoolExecutor(1) as pool:
+        streamed = pool.submit(server.post, "/v1/responses", {"input": "HOLD SAY xx", "stream": True})
         until(lambda: running(server) == 1)
         time.sleep(0.1)
         server.say("RAISE")
@@ -188,14 +185,22 @@ def stream_until_first(client: httpx2.Client, url: str, body: dict):
 
 
 def test_a_signal_lets_running_requests_end_and_takes_no_new_ones(own_folder):
-    service = Process.double(own_folder)
+    service, held = Process.double(own_folder, drain=60), own_folder / "held"
+    held.touch()
     url = service.url()
-    with httpx2.Client(timeout=20) as client:
-        lines = stream_until_first(client, url, asking("SLOW SAY " + "x" * 50, stream=True))
-        service.process.terminate()
-        time.sleep(0.3)
-        with pytest.raises(httpx2.ConnectError):
+
+    def is_refused():
+        try:
             httpx2.get(url + "/health")
+        except httpx2.ConnectError:
+            return True
+        return False
+
+    with httpx2.Client(timeout=120) as client:
+        lines = stream_until_first(client, url, asking("HOLD SAY xx", stream=True))
+        service.process.terminate()
+        until(is_refused)
+        held.unlink()
         assert list(lines)[-2] == "data: [DONE]"
     status, log = service.end()
     assert status == 0 and "draining: 1 requests" in log and "Traceback" not in log
@@ -205,8 +210,9 @@ def test_what_outlasts_the_drain_gets_an_honest_error(own_folder):
     """Ctrl+C drains, too."""
     service = Process.double(own_folder, drain=0.3)
     url = service.url()
-    with httpx2.Client(timeout=20) as client:
-        lines = stream_until_first(client, url, asking("SLOW x", stream=True))
+    (own_folder / "held").touch()
+    with httpx2.Client(timeout=120) as client:
+        lines = stream_until_first(client, url, asking("HOLD x", stream=True))
         service.process.send_signal(signal.SIGINT)
         last = [line for line in lines if line][-1]
     assert json.loads(last.removeprefix("data: "))["error"]["code"] == "shutting_down"
@@ -234,7 +240,7 @@ def test_the_engine_does_not_outlive_the_service(own_folder):
 def test_a_model_that_cannot_be_loaded_ends_the_service_with_one_line(own_folder, order, message):
     file = own_folder / "order"
     file.write_text(order)
-    status, log = Process.double(own_folder, str(file)).end(40)
+    status, log = Process.double(own_folder, str(file)).end(120)
     assert status == 1 and log.splitlines()[-1].startswith(message)
 
 

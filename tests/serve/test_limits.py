@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
+import httpx2
 import openai
 import pytest
 
 import gossamer.serve.app
-from live_service import live
+from live_service import live, until
 
 KEY, OTHER = "key-of-sixteen-and-more", "another-key-of-many-letters"
 HI = [{"role": "user", "content": "SAY hi"}]
@@ -206,7 +207,9 @@ def test_prompts_are_logged_where_that_was_asked_for(folder, caplog):
 
 def test_a_full_queue_is_429_and_says_when_to_come_back(folder):
     with live(folder, build={"max_batch": 1}, max_queue=1) as service, ThreadPoolExecutor(8) as pool:
-        asked = [pool.submit(service.say, "SLOW SAY " + "x" * 30) for _ in range(8)]
+        with service.held():
+            asked = [pool.submit(service.say, "HOLD SAY xx") for _ in range(8)]
+            until(lambda: sum(item.done() for item in asked) == 6)
         answers = [item.result() for item in asked]
         statuses = sorted(answer.status_code for answer in answers)
         assert statuses.count(200) == 2 and statuses.count(429) == 6
@@ -218,12 +221,13 @@ def test_a_full_queue_is_429_and_says_when_to_come_back(folder):
 @pytest.mark.parametrize("stream", [False, True])
 def test_waiting_too_long_is_503(folder, stream):
     with live(folder, build={"max_batch": 1}, queue_timeout=0.3) as service, ThreadPoolExecutor(2) as pool:
-        first = pool.submit(service.say, "SLOW SAY " + "x" * 60)
-        time.sleep(0.1)
-        late = service.say("SAY late", stream=stream)
+        with service.held():
+            first = pool.submit(service.say, "HOLD SAY xx")
+            service.until_active(1)
+            late = service.say("SAY late", stream=stream)
         assert late.status_code == 503 and late.json()["error"]["code"] == "queue_timeout", late.text
         assert late.headers["retry-after"]
-        assert first.result().json()["choices"][0]["message"]["content"] == "x" * 60
+        assert first.result().json()["choices"][0]["message"]["content"] == "xx"
 
 
 def test_running_too_long_is_503_or_the_streams_last_event(folder):
@@ -242,11 +246,15 @@ def test_a_body_that_does_not_come_is_408(folder):
 
 
 def test_an_idle_stream_is_kept_open_by_pings(folder):
-    with live(folder, build={"max_batch": 1}, ping=0.1) as service, ThreadPoolExecutor(1) as pool:
-        first = pool.submit(service.say, "SLOW SAY " + "x" * 40)
-        time.sleep(0.1)
-        text = service.say("SAY y", stream=True).text
-        assert text.startswith(": ping\n\n") and text.endswith("data: [DONE]\n\n")
+    with live(folder, build={"max_batch": 1}, ping=0.1) as service, ThreadPoolExecutor(1) as pool, ExitStack() as stack:
+        body = {"messages": [{"role": "user", "content": "SAY y"}], "stream": True}
+        with service.held():
+            first = pool.submit(service.say, "HOLD SAY xx")
+            service.until_active(1)
+            answer = stack.enter_context(httpx2.stream("POST", service.url + CHAT, json=body, timeout=120))
+            pieces = answer.iter_text()
+            assert next(pieces).startswith(": ping\n\n")
+        assert "".join(pieces).endswith("data: [DONE]\n\n")
         assert first.result().status_code == 200
 
 

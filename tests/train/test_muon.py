@@ -15,7 +15,7 @@ def test_fused_projections_are_cut_into_heads_and_parts(tiny_config):
     q, k, first, second, *gates = splits[weight](weight)
     assert [part.shape for part in (q, k, first, second, *gates)] == [(1, 8, 32)] * 6
     assert torch.equal(torch.cat([q, k, first, second, *gates], dim=1)[0], weight)
-    attention = model.model.layers[3].self_attn  # 2 heads of 16, query and gate
+    attention = model.model.layers[1].self_attn  # 2 heads of 16, query and gate
     query, gate = splits[attention.q_proj.weight](attention.q_proj.weight)
     assert torch.equal(query[1], attention.q_proj.weight[32:48])
     assert torch.equal(gate[0], attention.q_proj.weight[16:32])

@@ -17,8 +17,8 @@ from gossamer.train.world import World
 def test_decay_reaches_matrices_and_the_query_and_key_norms(tiny_config):
     model = CausalLM(tiny_config)
     decayed = {name for name, parameter in model.named_parameters() if is_decayed(name, parameter)}
-    assert "model.layers.3.self_attn.q_norm.weight" in decayed
-    assert "model.layers.3.self_attn.k_norm.weight" in decayed
+    assert "model.layers.1.self_attn.q_norm.weight" in decayed
+    assert "model.layers.1.self_attn.k_norm.weight" in decayed
     assert "model.layers.0.linear_attn.in_proj_qkvz.weight" in decayed
     assert "model.layers.0.mlp.experts.gate_up_proj" in decayed
     for free in ("linear_attn.A_log", "linear_attn.dt_bias", "linear_attn.norm.weight", "input_layernorm.weight"):

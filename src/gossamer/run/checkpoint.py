@@ -213,6 +213,11 @@ def load_checkpoint(
             optim_state_dict=tensors["optimizer"],
             options=StateDictOptions(strict=not trained_only),
         )
+    # Whether AdamW is one kernel is a matter of this device, not of the one that wrote the checkpoint.
+    for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:
+        if "fused" in optimizer.defaults:
+            for group in optimizer.param_groups:
+                group["fused"] = optimizer.defaults["fused"]
     devices.set_rng_state(tensors["random"], _device(model))
     return read_state(folder)
 

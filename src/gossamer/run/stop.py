@@ -96,7 +96,8 @@ class StopRule:
         if self.budget_flops is not None:
             step_flops = self.costs.flops_per_token * self.costs.tokens_per_step
             flops_of_whole_steps = max(self.budget_flops - self.budget_flops % step_flops, step_flops)
-            fraction = self.costs.ledger.work.all_flops / flops_of_whole_steps
+            # A sum of steps may be rounded down, and would then be short of what it is.
+            fraction = self.costs.ledger.work.all_flops * (1 + 1e-9) / flops_of_whole_steps
         elif self.budget_seconds is not None:
             # The time for what comes at the end changes as it is measured; the run does not turn back for that.
             fraction = max(

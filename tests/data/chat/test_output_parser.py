@@ -284,9 +284,9 @@ def test_of_several_calls_one_that_cannot_be_read_comes_back_as_written():
 
 def test_a_long_value_is_read_in_linear_time():
     text = "<tool_call><function=find><parameter=more>" + "x" * 100_000 + "</parameter></function></tool_call>"
-    began = time.perf_counter()
+    began = time.process_time()
     found = events(text, list(range(0, len(text), 4)), thinking=False, thinks=True, reader=partial(XmlCall, SCHEMAS))
-    assert found["calls"] == [("find", {"more": "x" * 100_000})] and time.perf_counter() - began < 4
+    assert found["calls"] == [("find", {"more": "x" * 100_000})] and time.process_time() - began < 4
 
 
 @given(st.text(), cuts)
