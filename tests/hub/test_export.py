@@ -35,6 +35,14 @@ def test_an_export_has_the_models_files_alone(run, tmp_path, same_weights) -> No
         hub.export(run, target)  # it may be another run's
 
 
+def test_a_model_without_a_tokenizer_is_exported_and_told(run, tmp_path, caplog) -> None:
+    hub.export(run, tmp_path / "with")
+    assert "no tokenizer" not in caplog.text
+    (run / "model" / "tokenizer.json").unlink()
+    hub.export(run, tmp_path / "without")
+    assert f"{run / 'model'}: holds no tokenizer, so {tmp_path / 'without'} has none" in caplog.text
+
+
 def test_export_keeps_what_the_tokens_mean(run, tmp_path) -> None:
     config = json.loads((run / "model" / "config.json").read_text())
     tokens = {"bos_token_id": 1, "eos_token_id": [2, 3], "pad_token_id": None}

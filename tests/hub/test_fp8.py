@@ -4,7 +4,6 @@ import json
 import math
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,66 +11,16 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import gossamer
+from fp8_files import FP8, edit_config, is_quantized, product, quantize_files
 from gossamer import UserError, hub
 from gossamer.hub import shards
 from gossamer.hub.fp8 import dequantized, read_scales
 from gossamer.hub.layout import Layout
 from hub_layouts import FAMILY, refused
 
-BLOCK = [16, 12]  # multiples of no shape here
 WEIGHT = "model.layers.0.linear_attn.in_proj_qkv.weight"
 SCALE = WEIGHT + "_scale_inv"
 LAYOUT = Layout(flat_projections=True)
-FP8 = torch.float8_e4m3fn
-
-
-def quantize(weight: torch.Tensor, block: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """A matrix in FP8 and its scales, which put the largest number of each block at the top of the range."""
-    rows, columns = weight.shape
-    quantized = torch.empty(rows, columns, dtype=FP8)
-    scales = torch.empty(math.ceil(rows / block[0]), math.ceil(columns / block[1]))
-    for i in range(scales.shape[0]):
-        for j in range(scales.shape[1]):
-            part = (slice(i * block[0], (i + 1) * block[0]), slice(j * block[1], (j + 1) * block[1]))
-            scales[i, j] = weight[part].float().abs().max() / 448
-            quantized[part] = (weight[part].float() / scales[i, j]).to(FP8)
-    return quantized, scales
-
-
-def product(weight: torch.Tensor, scales: torch.Tensor, block: list[int]) -> torch.Tensor:
-    """The definition, number by number."""
-    w, s = weight.float().numpy(), scales.float().numpy()
-    i, j = np.indices(w.shape)
-    return torch.from_numpy(w * s[i // block[0], j // block[1]])
-
-
-def is_quantized(name: str) -> bool:
-    """Which tensors are FP8 in Qwen's releases, but for the attention gates, which have too few rows to matter here."""
-    return name.endswith("_proj.weight") or ".in_proj_qkv" in name or ".in_proj_z" in name
-
-
-def quantize_files(folder: Path, scale_dtype: torch.dtype, block: list[int] = BLOCK) -> dict[str, torch.Tensor]:
-    """Make a checkpoint FP8; return what its tensors are now, dequantized in float32."""
-    expected, tensors = {}, {}
-    for file in folder.glob("*.safetensors"):
-        for name, tensor in load_file(file).items():
-            if is_quantized(name):
-                tensors[name], scales = quantize(tensor, block)
-                tensors[f"{name}_scale_inv"] = scales.to(scale_dtype)
-                expected[name] = product(tensors[name], tensors[f"{name}_scale_inv"], block)
-            else:
-                tensors[name] = expected[name] = tensor
-        file.unlink()
-    (folder / "model.safetensors.index.json").unlink(missing_ok=True)
-    save_file(tensors, folder / "model.safetensors")
-    quantization = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": block}
-    edit_config(folder, quantization_config=quantization)
-    return expected
-
-
-def edit_config(folder: Path, **changes) -> None:
-    values = json.loads((folder / "config.json").read_text()) | changes
-    (folder / "config.json").write_text(json.dumps(values))
 
 
 def edit_weights(folder: Path, **changes) -> None:
@@ -212,6 +161,27 @@ def test_a_vector_in_fp8(released) -> None:
 def test_fp8_that_the_configuration_does_not_know(released) -> None:
     edit_config(released, quantization_config=None)
     refused(released, "F8_E4M3", "no blocks", "unquantized release")
+
+
+def test_fp8_that_is_promised_and_not_there_is_told(build, tmp_path, caplog) -> None:
+    gossamer.save(build(), tmp_path)
+    edit_config(tmp_path, quantization_config={"quant_method": "fp8", "weight_block_size": [128, 128]})
+    hub.load(tmp_path)
+    assert f"{tmp_path}: config.json promises FP8 weights, but none is stored so" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("model.layers.0.mlp.up_proj.qweight", ["packed as AWQ, GPTQ", "unquantized release"]),
+        ("model.layers.0.mlp.up_proj.weight_packed", ["compressed-tensors", "unquantized release"]),
+        ("base_model.model.model.layers.0.mlp.up_proj.lora_A.weight", ["a PEFT adapter", "adapter_config.json"]),
+    ],
+)
+def test_tensors_of_no_model_are_told_by_their_kind(build, tmp_path, name, told) -> None:
+    gossamer.save(build(), tmp_path)
+    edit_weights(tmp_path, **{name: torch.ones(2, 2)})
+    refused(tmp_path, name, *told)
 
 
 @pytest.mark.parametrize(

@@ -82,8 +82,8 @@ def test_nothing_is_left_where_nothing_was_begun(tmp_path):
         with pytest.raises(UserError, match="mistake"), claimed(run, SINGLE_PROCESS):
             raise UserError("mistake")
 
-    fail(tmp_path / "new")
-    assert not (tmp_path / "new").exists()
+    fail(tmp_path / "runs" / "new")
+    assert not (tmp_path / "runs").exists()
     (tmp_path / "there").mkdir()
     fail(tmp_path / "there")
     assert not list((tmp_path / "there").iterdir())

@@ -14,6 +14,7 @@ import transformers
 from safetensors.torch import load_file
 
 import gossamer
+from fp8_files import quantize_files
 from gossamer.cli import main
 from gossamer.data.tokenizer import Tokenizer, char_tokenizer
 from gossamer.errors import UserError
@@ -29,6 +30,7 @@ from gossamer.train.step import Learner
 from gossamer.train.world import SINGLE_PROCESS
 
 TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}"
+EXPERTS = "model.layers.0.mlp.experts.gate_up_proj"
 END_OF_ANSWER = {"eos_token_id": [1, 0]}
 
 
@@ -93,6 +95,25 @@ def test_the_first_validation_is_the_loss_of_the_stored_weights(recipe_path, che
     stored, learned = gossamer.load(checkpoint, torch.float32).state_dict(), gossamer.load(run).state_dict()
     for name, weight in stored.items():
         torch.testing.assert_close(learned[name], weight, atol=1e-6, rtol=0, msg=name)
+
+
+def test_weights_in_fp8_are_dequantized_and_learned_from(recipe_path, checkpoint, tmp_path) -> None:
+    run, before = tmp_path / "run", gossamer.load(checkpoint, torch.float32).state_dict()
+    quantize_files(checkpoint, torch.bfloat16)
+    loop.train(begin(recipe_path, checkpoint, run, training__steps=1, optimizer__learning_rate=1e-12), run)
+    stored, learned = gossamer.load(checkpoint, torch.float32).state_dict(), gossamer.load(run).state_dict()
+    for name, weight in stored.items():
+        torch.testing.assert_close(learned[name], weight, atol=1e-6, rtol=0, msg=name)
+    assert not torch.equal(stored[EXPERTS], before[EXPERTS])
+    assert "quantization_config" not in json.loads((run / "model/config.json").read_text())
+
+
+def test_a_resumed_run_keeps_its_checkpoint(recipe_path, checkpoint, tmp_path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text(to_yaml(begin(recipe_path, checkpoint, tmp_path / "another")))
+    with pytest.raises(UserError, match=rf"^--from is fixed for the run in {run}; leave it out"):
+        resumed_recipe(run, None, {"training.init_from": str(tmp_path / "elsewhere")})
 
 
 def test_resumed_it_ends_bit_for_bit_as_uninterrupted_and_without_the_checkpoint(

@@ -51,18 +51,18 @@ def test_the_same_command_can_be_repeated(run: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize(
-    ("key", "value"),
+    ("key", "value", "flag"),
     [
-        ("model.num_experts", 8),
-        ("corpus.paths", ["elsewhere"]),
-        ("corpus.tokenizer", "char"),
-        ("corpus.errors", "replace"),
-        ("training.batch_size", 1),
-        ("optimizer.learning_rate", 1e-4),
+        ("model.num_experts", 8, "model.num_experts"),
+        ("corpus.paths", ["elsewhere"], "data"),
+        ("corpus.tokenizer", "char", "tokenizer"),
+        ("corpus.errors", "replace", "errors"),
+        ("training.batch_size", 1, "training.batch_size"),
+        ("optimizer.learning_rate", 1e-4, "optimizer.learning_rate"),
     ],
 )
-def test_what_is_fixed_is_refused(run: Path, key: str, value: object) -> None:
-    with pytest.raises(UserError, match=rf"^--{key} is fixed for the run in {run}; "):
+def test_what_is_fixed_is_refused(run: Path, key: str, value: object, flag: str) -> None:
+    with pytest.raises(UserError, match=rf"^--{flag} is fixed for the run in {run}; "):
         resumed_recipe(run, None, {key: value})
 
 

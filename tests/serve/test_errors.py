@@ -39,6 +39,7 @@ def user(content: object) -> dict[str, object]:
         (TEXT, {"prompt": [True]}, "prompt.0: expected a string or an integer or a list"),
         (TEXT, {"prompt": ["a"] * 17}, "prompt: 17 answers to one request; this service makes 16 at most"),
         (TEXT, {"prompt": ["a", "b"], "n": 9}, "n: 18 answers to one request; this service makes 16 at most"),
+        (CHAT, user("a") | {"max_tokens": 99_999}, "max_tokens 99999: this service makes 4096 at most"),
         (NEW, {"input": [{"role": "user", "content": [{"type": "input_image"}]}]},
          "input.0.content.0: type 'input_image' is not taken here; expected 'input_text', 'output_text'"),
         (NEW, {"input": [{"type": "computer_call"}]}, "input.0: "),

@@ -10,15 +10,18 @@ from pathlib import Path
 from torch import Tensor
 
 from gossamer.errors import UserError, shorten
-from gossamer.hub.find import ADAPTER_CONFIG, StoredConfig, base_of, find_model, read_config
+from gossamer.hub.find import ADAPTER_CONFIG, CONFIG, StoredConfig, base_of, find_model, read_config
 from gossamer.hub.fp8 import read_scales
 from gossamer.hub.gguf_folder import weights_of
 from gossamer.hub.gguf_read import gguf_layout, read_gguf
 from gossamer.hub.layout import Layout, is_mtp, is_vision, layout_of
+from gossamer.hub.quantization import LOAD_INSTEAD
 from gossamer.hub.shards import StoredTensor, read_headers
 from gossamer.model.config import ModelConfig
 from gossamer.reading import user_path
 
+_PACKED = (".qweight", ".qzeros", ".weight_packed")
+_PEFT_PREFIX = "base_model.model."
 _SECOND_LAYER = re.compile(r"mtp\.layers\.0*[1-9]")
 
 
@@ -64,12 +67,28 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     said, headers = read_config(folder), read_headers(folder)
     stored = {name: tensor for name, tensor in headers.items() if not is_vision(name)}
     try:
+        _require_weights_of_a_model(stored)
         layout = layout_of(stored, said.network.model_type)
         config = replace(said.network, num_nextn_predict_layers=_mtp_layers(stored))
     except UserError as error:
         raise UserError(f"{folder}: {error}") from error
     scales = read_scales(stored, said.block)
     return Checkpoint(folder, said, config, stored, scales, layout, [name for name in headers if is_vision(name)])
+
+
+def _require_weights_of_a_model(names: Collection[str]) -> None:
+    """Refuse tensors that are packed by a quantization which config.json does not name, and those of an adapter."""
+    for name in names:
+        if name.endswith(_PACKED):
+            raise UserError(
+                f"holds {shorten(name)}, a weight packed as AWQ, GPTQ or compressed-tensors do; gossamer does not "
+                f"read it, and config.json does not name it; {LOAD_INSTEAD}"
+            )
+        if name.startswith(_PEFT_PREFIX):
+            raise UserError(
+                f"holds {shorten(name)}, a tensor of a PEFT adapter and not of a model; name the folder that has "
+                f"{ADAPTER_CONFIG}, without {CONFIG}"
+            )
 
 
 def _open_base(adapter: Path, base: str) -> Checkpoint:

@@ -19,6 +19,11 @@ _COMPANIONS = (
 _TOKEN_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a model's folder holds a tokenizer, as one file or as a vocabulary."""
+    return any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json"))
+
+
 def copy_companions(source: Path, folder: Path) -> None:
     """Copy a model's tokenizer, chat templates and generation settings; what the folder has already stays."""
     for name in _COMPANIONS:

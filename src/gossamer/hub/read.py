@@ -102,6 +102,8 @@ def _report(checkpoint: Checkpoint) -> None:
     tower = [f"the {len(vision)} tensors of a vision tower ({shorten(vision[0])} …)"] if vision else []
     if left_out := [*said.not_for_text, *tower]:
         log.info("%s: read for text alone, without %s", folder, ", ".join(left_out))
+    if said.block is not None and not checkpoint.scales:
+        log.warning("%s: config.json promises FP8 weights, but none is stored so; read as they are", folder)
     layers = checkpoint.config.num_nextn_predict_layers
     if said.mtp_layers > layers == 0:
         log.warning(

@@ -7,6 +7,7 @@ crash between two renames leaves no mixture of two checkpoints that could be loa
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import shutil
@@ -26,7 +27,7 @@ from gossamer.errors import UserError
 from gossamer.files import building, disk_errors, publish, sync, sync_tree
 from gossamer.hub.adapter import save_adapter
 from gossamer.hub.checkpoint import Checkpoint, open_checkpoint
-from gossamer.hub.companions import copy_companions, json_text, token_values
+from gossamer.hub.companions import copy_companions, has_tokenizer, json_text, token_values
 from gossamer.hub.find import CONFIG, base_of, find_model
 from gossamer.hub.layout import Layout, Piece, named_layout, released_layout, tensors_in, written_layout
 from gossamer.hub.names import EMBEDDING, INDEX, SHARD_PATTERN, is_weight_file, load_dtype, tensors_of
@@ -35,6 +36,8 @@ from gossamer.hub.shards import FP8, utf8_path
 from gossamer.model.causal_lm import CausalLM
 from gossamer.model.linear import has_low_rank
 from gossamer.reading import user_path
+
+log = logging.getLogger("gossamer")
 
 _SHARD_BYTES = 5 * 10**9  # as Hugging Face's Hub recommends
 SAVE_ELSEWHERE = "name a folder elsewhere"
@@ -130,6 +133,8 @@ def export(run: str | Path, directory: str | Path, layout: str | None = None) ->
         written, config = named_layout(layout, checkpoint.config)
     values = config.to_dict() | token_values(source)
     _write_model(merged(load_weights(checkpoint)), target, written, values, partial(copy_companions, source))
+    if not has_tokenizer(source):
+        log.warning("%s: holds no tokenizer, so %s has none; other programs need one", source, directory)
 
 
 def export_adapter(run: str | Path, directory: str | Path, apart: bool = False) -> None:

@@ -47,7 +47,7 @@ def require_unclaimed(run: Path) -> None:
 @contextmanager
 def _locked(run: Path) -> Iterator[None]:
     """Hold a run's lock on the main process, and remove what a killed trainer has left."""
-    is_new = not run.exists()
+    made = [folder for folder in (run, *run.parents) if not folder.exists()]
     run.mkdir(parents=True, exist_ok=True)
     with open_to_append(run / _LOCK) as file:
         _take(file, run)
@@ -58,9 +58,9 @@ def _locked(run: Path) -> Iterator[None]:
         finally:
             if not (run / RUN_CONFIG).exists():
                 (run / _LOCK).unlink(missing_ok=True)
-                if is_new:
-                    with suppress(OSError):  # another process has put something there
-                        run.rmdir()
+                with suppress(OSError):  # another process has put something there
+                    for folder in made:
+                        folder.rmdir()
 
 
 def _take(file: BinaryIO, run: Path, shared: bool = False) -> None:

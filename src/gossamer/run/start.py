@@ -143,9 +143,11 @@ def resumed_recipe(folder: Path, name: str | None, overrides: Mapping[str, Any],
         raise UserError(f"--recipe {name}: the run in {folder} was begun by another recipe; leave --recipe out")
     after = with_absolute_paths(load_recipe(saved, overrides))
     for key in _changed_keys(before, after):
-        if not recipe_options(tuning)[key].is_resumable:
+        option = recipe_options(tuning)[key]
+        if not option.is_resumable:
             raise UserError(
-                f"--{key} is fixed for the run in {folder}; leave it out, or begin another run with --out DIR"
+                f"--{option.short_flag or key} is fixed for the run in {folder}; leave it out, or begin another run "
+                "with --out DIR"
             )
     return after
 

@@ -178,9 +178,8 @@ class Service:
         """
         info, token_limit = self.info, self.options.max_tokens
         if max_tokens is not None and max_tokens > token_limit:
-            raise invalid(
-                f"{fields.max_tokens} {max_tokens}: this service makes {token_limit} at most", fields.max_tokens
-            )
+            most = min(token_limit, info.max_model_len)
+            raise invalid(f"{fields.max_tokens} {max_tokens}: this service makes {most} at most", fields.max_tokens)
         room = info.max_model_len - len(prompt)
         if room < (max_tokens or 1):
             raise invalid(
