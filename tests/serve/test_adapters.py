@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 import gossamer
-from gossamer.data.tokenizer import Tokenizer
+from gossamer.data.tokenizer import Tokenizer, char_tokenizer
 from gossamer.errors import UserError
 from gossamer.hub.adapter import load_adapter, save_adapter
 from gossamer.infer.options import EngineOptions
@@ -18,6 +19,7 @@ from gossamer.model.causal_lm import CausalLM
 from gossamer.model.low_rank import LowRankConfig, add_low_rank, beside, targets_of
 from gossamer.serve.engine_worker import EngineConfig, build_engine
 from gossamer.serve.options import ServeOptions
+from gossamer.serve.server import make_service
 from live_service import Live, live
 
 ASKED = {"max_tokens": 12, "temperature": 0, "ignore_eos": True}
@@ -104,3 +106,11 @@ def test_an_adapter_for_another_base_keeps_the_engine_from_starting(tiny, adapte
     gossamer.save(other, tmp_path / "other", Tokenizer.load(tiny))
     with pytest.raises(UserError, match="another base"):
         build_engine(tmp_path / "other", EngineConfig("cpu", adapters={"calm": adapter / "adapter"}))
+
+
+def test_an_adapter_with_another_tokenizer_is_refused(tiny, adapter, tmp_path) -> None:
+    shutil.copytree(adapter / "adapter", tmp_path / "adapter")
+    char_tokenizer(["abc"]).save(tmp_path / "adapter")
+    options = ServeOptions(adapter=(f"calm={tmp_path / 'adapter'}",))
+    with pytest.raises(UserError, match="another tokenizer than the model"):
+        make_service(tiny, options, partial(build_engine, tiny, EngineConfig("cpu")))

@@ -91,7 +91,8 @@ def _with_adapter(service: Service, name: str, folder: Path) -> Service:
     changes: dict[str, Any] = {"options": replace(service.options, name=name, adapter=()), "adapter": name}
     if (folder / "tokenizer.json").is_file():
         tokenizer = Tokenizer.load(folder)
-        if tokenizer.fingerprint != service.tokenizer.fingerprint:
+        own = service.tokenizer  # a library that saves it again may write another file for the same ids
+        if (tokenizer.vocab_size, tokenizer.special_tokens) != (own.vocab_size, own.special_tokens):
             raise UserError(f"{folder}: the adapter has another tokenizer than the model; serve it with its own base")
         changes["template"] = ChatTemplate(tokenizer)
     if any((folder / file).is_file() for file in ("config.json", "generation_config.json")):
