@@ -40,7 +40,7 @@ MISTAKES = [
     ("tune runs/mine --data x --rnak 8", "unknown option '--rnak'; did you mean '--rank'?"),
     ("tune runs/mine --data x --method rl", "--method rl: expected one of auto, sft, dpo, kto"),
     ("tune runs/mine --data x --model.vocab_size 8", "--model.vocab_size and --training.sequence_length follow from"),
-    ("tune runs/mine --data x --resume --look 3", "--resume continues a run, and --look trains nothing"),
+    ("tune runs/mine --data x --resume --look 3", "--resume continues a run, and --plan and --look train nothing"),
     ("tune runs/mine --resume --out runs/mine", "--resume: no run in runs/mine (it has no config.yaml)"),
     ("tune runs/mine --data x --steps x", "--steps x: expected a whole number"),
     ("train --tuning.rank 8", "--tuning.rank is a value of gossamer tune, which teaches a model by examples"),

@@ -82,6 +82,11 @@ def test_epochs_decide_the_length_unless_something_else_does(base: Path) -> None
     assert longer.training.eval_every == 62 and longer.training.checkpoint_every == 50
     budget = final_recipe(first(base, training__budget="10m"), COUNTS, {"training.budget": "10m"}, 4096)
     assert tuning_of(budget).epochs is None and budget.training.budget == "10m"
+    many = replace(COUNTS, examples=100_000)
+    assert (
+        final_recipe(first(base, training__seconds=9.0), many, {"training.seconds": 9.0}, 64).schedule.warmup_steps
+        == 20
+    )
 
 
 def test_rows_hold_the_longest_example_and_no_more_than_a_step(base: Path) -> None:

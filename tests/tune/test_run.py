@@ -109,6 +109,8 @@ def test_a_budget_ends_a_tuning_and_a_longer_one_continues_it(
     assert begin(values, tmp_path / "run") is not None
     ledger = read_ledger(tmp_path / "run")
     assert ledger is not None and ledger.work.steps > 1 and 1e8 < ledger.work.all_flops < 4e8
+    with pytest.raises(UserError, match=r"^--epochs: the run ends by its budget; give --budget to continue it$"):
+        resume({key: values[key] for key in set(values) - {"training.budget"}} | {"tuning.epochs": 9}, tmp_path / "run")
     with pytest.raises(UserError, match=r"is complete, it has taken its 2e8flop budget; continue it with a larger"):
         resume(values, tmp_path / "run")
     steps = ledger.work.steps

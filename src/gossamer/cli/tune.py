@@ -14,7 +14,6 @@ from gossamer.reading import user_path
 from gossamer.typed import Help, Metavar, Range, Unit
 
 _SHORT = {
-    "data": "corpus.paths",
     "steps": "training.steps",
     "seconds": "training.seconds",
     "budget": "training.budget",
@@ -27,9 +26,11 @@ _SHORT = {
 
 def tune(
     base: Annotated[str, Help("what is tuned: folder of a run, a Hugging Face directory, or a GGUF file")],
+    data: Annotated[tuple[str, ...], Metavar("FILE")] = (),
     recipe: Annotated[str | None, Metavar("RECIPE")] = None,
     out: Annotated[str | None, Metavar("DIR")] = None,
     resume: bool = False,
+    plan: bool = False,
     look: Annotated[int, Range(0, 1_000_000), Unit("samples")] = 0,
     json: Json = False,
     overrides: Annotated[dict[str, Any] | None, TuningFlags(_SHORT)] = None,
@@ -40,10 +41,13 @@ def tune(
     and on text that it must not get worse on; if it got worse, the exit status is 1.
 
     Args:
+        data: the examples: files of JSONL, JSON or Parquet, folders of them, hf:NAME[[:CONFIG]:SPLIT] for a dataset of
+            the Hub, or - for standard input
         recipe: a recipe that comes with gossamer, or the path of a YAML file, whose values are put on the defaults of
             tuning
         out: folder of the run (default: runs/ and the names of the base and of the first --data)
         resume: continue the run in that folder, by its own config.yaml and from its newest checkpoint, if it has one
+        plan: say what the run would take, and train nothing; the exit status is 1 if it does not fit into memory
         look: show so many of the samples that are learned, and train nothing
         overrides: values of the recipe by dotted name
     """
@@ -54,11 +58,14 @@ def tune(
     values = dict(overrides or {}) | {"training.init_from": str(model.absolute())}
     if "model.vocab_size" in values or "training.sequence_length" in values:
         raise UserError("--model.vocab_size and --training.sequence_length follow from the base and --context")
+    if data and "corpus.paths" in values:
+        raise UserError("--data and --corpus.paths set the same value; give one of them")
+    values |= {"corpus.paths": data} if data else {}
     if not resume and recipe is None and not values.get("corpus.paths"):
         raise UserError("--data: name the files with examples")
     folder = user_path(out) if out is not None else _folder(model, values.get("corpus.paths", ()))
-    if resume and look:
-        raise UserError("--resume continues a run, and --look trains nothing; leave one of them out")
+    if resume and (plan or look):
+        raise UserError("--resume continues a run, and --plan and --look train nothing; leave one of them out")
     if not resume and not look:
         require_free(folder)
     own = resumed_recipe(folder, recipe, values, tuning=True) if resume else None
@@ -77,6 +84,12 @@ def tune(
 
         print_samples(prepare(World()), look)
         return None
+    if plan:
+        from gossamer.tune.plan import plan_tuning
+
+        planned = plan_tuning(prepare, device, folder)
+        print(jsonlib.dumps(planned.to_json()) if json else "\n".join(planned.lines()))
+        return None if planned.fits else 1
     from gossamer.report import write_report
     from gossamer.tune.run import tune as run_tuning
 

@@ -9,9 +9,11 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from typing_extensions import TypedDict  # Python 3.11 has one that pydantic cannot read
+
 from gossamer.cost.ledger import OVERHEADS, STEPS, Ledger, read_ledger
 from gossamer.files import write_atomically
-from gossamer.reading import text_of_name
+from gossamer.reading import checked, read_object, text_of_name
 from gossamer.report.history import Event, History, best, best_before, evenly, measured_over, numbers, read_history
 from gossamer.report.page import configuration, render, sections, visible, write_page
 from gossamer.units import (
@@ -40,6 +42,21 @@ _MAX_SAMPLES = 24
 _MAX_EVALUATIONS = 60
 _MAX_INCIDENTS = 60
 _MAX_SAMPLE_CHARACTERS = 6000
+_GUARD_FILE = "guard.json"  # of a tuning
+
+
+class _Verdict(TypedDict):
+    """What a page shows of a model before and after tuning."""
+
+    rows: list[tuple[str, str, str]]
+    answers: list[dict[str, str]]
+    regressions: dict[str, float | None]
+
+
+class _Guarded(TypedDict, total=False):
+    """The part of guard.json that a page shows."""
+
+    verdict: _Verdict
 
 
 class Fact(NamedTuple):
@@ -80,6 +97,7 @@ def write_report(run: Path, path: Path | None = None) -> Path:
         state=history.state(config),
         facts=_facts(history, ledger),
         warning=_warning(history),
+        tuned=_tuned(run),
         sets=_sets(history),
         learning=learning,
         experts=run_charts.draw_pairs(run_charts.expert_charts(history), ends),
@@ -277,6 +295,17 @@ def _balance(history: History, names: list[str]) -> str | None:
 def _layer(names: list[str], index: int) -> str:
     name = names[index] if index < len(names) else str(index)
     return "the MTP head" if name == "MTP" else f"layer {name}"
+
+
+def _tuned(run: Path) -> dict[str, Any] | None:
+    """What a tuned model could do before and can do after, with its answers; None before the end of a tuning."""
+    path = run / _GUARD_FILE
+    found = checked(read_object(path), _Guarded, str(path), "delete it").get("verdict") if path.is_file() else None
+    if found is None:
+        return None
+    shown = [{name: visible(text)[:_MAX_SAMPLE_CHARACTERS] for name, text in one.items()} for one in found["answers"]]
+    worse = [f"{name}: {by:+.4f} bits per byte" for name, by in found["regressions"].items() if by is not None]
+    return {"rows": found["rows"], "answers": shown, "worse": worse}
 
 
 def _samples(history: History) -> list[Event]:

@@ -36,12 +36,12 @@ class StepShape(NamedTuple):
     Attributes:
         tokens: of all micro-batches and processes; where steps differ, on average
         length: tokens of a document, which the work of attention depends on
-        trained_share: the share of the work of a step that is done where most weights are frozen; 1 where none is
+        trunk_share: the share of a step's work that is done in the trunk; below 1 where its weights are frozen
     """
 
     tokens: int
     length: int
-    trained_share: float = 1.0
+    trunk_share: float = 1.0
 
     @classmethod
     def of(cls, training: TrainingConfig) -> StepShape:
@@ -71,7 +71,7 @@ class CostMeter:
         self.tokens_per_step = shape.tokens
         mtp_steps = training.mtp_steps if training.mtp_loss_weight else 0
         flops = flops_by_part(recipe.model, shape.length, mtp_steps, training.sampled_vocab_size)
-        self.flops = {part: shape.trained_share * each for part, each in flops.items()}
+        self.flops = {part: each if part == "mtp" else shape.trunk_share * each for part, each in flops.items()}
         found = world.call_on_main(lambda: read_ledger(run))
         self._has_ledger = found is not None
         self.ledger = found or Ledger()

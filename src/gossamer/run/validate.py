@@ -325,6 +325,8 @@ def evaluate_run(
         if not (run / RUN_CONFIG).is_file():
             raise UserError(f"{run} is a model without held-out text of its own; name text with --data PATH")
         recipe = load_recipe(run / RUN_CONFIG)
+        if recipe.tuning is not None:
+            raise UserError(f"{run} was tuned on examples, which are no text to measure on; name some with --data PATH")
         length, rows = recipe.training.sequence_length, recipe.training.batch_size
         sets = prepare(recipe.corpus, tokenizer, progress).validation
     mtp = None if model.mtp is None else MTPTraining()

@@ -198,11 +198,13 @@ class TuningConfig:
             auto: what the examples are for
         lora: learn low-rank adapters beside frozen weights, in place of the weights
         rank: rank of the adapters; those of routed experts have this divided by the experts of a token
-        alpha: scale of the adapters, as a multiple of their rank
-        targets: layers that adapters stand beside, as q_proj, in_proj_qkvz or experts; none: all that can have one
+        alpha: what the rank divides for the scale of an adapter
+        targets: weights that adapters stand beside, as q_proj, in_proj_qkvz or experts.down_proj; none: all that can
+            have one
         drafts: with lora, learn the multi-token-prediction head as well; alone, learn nothing else, so that answers
             stay what they are and drafts get better
-        base: how the frozen weights are held beside adapters: stored, as the base has them, or int8
+        base: the weights that adapters learn beside: stored, as the base has them, or int8, rounded as gossamer serve
+            --weights int8 does
         loss: of pairs: sigmoid (arXiv 2305.18290), norm (sigmoid of means over tokens, arXiv 2411.15124), ipo (arXiv
             2310.12036) or simpo (without a reference, arXiv 2405.14734)
         beta: weight of the log-probabilities in the loss of pairs and of ratings (default: 0.1; 5 for norm, 2 for
@@ -221,8 +223,8 @@ class TuningConfig:
             a run)
         max_regression: how many bits per byte worse the model may get on that text before the exit status is 1
         template: chat template: stored (the base's) or chatml, for a base that has none
-        turns: how a conversation of several answers is learned: exact (each in the context that serving builds) or last
-            (the last answer alone)
+        turns: how a conversation of several answers is learned: exact (each in the context that serving builds), last
+            (the last answer alone) or joined (the whole transcript as one sample)
     """
 
     method: Annotated[Literal["auto", "sft", "dpo", "kto"], Flag("method")] = "auto"
@@ -245,7 +247,7 @@ class TuningConfig:
     keep: Annotated[tuple[str, ...], Metavar("PATH"), Flag("keep")] = ()
     max_regression: Annotated[float, Range(0, 1000), Unit("bits per byte"), RESUMABLE, Flag("max_regression")] = 0.02
     template: Annotated[Literal["stored", "chatml"], Flag("template")] = "stored"
-    turns: Annotated[Literal["exact", "last"], Flag("turns")] = "exact"
+    turns: Annotated[Literal["exact", "last", "joined"], Flag("turns")] = "exact"
 
     def __post_init__(self) -> None:
         check_fields(self)

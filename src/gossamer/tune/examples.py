@@ -17,7 +17,7 @@ from gossamer.train.world import World
 from gossamer.tune.base import Base, open_base
 from gossamer.tune.memory import allowed_row_tokens
 from gossamer.tune.objectives import trained_examples
-from gossamer.tune.recipe import Counts, final_recipe, first_recipe, said_by, tuning_of
+from gossamer.tune.recipe import LENGTHS, Counts, final_recipe, first_recipe, other_length, said_by, tuning_of
 
 __all__ = ["Material", "begun_material", "resumed_material"]
 
@@ -112,12 +112,13 @@ def resumed_material(recipe: Recipe, overrides: Mapping[str, Any]) -> Material:
     """
     if _STANDARD_INPUT in recipe.corpus.paths:
         raise UserError("--resume: the run's examples came from standard input and are gone; begin another from a file")
-    tuning = tuning_of(recipe)
+    tuning, steps = tuning_of(recipe), recipe.training.steps
+    if tuning.epochs is not None and any(overrides.get(key) for key in LENGTHS):
+        tuning = replace(tuning, epochs=None)
+    elif tuning.epochs is not None and (other := other_length(recipe)):
+        raise UserError(f"--epochs: the run ends by its {other}; give --{other} to continue it")
     records = read_records(recipe.corpus.paths, method=tuning.method)
     base, examples, learned, measured = _examples(recipe, records)
-    if overrides.get("training.steps") and tuning.epochs:
-        tuning = replace(tuning, epochs=None)
-    steps = recipe.training.steps
     if tuning.epochs is not None:
         steps = _counts(examples, learned, tuning.batch).steps(tuning.epochs)
     recipe = replace(recipe, tuning=tuning, training=replace(recipe.training, steps=steps))

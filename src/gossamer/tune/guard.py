@@ -31,8 +31,9 @@ from gossamer.run.validate import tally
 from gossamer.tune.examples import Material
 from gossamer.tune.recipe import tuning_of
 from gossamer.tune.validation import KeptText
+from gossamer.units import duration, size
 
-__all__ = ["GUARD_FILE", "Answers", "Before", "Guard", "Measures", "Verdict", "read_before", "write_verdict"]
+__all__ = ["GUARD_FILE", "Answers", "Before", "Guard", "Measures", "Planned", "Verdict", "read_before", "write_verdict"]
 
 GUARD_FILE = "guard.json"
 
@@ -115,7 +116,8 @@ class Verdict:
 
     def to_json(self) -> dict[str, Any]:
         """Return all of it as JSON has it."""
-        return asdict(self) | {"regressions": self.regressions}
+        found: dict[str, Any] = finite_or_none(asdict(self) | {"regressions": self.regressions, "rows": self.rows()})
+        return found
 
     def lines(self) -> list[str]:
         """Return the table, and what is worse than it may be."""
@@ -127,11 +129,18 @@ class Verdict:
 
     def table(self) -> list[str]:
         """Return a short table for people."""
-        before, after = self.before, self.after
-        count = before.examples
+        rows = self.rows()
+        width = max(len(row[0]) for row in rows)
+        lines = [f"{'':<{width}}  {'before':>12}  {'after':>12}"]
+        return lines + [f"{name:<{width}}  {old:>12}  {new:>12}" for name, old, new in rows]
+
+    def rows(self) -> list[tuple[str, str, str]]:
+        """Return the figures as people read them: what is measured, before and after."""
+        before, after, count = self.before, self.after, self.before.examples
+        exact_before, exact_after = (f"{round(one.exact * count):,} of {count:,}" for one in (before, after))
         rows = [
             (f"loss ({count:,} {self.name} examples)", f"{before.loss:.4f}", f"{after.loss:.4f}"),
-            ("exact answers", *(f"{round(one.exact * count):,} of {count:,}" for one in (before, after))),
+            ("exact answers", exact_before, exact_after),
         ]
         optional = [
             ("pairs told apart", before.pairs, after.pairs, "{:.0%}"),
@@ -141,10 +150,7 @@ class Verdict:
         rows += [
             (name, form.format(old), form.format(new)) for name, old, new, form in optional if None not in (old, new)
         ]
-        rows.append(("KL from the base, nats per token", "", f"{self.kl:.4f}"))
-        width = max(len(row[0]) for row in rows)
-        lines = [f"{'':<{width}}  {'before':>12}  {'after':>12}"]
-        return lines + [f"{name:<{width}}  {old:>12}  {new:>12}" for name, old, new in rows]
+        return [*rows, ("KL from the base, nats per token", "", f"{self.kl:.4f}")]
 
 
 class Guard:
@@ -152,21 +158,24 @@ class Guard:
 
     Args:
         material: the examples, and which of them are measured
-        token_bytes: [V] bytes of text that each token stands for
         kept: text that the model must not get worse on
 
     Attributes:
+        token_bytes: [V] bytes of text that each token stands for
         name: what the measured examples are called
         wanted: the examples that are measured, with the answer that is wanted alone
         rows: these in rows
     """
 
-    def __init__(self, material: Material, token_bytes: np.ndarray, kept: KeptText | None) -> None:
+    def __init__(self, material: Material, kept: KeptText | None) -> None:
         examples, tuning = material.examples, tuning_of(material.recipe)
         assert tuning.row_tokens is not None
         self.name, self._method, self._max_regression = material.measured_name, examples.method, tuning.max_regression
         self._tokenizer, self._end_ids = examples.tokenizer, examples.end_ids
-        self._kept, self._token_bytes, self._row_tokens = kept, token_bytes, tuning.row_tokens
+        self._kept, self._row_tokens = kept, tuning.row_tokens
+        sizes = examples.tokenizer.num_bytes_per_token()
+        self.token_bytes = np.zeros(max(len(sizes), material.recipe.model.vocab_size))
+        self.token_bytes[: len(sizes)] = sizes
         measured = [examples.examples[index] for index in material.measured]
         self.wanted = [_wanted(example) for example in measured if example.label is not False]
         self.rows = rows_of(self.wanted, range(len(self.wanted)), self._row_tokens)
@@ -175,7 +184,7 @@ class Guard:
     def measure(self, model: CausalLM) -> Measures:
         """Return what a model can do."""
         mtp = None if model.mtp is None else MTPTraining(1)
-        found = tally(model, self.rows, self._token_bytes, mtp).evaluation()
+        found = tally(model, self.rows, self.token_bytes, mtp).evaluation()
         kept = None
         if self._kept is not None:
             kept = tally(model, self._kept.batches(0, 1), self._kept.token_bytes).evaluation().bits_per_byte
@@ -324,6 +333,28 @@ def _hidden(model: CausalLM, row: ExampleBatch) -> Tensor:
     return states
 
 
+@dataclass(frozen=True)
+class Planned:
+    """What a run was planned to take, and what it has taken.
+
+    Attributes:
+        planned_seconds: of training
+        seconds: of training
+        planned_memory: bytes at the peak
+        memory: bytes at the peak
+    """
+
+    planned_seconds: float
+    seconds: float
+    planned_memory: int
+    memory: int
+
+    def line(self) -> str:
+        """Return it in one line."""
+        planned = f"{duration(self.planned_seconds)} of training, {size(self.planned_memory)}"
+        return f"planned: {planned}; taken: {duration(self.seconds)}, {size(self.memory)}"
+
+
 # Files.
 
 
@@ -352,7 +383,8 @@ def read_before(run: Path) -> Before | None:
     return checked(read_object(path).get("before"), Before, str(path), "delete it")
 
 
-def write_verdict(run: Path, before: Before, verdict: Verdict) -> None:
-    """Write the model before and after into a run's folder."""
+def write_verdict(run: Path, before: Before, verdict: Verdict, planned: Planned | None) -> None:
+    """Write the model before and after into a run's folder, and what the run was planned to take and has taken."""
     values = {"before": asdict(before), "verdict": verdict.to_json()}
-    write_atomically(run / GUARD_FILE, json.dumps(finite_or_none(values), indent=1).encode() + b"\n")
+    values |= {} if planned is None else {"planned": asdict(planned)}
+    write_atomically(run / GUARD_FILE, json.dumps(values, indent=1).encode() + b"\n")

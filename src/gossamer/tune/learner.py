@@ -8,6 +8,7 @@ import torch
 
 from gossamer.errors import UserError
 from gossamer.model.causal_lm import CausalLM
+from gossamer.model.quantize import quantize_to_int8
 from gossamer.run.pretrained import pretrained_network
 from gossamer.train.objective import Objective
 from gossamer.train.step import Learner
@@ -23,7 +24,8 @@ __all__ = ["base_network", "learner_of"]
 def base_network(material: Material, world: World) -> CausalLM:
     """Return the network of the base on the device of this process, with rows for the tokens of the chat template.
 
-    Weights that are trained are in float32, those that are not in the type in which they are stored.
+    Weights that are trained are in float32, those that are not in the type in which they are stored, and rounded as
+    serving rounds them if the recipe says so.
 
     Raises:
         UserError: the base cannot be read, or is no longer the one that the run was begun with.
@@ -37,6 +39,8 @@ def base_network(material: Material, world: World) -> CausalLM:
         )
     dtype = None if tuning.lora or tuning.drafts else torch.float32
     network = pretrained_network(stored, world, dtype)
+    if tuning.base == "int8":
+        quantize_to_int8(network)  # rounds the weights, and leaves them in their type
     grow_vocabulary(network, material.examples.tokenizer, material.num_new_tokens)
     return network
 

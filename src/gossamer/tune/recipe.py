@@ -22,10 +22,11 @@ from gossamer.train.config import TuningConfig
 from gossamer.train.recipe import Recipe, flatten, load_recipe, recipe_file, recipe_from
 from gossamer.yaml_files import MAX_YAML, parse_yaml
 
-__all__ = ["Counts", "final_recipe", "first_recipe", "said_by", "tuning_of"]
+__all__ = ["LENGTHS", "Counts", "final_recipe", "first_recipe", "other_length", "said_by", "tuning_of"]
 
 _MAX_CONTEXT = 4096  # tokens, where nobody says
 _WARMUP, _DECAY = 0.03, 0.5  # shares of the run
+_MAX_WARMUP = 20  # steps, where nobody knows how many there will be
 _OF_THE_PEAK = 0.1  # a run's learning rate in tuning, as a share of its peak
 _RATES = {  # (full, low rank) by method; a run's own optimizer has its own
     "sft": (1e-5, 2e-4),
@@ -33,7 +34,7 @@ _RATES = {  # (full, low rank) by method; a run's own optimizer has its own
     "kto": (1e-6, 1e-5),
 }
 _EPOCHS = {"sft": 2, "dpo": 1, "kto": 1}
-_LENGTHS = ("training.steps", "training.tokens", "training.seconds", "training.budget")
+LENGTHS = ("training.steps", "training.tokens", "training.seconds", "training.budget")
 _OWN = (  # of a run that is tuned, since the network was trained so
     *("training.precision", "training.recompute", "training.mtp_steps", "training.mtp_decay"),
     *("training.mtp_loss_weight", "training.mtp_trunk_gradient", "training.balance", "training.balance_rate"),
@@ -42,6 +43,8 @@ _OWN = (  # of a run that is tuned, since the network was trained so
 _FOR_PAIRS = ("loss", "beta", "gamma", "sft_weight")
 _FOR_LOW_RANK = ("rank", "alpha", "targets", "base")
 _EVALUATIONS, _CHECKPOINTS, _SAMPLES, _LINES = 8, 10, 2, 20  # of a run
+_KEPT_TOKENS = 16_384  # of the text that is to be kept
+_MIN_BETWEEN = 10  # steps between checkpoints, and between evaluations: short runs would do little else
 _MAX_BETWEEN = 100  # steps between them where nobody knows how many there will be
 
 
@@ -100,6 +103,7 @@ def first_recipe(method: str, name: str | None, overrides: Mapping[str, Any]) ->
         "schedule.final_fraction": 0.0,
         "training.sequence_length": context,
         "training.batch_size": 1,
+        "training.eval_tokens": _KEPT_TOKENS,
     }
     is_lora, learns_drafts = bool(said.get("tuning.lora")), bool(said.get("tuning.drafts"))
     if is_lora or learns_drafts or method != "sft":
@@ -128,7 +132,7 @@ def final_recipe(recipe: Recipe, counts: Counts, said: Mapping[str, Any], max_ro
         UserError: `row_tokens` is smaller than an example.
     """
     tuning, training = tuning_of(recipe), recipe.training
-    ends_otherwise = any(said.get(key) for key in _LENGTHS)
+    ends_otherwise = any(said.get(key) for key in LENGTHS)
     epochs = None if ends_otherwise else tuning.epochs or _EPOCHS[counts.method]
     steps = training.steps if said.get("training.steps") else counts.steps(epochs or _EPOCHS[counts.method])
     row_tokens = tuning.row_tokens or max(counts.longest, min(max_row_tokens, counts.batch * counts.longest))
@@ -137,25 +141,33 @@ def final_recipe(recipe: Recipe, counts: Counts, said: Mapping[str, Any], max_ro
             f"--row_tokens {row_tokens}: the longest example has {counts.longest:,} tokens; give at least as many, or "
             "a smaller --context"
         )
-    is_known = not (training.tokens or training.seconds or training.budget)
+    is_known = not other_length(recipe)
 
-    def every(number: int) -> int:
-        return max(1, steps // number if is_known else min(steps // number, _MAX_BETWEEN))
+    def every(number: int, least: int = 1) -> int:
+        return max(least, steps // number if is_known else min(steps // number, _MAX_BETWEEN))
 
     pauses: dict[str, Any] = {
-        "eval_every": every(_EVALUATIONS),
-        "checkpoint_every": every(_CHECKPOINTS),
+        "eval_every": every(_EVALUATIONS, _MIN_BETWEEN),
+        "checkpoint_every": every(_CHECKPOINTS, _MIN_BETWEEN),
         "sample_every": every(_SAMPLES),
         "log_every": min(10, every(_LINES)),
     }
     pauses = {name: value for name, value in pauses.items() if f"training.{name}" not in said}
-    warmup = recipe.schedule.warmup_steps if "schedule.warmup_steps" in said else math.ceil(_WARMUP * steps)
+    warmup = math.ceil(_WARMUP * steps) if is_known else min(math.ceil(_WARMUP * steps), _MAX_WARMUP)
+    if "schedule.warmup_steps" in said:
+        warmup = recipe.schedule.warmup_steps
     return replace(
         recipe,
         schedule=replace(recipe.schedule, warmup_steps=warmup),
         tuning=replace(tuning, epochs=epochs, row_tokens=row_tokens),
         training=replace(training, steps=steps, **pauses),
     )
+
+
+def other_length(recipe: Recipe) -> str:
+    """Return what ends a run of the recipe in place of its steps: tokens, seconds or budget; empty if the steps do."""
+    names = ("tokens", "seconds", "budget")
+    return next((name for name in names if getattr(recipe.training, name)), "")
 
 
 def said_by(name: str | None, overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -167,7 +179,8 @@ def _of_file(name: str | None) -> dict[str, Any]:
     """Return the values of a recipe's file by dotted name; of those that it does not name, none."""
     if name is None:
         return {}
-    load_recipe(name)  # refuses what is wrong with the file
+    if load_recipe(name).tuning is None:  # which refuses what is wrong with the file, too
+        raise UserError(f"--recipe {name}: trains from text; name one for gossamer tune, which has the section tuning")
     path = recipe_file(name)
     values = parse_yaml(read_text(path, max_bytes=MAX_YAML), str(path)) or {}
     flat: dict[str, Any] = {}
@@ -220,7 +233,7 @@ def _check_options(said: Mapping[str, Any], method: str) -> None:
         raise UserError("--gamma is of the loss simpo; add --loss simpo, or leave it out")
     if said.get("tuning.drafts") and method != "sft" and not low_rank:
         raise UserError("--drafts learns from answers, not from preferences; give --lora, too, or data for sft")
-    lengths = [key for key in _LENGTHS if said.get(key)]
+    lengths = [key for key in LENGTHS if said.get(key)]
     if said.get("tuning.epochs") and lengths:
         name = lengths[0].removeprefix("training.")
         raise UserError(f"--epochs and --{name} both say when the run ends; give one of them")

@@ -28,13 +28,15 @@ from gossamer.run.stop import Progress
 from gossamer.run.training_run import TrainingRun
 from gossamer.streams import outliving_readers
 from gossamer.train.parallel import gathered_model
+from gossamer.train.recipe import to_yaml
 from gossamer.train.world import World
 from gossamer.tune.base import copy_tuned_model, write_adapter
 from gossamer.tune.examples import Material
-from gossamer.tune.guard import Before, Guard, Verdict, read_before, write_verdict
+from gossamer.tune.guard import Before, Guard, Planned, Verdict, read_before, write_verdict
 from gossamer.tune.learner import base_network, learner_of
-from gossamer.tune.memory import estimate_tuning
+from gossamer.tune.memory import estimate_tuning, require_memory
 from gossamer.tune.objectives import needs_reference, objective_of
+from gossamer.tune.plan import read_plan
 from gossamer.tune.recipe import tuning_of
 from gossamer.tune.reference import reference_logprobs
 from gossamer.tune.validation import ExamplesValidator, KeptText, kept_text
@@ -78,7 +80,7 @@ def tune(
         material = prepare(world)
         _check_processes(material, world)
         estimate = estimate_tuning(material.recipe, material.base, world)
-        estimate.require(world.device, world.ranks_per_device)
+        require_memory(estimate, world)
         costs = CostMeter(out, material.recipe, world, began, _step_shape(material))
         run = _Tuning(material, out, world, costs, estimate)
         run.begin(checkpoint, None, again=resume and checkpoint is None)
@@ -101,7 +103,10 @@ def _step_shape(material: Material) -> StepShape:
     counts = material.counts
     documents = [len(sample) for index in material.learned for sample in material.trained[index].samples]
     share = min(1.0, counts.batch / counts.examples)
-    return StepShape(max(1, round(counts.tokens * share)), max(2, round(float(np.mean(documents)))))
+    tokens, length = max(1, round(counts.tokens * share)), max(2, round(float(np.mean(documents))))
+    # Of three products of a layer, what is frozen has no gradient; where nothing behind it learns, it has none at all.
+    tuning = tuning_of(material.recipe)
+    return StepShape(tokens, length, 2 / 3 if tuning.lora else 1 / 3 if tuning.drafts else 1.0)
 
 
 class _StepBatches:
@@ -166,13 +171,12 @@ class _Tuning(TrainingRun):
             costs.book("reference")
         learner = learner_of(network, material, world, objective_of(tuning, material.trained, reference))
         kept = kept_text(recipe, material.base.tokenizer, progress=world.is_main)
-        token_bytes = _token_bytes(material)
-        self._guard = Guard(material, token_bytes, kept)
+        self._guard = Guard(material, kept)
         files = out, material.base, examples.tokenizer, examples.end_ids
         parts = Parts(
             learner,
             _StepBatches(material.batches(world), world),
-            ExamplesValidator(learner, material.measured_name, self._guard.rows, token_bytes),
+            ExamplesValidator(learner, material.measured_name, self._guard.rows, self._guard.token_bytes),
             _Samples(self._guard),
             _description(material, kept),
             partial(write_adapter, *files) if tuning.lora else partial(copy_tuned_model, *files, world),
@@ -206,19 +210,22 @@ class _Tuning(TrainingRun):
             base = base_network(self._material, World(self.world.device))
             before = read_before(self.out) or Before(self._guard.measure(base), tuple(self._guard.answers(base)))
             self.verdict = self._guard.verdict(before, model, base)
-            write_verdict(self.out, before, self.verdict)
+            planned = self._planned()
+            write_verdict(self.out, before, self.verdict, planned)
+            if planned is not None:
+                self.journal.say(planned.line())
             for line in self.verdict.lines():
                 self.journal.say(line)
         self.costs.book("evaluation")
         self.costs.update(self.progress.fraction, write=True)
 
-
-def _token_bytes(material: Material) -> np.ndarray:
-    """Return the bytes of text that each token of the vocabulary stands for, float64 [V]."""
-    sizes = material.examples.tokenizer.num_bytes_per_token()
-    padded = np.zeros(max(len(sizes), material.recipe.model.vocab_size))
-    padded[: len(sizes)] = sizes
-    return padded
+    def _planned(self) -> Planned | None:
+        """Return what the run was planned to take, if it was, and what it has taken."""
+        found = read_plan(self.out, to_yaml(self.recipe))
+        if found is None:
+            return None
+        seconds, memory = found
+        return Planned(seconds, self.progress.elapsed, memory, devices.peak_memory(self.world.device))
 
 
 def _description(material: Material, kept: KeptText | None) -> Description:
