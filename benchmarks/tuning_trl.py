@@ -12,7 +12,8 @@ from tuning_data import Task, read_rows
 
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 DELTANET = ["in_proj_qkvz", "in_proj_ba", "out_proj"]
-SHARED = ["shared_expert.gate_proj", "shared_expert.up_proj", "shared_expert.down_proj"]
+# As parameters, since PEFT 0.21 takes modules of these names for the experts' and leaves them out.
+SHARED = [f"mlp.shared_expert.{name}.weight" for name in ("gate_proj", "up_proj", "down_proj")]
 EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 JUDGED_AT_ONCE = 16
 
@@ -89,8 +90,8 @@ def _lora(task: Task, model: Any) -> Any:
         r=task.rank,
         lora_alpha=2 * task.rank,
         lora_dropout=0.0,
-        target_modules=[*ATTENTION, *DELTANET, *SHARED],
-        target_parameters=EXPERTS,
+        target_modules=[*ATTENTION, *DELTANET],
+        target_parameters=[*SHARED, *EXPERTS],
         rank_pattern={r".*experts\.gate_up_proj": experts_rank, r".*experts\.down_proj": experts_rank},
         task_type="CAUSAL_LM",
     )

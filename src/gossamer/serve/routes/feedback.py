@@ -33,9 +33,8 @@ async def feedback(
     """Keep a rating of an answer in the file that `--feedback` names; a later one with its `rating_id` replaces it."""
     service = service.of_model(body.model)
     tools = template_tools(offered_tools(service, body.tools, None))
-    conversation = template_messages(
-        [*body.messages, *body.completion]
-    )  # an answer that no template takes teaches nothing
+    # An answer to what no template takes would end a tuning with an error.
+    conversation = template_messages([*body.messages, *body.completion])
     await service.render(conversation[:-1], tools)
     rating_id = body.rating_id or new_id("rating_")
     try:
