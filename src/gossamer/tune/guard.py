@@ -238,7 +238,10 @@ class Guard:
 
     @torch.no_grad()
     def divergence(self, base: CausalLM, tuned: CausalLM) -> float:
-        """Return the mean Kullback-Leibler divergence of the tuned model from the base, KL(base‖tuned), in nats."""
+        """Return the mean Kullback-Leibler divergence of the tuned model from the base, KL(base‖tuned), in nats.
+
+        The two may be on different devices: of several processes, the tuned one is put together on a CPU.
+        """
         total, count = 0.0, 0
         for row in self.rows:
             targets = targets_ahead(row.labels, document_lengths(1, row.labels.shape[1], row.cu_seqlens), 1)
@@ -247,7 +250,7 @@ class Guard:
             step = max(1, _LOGITS // base.config.vocab_size)
             for begin in range(0, len(places), step):
                 old, new = (
-                    F.log_softmax(model.lm_head(states[begin : begin + step]).float(), -1)
+                    F.log_softmax(model.lm_head(states[begin : begin + step]).float(), -1).cpu()
                     for model, states in zip((base, tuned), hidden, strict=True)
                 )
                 total += float(F.kl_div(new, old, reduction="sum", log_target=True))
