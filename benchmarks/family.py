@@ -97,18 +97,14 @@ class Subject(Protocol):
 class Gossamer:
     """The engine on the stored weights."""
 
-    def __init__(
-        self, folder: str, tokenizer: Any, dtype: torch.dtype | None = None, prefill_chunk: int = 1024
-    ) -> None:
+    def __init__(self, folder: str, tokenizer: Any, dtype: torch.dtype | None = None) -> None:
         from gossamer import device as devices
         from gossamer import hub
         from gossamer.infer.engine import Engine, EngineOptions
 
         devices.prepare_process()  # as the command does
         devices.keep_freed_memory()
-        options = EngineOptions(
-            max_batch=1, cache_tokens=2 * PROMPT, draft_length=0, prefix_cache_bytes=0, prefill_chunk=prefill_chunk
-        )
+        options = EngineOptions(max_batch=1, cache_tokens=2 * PROMPT, draft_length=0, prefix_cache_bytes=0)
         self._engine = Engine(hub.load(folder, dtype), tokenizer, options)
 
     def answer(self, prompt: list[int], count: int) -> None:

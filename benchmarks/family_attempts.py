@@ -1,8 +1,8 @@
 """What else was tried for the goals of `family.py` that are not met: the speed of prompts and of training steps.
 
-Each attempt runs beside transformers in the same run, with two turns of either in alternation for prompts. Training
-steps are taken on half of the shape's layers, so that a process fits into 14 GiB, each attempt in a fresh process after
-the other. `python benchmarks/family.py --attempts prompt training` runs them.
+Each attempt runs beside transformers in the same run, for prompts in alternation. Training steps are taken on half of
+the shape's layers, so that a process fits into 14 GiB, each attempt in a fresh process after the other.
+`python benchmarks/family.py --attempts prompt training` runs them.
 """
 
 from __future__ import annotations
@@ -31,24 +31,20 @@ class Reading:
 
     Attributes:
         float32: whether the weights are widened when they are loaded
-        prefill_chunk: the most tokens of a prompt in a step; 0: the engine's default
         pytorch_alone: whether every operation runs as on a machine without a compiler
-        packed: the library that gets the weights of the layers in its own order, "MKL" or "oneDNN"; "": neither
+        packed: whether MKL gets the weights of the layers in its own order
     """
 
     float32: bool = False
-    prefill_chunk: int = 0
     pytorch_alone: bool = False
-    packed: str = ""
+    packed: bool = False
 
 
 READINGS = {
     AS_IT_IS: Reading(),
     "weights in float32": Reading(float32=True),
-    "128 tokens at a time": Reading(prefill_chunk=128),
     "weights in float32, PyTorch alone": Reading(float32=True, pytorch_alone=True),
-    "weights in float32, packed for MKL": Reading(float32=True, packed="MKL"),
-    "weights in float32, packed for oneDNN": Reading(float32=True, packed="oneDNN"),
+    "weights in float32, packed for MKL": Reading(float32=True, packed=True),
 }
 
 # How a step of 512 tokens is taken: rows, tokens of each, and the rest.
@@ -61,8 +57,8 @@ STEPS: dict[str, tuple[int, int, Variant]] = {
 }
 
 
-def packed_linear(library: str) -> Callable[..., Tensor]:
-    """Return F.linear with the weights of large matrices packed by a library when they are first used."""
+def packed_linear() -> Callable[..., Tensor]:
+    """Return F.linear with the weights that many rows are multiplied with packed by MKL when they are first used."""
     known: dict[tuple[int, int], Tensor] = {}
     linear = F.linear
 
@@ -71,15 +67,10 @@ def packed_linear(library: str) -> Callable[..., Tensor]:
         if rows < 64 or weight.dtype != torch.float32 or bias is not None:
             return linear(x, weight, bias)
         key = weight.data_ptr(), rows
-        if library == "MKL":
-            if key not in known:
-                known[key] = torch.ops.mkl._mkl_reorder_linear_weight(weight, rows)
-            packed: Tensor = torch.ops.mkl._mkl_linear(x, known[key], weight, None, rows)
-            return packed
         if key not in known:
-            known[key] = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
-        packed = torch.ops.mkldnn._linear_pointwise(x, known[key], None, "none", [], "")
-        return packed
+            known[key] = torch.ops.mkl._mkl_reorder_linear_weight(weight, rows)
+        y: Tensor = torch.ops.mkl._mkl_linear(x, known[key], weight, None, rows)
+        return y
 
     return call
 
@@ -93,14 +84,9 @@ def read(pipe: Connection, reading: Reading, folder: str, vocab_size: int, token
     from gossamer.device import default_device, peak_memory
 
     tokenizer = char_tokenizer([chr(code) for code in range(0x10000, 0x10000 + vocab_size - 1)])
-    subject = Gossamer(
-        folder,
-        tokenizer,
-        dtype=torch.float32 if reading.float32 else None,
-        prefill_chunk=reading.prefill_chunk or 1024,
-    )
+    subject = Gossamer(folder, tokenizer, torch.float32 if reading.float32 else None)
     alone = ops.pytorch_only() if reading.pytorch_alone else {}
-    patched = mock.patch.object(F, "linear", packed_linear(reading.packed)) if reading.packed else nullcontext()
+    patched = mock.patch.object(F, "linear", packed_linear()) if reading.packed else nullcontext()
     prompt = torch.arange(tokens).tolist()
     with ops.forced(**alone), patched:
         while True:
@@ -116,17 +102,17 @@ def prompts(shape: Any, folder: str, rounds: int, tokens: int) -> dict[str, dict
 
     theirs = Process(serve, THEIRS, folder, shape.vocab_size, is_peer=True)
     theirs.ask()
+    theirs.ask(torch.arange(tokens).tolist(), 1)  # not counted
     prompt, found = torch.arange(tokens).tolist(), dict[str, dict[str, Any]]()
     for name, reading in READINGS.items():
         ours = Process(read, reading, folder, shape.vocab_size, tokens, is_peer=False)
         taken, peers, peak = list[float](), list[float](), 0
         try:
-            for turn in range(rounds + 1):  # the first is not counted
+            ours.ask()  # not counted
+            for _ in range(rounds):
                 seconds, peak = ours.ask()
-                peer, _ = theirs.ask(prompt, 1)
-                if turn:
-                    taken.append(seconds)
-                    peers.append(peer)
+                taken.append(seconds)
+                peers.append(theirs.ask(prompt, 1)[0])
         except RuntimeError as error:
             found[name] = {"failure": str(error)}
         else:

@@ -1,4 +1,4 @@
-"""family.py: its subjects go on from a checkpoint that transformers wrote, and its tables have what was measured."""
+"""family.py and what goes with it: subjects go on from a checkpoint, and tables have what was measured."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import family
+import family_attempts
+import family_serve
 import pytest
 import torch
 
-from gossamer.data.tokenizer import char_tokenizer
+from gossamer import hub
+from gossamer.data.tokenizer import Tokenizer, char_tokenizer
 
 SHAPE = family.Shape(32, 48, 4, 2, 1, 2, 2, 96)
 MACHINE = {"device": "cpu", "torch": "2", "date": "2026-01-01", "gemm_gflops": 100.0, "copy_gbytes": 10.0}
@@ -47,3 +50,32 @@ def test_both_subjects_go_on_from_a_checkpoint(tmp_path: Path) -> None:
     tokenizer = char_tokenizer([chr(code) for code in range(65, 65 + SHAPE.vocab_size - 1)])
     for subject in (family.Gossamer(str(tmp_path), tokenizer), family.Transformers(str(tmp_path), torch.float32)):
         subject.answer([1, 2, 3], 2)
+
+
+# What else was tried.
+
+
+@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="PyTorch without MKL")
+def test_packed_weights_give_the_same_products() -> None:
+    torch.manual_seed(0)
+    x, weight = torch.randn(1, 64, 24), torch.randn(40, 24)
+    with torch.inference_mode():
+        packed = family_attempts.packed_linear()
+        for _ in range(2):  # packed, and as it was packed
+            torch.testing.assert_close(packed(x, weight), x @ weight.mT, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(packed(x[:, :1], weight), x[:, :1] @ weight.mT)
+
+
+def test_attempts_are_told_beside_transformers() -> None:
+    found = {"as chosen": {"speed": 50.0, "ratio": 2.0, "peak_bytes": 2**31}, "another": {"failure": "no such thing"}}
+    text = family_attempts.report("prompt", found, MACHINE)
+    assert "50.0" in text and "2.00" in text and "no such thing" in text
+
+
+def test_a_checkpoint_with_drafts_is_served(tmp_path: Path) -> None:
+    family_serve.write_checkpoint(SHAPE, str(tmp_path))
+    network = hub.load(tmp_path)
+    assert network.mtp is not None and network.lm_head.weight.dtype == torch.bfloat16
+    tokenizer = Tokenizer.load(tmp_path)
+    assert tokenizer.chat_template and tokenizer.vocab_size == SHAPE.vocab_size
+    assert len(tokenizer.encode(family_serve.text(2))) == 2

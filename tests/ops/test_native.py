@@ -108,16 +108,6 @@ def test_a_damaged_library_is_never_mapped(built: tuple[Path, str], tmp_path: Pa
 
 
 @needs_compiler
-def test_a_library_that_cannot_be_loaded_is_deleted(tmp_path: Path) -> None:
-    """A linker on a full disk can succeed and leave a file that kills the process that maps it."""
-    real = shutil.which("c++") or shutil.which("g++")
-    script = 'for last; do :; done; head -c 5000 /bin/sh >"$last"'
-    out, said = describe(tmp_path, CXX=compiler_that(tmp_path, script, f'exec {real} "$@"'))
-    assert "'runs': 'chunked'" in out and "cannot be loaded" in said
-    assert not libraries(tmp_path)
-
-
-@needs_compiler
 def test_processors_of_one_name_do_not_share_a_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The folder's name follows from the extensions that the compiler uses, not from the processor's name alone."""
     real = shutil.which("c++") or shutil.which("g++")
@@ -170,12 +160,6 @@ def test_threads_that_wait_leave_the_processor(built: tuple[Path, str]) -> None:
     assert brief < long / 4
 
 
-def test_without_a_compiler_pytorch_serves(tmp_path: Path) -> None:
-    out, said = describe(tmp_path, CXX="no-such-compiler")
-    assert "'runs': 'chunked'" in out and "no C++ compiler" in out
-    assert said == ""
-
-
 def compiler_that(tmp_path: Path, does: str, asked: str = "echo '#define X 1'") -> str:
     """Write a compiler that runs the script `does`, and `asked` when it is asked for its macros."""
     script = tmp_path / "compiler"
@@ -184,28 +168,53 @@ def compiler_that(tmp_path: Path, does: str, asked: str = "echo '#define X 1'") 
     return str(script)
 
 
-def test_a_failed_build_is_told_in_one_line(tmp_path: Path) -> None:
+FAILURES = {
+    "a message": "echo 'x.cpp:1: error: no such thing' >&2; exit 1",
+    "no message": "exit 1",
+    "no library": 'for last; do :; done; echo junk >"$last"',
+}
+
+
+@pytest.fixture(scope="module")
+def troubles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, str, str]]:
+    """Where something is wrong, the cache and what is described there, all of it by one process."""
+    real = shutil.which("c++") or shutil.which("g++") or "c++"
+    caches = {name: tmp_path_factory.mktemp("cache") for name in (*FAILURES, "cut", "no compiler", "no folder")}
+    (caches["no folder"] / "native").write_text("a file where the folder should be")
+    compilers = {name: compiler_that(caches[name], script) for name, script in FAILURES.items()}
+    # A linker on a full disk can succeed and leave a file that kills the process that maps it.
+    short = 'for last; do :; done; head -c 5000 /bin/sh >"$last"'
+    compilers["cut"] = compiler_that(caches["cut"], short, f'exec {real} "$@"')
+    compilers |= {"no compiler": "no-such-compiler", "no folder": real}
+    found = describe_each(*({"GOSSAMER_CACHE": str(caches[name]), "CXX": compilers[name]} for name in caches))
+    return {name: (caches[name], *told) for name, told in zip(caches, found, strict=True)}
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_a_failed_build_is_told_in_one_line(troubles: dict[str, tuple[Path, str, str]], failure: str) -> None:
     """The compiler fails with a message, fails without one, or makes a file that is no library."""
-    ways = ("echo 'x.cpp:1: error: no such thing' >&2; exit 1", "exit 1", 'for last; do :; done; echo junk >"$last"')
-    folders = [tmp_path / str(number) for number in range(len(ways))]
-    for folder in folders:
-        folder.mkdir()
-    found = describe_each(
-        *(
-            {"GOSSAMER_CACHE": str(folder), "CXX": compiler_that(folder, does)}
-            for folder, does in zip(folders, ways, strict=True)
-        )
-    )
-    for folder, (out, said) in zip(folders, found, strict=True):
-        assert "'runs': 'chunked'" in out
-        building, told = said.splitlines()
-        assert "building" in building and "PyTorch's own functions are used instead" in told
-        assert {path.name for path in folder.glob("native/*")} == {"building"}  # the lock
+    cache, out, said = troubles[failure]
+    assert "'runs': 'chunked'" in out
+    building, told = said.splitlines()
+    assert "building" in building and "PyTorch's own functions are used instead" in told
+    assert {path.name for path in cache.glob("native/*")} == {"building"}  # the lock
 
 
-def test_a_cache_that_cannot_be_written_is_told_in_one_line(tmp_path: Path) -> None:
-    (tmp_path / "native").write_text("a file where the folder should be")
-    out, said = describe(tmp_path)
+@needs_compiler
+def test_a_library_that_cannot_be_loaded_is_deleted(troubles: dict[str, tuple[Path, str, str]]) -> None:
+    cache, out, said = troubles["cut"]
+    assert "'runs': 'chunked'" in out and "cannot be loaded" in said
+    assert not libraries(cache)
+
+
+def test_without_a_compiler_pytorch_serves(troubles: dict[str, tuple[Path, str, str]]) -> None:
+    _, out, said = troubles["no compiler"]
+    assert "'runs': 'chunked'" in out and "no C++ compiler" in out
+    assert said == ""
+
+
+def test_a_cache_that_cannot_be_written_is_told_in_one_line(troubles: dict[str, tuple[Path, str, str]]) -> None:
+    _, out, said = troubles["no folder"]
     assert "'runs': 'chunked'" in out
     assert "native CPU kernels are not available" in said.splitlines()[-1]
 
