@@ -173,6 +173,6 @@ def build(folder: Path, max_batch: int = 4, max_model_len: int = 4096, first: st
     return lambda: (EngineDouble(tokenizer, max_batch, held), ModelInfo(max_model_len, tokenizer.vocab_size, max_batch))
 
 
-def build_by(folder: Path, order: str):
-    """The same, called as `build_engine` is: the order's file in place of the engine's configuration."""
+def build_by(folder: Path, config: object, order: str):
+    """The same, called as `build_engine` is, whose configuration means nothing here."""
     return build(folder, first=order)

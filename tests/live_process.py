@@ -12,17 +12,19 @@ from pathlib import Path
 
 DOUBLE = """
 import sys
+from functools import partial
 from pathlib import Path
 
 if __name__ == "__main__":
     import engine_double
     from gossamer.serve import server
+    from gossamer.serve.engine_worker import EngineConfig
     from gossamer.serve.options import ServeOptions
 
     folder, order, drain = sys.argv[1:]
-    server.build_engine = engine_double.build_by
+    server.build_engine = partial(engine_double.build_by, order=order)
     try:
-        server.serve(Path(folder), ServeOptions(port=0, drain_timeout=float(drain)), order)
+        server.serve(Path(folder), ServeOptions(port=0, drain_timeout=float(drain)), EngineConfig())
     except Exception as error:
         sys.exit(f"{type(error).__name__}: {error}")
 """
