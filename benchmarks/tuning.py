@@ -145,7 +145,7 @@ def foretold(task: Task, folder: Path) -> dict[str, float]:
 
     devices.prepare_process()
     values = tune_values(task, folder)
-    plan = plans.plan_tuning(lambda world: begun_material(None, values, world), "auto", folder / "planned").to_json()
+    plan = plans.plan_tuning(lambda world: begun_material(None, values, world), "auto").to_json()
     return {"seconds": plan["training_seconds"] / plan["steps"], "peak_bytes": plan["memory"]}
 
 

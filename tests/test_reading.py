@@ -31,8 +31,9 @@ from gossamer.reading import (
 from gossamer.yaml_files import parse_yaml, yaml_text
 
 PACKAGE = Path(gossamer.__file__).parent
-# What a model or a client of the service has said in JSON is no file, and is answered otherwise than by one line.
-ELSEWHERE = "serve/"
+# What a model, a client of the service or a template's process has said in JSON is no file, and is answered otherwise
+# than by one line.
+ELSEWHERE = ("serve/", "data/chat/renderer.py", "data/chat/template_process.py", "data/chat/tool_calls.py")
 PARSERS = {
     ("json", "load"), ("json", "loads"), ("yaml", "load"), ("yaml", "safe_load"), ("yaml", "compose"),
     ("yaml", "unsafe_load"), ("yaml", "full_load"), ("tomllib", "load"), ("tomllib", "loads"),
@@ -89,6 +90,8 @@ def test_json_comes_back(value: Any) -> None:
         ('"\\ud800"', "x: holds half of a surrogate pair"),
         ("{\n 'a': 1}", "x: not JSON (Expecting property name enclosed in double quotes at line 2, column 2)"),
         ("", "x: not JSON (Expecting value at column 1)"),
+        ('{"a": [1]\n', "x: not JSON (Expecting ',' delimiter at column 10)"),
+        ('\n{"a": [1]\n', "x: not JSON (Expecting ',' delimiter at column 10)"),
     ],
 )
 def test_json_that_is_refused(text: str, message: str) -> None:

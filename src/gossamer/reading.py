@@ -233,7 +233,9 @@ def parse_json(text: str | bytes, where: str, remedy: str = "save it again", str
         else:
             value = json.loads(text, parse_int=_lenient_whole)
     except json.JSONDecodeError as error:
-        place = f"line {error.lineno}, column {error.colno}" if "\n" in text.strip() else f"column {error.colno}"
+        end = min(error.pos, len(text.rstrip()))  # a mistake behind the last character is one of its line
+        column = f"column {end - text.rfind(chr(10), 0, end)}"
+        place = f"line {error.lineno}, {column}" if "\n" in text.strip() else column
         raise UserError(f"{where}: not JSON ({error.msg.removesuffix(' at')} at {place}); {remedy}") from None
     except RecursionError:
         raise UserError(f"{where}: not JSON (nested more than {MAX_DEPTH} deep); {remedy}") from None

@@ -29,10 +29,15 @@ def call(base: Path, data: Path, *words: str) -> int:
 
 
 USER = {"role": "user", "content": "who?"}
+SILENT = {"messages": [USER, {"role": "assistant", "content": " "}]}
 MISTAKES: list[tuple[list[dict[str, Any]], list[str], str]] = [
     ([*conversations(2), *pairs(1)], [], ":3: "),
     ([{"messages": [USER]}], [], ":1: "),
     ([{"question": "who?"}], [], ":1: no form of data has these keys (question)"),
+    ([*conversations(2), SILENT], [], ":3: messages.1: the answer is empty; leave the line out"),
+    ([{"messages": [USER], "completion": [SILENT["messages"][1]], "label": True}], [], "every rated answer is empty"),
+    (conversations(3), ["--look", "1", "--json"], "--look shows samples to people, and trains nothing; leave --json"),
+    (conversations(3), ["--look", "1", "--plan"], "--look shows samples to people, and trains nothing; leave --plan"),
     (conversations(3), ["--method", "dpo"], ":1: messages: these keys are data for sft, not for dpo"),
     (conversations(3), ["--context", "8", "--too_long", "refuse"], ":1: a sample of "),
     (conversations(3), ["--context", "8"], ":1: no sample fits into 8 tokens"),

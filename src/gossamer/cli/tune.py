@@ -66,6 +66,9 @@ def tune(
     folder = user_path(out) if out is not None else _folder(model, values.get("corpus.paths", ()))
     if resume and (plan or look):
         raise UserError("--resume continues a run, and --plan and --look train nothing; leave one of them out")
+    if look and (plan or json):
+        other = "--plan" if plan else "--json"
+        raise UserError(f"--look shows samples to people, and trains nothing; leave {other} out")
     if not resume and not look:
         require_free(folder)
     own = resumed_recipe(folder, recipe, values, tuning=True) if resume else None
@@ -87,7 +90,7 @@ def tune(
     if plan:
         from gossamer.tune.plan import plan_tuning
 
-        planned = plan_tuning(prepare, device, folder)
+        planned = plan_tuning(prepare, device)
         print(jsonlib.dumps(planned.to_json()) if json else "\n".join(planned.lines()))
         return None if planned.fits else 1
     from gossamer.report import write_report

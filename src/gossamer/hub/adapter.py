@@ -166,7 +166,10 @@ def write_tensors(tensors: dict[str, Tensor], file: Path, metadata: dict[str, st
     """Write a safetensors file, whole or not at all."""
     with replacing(file) as temporary, utf8_path(temporary) as path:
         try:
+            temporary.touch()  # safetensors lets nobody else read it, whatever the umask
+            mode = temporary.stat().st_mode
             save_file(tensors, path, metadata={"format": "pt"} | metadata)
+            temporary.chmod(mode)
         except SafetensorError as error:  # the operating system's error as text
             raise OSError(str(error)) from error
 

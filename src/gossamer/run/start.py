@@ -144,6 +144,10 @@ def resumed_recipe(folder: Path, name: str | None, overrides: Mapping[str, Any],
     after = with_absolute_paths(load_recipe(saved, overrides))
     for key in _changed_keys(before, after):
         option = recipe_options(tuning)[key]
+        if tuning and key == "training.init_from":
+            raise UserError(
+                f"the run in {folder} tunes {before.training.init_from}; name that, or begin another run with --out DIR"
+            )
         if not option.is_resumable:
             raise UserError(
                 f"--{option.short_flag or key} is fixed for the run in {folder}; leave it out, or begin another run "

@@ -99,6 +99,7 @@ class TrainingRun:
             # A budget may be used up before the run has come to its last validation.
             if self.progress.is_complete and state.progress.is_complete:
                 amount, name = self.stop.setting
+                amount = f"{self.progress.step:,}" if name == "steps" else amount
                 raise UserError(
                     f"{self.out} is complete, it has taken its {amount} {name}; "
                     f"continue it with a larger --training.{name}"

@@ -138,6 +138,8 @@ def _examples(recipe: Recipe, records: Records) -> tuple[Base, Examples, list[in
         template=tuning.template if tuning.template != "stored" else "",
     )
     learned, held_out = split_held_out(examples.examples, tuning.hold_out)
+    if all(examples.examples[index].label is False for index in held_out):  # nothing to measure the model by
+        learned, held_out = list(range(len(examples.examples))), []
     return base, examples, learned, held_out
 
 
@@ -149,10 +151,7 @@ def _material(recipe: Recipe, base: Base, examples: Examples, learned: list[int]
             "--template chatml: its tokens need rows of embedding and head, which an adapter cannot hold; leave --lora "
             "out, or take a base with a chat template"
         )
-    wanted = [index for index in held_out if examples.examples[index].label is not False]
-    measured = (
-        held_out if wanted else [index for index in learned if examples.examples[index].label is not False][:_MAX_SEEN]
-    )
+    measured = held_out or [index for index in learned if examples.examples[index].label is not False][:_MAX_SEEN]
     if not measured:
         raise UserError("no rated answer is good, so there is nothing to measure the model by; add some that are")
     return Material(
@@ -161,7 +160,7 @@ def _material(recipe: Recipe, base: Base, examples: Examples, learned: list[int]
         examples,
         tuple(learned),
         tuple(measured),
-        "held-out" if wanted else "seen",
+        "held-out" if held_out else "seen",
     )
 
 

@@ -6,6 +6,7 @@ follows from the rows that it has. Nothing is kept of what these steps change.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from gossamer.cost.energy import EnergyMeter
 from gossamer.data.chat.rows import ExampleBatch
 from gossamer.files import write_atomically
 from gossamer.reading import checked, read_object
-from gossamer.train.recipe import to_yaml
+from gossamer.train.recipe import Recipe, to_yaml
 from gossamer.train.step import Learner
 from gossamer.train.world import World
 from gossamer.tune.examples import Material
@@ -36,7 +37,7 @@ from gossamer.units import amount, duration, energy, money, size
 
 __all__ = ["Plan", "plan_tuning", "read_plan"]
 
-_PLAN_FILE = ".plan.json"  # hidden, so that the folder is free for the run
+_PLANS = "plans"  # the folder of the cache that keeps them
 _PLANNED_STEPS = 64  # of which the rows are laid out
 _REPEATS = 3
 _OF_A_STEP = 1 / 3  # the share of a step's time that its forward pass takes
@@ -108,20 +109,18 @@ class Plan:
 
 @dataclass(frozen=True)
 class _Kept:
-    """A plan as a run's folder keeps it: with the recipe that it is for."""
+    """A plan as the cache keeps it."""
 
-    recipe: str
     training_seconds: _Amount
     memory: int
 
 
-def plan_tuning(prepare: Callable[[World], Material], device: str, out: Path) -> Plan:
-    """Plan a tuning, and keep the plan in its folder, so that the run can say how right it was.
+def plan_tuning(prepare: Callable[[World], Material], device: str) -> Plan:
+    """Plan a tuning, and keep the plan in the cache, so that the run can say how right it was.
 
     Args:
         prepare: returns what the tuning works on
         device: auto, cpu, cuda …
-        out: the run's folder
 
     Raises:
         UserError: the data or the base is refused.
@@ -156,19 +155,25 @@ def plan_tuning(prepare: Callable[[World], Material], device: str, out: Path) ->
         recipe.training.currency,
     )
     if plan.training_seconds is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        kept = _Kept(to_yaml(recipe), plan.training_seconds, estimate.total)
-        write_atomically(out / _PLAN_FILE, json.dumps(asdict(kept)).encode())
+        path = _file(recipe)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(asdict(_Kept(plan.training_seconds, estimate.total))).encode())
     return plan
 
 
-def read_plan(out: Path, recipe_yaml: str) -> tuple[float, int] | None:
+def read_plan(recipe: Recipe) -> tuple[float, int] | None:
     """Return the seconds of training and the bytes that were planned for a run of this recipe; None without a plan."""
-    path = out / _PLAN_FILE
+    path = _file(recipe)
     if not path.is_file():
         return None
     kept = checked(read_object(path), _Kept, str(path), "delete it")
-    return (kept.training_seconds, kept.memory) if kept.recipe == recipe_yaml else None
+    return kept.training_seconds, kept.memory
+
+
+def _file(recipe: Recipe) -> Path:
+    """Return the file that keeps the plan of a recipe."""
+    name = hashlib.sha256(to_yaml(recipe).encode()).hexdigest()[:32]
+    return recipe.corpus.cache_folder() / _PLANS / f"{name}.json"
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,6 @@ from gossamer.run.stop import Progress
 from gossamer.run.training_run import TrainingRun
 from gossamer.streams import outliving_readers
 from gossamer.train.parallel import gathered_model
-from gossamer.train.recipe import to_yaml
 from gossamer.train.world import World
 from gossamer.tune.base import copy_tuned_model, write_adapter
 from gossamer.tune.examples import Material
@@ -221,7 +220,7 @@ class _Tuning(TrainingRun):
 
     def _planned(self) -> Planned | None:
         """Return what the run was planned to take, if it was, and what it has taken."""
-        found = read_plan(self.out, to_yaml(self.recipe))
+        found = read_plan(self.recipe)
         if found is None:
             return None
         seconds, memory = found

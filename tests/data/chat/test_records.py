@@ -365,6 +365,21 @@ def test_the_last_rating_of_an_answer_counts(tmp_path):
         read_records([write(tmp_path, line("x", True), line("x", None), name="none.jsonl")])
 
 
+def test_ratings_of_empty_answers_are_left_out_and_one_side_alone_is_said(tmp_path):
+    def line(text, label):
+        return {"messages": [USER], "completion": [{"role": "assistant", "content": text}], "label": label}
+
+    file = write(tmp_path, line("", True), line("a", True), line(" \n", False), line("b", True))
+    records = read_records([file])
+    assert [record.where for record in records.records] == [f"{file}:2", f"{file}:4"]
+    assert records.notices == (
+        "2 ratings of empty answers were left out",
+        "all ratings are good: without a bad answer the model is told one side alone",
+    )
+    with pytest.raises(UserError, match=r"none\.jsonl:1: every rated answer is empty"):
+        read_records([write(tmp_path, line("", True), name="none.jsonl")])
+
+
 def test_ratings_of_one_prompt_become_pairs(tmp_path):
     lines = [rated("q", "a", True), rated("r", "a", True), rated("q", "b", False), rated("q", "a", False)]
     file = write(tmp_path, *lines, rated("q", "c", False))

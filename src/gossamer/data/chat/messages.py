@@ -13,7 +13,7 @@ from typing import Any
 from gossamer.errors import UserError, did_you_mean, shorten
 from gossamer.reading import parse_json
 
-__all__ = ["LineReader", "Message", "read_conversation", "read_messages", "read_tools"]
+__all__ = ["LineReader", "Message", "is_empty", "read_conversation", "read_messages", "read_tools"]
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 SPEAKERS = {
@@ -32,6 +32,12 @@ _REASONING = ("reasoning_content", "reasoning", "thinking")
 _KNOWN = frozenset(("role", "content", "tool_calls", "tool_call_id", "name", "weight", *_REASONING))
 
 Message = dict[str, Any]
+
+
+def is_empty(message: Message) -> bool:
+    """Whether a message has no text, no reasoning and no calls, so that learning it means to learn to say nothing."""
+    texts = (message.get("content"), message.get("reasoning_content"))
+    return not message.get("tool_calls") and not any((text or "").strip() for text in texts)
 
 
 class LineReader:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from gossamer.data.chat.forms import Completion, Method, Record, form_of, read_record
+from gossamer.data.chat.messages import is_empty
 from gossamer.data.chat.record_files import Line, read_lines
 from gossamer.errors import UserError
 
@@ -65,10 +66,34 @@ def read_records(paths: Sequence[str], *, method: str = "auto", cache: Path | No
         records.append(read_record(form, where, values, ignored))
     if found is None:
         raise UserError(f"{', '.join(paths)}: no line to learn from; name a file with conversations")
+    if found == "kto":
+        records = _telling(records, notices)
     num_equal = _num_equal(records)
     if method == "dpo" and found == "kto":
         records, found = _paired(records, notices), "dpo"
     return Records(found, tuple(records), tuple(ignored), num_equal, tuple(notices))
+
+
+def _telling(records: list[Record], notices: list[str]) -> list[Record]:
+    """Return the ratings of answers that say something, and note what cannot be learned from the rest.
+
+    Raises:
+        UserError: there are none.
+    """
+    telling = [record for record in records if not _is_empty(record.completions[0])]
+    if not telling:
+        raise UserError(f"{records[0].where}: every rated answer is empty, so there is nothing to learn from")
+    if len(telling) < len(records):
+        notices.append(f"{len(records) - len(telling):,} ratings of empty answers were left out")
+    labels = {record.label for record in telling}
+    if len(labels) == 1:
+        only, other = ("good", "bad") if True in labels else ("bad", "good")
+        notices.append(f"all ratings are {only}: without a {other} answer the model is told one side alone")
+    return telling
+
+
+def _is_empty(completion: Completion) -> bool:
+    return not completion.text and all(map(is_empty, completion.messages))
 
 
 def _newest_ratings(lines: Iterable[Line], notices: list[str]) -> Iterator[Line]:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from gossamer.data.chat.chat_reader import DISABLE_THINKING, ChatReader
 from gossamer.data.chat.chatml import with_chatml
 from gossamer.data.chat.forms import Completion, Method, Record
+from gossamer.data.chat.messages import is_empty
 from gossamer.data.chat.records import Records
 from gossamer.data.chat.renderer import NUM_WORKERS
 from gossamer.data.chat.summary import Counts
@@ -270,6 +271,10 @@ class _SampleMaker:
         learned = [index for index, weight in enumerate(weights) if weight]
         if self.turns == "last":
             learned = learned[-1:]
+        if empty := [index for index in learned if is_empty(messages[index])]:
+            raise UserError(
+                f"{record.where}: messages.{empty[0]}: the answer is empty; leave the line out, or give it the weight 0"
+            )
         has_reasoning = ["reasoning_content" in messages[index] for index in learned]
         counts.trailing += learned[-1] + 1 < len(messages)
         counts.with_reasoning += sum(has_reasoning)
