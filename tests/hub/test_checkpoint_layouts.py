@@ -219,13 +219,13 @@ def test_a_flat_projection_of_another_shape(build, write, tmp_path) -> None:
 # Nothing that is no model.
 
 
-def test_an_adapter_is_no_model(build, tmp_path) -> None:
+def test_an_adapter_without_its_base_is_no_model(build, tmp_path) -> None:
     gossamer.save(build(), tmp_path)
     adapter = {"peft_type": "LORA", "base_model_name_or_path": "Qwen/Qwen3.5-0.8B"}
     (tmp_path / "adapter_config.json").write_text(json.dumps(adapter))
-    refused(tmp_path, "adapter", "Qwen/Qwen3.5-0.8B", "merge")
+    refused(tmp_path, "adapter", "its base, Qwen/Qwen3.5-0.8B, is not there")
     (tmp_path / "config.json").unlink()
-    refused(tmp_path, "adapter", "merge")
+    refused(tmp_path, "adapter")
     assert main(["export", str(tmp_path), str(tmp_path / "out")]) == 2
     assert not (tmp_path / "out").exists()
 

@@ -129,8 +129,8 @@ def export(
         raise UserError(f"{out}: names a GGUF file, but --to {to} writes a folder; add --to gguf")
     if to == "hf" and out.lower().endswith((".safetensors", ".bin", ".pt")):
         raise UserError(f"{out}: names a file, but --to hf writes a folder; name that")
-    if (layout == "experts") != (to == "adapter") and layout != "stored":
-        kind = "an adapter" if layout == "experts" else "a Hugging Face directory"
+    owner, kind = ("adapter", "an adapter") if layout == "experts" else ("hf", "a Hugging Face directory")
+    if layout != "stored" and to != owner:
         raise UserError(f"--layout {layout}: is of {kind}, but --to {to} writes something else; leave it out")
     from gossamer import hub
 

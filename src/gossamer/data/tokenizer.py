@@ -111,7 +111,7 @@ class Tokenizer:
             raise UserError(f"tokenizer: has the id {self.vocab_size - 1}; ids must be below {MAX_VOCABULARY:,}")
         model = core.model
         self._characters: dict[str, int] | None = None
-        if isinstance(model, models.WordLevel):
+        if isinstance(model, models.WordLevel) and model.unk_token not in vocab:
             special = {eot, *self.special_tokens}
             characters = {token: index for token, index in vocab.items() if token not in special}
             # for single characters a dictionary does the same as the library, eighty times faster
