@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import time
 from collections.abc import Callable
@@ -135,7 +136,7 @@ class _Pretraining(TrainingRun):
             samples,
             _description(recipe, dataset, samples, plan),
             partial(copy_model, out, dataset.tokenizer, world),
-            resume_command=f"gossamer train --resume --out {out}",
+            resume_command=f"gossamer train --resume --out {shlex.quote(str(out))}",
             next_command=lambda: next_command(out, samples.suggested_prompt()),
         )
         super().__init__(recipe, out, parts, costs, estimate, world)

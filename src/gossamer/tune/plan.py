@@ -6,8 +6,6 @@ follows from the rows that it has. Nothing is kept of what these steps change.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -18,10 +16,9 @@ from typing import Annotated, Any
 import numpy as np
 
 from gossamer import device as devices
+from gossamer.cache import json_digest, read_cached_json, write_cached_json
 from gossamer.cost.energy import EnergyMeter
 from gossamer.data.chat.rows import ExampleBatch
-from gossamer.files import write_atomically
-from gossamer.reading import checked, read_object
 from gossamer.train.recipe import Recipe, to_yaml
 from gossamer.train.step import Learner
 from gossamer.train.world import World
@@ -155,25 +152,19 @@ def plan_tuning(prepare: Callable[[World], Material], device: str) -> Plan:
         recipe.training.currency,
     )
     if plan.training_seconds is not None:
-        path = _file(recipe)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(asdict(_Kept(plan.training_seconds, estimate.total))).encode())
+        write_cached_json(_file(recipe), asdict(_Kept(plan.training_seconds, estimate.total)))
     return plan
 
 
 def read_plan(recipe: Recipe) -> tuple[float, int] | None:
     """Return the seconds of training and the bytes that were planned for a run of this recipe; None without a plan."""
-    path = _file(recipe)
-    if not path.is_file():
-        return None
-    kept = checked(read_object(path), _Kept, str(path), "delete it")
-    return kept.training_seconds, kept.memory
+    kept = read_cached_json(_file(recipe), _Kept)
+    return None if kept is None else (kept.training_seconds, kept.memory)
 
 
 def _file(recipe: Recipe) -> Path:
     """Return the file that keeps the plan of a recipe."""
-    name = hashlib.sha256(to_yaml(recipe).encode()).hexdigest()[:32]
-    return recipe.corpus.cache_folder() / _PLANS / f"{name}.json"
+    return recipe.corpus.cache_folder() / _PLANS / f"{json_digest(to_yaml(recipe))}.json"
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import time
 from collections.abc import Callable, Mapping
@@ -171,6 +172,7 @@ class _Tuning(TrainingRun):
         learner = learner_of(network, material, world, objective_of(tuning, material.trained, reference))
         kept = kept_text(recipe, material.base.tokenizer, progress=world.is_main)
         self._guard = Guard(material, kept)
+        folder = shlex.quote(str(out))
         files = out, material.base, examples.tokenizer, examples.end_ids
         parts = Parts(
             learner,
@@ -179,8 +181,8 @@ class _Tuning(TrainingRun):
             _Samples(self._guard),
             _description(material, kept),
             partial(write_adapter, *files) if tuning.lora else partial(copy_tuned_model, *files, world),
-            resume_command=f"gossamer tune {recipe.training.init_from} --resume --out {out}",
-            next_command=lambda: f"talk with it: gossamer chat {out}",
+            resume_command=f"gossamer tune {shlex.quote(recipe.training.init_from)} --resume --out {folder}",
+            next_command=lambda: f"talk with it: gossamer chat {folder}",
             keeps_trained_only=tuning.lora or tuning.drafts,
         )
         super().__init__(recipe, out, parts, costs, estimate, world)

@@ -17,7 +17,7 @@ from gossamer.errors import UserError
 from gossamer.ops import native as kernels
 from gossamer.ops.checks import check_floats, once_differentiable, shape
 from gossamer.ops.grouped_mlp import check_experts, runs_natively
-from gossamer.ops.grouped_mlp.sorted import blocks_of, sum_by_token
+from gossamer.ops.grouped_mlp.sorted import blocks_of, sorted_places, sum_by_token
 from gossamer.ops.matrix import kernel_arguments
 from gossamer.ops.registry import Operation, autocast_input
 
@@ -106,11 +106,8 @@ class _SortedMLP(torch.autograd.Function):
         ctx: Any, x: Tensor, indices: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor, A1: Tensor, B1: Tensor,
         A2: Tensor, B2: Tensor,
     ) -> Tensor:  # fmt: skip
-        top_k = indices.shape[1]
-        order = indices.flatten().argsort(stable=True)  # row of the sorted buffer → assignment n·top_k + j
-        rank = torch.empty_like(order)
-        rank[order] = torch.arange(len(order), device=order.device)
-        token = order // top_k
+        order, rank = sorted_places(indices)
+        token = order // indices.shape[1]
         blocks = blocks_of(indices, len(gate_up))
 
         rows = x.index_select(0, token)
@@ -128,7 +125,7 @@ class _SortedMLP(torch.autograd.Function):
 
         ctx.save_for_backward(x, hidden, token, order, rank, weights, gate_up, down, A1, B1, A2, B2)
         ctx.blocks = blocks
-        return sum_by_token(scaled, rank, top_k)
+        return sum_by_token(scaled, rank, indices.shape[1])
 
     @staticmethod
     @once_differentiable("frozen_grouped_mlp")

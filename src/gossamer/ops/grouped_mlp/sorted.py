@@ -26,6 +26,14 @@ def sorted_by_expert(
     return y
 
 
+def sorted_places(indices: Tensor) -> tuple[Tensor, Tensor]:
+    """Sort assignments by expert: indices [N, top_k] → the assignment n·top_k + j of each row, and the row of each."""
+    order = indices.flatten().argsort(stable=True)
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(order), device=order.device)
+    return order, rank
+
+
 def blocks_of(indices: Tensor, experts: int) -> list[tuple[int, slice]]:
     """List (expert, its rows) for every expert that has tokens. This is the only read-back from the device."""
     counts = torch.bincount(indices.flatten(), minlength=experts).tolist()
@@ -38,11 +46,8 @@ class _SortedMLP(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, indices: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
-        top_k = indices.shape[1]
-        order = indices.flatten().argsort(stable=True)  # row of the sorted buffer → assignment n·top_k + j
-        rank = torch.empty_like(order)
-        rank[order] = torch.arange(len(order), device=order.device)
-        token = order // top_k
+        order, rank = sorted_places(indices)
+        token = order // indices.shape[1]
         blocks = blocks_of(indices, len(gate_up))
 
         rows = x.index_select(0, token)
@@ -58,7 +63,7 @@ class _SortedMLP(torch.autograd.Function):
 
         ctx.save_for_backward(rows, hidden, inner, token, order, rank, weights, gate_up, down)
         ctx.blocks = blocks
-        return sum_by_token(scaled, rank, top_k)
+        return sum_by_token(scaled, rank, indices.shape[1])
 
     @staticmethod
     @once_differentiable("grouped_mlp")
